@@ -1,0 +1,55 @@
+"""D³: position-aware depth decay decoding (arXiv 2503.08524) for local language models.
+
+The names below are the public Python API. They are imported on first use, so that the command
+line stays instant: most of them need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d3cli.audit import Agreement
+    from d3cli.engine import Engine, GenerationChunk, Reply
+    from d3cli.errors import D3Error
+    from d3cli.model import LoadedModel, load_model, wrap_model
+    from d3cli.sampling import SamplingParams
+    from d3cli.schedule import DepthSchedule
+    from d3cli.scoring import Document, perplexity, score
+    from d3cli.stats import RunStats
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Agreement",
+    "D3Error",
+    "DepthSchedule",
+    "Document",
+    "Engine",
+    "GenerationChunk",
+    "LoadedModel",
+    "Reply",
+    "RunStats",
+    "SamplingParams",
+    "load_model",
+    "perplexity",
+    "score",
+    "wrap_model",
+]
+
+_HOMES = {
+    "audit": ("Agreement",),
+    "engine": ("Engine", "GenerationChunk", "Reply"),
+    "errors": ("D3Error",),
+    "model": ("LoadedModel", "load_model", "wrap_model"),
+    "sampling": ("SamplingParams",),
+    "schedule": ("DepthSchedule",),
+    "stats": ("RunStats",),
+    "scoring": ("Document", "perplexity", "score"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"d3cli.{module}"), name)
+    raise AttributeError(f"module 'd3cli' has no attribute {name!r}")

@@ -1,0 +1,179 @@
+"""The KV cache: preallocated, per-layer lengths, never evicts.
+
+A transformers `Cache` that survives dropped layers. All layers share one *position* (how many
+tokens the sequence holds); a layer whose attention was dropped simply stops growing, and the cache
+is then *ragged*. Knows nothing of schedules or tokens: the caller says when a pass is complete and
+whether it ran at full depth.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+
+from d3cli.errors import ModelError
+
+
+class KVLayer(CacheLayerMixin):
+    """One layer's keys and values, each ``[B, kv_heads, capacity, head_dim]``.
+
+    Args:
+        window: positions that attention may see, itself included; None sees all. Older ones are
+            kept in the buffer all the same, so that `KVCache.crop` can always go back.
+    """
+
+    def __init__(self, window: int | None) -> None:
+        super().__init__()
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.window = window
+        self.is_sliding = window is not None
+        self.length = 0
+
+    def window_start(self, position: int) -> int:
+        """The first position that a query at `position` may see."""
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def write(self, keys: Tensor, values: Tensor, position: int, capacity: int) -> None:
+        """Puts new keys and values, ``[B, kv_heads, S, head_dim]``, at `position`."""
+        end = position + keys.shape[2]
+        if self.keys is None or end > self.keys.shape[2]:
+            held = 0 if self.keys is None else self.keys.shape[2]
+            self._grow(keys, values, max(end, capacity, 2 * held))
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, position:end] = keys
+        self.values[:, :, position:end] = values
+        self.length = end
+
+    def _grow(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        old = (self.keys, self.values)
+        self.keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
+        self.values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
+        if old[0] is not None and old[1] is not None:
+            self.keys[:, :, : self.length] = old[0][:, :, : self.length]
+            self.values[:, :, : self.length] = old[1][:, :, : self.length]
+        self.is_initialized = True
+
+    # What transformers asks of a layer; KVCache answers for all layers at once instead.
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("update the KVCache, not one layer of it")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        raise NotImplementedError("ask the KVCache, not one layer of it")
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class KVCache(Cache):
+    """Keys and values of one sequence (or of a batch of equal lengths), for every layer.
+
+    Args:
+        windows: each layer's sliding window, None where it attends to everything.
+
+    Attributes:
+        position: tokens in the sequence; the next token's position.
+        full_length: how many of them were computed at full depth, from the front. Up to here every
+            layer holds exactly what the full model would.
+    """
+
+    layers: list[KVLayer]
+
+    def __init__(self, windows: list[int | None]) -> None:
+        super().__init__(layers=[KVLayer(window) for window in windows])
+        self.position = 0
+        self.full_length = 0
+        self._capacity = 0
+
+    @classmethod
+    def for_config(cls, config: PretrainedConfig) -> "KVCache":
+        """An empty cache for a model; transformers decides which layers slide.
+
+        Raises:
+            ModelError: some layer keeps another kind of state (recurrent, chunked, shared).
+        """
+        kinds = DynamicCache(config=config).layers
+        if any(type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds):
+            raise ModelError(
+                "this model keeps states other than plain keys and values, so it cannot skip layers"
+            )
+        return cls([getattr(kind, "sliding_window", None) for kind in kinds])
+
+    def reserve(self, positions: int) -> None:
+        """Allocates room for `positions` at the next write; beyond them, capacity doubles."""
+        self._capacity = max(self._capacity, positions)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Stores ``[B, kv_heads, S, head_dim]`` at the shared position.
+
+        Returns the keys and values that attention may see: all, or the window's.
+        """
+        layer = self.layers[layer_idx]
+        if layer.length < self.position:
+            raise AssertionError(
+                f"layer {layer_idx} holds {layer.length} of {self.position} positions: a dropped "
+                "unit ran again without a repair"
+            )
+        layer.write(key_states, value_states, self.position, self._capacity)
+        assert layer.keys is not None and layer.values is not None
+        visible = slice(layer.window_start(self.position), layer.length)
+        return layer.keys[:, :, visible], layer.values[:, :, visible]
+
+    def commit(self, tokens: int, *, full_depth: bool) -> None:
+        """Ends a pass over `tokens` new positions; an interrupted pass is simply not committed."""
+        if full_depth and self.full_length == self.position:
+            self.full_length += tokens
+        self.position += tokens
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some layer holds fewer positions than the sequence has."""
+        return any(layer.length < self.position for layer in self.layers)
+
+    def crop(self, length: int) -> None:
+        """Forgets everything from position `length` on, in every layer.
+
+        Unlike `transformers.Cache.crop`, `length` is absolute: a ragged cache cropped to
+        `full_length` is whole again.
+        """
+        for layer in self.layers:
+            layer.length = min(layer.length, length)
+        self.position = min(self.position, length)
+        self.full_length = min(self.full_length, length)
+
+    def keys_and_values(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """What a layer holds, ``[B, kv_heads, length, head_dim]`` each, past any window too."""
+        layer = self.layers[layer_idx]
+        assert layer.keys is not None and layer.values is not None
+        return layer.keys[:, :, : layer.length], layer.values[:, :, : layer.length]
+
+    # What transformers asks while it builds masks and positions: the shared position answers.
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.position
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.position
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """``(kv_length, kv_offset)`` of what `update` will return for this layer."""
+        offset = self.layers[layer_idx].window_start(self.position)
+        return self.position + query_length - offset, offset
+
+    def reset(self) -> None:
+        self.crop(0)

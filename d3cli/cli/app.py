@@ -1,0 +1,110 @@
+"""Wiring: the commands, the config file's defaults, and errors to lines and exit codes."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from d3cli import __version__
+from d3cli.cli import options
+from d3cli.cli.generate import generate
+from d3cli.cli.output import ClosedPipe, Output
+from d3cli.config import config_file, load_settings
+from d3cli.errors import D3Error, UsageError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+app = typer.Typer(
+    name="d3",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"d3 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def d3(
+    ctx: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Local language models with fewer layers for later tokens.
+
+    D³ (arXiv 2503.08524) needs no training: token [italic]t[/italic] of a reply runs about
+    L·alpha^t of L layers. Faster, at a price in quality that you can see.
+    """
+    ctx.default_map = _defaults()
+
+
+def _defaults() -> dict[str, Any]:
+    """What config.toml sets, as each command's defaults: below flags and D3_* variables."""
+    settings = load_settings()
+    unknown = sorted(settings.keys() - options.CONFIGURABLE - {"model", "aliases"})
+    if unknown:
+        raise UsageError(
+            f'the config file {config_file()} sets "{unknown[0]}", which is no setting',
+            f"settings: model, {', '.join(sorted(options.CONFIGURABLE))}",
+        )
+    values = {name: value for name, value in settings.items() if name in options.CONFIGURABLE}
+    # As text, the way an environment variable would come, so that one parser reads them all.
+    texts = {name: str(value) for name, value in values.items()}
+    return {"generate": texts}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt, no handler of errors may swallow it."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; errors become a line and a hint."""
+    signal.signal(signal.SIGTERM, _terminate)
+    output = Output()
+    try:
+        code = app(list(arguments), prog_name="d3", standalone_mode=False)
+        return int(code or 0)
+    except ClosedPipe:
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+    except D3Error as error:
+        _show_traceback()
+        output.error(error.message, error.hint)
+        return error.exit_code
+    except typer.TyperException as error:  # Typer's own: unknown options, wrong types
+        _show_traceback()
+        output.error(error.format_message().rstrip("."), "d3 --help, or --help after a command")
+        return error.exit_code
+    except Exception as error:  # a defect of ours; still one line
+        _show_traceback()
+        output.error(
+            f"internal error: {type(error).__name__}: {error}",
+            "run it again with --debug, and report what it shows",
+        )
+        return 1
+
+
+def _show_traceback() -> None:
+    if os.environ.get("D3_DEBUG"):
+        traceback.print_exc(file=sys.stderr)

@@ -1,0 +1,278 @@
+"""``d3 generate``: one reply, for people and for pipes."""
+
+import os
+import stat
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from d3cli.cli import options
+from d3cli.cli.options import parse_alpha, parse_start
+from d3cli.cli.output import Output
+from d3cli.config import BUILTIN, load_settings, names_a_model
+from d3cli.errors import PromptError, UsageError
+from d3cli.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from d3cli.engine import Reply
+    from d3cli.model import LoadedModel
+    from d3cli.schedule import DepthSchedule
+
+SCHEMA = 1
+# Below this many prompt tokens a progress bar would only flicker.
+PROGRESS_FROM = 1024
+
+
+def generate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="An alias, a hub id or a directory. Default: the configured model, else the "
+            "built-in one. A lone argument that names no model is the prompt.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="The prompt; - reads it from stdin."),
+    ] = None,
+    prompt: options.Prompt = None,
+    prompt_file: options.PromptFile = None,
+    system: options.System = None,
+    chat_template: options.ChatTemplate = None,
+    raw: options.Raw = False,
+    think: options.ThinkSwitch = None,
+    alpha: options.Alpha = "auto",
+    start: options.Start = None,
+    core_first: options.CoreFirst = None,
+    core_last: options.CoreLast = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    dtype: options.Dtype = options.DtypeName.auto,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
+) -> int:
+    """Write one reply.
+
+    The reply goes to stdout, everything else to stderr. Text piped in stands before the prompt.
+
+    [dim]Examples:[/dim]
+      d3 generate "Tell me a story about a fox."
+      d3 generate llama-3.2-1b "Why is the sky blue?" --alpha 0.995
+      cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt
+    """
+    output = Output()
+    model_name, model_was_named, prompt_text = _arguments(model, text, prompt, prompt_file)
+    if raw and (system or chat_template or think):
+        raise UsageError("--raw uses no chat template, so no --system, --chat-template or --think")
+    # Checked before the slow part: a wrong number should not cost a model's loading.
+    decay = parse_alpha(alpha)
+    start_tokens = parse_start(start, max_tokens)
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    SamplingParams.resolve(given, {})
+    template = None if chat_template is None else _read_text(chat_template, "chat template")
+    if not model_was_named:
+        shown = "the built-in model" if model_name == BUILTIN else model_name
+        output.note(f"model: {shown}")
+
+    with output.waiting("loading"):
+        loaded = _load(model_name, dtype.value, device, threads, offline)
+    schedule = loaded.schedule(
+        decay, start=start_tokens, core_first=core_first, core_last=core_last
+    )
+    overridden = any(value is not None for value in (start, core_first, core_last))
+    source = _schedule_source(loaded, alpha, overridden)
+    _note_depth(output, schedule, source)
+
+    messages = [{"role": "user", "content": prompt_text}]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    if not raw and not (template or loaded.tokenizer.chat_template):
+        output.note("this model has no chat template: it continues the prompt as it is")
+
+    from d3cli.engine import Engine
+
+    reply = Engine(loaded).stream(
+        prompt_text if raw else messages,
+        schedule=schedule,
+        sampling=SamplingParams.resolve(given, loaded.generation_settings),
+        max_tokens=max_tokens,
+        stop=stop or (),
+        chat_template=template,
+        think=None if think is None else think is options.Think.on,
+        raw=raw,
+    )
+    try:
+        if len(reply.prompt_ids) >= PROGRESS_FROM:
+            output.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
+        for chunk in reply:
+            if not as_json:
+                output.write(chunk.text)
+    finally:  # also when interrupted: what was generated is not lost
+        _close(output, reply, source, as_json)
+    return 0
+
+
+def _arguments(
+    first: str | None, second: str | None, prompt: str | None, prompt_file: Path | None
+) -> tuple[str, bool, str]:
+    """The model's name, whether the user named it, and the whole prompt.
+
+    Raises:
+        UsageError: two prompts.
+        PromptError: none, or one that cannot be read.
+    """
+    model, text = first, second
+    if first is not None and second is None and prompt is None and prompt_file is None:
+        model, text = (first, None) if names_a_model(first) else (None, first)
+    sources = {"an argument": text, "--prompt": prompt, "--prompt-file": prompt_file}
+    used = [name for name, value in sources.items() if value is not None]
+    if len(used) > 1:
+        raise UsageError(f"the prompt comes from {used[0]} and from {used[1]}", "give one of them")
+    wanted = text if text is not None else prompt
+    if prompt_file is not None:
+        wanted = "-" if str(prompt_file) == "-" else _read_text(prompt_file, "prompt file")
+    explicit_stdin = wanted == "-" and prompt is None
+    piped = _read_stdin() if explicit_stdin or _stdin_is_fed() else ""
+    parts = [piped, "" if explicit_stdin else (wanted or "")]
+    whole = "\n\n".join(part for part in parts if part)
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt is not UTF-8 text") from None
+    if not whole.strip():
+        raise PromptError(
+            "the prompt is empty", 'for example: d3 generate "Tell me a story about a fox."'
+        )
+    configured = os.environ.get("D3_MODEL") or load_settings().get("model")
+    return str(model or configured or BUILTIN), model is not None, whole
+
+
+def _stdin_is_fed() -> bool:
+    """Whether stdin is a pipe or a file; a terminal or /dev/null has nothing for us."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or not a real stream
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read_stdin() -> str:
+    try:
+        return _decode(sys.stdin.buffer.read())
+    except UnicodeDecodeError:
+        raise PromptError("the text on stdin is not UTF-8") from None
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        return _decode(path.expanduser().read_bytes())
+    except FileNotFoundError:
+        raise PromptError(f"there is no {what} {path}", "check the path") from None
+    except IsADirectoryError:
+        raise PromptError(f"the {what} {path} is a directory", "give a text file") from None
+    except UnicodeDecodeError:
+        raise PromptError(f"the {what} {path} is not UTF-8 text") from None
+    except OSError as error:
+        raise PromptError(f"the {what} {path} cannot be read: {error.strerror}") from None
+
+
+def _decode(data: bytes) -> str:
+    """UTF-8 with or without a BOM; one newline at the end is the file's, not the prompt's."""
+    return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+
+
+def _load(name: str, dtype: str, device: str, threads: int | None, offline: bool) -> "LoadedModel":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers.utils.logging import disable_progress_bar
+
+    from d3cli.model import load_model
+
+    disable_progress_bar()
+    return load_model(name, dtype=dtype, device=device, threads=threads, offline=offline)  # type: ignore[arg-type]
+
+
+def _schedule_source(model: "LoadedModel", alpha: str, overridden: bool) -> str:
+    """Where the schedule comes from: "off", "flags", "calibration" or "default"."""
+    if alpha == "off":
+        return "off"
+    if alpha != "auto" or overridden:
+        return "flags"
+    return "default" if model.stored_schedule is None else "calibration"
+
+
+def _note_depth(output: Output, schedule: "DepthSchedule", source: str) -> None:
+    if source == "default":
+        output.note(
+            f"depth: this model is not calibrated, so a cautious default: alpha "
+            f"{schedule.alpha:g} from token {schedule.start}, down to {schedule.floor:g} of "
+            f"{schedule.num_layers} layers (--alpha off for full depth)"
+        )
+    elif source == "flags" and schedule.alpha < 1 and not schedule.skip_order:
+        output.note("depth: every layer is a core layer, so nothing is dropped")
+
+
+def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
+    stats = reply.stats
+    if as_json:
+        output.json(_as_json(reply, source))
+        return
+    output.end_line()
+    if not stats.completion_tokens:
+        return
+    parts = [f"{stats.completion_tokens} tokens"]
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:.1f} tok/s")
+    if stats.ttft_s is not None:
+        parts.append(f"TTFT {stats.ttft_s:.2f} s")
+    if stats.mean_depth is not None:
+        parts.append(
+            f"layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g} of "
+            f"{reply.model.num_layers}"
+        )
+        parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
+    parts.append(f"peak {stats.peak_memory_bytes / 1e9:.2f} GB")
+    parts.append(reply.finish_reason)
+    output.note(" · ".join(parts))
+
+
+def _as_json(reply: "Reply", source: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "schedule": reply.schedule.to_json() | {"source": source},
+        "stats": asdict(reply.stats),
+        "tokens": [
+            {
+                "step": token.step,
+                "token_id": token.token_id,
+                "text": piece,
+                "depth": token.depth,
+                "logprob": token.logprob,
+            }
+            for token, piece in zip(reply.tokens, reply.pieces, strict=True)
+        ],
+    }

@@ -1,0 +1,321 @@
+"""Options that several commands share, each written once, and what their texts mean."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from d3cli.errors import UsageError
+from d3cli.schedule import DepthSchedule
+
+DEPTH, SAMPLING, INPUT, MODEL, OUTPUT = "Depth", "Sampling", "Input", "Model", "Output"
+
+
+class DtypeName(StrEnum):
+    """What the weights are computed in."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Think(StrEnum):
+    """Whether a reasoning model thinks before it answers."""
+
+    on = "on"
+    off = "off"
+
+
+Alpha = Annotated[
+    str,
+    typer.Option(
+        envvar="D3_ALPHA",
+        metavar="FLOAT|auto|off",
+        show_envvar=False,
+        rich_help_panel=DEPTH,
+        help="Depth decay per token: 0.999 is gentle, 0.99 steep. auto: the model's own "
+        "calibration, else a cautious default. off: full depth.",
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        envvar="D3_START",
+        metavar="N|N%",
+        show_envvar=False,
+        rich_help_panel=DEPTH,
+        help="Full-depth tokens before the decay begins, or a share of --max-tokens.",
+    ),
+]
+CoreFirst = Annotated[
+    int | None,
+    typer.Option(
+        envvar="D3_CORE_FIRST",
+        metavar="N",
+        show_envvar=False,
+        rich_help_panel=DEPTH,
+        help="First layers that are never dropped.",
+    ),
+]
+CoreLast = Annotated[
+    int | None,
+    typer.Option(
+        envvar="D3_CORE_LAST",
+        metavar="N",
+        show_envvar=False,
+        rich_help_panel=DEPTH,
+        help="Last layers that are never dropped.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        "--temp",
+        envvar="D3_TEMPERATURE",
+        metavar="FLOAT",
+        show_envvar=False,
+        rich_help_panel=SAMPLING,
+        help="0 is greedy. Default: what the checkpoint says, else greedy.",
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        envvar="D3_TOP_P",
+        metavar="FLOAT",
+        show_envvar=False,
+        rich_help_panel=SAMPLING,
+        help="Keep the likeliest tokens that together reach this probability.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        envvar="D3_TOP_K",
+        metavar="N",
+        show_envvar=False,
+        rich_help_panel=SAMPLING,
+        help="Keep the N likeliest tokens; 0 keeps all.",
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        envvar="D3_MIN_P",
+        metavar="FLOAT",
+        show_envvar=False,
+        rich_help_panel=SAMPLING,
+        help="Drop tokens below this share of the likeliest one's probability.",
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        envvar="D3_REPETITION_PENALTY",
+        metavar="FLOAT",
+        show_envvar=False,
+        rich_help_panel=SAMPLING,
+        help="Above 1 makes tokens already seen less likely.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        envvar="D3_SEED",
+        metavar="N",
+        show_envvar=False,
+        rich_help_panel=SAMPLING,
+        help="Makes sampling repeatable.",
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        envvar="D3_MAX_TOKENS",
+        metavar="N",
+        show_envvar=False,
+        rich_help_panel=SAMPLING,
+        help="Longest reply. Default: what the model's context leaves.",
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        rich_help_panel=SAMPLING,
+        help="End the reply before this text; may be repeated.",
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        rich_help_panel=INPUT,
+        help="The prompt; the argument is then the model.",
+    ),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=INPUT, help="Read the prompt from a file."),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        "-s",
+        envvar="D3_SYSTEM",
+        metavar="TEXT",
+        show_envvar=False,
+        rich_help_panel=INPUT,
+        help="A system prompt.",
+    ),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=INPUT,
+        help="A Jinja chat template to use instead of the model's own.",
+    ),
+]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw",
+        rich_help_panel=INPUT,
+        help="No chat template: the prompt as it is, and special tokens written in it are parsed.",
+    ),
+]
+ThinkSwitch = Annotated[
+    Think | None,
+    typer.Option(
+        rich_help_panel=INPUT,
+        help="Thinking of a reasoning model, where its chat template has the switch.",
+    ),
+]
+Dtype = Annotated[
+    DtypeName,
+    typer.Option(
+        envvar="D3_DTYPE",
+        show_envvar=False,
+        rich_help_panel=MODEL,
+        help="auto: bfloat16 where the processor or GPU has it, else float32.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar="D3_DEVICE",
+        metavar="auto|cpu|cuda[:N]",
+        show_envvar=False,
+        rich_help_panel=MODEL,
+        help="Where to run.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        envvar="D3_THREADS",
+        metavar="N",
+        show_envvar=False,
+        rich_help_panel=MODEL,
+        help="CPU threads.",
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        envvar="D3_OFFLINE",
+        show_envvar=False,
+        rich_help_panel=MODEL,
+        help="Never touch the network.",
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", rich_help_panel=OUTPUT, help="Print one JSON object instead of the text."
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        envvar="D3_DEBUG",
+        show_envvar=False,
+        rich_help_panel=OUTPUT,
+        # The environment, because the error that it is for may come before any command runs.
+        callback=lambda on: os.environ.__setitem__("D3_DEBUG", "1") if on else None,
+        help="Show a traceback with an error.",
+    ),
+]
+
+# What config.toml may set, beside `model` and `[aliases]`.
+CONFIGURABLE = frozenset(
+    {
+        "alpha",
+        "start",
+        "core_first",
+        "core_last",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+        "max_tokens",
+        "system",
+        "dtype",
+        "device",
+        "threads",
+        "offline",
+    }
+)
+
+
+def parse_alpha(text: str) -> float | Literal["auto", "off"]:
+    """``--alpha``: a number in (0, 1], "auto" or "off".
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    try:
+        return DepthSchedule(num_layers=1, alpha=float(text)).alpha
+    except ValueError:
+        raise UsageError(
+            f'--alpha is "{text}"', 'give a number in (0, 1], "auto" or "off"'
+        ) from None
+
+
+def parse_start(text: str | None, max_tokens: int | None) -> int | None:
+    """``--start``: tokens, or a share of an explicit ``--max-tokens``.
+
+    Raises:
+        UsageError: neither, or a share of an unknown length.
+    """
+    if text is None:
+        return None
+    share = text.endswith("%")
+    try:
+        number = float(text[:-1]) if share else int(text)
+    except ValueError:
+        raise UsageError(f'--start is "{text}"', "give tokens (32) or a share (20%)") from None
+    if not share:
+        return int(number)
+    if max_tokens is None:
+        raise UsageError(f"--start {text} is a share of --max-tokens", "give --max-tokens too")
+    if not 0 <= number <= 100:
+        raise UsageError(f"--start is {text}; a share lies between 0% and 100%")
+    return round(number / 100 * max_tokens)

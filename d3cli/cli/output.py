@@ -1,0 +1,123 @@
+"""The one sink of the command line: replies and JSON to stdout, everything else to stderr.
+
+Whatever passes is inert: text from a model, a file or an error cannot command the terminal.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from d3cli.errors import D3Error
+
+_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_INERT: dict[int, str | None] = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    ord("\r"): None,  # CRLF becomes a line end; a lone one would let text overwrite its line
+    0x7F: "\u2421",
+    **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
+    **{code: f"\\u{code:04x}" for code in _BIDI},
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+}
+
+
+def inert(text: str) -> str:
+    """Text that a terminal only shows: control, escape and bidi characters made visible.
+
+    Character by character, so that it does not matter where chunks of a stream are cut.
+    """
+    return text.translate(_INERT)
+
+
+class ClosedPipe(Exception):  # noqa: N818 - not an error: the reader has had enough
+    """Whoever reads stdout has gone."""
+
+
+class Output:
+    """Where a command writes."""
+
+    def __init__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a test's stream may not have it
+                stream.reconfigure(errors="replace")
+        self._stdout: TextIO = sys.stdout
+        self._stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._at_line_start = True
+
+    def write(self, text: str) -> None:
+        """Part of a reply, at once.
+
+        Raises:
+            ClosedPipe: nobody reads.
+            D3Error: it cannot be written.
+        """
+        if not text:
+            return
+        try:
+            self._stdout.write(inert(text))
+            self._stdout.flush()
+        except BrokenPipeError as error:
+            self._abandon_stdout()
+            raise ClosedPipe from error
+        except OSError as error:
+            self._abandon_stdout()
+            raise D3Error(f"cannot write to standard output: {error.strerror}") from error
+        self._at_line_start = text.endswith("\n")
+
+    def end_line(self) -> None:
+        """Ends the reply's last line, where it does not end by itself."""
+        if not self._at_line_start:
+            self.write("\n")
+
+    def json(self, value: dict[str, Any]) -> None:
+        """One JSON object, ASCII only, so that raw text in it is inert too."""
+        text = json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
+        self.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """A line about what happens, on stderr."""
+        self._stderr.print(Text(inert(text), style="dim"), soft_wrap=True)
+
+    def error(self, message: str, hint: str = "") -> None:
+        """One line, and one with what to do next."""
+        label = Text("error: ", style="bold red")
+        self._stderr.print(label + Text(inert(_one_line(message)), style="default"), soft_wrap=True)
+        if hint:
+            self._stderr.print(Text("hint: " + inert(_one_line(hint)), style="dim"), soft_wrap=True)
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Shows that something takes a moment; on a terminal only."""
+        if not self._stderr.is_terminal:
+            yield
+            return
+        with self._stderr.status(Text(inert(text), style="dim")):
+            yield
+
+    def track(self, done: Iterator[int], total: int, text: str) -> None:
+        """Exhausts an iterator of counts, with a progress bar on a terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(
+            *columns, console=self._stderr, transient=True, disable=not self._stderr.is_terminal
+        ) as progress:
+            task = progress.add_task(text, total=total)
+            for count in done:
+                progress.update(task, completed=count)
+
+    @staticmethod
+    def _abandon_stdout() -> None:
+        """Keeps Python from failing once more when it flushes stdout at exit."""
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, ValueError):  # a stream without a descriptor has nothing to flush
+            return
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,95 @@
+"""Settings and names: where files live, what config.toml says, which aliases there are.
+
+Reads files, never writes them; knows nothing of models beyond their names.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from d3cli.errors import UsageError
+
+BUILTIN = "demo"
+ALIAS_SIMILARITY = 0.85
+
+
+def config_file() -> Path:
+    """``config.toml`` under ``$D3_HOME``, else under ``$XDG_CONFIG_HOME/d3``."""
+    if home := os.environ.get("D3_HOME"):
+        return Path(home) / "config.toml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "d3" / "config.toml"
+
+
+def load_settings() -> dict[str, Any]:
+    """The user's config file as it is; empty where there is none.
+
+    Raises:
+        UsageError: the file cannot be read or is not TOML.
+    """
+    path = config_file()
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the config file {path} cannot be read: {error}") from error
+
+
+@cache
+def _shipped_aliases() -> Mapping[str, str]:
+    return tomllib.loads(files("d3cli").joinpath("aliases.toml").read_text(encoding="utf-8"))
+
+
+def aliases() -> dict[str, str]:
+    """Every alias and the hub id or directory that it stands for; the user's own win.
+
+    Raises:
+        UsageError: the user's ``[aliases]`` is not a table of strings.
+    """
+    own = load_settings().get("aliases", {})
+    if not isinstance(own, dict) or any(not isinstance(target, str) for target in own.values()):
+        raise UsageError(f"[aliases] in {config_file()} must map names to model ids in quotes")
+    return {**_shipped_aliases(), **own}
+
+
+def nearest_aliases(name: str, similarity: float = 0.6) -> list[str]:
+    """Up to three aliases that look like `name`, the nearest first."""
+    return difflib.get_close_matches(name.lower(), [BUILTIN, *aliases()], n=3, cutoff=similarity)
+
+
+def names_a_model(text: str) -> bool:
+    """Whether a lone command-line argument is a model rather than a prompt.
+
+    It is one if it is an alias, a directory with a config.json, of the form ``org/name``, or a
+    word that is very like an alias (which is then an unknown model, not a prompt).
+    """
+    if text == BUILTIN or text in aliases():
+        return True
+    if not text or any(character.isspace() for character in text):
+        return False
+    if looks_like_hub_id(text):
+        return True
+    try:
+        if (Path(text).expanduser() / "config.json").is_file():
+            return True
+    except (OSError, RuntimeError, ValueError):  # too long for a path, no home, a NUL
+        return False
+    return bool(nearest_aliases(text, ALIAS_SIMILARITY))
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """Whether the text has the form ``org/name`` of a model id on the hub."""
+    owner, slash, name = text.partition("/")
+    allowed = frozenset("-_.")
+    return bool(slash) and all(
+        part
+        and part.isascii()
+        and part[0].isalnum()
+        and all(character.isalnum() or character in allowed for character in part)
+        for part in (owner, name)
+    )

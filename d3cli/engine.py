@@ -1,0 +1,286 @@
+"""Conversations to replies: encodes, prefills, decodes, and repairs the KV cache between turns.
+
+`Engine.stream` gives a `Reply`; iterating it generates. One engine holds one conversation's cache.
+Knows nothing of terminals, options or files.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from d3cli.audit import Agreement, Audit, common_prefix
+from d3cli.decode import DecodedToken, decode, prefill
+from d3cli.errors import PromptError, UsageError
+from d3cli.model import LoadedModel
+from d3cli.sampling import SamplingParams, make_sampler
+from d3cli.schedule import DepthSchedule
+from d3cli.stats import RunStats, peak_memory
+from d3cli.text import Detokenizer, Message, StopStrings, encode_chat, encode_raw
+
+# Cache positions allocated beyond the prompt where nobody said how long the reply may be.
+DEFAULT_RESERVE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """What one token brought: text that may be empty, and why the reply ended, on the last one.
+
+    Attributes:
+        text: text that is complete now; a character or a possible stop string is held back.
+        token: the token behind it.
+        finish_reason: "stop", "length" or "context" on the last chunk, else None.
+    """
+
+    text: str
+    token: DecodedToken
+    finish_reason: str | None = None
+
+    @property
+    def token_id(self) -> int:
+        return self.token.token_id
+
+    @property
+    def depth(self) -> float:
+        return self.token.depth
+
+
+class Engine:
+    """One conversation with one model: its KV cache and the tokens in it."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.cache = model.new_cache()
+        self._token_ids: list[int] = []  # of the last prompt and reply; the cache holds the front
+        self._last: Reply | None = None
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        schedule: DepthSchedule | None = None,
+        sampling: SamplingParams | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        chat_template: str | None = None,
+        think: bool | None = None,
+        raw: bool = False,
+    ) -> "Reply":
+        """A reply to a prompt or a conversation, to be iterated.
+
+        What the cache already holds of this conversation is reused, repaired first where the last
+        reply ran below full depth. Starting a reply ends the one before.
+
+        Args:
+            prompt: the user's text, or messages with "role" and "content", the last one to answer.
+            schedule: None for the model's own: `LoadedModel.schedule`.
+            sampling: None for the checkpoint's generation settings, else greedy.
+            max_tokens: None for what the context leaves.
+            stop: texts that end the reply; they are not part of it.
+            raw: take the prompt, which is then a string, without a chat template.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit the context.
+            UsageError: an impossible option.
+        """
+        if raw:
+            if not isinstance(prompt, str):
+                raise UsageError("a raw prompt is one text, not messages")
+            prompt_ids = encode_raw(self.model.tokenizer, prompt)
+        else:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            prompt_ids = encode_chat(
+                self.model.tokenizer, messages, chat_template=chat_template, think=think
+            )
+        if sampling is None:
+            sampling = SamplingParams.resolve({}, self.model.generation_settings)
+        return self.stream_ids(
+            prompt_ids,
+            schedule=schedule or self.model.schedule(),
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+        )
+
+    def stream_ids(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        schedule: DepthSchedule,
+        sampling: SamplingParams,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> "Reply":
+        """As `stream`, for a prompt that is already token ids."""
+        context = self.model.context_length
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more")
+        if schedule.start > context:
+            raise UsageError(
+                f"--start is {schedule.start:,}, beyond the model's context of {context:,} tokens"
+            )
+        if not prompt_ids:
+            raise PromptError("the prompt is empty", "give it some text")
+        if len(prompt_ids) >= context:
+            raise PromptError(
+                f"the prompt is {len(prompt_ids):,} tokens long, and the model's context holds "
+                f"{context:,} with the reply",
+                "shorten the prompt, or use a model with a longer context",
+            )
+        return Reply(self, list(prompt_ids), schedule, sampling.with_seed(), max_tokens, stop)
+
+    def repair(self) -> Agreement:
+        """Computes again, at full depth, what the last reply computed below it.
+
+        Afterwards the cache holds exactly what the full model would. `stream` does the same in
+        its own prefill, so nobody has to call this.
+        """
+        held = self._token_ids[: self.cache.position]
+        audit = self._audit(len(held))
+        self.cache.crop(self.cache.full_length)
+        for chunk in prefill(self.model, self.cache, held[self.cache.position :]):
+            audit.compare(self.model, chunk.start, chunk.hidden)
+        return audit.result()
+
+    def _audit(self, unchanged: int) -> Audit:
+        """An audit of the last reply, as far as the coming prefill leaves its context unchanged."""
+        if self._last is None:
+            return Audit((), 0, self.model.num_layers, 0)
+        prompt_len = len(self._last.prompt_ids)
+        return Audit(self._last.tokens, prompt_len, self.model.num_layers, unchanged)
+
+
+class Reply:
+    """One reply. Iterate it for its chunks; ask for `stats`, `text` and `tokens` at any moment.
+
+    Attributes:
+        prompt_ids: the whole prompt.
+        tokens: what was generated so far.
+        pieces: the text that each token completed, before stop strings cut it.
+        text: the reply so far.
+        finish_reason: "interrupted" until the reply ends by itself.
+        agreement: what the repair of the reply before this one found, once prefilled.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_ids: list[int],
+        schedule: DepthSchedule,
+        sampling: SamplingParams,
+        max_tokens: int | None,
+        stop: Sequence[str],
+    ) -> None:
+        self.model = engine.model
+        self.schedule = schedule
+        self.sampling = sampling
+        self.prompt_ids = prompt_ids
+        self.tokens: list[DecodedToken] = []
+        self.pieces: list[str] = []
+        self.text = ""
+        self.finish_reason = "interrupted"
+        self.agreement: Agreement | None = None
+        self._engine = engine
+        self._max_tokens = max_tokens
+        self._stop = StopStrings(stop)
+        self._detokenizer = Detokenizer(self.model.tokenizer)
+        self._began = self._first = self._latest = time.perf_counter()
+        self._logits: torch.Tensor | None = None
+        self._chunks = self._generate()
+
+    def __iter__(self) -> Iterator[GenerationChunk]:
+        return self._chunks
+
+    def prefill(self) -> Iterator[int]:
+        """Reads the prompt; gives the number of its tokens that are done, chunk by chunk.
+
+        Iterating the reply does this by itself; call it first to show progress.
+        """
+        if self._logits is not None:
+            return
+        engine, cache = self._engine, self._engine.cache
+        held = engine._token_ids[: cache.position]
+        unchanged = common_prefix(held, self.prompt_ids)
+        audit = engine._audit(unchanged)
+        # The last prompt token is always read again: its hidden state gives token 0.
+        keep = min(unchanged, cache.full_length, len(self.prompt_ids) - 1)
+        cache.crop(keep)
+        reply_len = DEFAULT_RESERVE if self._max_tokens is None else self._max_tokens
+        cache.reserve(min(len(self.prompt_ids) + reply_len, self.model.context_length))
+        engine._token_ids, engine._last = list(self.prompt_ids), self
+        for chunk in prefill(self.model, cache, self.prompt_ids[keep:]):
+            audit.compare(self.model, chunk.start, chunk.hidden)
+            yield cache.position
+        self.agreement = audit.result()
+        self._logits = self.model.logits(chunk.hidden[-1])
+
+    def _generate(self) -> Iterator[GenerationChunk]:
+        for _ in self.prefill():
+            pass
+        assert self._logits is not None
+        room = self.model.context_length - len(self.prompt_ids)
+        limit = room if self._max_tokens is None else min(self._max_tokens, room)
+        tokens = decode(
+            self.model,
+            self._engine.cache,
+            self._logits,
+            self.schedule,
+            make_sampler(self.sampling, self.model.device.type),
+            prompt_ids=self.prompt_ids,
+            max_tokens=limit,
+            eos_token_ids=self.model.eos_token_ids,
+        )
+        for token in tokens:
+            if self._engine._last is not self:
+                raise UsageError("this reply was ended by a newer one of the same engine")
+            self._note(token)
+            shown, stopped = self._stop.push(self.pieces[-1])
+            reason = None
+            if stopped or token.token_id in self.model.eos_token_ids:
+                reason = "stop"
+            elif token.step == limit - 1:
+                reason = "length" if limit == self._max_tokens else "context"
+            if reason and not stopped:
+                shown += self._close()
+            self.text += shown
+            self.finish_reason = reason or self.finish_reason
+            yield GenerationChunk(shown, token, reason)
+            if reason:
+                return
+
+    def _note(self, token: DecodedToken) -> None:
+        self._latest = time.perf_counter()
+        if not self.tokens:
+            self._first = self._latest
+        self.tokens.append(token)
+        self._engine._token_ids.append(token.token_id)
+        self.pieces.append(self._detokenizer.push(token.token_id))
+
+    def _close(self) -> str:
+        """The text still held back at the end: an open character, half a stop string."""
+        rest = self._detokenizer.flush()
+        self.pieces[-1] += rest
+        shown, stopped = self._stop.push(rest)
+        return shown if stopped else shown + self._stop.flush()
+
+    @property
+    def stats(self) -> RunStats:
+        """Figures of the reply so far."""
+        count = len(self.tokens)
+        depths = [token.depth for token in self.tokens[1:]]
+        decode_s = self._latest - self._first
+        mean = sum(depths) / len(depths) if depths else None
+        return RunStats(
+            prompt_tokens=len(self.prompt_ids),
+            completion_tokens=count,
+            ttft_s=self._first - self._began if count else None,
+            decode_s=decode_s,
+            tokens_per_second=(count - 1) / decode_s if depths and decode_s > 0 else None,
+            mean_depth=mean,
+            min_depth=min(depths, default=None),
+            layer_ratio=self.model.num_layers / mean if mean else None,
+            byte_ratio=self.schedule.byte_ratio(count, self.model.weight_bytes) if depths else None,
+            peak_memory_bytes=peak_memory(self.model.device),
+            seed=None if self.sampling.is_greedy else self.sampling.seed,
+        )

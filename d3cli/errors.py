@@ -1,0 +1,55 @@
+"""Every error that a user can cause or meet, as one family.
+
+The library raises these and never prints; only `d3cli.cli.app` turns one into a line, a hint and
+an exit code. Knows nothing of models or terminals.
+"""
+
+
+class D3Error(Exception):
+    """A problem with one clear sentence for the user, and what to do about it.
+
+    Args:
+        message: what is wrong, one sentence, without a final full stop being required.
+        hint: what to do next; empty where the message already says it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(D3Error):
+    """What the user typed or fed in cannot be used: an option, a prompt, a file, a name."""
+
+    exit_code = 2
+
+
+class ScheduleError(UsageError):
+    """A depth schedule that cannot exist, or does not fit the model."""
+
+
+class SamplingError(UsageError):
+    """A sampling setting outside its range."""
+
+
+class PromptError(UsageError):
+    """A prompt that is empty, unreadable or does not fit the model's context."""
+
+
+class UnknownModelError(UsageError):
+    """A name that is no alias, no directory and no model id that can be had."""
+
+
+class ModelError(D3Error):
+    """A model was found but cannot be used: broken files, an unsupported stack."""
+
+
+class DownloadError(D3Error):
+    """A model's files could not be fetched from the hub."""
+
+
+class GenerationError(D3Error):
+    """Generation went wrong in the middle, for example logits that are not finite."""

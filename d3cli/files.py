@@ -1,0 +1,170 @@
+"""From a model's name to a directory with its files: built in, local, cached or downloaded.
+
+Only safetensors weights, JSON and tokenizer files are ever fetched: nothing that could run code.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from d3cli.config import BUILTIN, aliases, looks_like_hub_id, nearest_aliases
+from d3cli.errors import DownloadError, ModelError, UnknownModelError
+
+# merges.txt and *.model are tokenizers.
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model that is on disk.
+
+    Attributes:
+        name: what to call it before the user.
+        path: the directory with config.json and the weights.
+        builtin: whether it is the model that ships with d3cli.
+    """
+
+    name: str
+    path: Path
+    builtin: bool = False
+
+
+def find_model(name: str, *, offline: bool = False) -> ModelFiles:
+    """Finds a model's files, downloading them where they are a hub id and not complete on disk.
+
+    Args:
+        name: an alias, a hub id or a directory.
+        offline: never touch the network.
+
+    Raises:
+        UnknownModelError: nothing has that name.
+        ModelError: the directory is no usable model.
+        DownloadError: the hub cannot or will not give the files.
+    """
+    if name == BUILTIN:
+        return ModelFiles("the built-in model", Path(str(files("d3cli") / "builtin")), builtin=True)
+    target = aliases().get(name, name)
+    directory = _as_directory(target)
+    if directory is not None:
+        _check_directory(directory)
+        return ModelFiles(name, directory)
+    if not looks_like_hub_id(target):
+        near = nearest_aliases(name)
+        raise UnknownModelError(
+            f'there is no model or directory called "{name}"',
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "give an alias, a hub id such as org/name, or a directory",
+        )
+    snapshot = _cached_snapshot(target)
+    if snapshot is None:
+        snapshot = _download(target, offline)
+    _check_directory(snapshot)
+    return ModelFiles(name, snapshot)
+
+
+def _as_directory(target: str) -> Path | None:
+    """The directory that `target` names; None where it is no path at all."""
+    try:
+        path = Path(target).expanduser()
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    if exists and path.suffix == ".gguf":
+        raise ModelError(
+            f"{target} is a GGUF file, which d3 cannot read",
+            "get the same model as safetensors: the repository it was converted from has them",
+        )
+    if exists:
+        raise UnknownModelError(f"{target} is a file, not a model directory")
+    if target.startswith(("/", "./", "../", "~")):
+        raise UnknownModelError(f"there is no directory {target}", "check the path")
+    return None
+
+
+def _missing_weights(directory: Path) -> list[str]:
+    """Weight files that the directory should have and has not; none for a complete model."""
+    try:
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        shards = set(index["weight_map"].values())
+    except FileNotFoundError:
+        found = any(directory.glob("*.safetensors"))
+        return [] if found else ["model.safetensors"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{directory / INDEX} is damaged: {error}") from error
+    return sorted(shard for shard in shards if not (directory / str(shard)).is_file())
+
+
+def _check_directory(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelError(
+            f"{directory} is no model directory: it has no config.json",
+            "give the directory that holds config.json and *.safetensors",
+        )
+    missing = _missing_weights(directory)
+    if missing:
+        others = [*directory.glob("*.bin"), *directory.glob("*.pth"), *directory.glob("*.gguf")]
+        raise ModelError(
+            f"{directory} lacks {', '.join(missing[:3])}",
+            f"it has {others[0].name}, but only safetensors are read: pickled weights can run "
+            "code, and GGUF is another format"
+            if others
+            else "the download or copy is incomplete: fetch the model again",
+        )
+
+
+def _cached_snapshot(hub_id: str) -> Path | None:
+    """The hub cache's copy, if it is complete."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(hub_id, allow_patterns=FETCHED, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+    complete = (path / "config.json").is_file() and not _missing_weights(path)
+    return path if complete else None
+
+
+def _download(hub_id: str, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    if offline:
+        raise DownloadError(
+            f"{hub_id} is not complete in the local cache, and --offline forbids fetching it",
+            f"without --offline it is downloaded; or run: hf download {hub_id}",
+        )
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=FETCHED))
+    except GatedRepoError as error:
+        raise DownloadError(
+            f"{hub_id} is gated: its owner asks you to accept terms first",
+            f"accept them at https://huggingface.co/{hub_id}, then run: hf auth login",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        near = nearest_aliases(hub_id.partition("/")[2])
+        raise UnknownModelError(
+            f"the hub has no model {hub_id}, or it is private",
+            f"did you mean {' or '.join(near)}?" if near else "check the name; hf auth login",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise DownloadError(
+            f"{hub_id} is not in the local cache, and the hub cannot be reached",
+            "check the network, or give a directory",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DownloadError(
+            f"downloading {hub_id} failed: {first_line}", "run it again to resume"
+        ) from error

@@ -1,0 +1,198 @@
+"""Finds a model's decoder layers and gates them, layer by layer and sublayer by sublayer.
+
+The Hugging Face model stays as it is: each decoder layer keeps its place in the stack, and a gate
+before its `forward` decides whether it runs on every position, on a prefix of them, or not at all.
+Swapping the stack for a shorter list would be simpler, but several families index
+``config.layer_types`` by position in the stack. Knows nothing of schedules: it is told which units
+run how far.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d3cli.errors import ModelError
+from d3cli.units import LayerBytes, WeightBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where a family keeps the parts of its decoder, and the attention kernel it is proven with.
+
+    Attributes:
+        stack: the list of decoder layers, from the base model.
+        attn, mlp: the two sublayers, from a layer.
+        attention: transformers' name of the attention implementation.
+    """
+
+    stack: str = "layers"
+    attn: str = "self_attn"
+    mlp: str = "mlp"
+    attention: str = "sdpa"
+
+
+# The allow-list. A model type stands here once tests/test_families.py proves it.
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen3": Family(),
+    # Gemma 2 caps its attention scores, which SDPA cannot.
+    "gemma2": Family(attention="eager"),
+    "gemma3_text": Family(),
+    "gpt2": Family(stack="h", attn="attn"),
+}
+
+
+def find_family(model_type: str) -> Family:
+    """The family of a config's `model_type`.
+
+    Raises:
+        ModelError: no test proves that this stack can skip layers.
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise ModelError(
+        f'models of the type "{model_type}" are not supported: '
+        "skipping their layers has not been proven exact",
+        f"supported types: {', '.join(sorted(FAMILIES))}",
+    )
+
+
+class _Switch:
+    """How far one unit runs: None for every position, else the first `limit` of them."""
+
+    __slots__ = ("limit",)
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+
+
+class LayerGate:
+    """Decides, for each unit of a decoder stack, on which positions it runs.
+
+    Args:
+        model: a causal language model, already in eval mode. Its decoder layers' `forward`s are
+            wrapped for as long as it lives.
+        family: where its parts are.
+    """
+
+    def __init__(self, model: Any, family: Family) -> None:
+        self.family = family
+        self.layers: nn.ModuleList = model.base_model.get_submodule(family.stack)
+        self._switches: dict[str, _Switch] = {}
+        for index, layer in enumerate(self.layers):
+            self._install(str(index), layer, _skip_layer)
+            self._install(f"{index}.attn", layer.get_submodule(family.attn), _skip_attention)
+            self._install(f"{index}.mlp", layer.get_submodule(family.mlp), _skip_mlp)
+
+    def _install(self, name: str, module: nn.Module, pad: "_Pad") -> None:
+        switch = self._switches[name] = _Switch()
+        module.forward = _gated(module.forward, switch, pad)
+
+    @contextmanager
+    def limit(self, lengths: Mapping[str, int]) -> Iterator[None]:
+        """Runs each named unit on its first `lengths[name]` positions only, inside the block.
+
+        A unit that is not named runs on all positions; 0 drops it. A dropped layer returns its
+        input, a dropped sublayer contributes zero to the residual stream.
+        """
+        for name, length in lengths.items():
+            self._switches[name].limit = length
+        try:
+            yield
+        finally:
+            for name in lengths:
+                self._switches[name].limit = None
+
+
+# Rebuilds a module's full output from its input and what the prefix gave (None: nothing ran).
+_Pad = Callable[[Tensor, Any], Any]
+
+
+def _skip_layer(hidden: Tensor, output: Tensor | None) -> Tensor:
+    if output is None:
+        return hidden
+    return torch.cat([output, hidden[:, output.shape[1] :]], dim=1)
+
+
+def _skip_mlp(hidden: Tensor, output: Tensor | None) -> Tensor:
+    if output is None:
+        return torch.zeros_like(hidden)
+    return nn.functional.pad(output, (0, 0, 0, hidden.shape[1] - output.shape[1]))
+
+
+def _skip_attention(
+    hidden: Tensor, output: tuple[Tensor, Any] | None
+) -> tuple[Tensor, Tensor | None]:
+    return _skip_mlp(hidden, None if output is None else output[0]), None
+
+
+def _gated(forward: Callable[..., Any], switch: _Switch, pad: _Pad) -> Callable[..., Any]:
+    """`forward` behind a switch; positions beyond the limit get what `pad` gives them."""
+    signature = inspect.signature(forward)
+
+    def gated_forward(*args: Any, **kwargs: Any) -> Any:
+        limit = switch.limit
+        if limit is None:
+            return forward(*args, **kwargs)
+        # By signature: GPT-2 hands its mask and cache over by position.
+        arguments = signature.bind(*args, **kwargs).arguments
+        extra = arguments.pop("kwargs", {})
+        hidden: Tensor = next(iter(arguments.values()))  # [B, S, H]
+        if limit == 0:
+            return pad(hidden, None)
+        if limit >= hidden.shape[1]:
+            return forward(*args, **kwargs)
+        prefix = {
+            name: _first_positions(name, value, limit, hidden.shape[1])
+            for name, value in (arguments | extra).items()
+        }
+        return pad(hidden, forward(**prefix))
+
+    return gated_forward
+
+
+def _first_positions(name: str, value: Any, limit: int, length: int) -> Any:
+    """The part of a layer's argument that belongs to the first `limit` of `length` positions."""
+    if name in ("hidden_states", "x"):  # [B, S, H]; GPT-2 takes views of it
+        return value[:, :limit].contiguous()
+    if name == "position_ids" and value is not None:  # [B, S]
+        return value[:, :limit]
+    if name == "position_embeddings" and value is not None:  # (cos, sin), each [B, S, D]
+        return tuple(part[:, :limit] for part in value)
+    if name == "attention_mask" and value is not None:  # [B, 1, S, KV]
+        return value[:, :, :limit, : value.shape[-1] - (length - limit)]
+    return value
+
+
+def measure_bytes(model: Any, gate: LayerGate) -> WeightBytes:
+    """Bytes of weights that one decode step reads, as stored.
+
+    An embedding table is not read, one row of it is; a tied table is read as the LM head.
+    """
+    layers = tuple(
+        LayerBytes(
+            attn := _bytes(layer.get_submodule(gate.family.attn)),
+            mlp := _bytes(layer.get_submodule(gate.family.mlp)),
+            _bytes(layer) - attn - mlp,
+        )
+        for layer in gate.layers
+    )
+    in_layers = {id(parameter) for parameter in gate.layers.parameters()}
+    fixed = {
+        id(parameter): parameter.nbytes
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+        if id(parameter) not in in_layers
+    }
+    return WeightBytes(layers, sum(fixed.values()))
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())

@@ -1,0 +1,295 @@
+"""Loads a causal language model and puts the gate on it.
+
+`LoadedModel` is all that the rest of d3cli sees of a Hugging Face model: ids to hidden states,
+hidden states to logits. Knows nothing of schedules' meaning, replies or terminals.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from d3cli.cache import KVCache
+from d3cli.config import BUILTIN
+from d3cli.errors import ModelError, UsageError
+from d3cli.files import ModelFiles, find_model
+from d3cli.layers import Family, LayerGate, find_family, measure_bytes
+from d3cli.schedule import DepthSchedule, resolve_schedule
+from d3cli.units import WeightBytes
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to decode at any depth.
+
+    Attributes:
+        name: what to call it before the user.
+        causal_lm: the Hugging Face model, gated, in eval mode.
+        tokenizer: its tokenizer.
+        gate: switches layers and sublayers.
+        weight_bytes: bytes that a decode step reads.
+        context_length: positions that the model was made for.
+        eos_token_ids: tokens that end a reply.
+        generation_settings: the checkpoint's generation_config.json.
+        stored_schedule: the depth schedule that came with it, if one did.
+    """
+
+    name: str
+    causal_lm: Any
+    tokenizer: Any
+    gate: LayerGate
+    weight_bytes: WeightBytes
+    context_length: int
+    eos_token_ids: frozenset[int]
+    generation_settings: Mapping[str, Any]
+    stored_schedule: DepthSchedule | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.gate.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.causal_lm.device)
+
+    def schedule(
+        self,
+        alpha: float | Literal["auto", "off"] = "auto",
+        *,
+        start: int | None = None,
+        core_first: int | None = None,
+        core_last: int | None = None,
+    ) -> DepthSchedule:
+        """The depth schedule that these options mean for this model; see `resolve_schedule`.
+
+        Raises:
+            ScheduleError: the options do not fit the model.
+        """
+        return resolve_schedule(
+            self.num_layers,
+            alpha,
+            start=start,
+            core_first=core_first,
+            core_last=core_last,
+            stored=self.stored_schedule,
+        )
+
+    def new_cache(self) -> KVCache:
+        return KVCache.for_config(self.causal_lm.config)
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states ``[B, S, H]``, after the last norm, of ``token_ids`` ``[B, S]``."""
+        output = self.causal_lm.base_model(
+            input_ids=token_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits ``[..., V]`` of final hidden states ``[..., H]``.
+
+        Families scale or cap their logits after the LM head, so the model's own forward does it:
+        the decoder below is replaced by the states that it would have given.
+        """
+        base = self.causal_lm.base_model
+        states = hidden.reshape(1, -1, hidden.shape[-1])
+        base.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=states
+        )
+        try:
+            logits: Tensor = self.causal_lm(inputs_embeds=states, use_cache=False).logits
+        finally:
+            del base.forward
+        return logits.float().reshape(*hidden.shape[:-1], -1)
+
+
+def load_model(
+    name: str = BUILTIN,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+) -> LoadedModel:
+    """Loads a model from an alias, a hub id or a directory. Safetensors only, never remote code.
+
+    Args:
+        dtype: "auto" is bfloat16 where the processor or GPU computes in it, else float32.
+        device: "auto" takes the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
+        threads: CPU threads for torch, in this whole process; None leaves torch's choice.
+        offline: never touch the network.
+
+    Raises:
+        UnknownModelError, DownloadError: it cannot be found or fetched.
+        ModelError: its files are broken, or its stack cannot skip layers.
+        UsageError: the device or thread count is impossible here.
+    """
+    where = _pick_device(device)
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads is {threads}; it must be 1 or more")
+        torch.set_num_threads(threads)
+    files = find_model(name, offline=offline)
+    family = _check_family(files)
+    causal_lm = _load_weights(files, family, _pick_dtype(dtype, where), where)
+    tokenizer = _load_tokenizer(files)
+    return wrap_model(
+        causal_lm,
+        tokenizer,
+        name=files.name,
+        generation_settings=_read_json(files.path / "generation_config.json"),
+        stored_schedule=_shipped_schedule(files),
+    )
+
+
+def wrap_model(
+    causal_lm: Any,
+    tokenizer: Any,
+    *,
+    name: str = "model",
+    generation_settings: Mapping[str, Any] | None = None,
+    stored_schedule: DepthSchedule | None = None,
+) -> LoadedModel:
+    """Makes a `LoadedModel` of a Hugging Face causal language model that is already in memory.
+
+    The model's layers are gated from now on; at full depth it computes what it did before.
+
+    Raises:
+        ModelError: its stack cannot skip layers.
+    """
+    config = causal_lm.config
+    gate = LayerGate(causal_lm.eval(), find_family(config.model_type))
+    settings = dict(generation_settings or {})
+    eos = settings.get("eos_token_id", config.eos_token_id)
+    tokenizer_eos = getattr(tokenizer, "eos_token_id", None)
+    ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer_eos} - {None}
+    return LoadedModel(
+        name=name,
+        causal_lm=causal_lm,
+        tokenizer=tokenizer,
+        gate=gate,
+        weight_bytes=measure_bytes(causal_lm, gate),
+        context_length=config.max_position_embeddings,
+        eos_token_ids=frozenset(ids),
+        generation_settings=settings,
+        stored_schedule=stored_schedule,
+    )
+
+
+def _pick_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f'--device is "{device}"', "use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA GPU here that torch can use", "use --device cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no GPU {index}; torch sees {torch.cuda.device_count()}")
+    return torch.device(device)
+
+
+def _pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return data
+
+
+def _check_family(files: ModelFiles) -> Family:
+    """Looks at the config alone, before any weight is read."""
+    config = _read_json(files.path / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError(f"{files.path / 'config.json'} names no model_type")
+    return find_family(model_type)
+
+
+def _shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
+    """The built-in model brings its own calibration; a stranger's file is not taken for one."""
+    if not files.builtin:
+        return None
+    return DepthSchedule.from_json(_read_json(files.path / "schedule.json"))
+
+
+def _load_weights(
+    files: ModelFiles, family: Family, dtype: torch.dtype, device: torch.device
+) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers warns of its own deprecations
+            config = AutoConfig.from_pretrained(files.path, trust_remote_code=False)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                files.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=family.attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers raises every kind for a broken checkpoint
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{files.name} cannot be loaded: {first_line}", "its files may be damaged"
+        ) from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if names := sorted(str(name) for name in report[problem]):
+            raise ModelError(
+                f"{files.name} has {problem.removesuffix('_keys')} tensors: {', '.join(names[:3])}"
+                + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+                "the weights do not belong to this config.json, or are incomplete",
+            )
+    return model.to(device)
+
+
+def _load_tokenizer(files: ModelFiles) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(
+            files.path, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # as above
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the tokenizer of {files.name} cannot be loaded: {first_line}",
+            "its files may be damaged or missing",
+        ) from error

@@ -1,0 +1,273 @@
+"""How deep each token of a reply runs: pure arithmetic, no torch.
+
+D³ (Fan et al., arXiv 2503.08524, section 3) keeps about ``floor(L * alpha ** t)`` of ``L`` layers
+for token ``t`` of a reply. This module turns that rule into *units* to drop. It knows nothing of
+models: a unit is a name such as ``"12"`` (layer 12), ``"12.attn"`` or ``"12.mlp"`` (one sublayer
+of it), and a weight, its share of a layer.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from operator import index
+from typing import Any, Literal
+
+from d3cli.errors import ScheduleError
+from d3cli.units import Unit, WeightBytes, parse_unit
+
+# Float sums of weights such as 0.3 + 0.7 must still count as one whole layer.
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class DepthSchedule:
+    """Which units each token of a reply drops.
+
+    ``depth(t)`` is about ``max(C, floor(L * alpha ** max(0, t - start)))``: exactly that for whole
+    layers; with sublayers, the nearest depth from above that a prefix of `skip_order` reaches.
+    One order and an `alpha` of at most 1 make the dropped sets grow with ``t`` and never shrink.
+
+    Attributes:
+        num_layers: ``L``, the model's decoder layers.
+        alpha: decay per token, ``0 < alpha <= 1``; 1 is the plain model.
+        start: tokens at full depth before the decay begins.
+        core_first, core_last: layers at each end that never appear in `skip_order`.
+        skip_order: units in the order in which they are dropped.
+        weights: the weight of each unit, in layers; may be left out for whole layers.
+
+    Raises:
+        ScheduleError: a field is outside its range, or the order names a core layer, a layer that
+            the model does not have, or a layer twice.
+    """
+
+    num_layers: int
+    alpha: float = 1.0
+    start: int = 0
+    core_first: int = 0
+    core_last: int = 0
+    skip_order: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    _dropped_weight: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        units = [parse_unit(name) for name in self.skip_order]
+        if not self.weights and all(unit.part is None for unit in units):
+            object.__setattr__(self, "weights", (1.0,) * len(units))
+        self._check_order(units)
+        # _dropped_weight[n] is the weight of the first n units of the skip order.
+        object.__setattr__(self, "_dropped_weight", tuple(accumulate(self.weights, initial=0.0)))
+
+    def _check_numbers(self) -> None:
+        if self.num_layers < 1:
+            raise ScheduleError(f"a model of {self.num_layers} layers cannot have a depth schedule")
+        if not (0.0 < self.alpha <= 1.0):
+            raise ScheduleError(
+                f"alpha is {self.alpha:g}, outside (0, 1]",
+                "1 is full depth; 0.999 is a gentle decay, 0.99 a steep one",
+            )
+        if self.start < 0:
+            raise ScheduleError(f"start is {self.start}; it counts tokens and cannot be negative")
+        if self.core_first < 0 or self.core_last < 0:
+            raise ScheduleError("core sizes count layers and cannot be negative")
+        if self.core_first + self.core_last > self.num_layers:
+            raise ScheduleError(
+                f"{self.core_first} + {self.core_last} core layers do not fit a model of "
+                f"{self.num_layers} layers",
+                "lower --core-first or --core-last",
+            )
+
+    def _check_order(self, units: list[Unit]) -> None:
+        if len(self.weights) != len(units):
+            raise ScheduleError(
+                f"{len(units)} units in the skip order, but {len(self.weights)} weights",
+                "a skip order with sublayers needs one weight for each unit",
+            )
+        seen: set[Unit] = set()
+        for unit, weight in zip(units, self.weights, strict=True):
+            if not self.core_first <= unit.layer < self.num_layers - self.core_last:
+                raise ScheduleError(
+                    f"the skip order names layer {unit.layer}, which is not a flex layer "
+                    f"({self.core_first} to {self.num_layers - self.core_last - 1})"
+                )
+            clash = [Unit(unit.layer, None), unit]
+            if unit.part is None:
+                clash += [Unit(unit.layer, "attn"), Unit(unit.layer, "mlp")]
+            if any(other in seen for other in clash):
+                raise ScheduleError(f"the skip order names layer {unit.layer} twice")
+            if not (0.0 < weight <= 1.0) or (unit.part is None and weight != 1.0):
+                raise ScheduleError(f"a unit of layer {unit.layer} has the weight {weight:g}")
+            seen.add(unit)
+        if len({unit.layer for unit in units if unit.part != "mlp"}) == self.num_layers:
+            raise ScheduleError(
+                "the skip order drops every layer's attention",
+                "keep at least one core layer",
+            )
+
+    @classmethod
+    def full(cls, num_layers: int) -> "DepthSchedule":
+        """Full depth for every token: the plain model."""
+        return cls(num_layers)
+
+    @property
+    def floor(self) -> float:
+        """The least depth, ``C``: what remains when the whole skip order is dropped."""
+        return self.num_layers - self._dropped_weight[-1]
+
+    def num_dropped(self, t: int) -> int:
+        """How many units, from the front of the skip order, token `t` drops."""
+        decayed = self.num_layers * self.alpha ** max(0, t - self.start)
+        needed = self.num_layers - decayed - TOLERANCE
+        return min(bisect_left(self._dropped_weight, needed), len(self.skip_order))
+
+    def dropped(self, t: int) -> tuple[str, ...]:
+        """The units that token `t` drops: a prefix of the skip order."""
+        return self.skip_order[: self.num_dropped(t)]
+
+    def depth(self, t: int) -> float:
+        """Layers used for token `t`, in layers: `num_layers` less the weight dropped."""
+        return self.num_layers - self._dropped_weight[self.num_dropped(t)]
+
+    def prefix_lengths(self, prompt_len: int, new_tokens: int) -> dict[str, int]:
+        """The positions that each unit of the skip order runs on, in one teacher-forced pass.
+
+        The pass holds ``prompt_len + new_tokens - 1`` positions; a unit runs on the first
+        ``prompt_len + n`` of them, where ``n + 1`` is the first token that drops it.
+        """
+        lengths = dict.fromkeys(self.skip_order, prompt_len + max(0, new_tokens - 1))
+        seen = 0
+        for t in range(1, new_tokens):
+            now = self.num_dropped(t)
+            for name in self.skip_order[seen:now]:
+                lengths[name] = prompt_len + t - 1
+            seen = max(seen, now)
+        return lengths
+
+    def mean_depth(self, new_tokens: int) -> float:
+        """Mean depth over the decode steps ``1 .. new_tokens - 1``; full depth without any."""
+        if new_tokens < 2:
+            return float(self.num_layers)
+        return math.fsum(self.depth(t) for t in range(1, new_tokens)) / (new_tokens - 1)
+
+    def layer_ratio(self, new_tokens: int) -> float:
+        """Full depth over mean depth, for a reply of `new_tokens`."""
+        return self.num_layers / self.mean_depth(new_tokens)
+
+    def byte_ratio(
+        self, new_tokens: int, weight_bytes: WeightBytes, *, net_of_repair: bool = False
+    ) -> float:
+        """Weights read at full depth over weights read under this schedule, in bytes.
+
+        `net_of_repair` adds the one full-depth read that repairing the KV cache costs later.
+        """
+        steps = max(0, new_tokens - 1)
+        saved_by = list(accumulate((weight_bytes.of(u) for u in self.skip_order), initial=0))
+        saved = sum(saved_by[self.num_dropped(t)] for t in range(1, new_tokens))
+        used = steps * weight_bytes.total - saved + (weight_bytes.total if net_of_repair else 0)
+        return steps * weight_bytes.total / used if steps else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain object, the same wherever a schedule is written."""
+        return {
+            "num_layers": self.num_layers,
+            "alpha": self.alpha,
+            "start": self.start,
+            "core_first": self.core_first,
+            "core_last": self.core_last,
+            "skip_order": list(self.skip_order),
+            "weights": list(self.weights),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "DepthSchedule":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ScheduleError: a field is missing, of another type, or out of range.
+        """
+        try:
+            return cls(
+                num_layers=index(data["num_layers"]),
+                alpha=float(data["alpha"]),
+                start=index(data["start"]),
+                core_first=index(data["core_first"]),
+                core_last=index(data["core_last"]),
+                skip_order=tuple(str(name) for name in data["skip_order"]),
+                weights=tuple(float(weight) for weight in data["weights"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScheduleError("the stored depth schedule is damaged") from error
+
+
+def default_schedule(
+    num_layers: int,
+    alpha: float | None = None,
+    start: int | None = None,
+    core_first: int | None = None,
+    core_last: int | None = None,
+) -> DepthSchedule:
+    """The schedule for a model that nobody has calibrated: whole layers, shallow-first.
+
+    Without an alpha it is a cautious one: alpha 0.999 from token 32 on, dropping at most the first
+    ``floor(L / 8)`` flex layers. An explicit alpha may drop every flex layer. Each end keeps
+    ``ceil(L / 4)`` core layers. Cautious, because the order is a guess: on a plain 16-layer model
+    at three quarters of the depth, shallow-first cost 24% perplexity and a measured order 13%.
+    """
+    quarter = math.ceil(num_layers / 4)
+    first = min(quarter, num_layers) if core_first is None else core_first
+    last = min(quarter, num_layers - min(first, num_layers)) if core_last is None else core_last
+    flex = [str(layer) for layer in range(first, num_layers - last)]
+    if alpha is None:
+        alpha, flex = 0.999, flex[: num_layers // 8]
+        start = 32 if start is None else start
+    return DepthSchedule(num_layers, alpha, start or 0, first, last, tuple(flex))
+
+
+def resolve_schedule(
+    num_layers: int,
+    alpha: float | Literal["auto", "off"] = "auto",
+    *,
+    start: int | None = None,
+    core_first: int | None = None,
+    core_last: int | None = None,
+    stored: DepthSchedule | None = None,
+) -> DepthSchedule:
+    """The schedule that the depth options mean for one model.
+
+    Args:
+        num_layers: the model's layers.
+        alpha: a decay; "auto" for the stored schedule, else the cautious default; "off" for full
+            depth.
+        start, core_first, core_last: each overrides its field; core sizes filter the skip order.
+        stored: the model's own schedule, calibrated or shipped with it, where there is one.
+
+    Raises:
+        ScheduleError: the options do not fit the model.
+    """
+    if alpha == "off":
+        return DepthSchedule.full(num_layers)
+    decay = None if alpha == "auto" else alpha
+    if stored is None:
+        return default_schedule(num_layers, decay, start, core_first, core_last)
+    if stored.num_layers != num_layers:
+        raise ScheduleError(
+            f"the stored schedule is for {stored.num_layers} layers, the model has {num_layers}"
+        )
+    first = stored.core_first if core_first is None else core_first
+    last = stored.core_last if core_last is None else core_last
+    kept = [
+        (name, weight)
+        for name, weight in zip(stored.skip_order, stored.weights, strict=True)
+        if first <= parse_unit(name).layer < num_layers - last
+    ]
+    return replace(
+        stored,
+        alpha=stored.alpha if decay is None else decay,
+        start=stored.start if start is None else start,
+        core_first=first,
+        core_last=last,
+        skip_order=tuple(name for name, _ in kept),
+        weights=tuple(weight for _, weight in kept),
+    )

@@ -1,0 +1,123 @@
+"""One-pass teacher-forced scores of a D³ decode.
+
+Active sets are nested and depth never grows, so each unit runs on a prefix of the positions: the
+prompt and the tokens before the first one that drops it. One parallel forward with those prefixes
+therefore gives the logits of the whole token-by-token decode, for less than the price of one
+full-depth prefill. Knows nothing of text or sampling.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d3cli.errors import PromptError
+from d3cli.model import LoadedModel
+from d3cli.schedule import DepthSchedule
+
+# Positions whose logits exist at once: 64 of a 256k vocabulary in float32 take 64 MB.
+HEAD_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A prompt and the response whose tokens are scored, as token ids."""
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseScores:
+    """Scores of one response of N tokens, each at its own depth.
+
+    Attributes:
+        log_probs: ``[N]`` float64, natural log-probability of each token.
+        top_ids: ``[N]`` the raw argmax at each step.
+    """
+
+    log_probs: Tensor
+    top_ids: Tensor
+
+
+def score(
+    model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule
+) -> list[ResponseScores]:
+    """Scores a batch of documents under a schedule, in one forward.
+
+    The prompts are left-padded so that all responses begin in one column; one prefix length a unit
+    then serves every row. Memory grows with rows times the longest prompt plus response.
+
+    Raises:
+        PromptError: a document has an empty prompt or response, or exceeds the model's context.
+    """
+    for document in documents:
+        if not document.prompt_ids or not document.response_ids:
+            raise PromptError("a document to score has an empty prompt or response")
+        if len(document) - 1 > model.context_length:
+            raise PromptError(
+                f"a document of {len(document):,} tokens does not fit the model's context of "
+                f"{model.context_length:,}"
+            )
+    if not documents:
+        return []
+    prompt_len = max(len(document.prompt_ids) for document in documents)
+    new_tokens = max(len(document.response_ids) for document in documents)
+    ids, mask, positions = _pad(documents, prompt_len, new_tokens, model.device)
+    lengths = schedule.prefix_lengths(prompt_len, new_tokens)
+    with model.gate.limit(lengths):
+        hidden = model.hidden_states(ids, attention_mask=mask, position_ids=positions)
+    # Response token t is predicted at position prompt_len + t - 1.
+    return [
+        _score_row(model, hidden[row, prompt_len - 1 :], document.response_ids)
+        for row, document in enumerate(documents)
+    ]
+
+
+def perplexity(scores: Sequence[ResponseScores]) -> float:
+    """Exp of the mean negative log-probability over all response tokens.
+
+    Compare it only with another perplexity of the same tokens.
+    """
+    return math.exp(-float(torch.cat([score.log_probs for score in scores]).mean()))
+
+
+def _pad(
+    documents: Sequence[Document], prompt_len: int, new_tokens: int, device: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Ids, attention mask and position ids, each ``[B, prompt_len + new_tokens - 1]``.
+
+    Mask and positions are None where every row is full, so that the fast attention path is taken.
+    """
+    width = prompt_len + new_tokens - 1
+    ids = torch.zeros((len(documents), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    positions = torch.zeros_like(ids)
+    for row, document in enumerate(documents):
+        begin = prompt_len - len(document.prompt_ids)
+        tokens = [*document.prompt_ids, *document.response_ids[:-1]]
+        ids[row, begin : begin + len(tokens)] = torch.tensor(tokens)
+        mask[row, begin : begin + len(tokens)] = 1
+        # Padding on either side repeats a valid position: learned positions end at the context.
+        positions[row] = (torch.arange(width) - begin).clamp(0, len(tokens) - 1)
+    if bool(mask.all()):
+        return ids.to(device), None, None
+    return ids.to(device), mask.to(device), positions.to(device)
+
+
+def _score_row(model: LoadedModel, hidden: Tensor, response_ids: Sequence[int]) -> ResponseScores:
+    """Applies the head in chunks; ``hidden`` is ``[>= N, H]``, from the last prompt position on."""
+    targets = torch.tensor(response_ids, device=hidden.device)
+    log_probs, top_ids = [], []
+    for begin in range(0, len(response_ids), HEAD_CHUNK):
+        chunk = targets[begin : begin + HEAD_CHUNK]
+        logits = model.logits(hidden[begin : begin + len(chunk)])  # [S, V]
+        picked = logits.gather(-1, chunk[:, None])[:, 0]
+        log_probs.append((picked - logits.logsumexp(dim=-1)).double().cpu())
+        top_ids.append(logits.argmax(dim=-1).cpu())
+    return ResponseScores(torch.cat(log_probs), torch.cat(top_ids))

@@ -1,0 +1,140 @@
+"""Between text and token ids: chat templates in, whole characters out, stop strings.
+
+Knows a tokenizer; knows nothing of models, depth or terminals.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from tokenizers.decoders import DecodeStream
+
+from d3cli.errors import ModelError, PromptError, UsageError
+
+Message = dict[str, str]
+
+
+def encode_chat(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    chat_template: str | None = None,
+    think: bool | None = None,
+) -> list[int]:
+    """Renders a conversation with the model's chat template, ready for the model's turn.
+
+    Control tokens written inside a message stay text. A model without a template reads the
+    messages as they are, with a blank line between.
+
+    Args:
+        chat_template: a Jinja template to use instead of the tokenizer's own.
+        think: turns a reasoning model's thinking on or off; None leaves its default.
+
+    Raises:
+        PromptError: the last message is empty.
+        UsageError: `think` was given, but the template has no such switch.
+        ModelError: the template refuses these messages, or is broken.
+    """
+    if not messages or not messages[-1]["content"].strip():
+        raise PromptError("the prompt is empty", "give it some text")
+    template = chat_template or tokenizer.chat_template
+    if think is not None and "enable_thinking" not in (template or ""):
+        raise UsageError("this model's chat template has no thinking switch", "leave out --think")
+    if not template:
+        text = "\n\n".join(message["content"] for message in messages)
+        return list(tokenizer(text, split_special_tokens=True)["input_ids"])
+    options = {} if think is None else {"enable_thinking": think}
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=template,
+            add_generation_prompt=True,
+            sanitize_control_tokens=True,
+            return_dict=False,
+            **options,
+        )
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template cannot render this conversation: {error}",
+            "try without a system prompt, another --chat-template, or --raw",
+        ) from error
+    return list(ids)
+
+
+def encode_raw(tokenizer: Any, text: str) -> list[int]:
+    """Text as it is, with control tokens parsed and the model's own BOS in front, once.
+
+    Raises:
+        PromptError: the text is empty.
+    """
+    if not text:
+        raise PromptError("the prompt is empty", "give it some text")
+    ids = list(tokenizer(text)["input_ids"])
+    doubled = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
+    return ids[1:] if doubled else ids
+
+
+class Detokenizer:
+    """Token ids in, one by one; text out, never a part of a character.
+
+    Raises:
+        ModelError: the tokenizer has no fast backend to decode with.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError("this model's tokenizer is of a kind that cannot stream text")
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._emitted = ""
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; empty while a character is still open."""
+        self._ids.append(token_id)
+        piece = self._stream.step(self._backend, token_id) or ""
+        self._emitted += piece
+        return piece
+
+    def flush(self) -> str:
+        """What was held back at the end: an unfinished character, as U+FFFD."""
+        whole: str = self._backend.decode(self._ids, skip_special_tokens=True)
+        rest = whole[len(self._emitted) :] if whole.startswith(self._emitted) else ""
+        self._emitted += rest
+        return rest
+
+
+class StopStrings:
+    """Cuts text before the first stop string, wherever chunk boundaries fall.
+
+    Text that might be the beginning of a stop string is held back until that is decided.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if any(not stop for stop in stops):
+            raise UsageError("a stop string is empty", "give --stop some text")
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that may be shown, and whether a stop string was found."""
+        self._held += text
+        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            shown, self._held = self._held[: min(found)], ""
+            return shown, True
+        keep = max((self._overlap(stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown, False
+
+    def flush(self) -> str:
+        """What was held back, now that nothing follows."""
+        shown, self._held = self._held, ""
+        return shown
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of the held text that begins `stop`."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

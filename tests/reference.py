@@ -1,0 +1,102 @@
+"""A slow, obvious D³: no gate, no cache, no prefixes. Everything fast is checked against it.
+
+Each step runs the plain Hugging Face model over the whole sequence. Hooks on its attention and MLP
+modules do what the paper says, position by position: where a unit is inactive its output is zero,
+and the keys of positions where an attention is inactive are hidden from it by a mask.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d3cli.schedule import DepthSchedule
+from d3cli.units import parse_unit
+
+
+def depths_by_position(schedule: DepthSchedule, prompt_len: int, length: int) -> list[set[str]]:
+    """The units dropped at each position: none in the prompt; token t is predicted at P + t - 1."""
+    dropped = []
+    for position in range(length):
+        t = position - prompt_len + 1
+        dropped.append(set(schedule.dropped(t)) if t >= 1 else set())
+    return dropped
+
+
+class Reference:
+    """Reference D³ logits for one plain Hugging Face model (eager attention).
+
+    Args:
+        model: a causal LM loaded with ``attn_implementation="eager"``; never gated.
+        layers: its decoder layers; `attn` and `mlp` name the sublayers.
+    """
+
+    def __init__(self, model: Any, layers: Any, attn: str, mlp: str) -> None:
+        self.model = model
+        self.sublayers = [(getattr(layer, attn), getattr(layer, mlp)) for layer in layers]
+
+    def logits(self, token_ids: Sequence[int], prompt_len: int, schedule: DepthSchedule) -> Tensor:
+        """Logits at every position, ``[S, V]``, of a sequence read under a schedule."""
+        dropped = depths_by_position(schedule, prompt_len, len(token_ids))
+        with self._hooks(dropped), torch.no_grad():
+            output = self.model(torch.tensor([list(token_ids)]), use_cache=False)
+        return output.logits[0].float()
+
+    def generate(
+        self, prompt_ids: Sequence[int], schedule: DepthSchedule, new_tokens: int
+    ) -> tuple[list[int], Tensor]:
+        """Greedy tokens and the logits behind each, ``[N, V]``; recomputes all in each step."""
+        token_ids, rows = list(prompt_ids), []
+        for _ in range(new_tokens):
+            rows.append(self.logits(token_ids, len(prompt_ids), schedule)[-1])
+            token_ids.append(int(rows[-1].argmax()))
+        return token_ids[len(prompt_ids) :], torch.stack(rows)
+
+    @contextmanager
+    def _hooks(self, dropped: list[set[str]]):
+        handles = []
+        for index, (attn, mlp) in enumerate(self.sublayers):
+            for part, module in (("attn", attn), ("mlp", mlp)):
+                active = torch.tensor(
+                    [not self._is_dropped(index, part, names) for names in dropped]
+                )
+                handles.append(module.register_forward_hook(_zero_inactive(active)))
+                if part == "attn":
+                    hook = _hide_inactive_keys(active)
+                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def _is_dropped(layer: int, part: str, names: set[str]) -> bool:
+        return any(
+            parse_unit(name).layer == layer and parse_unit(name).part in (None, part)
+            for name in names
+        )
+
+
+def _zero_inactive(active: Tensor):
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        keep = active[None, :, None]  # [1, S, 1]
+        if isinstance(output, tuple):
+            return (output[0] * keep, *output[1:])
+        return output * keep
+
+    return hook
+
+
+def _hide_inactive_keys(active: Tensor):
+    def hook(_module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        mask = kwargs["attention_mask"]  # eager: [1, 1, S, S], 0 or the least float
+        hidden = torch.finfo(mask.dtype).min
+        # A position always sees itself, so that inactive rows (zeroed later) stay finite.
+        visible = active[None, :] | torch.eye(len(active), dtype=torch.bool)
+        kwargs["attention_mask"] = mask.masked_fill(~visible, hidden)
+        return args, kwargs
+
+    return hook

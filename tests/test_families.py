@@ -1,0 +1,219 @@
+"""Every supported family computes D³ exactly, in float32, beyond any sliding window."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from d3cli.decode import DecodedToken, decode, prefill
+from d3cli.engine import Engine
+from d3cli.model import LoadedModel
+from d3cli.sampling import SamplingParams, make_sampler
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, score
+from tests.families import FAMILY_NAMES, random_ids, schedules, sublayers, tiny, whole_layers
+
+NEW_TOKENS = 24
+PROMPT_LEN = 17
+TOLERANCE = 1e-5  # absolute, in log-probabilities
+
+GREEDY = SamplingParams()
+
+family = pytest.mark.parametrize("name", FAMILY_NAMES)
+units = pytest.mark.parametrize("units", ["layers", "sublayers", "static"])
+
+
+def run(
+    model: LoadedModel,
+    prompt_ids: Sequence[int],
+    schedule: DepthSchedule,
+    chunk_size: int = 512,
+    new_tokens: int = NEW_TOKENS,
+) -> list[DecodedToken]:
+    cache = model.new_cache()
+    for chunk in prefill(model, cache, prompt_ids, chunk_size):
+        last = chunk.hidden[-1]
+    return list(
+        decode(
+            model,
+            cache,
+            model.logits(last),
+            schedule,
+            make_sampler(GREEDY),
+            prompt_ids=prompt_ids,
+            max_tokens=new_tokens,
+        )
+    )
+
+
+def log_probs(logits: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:
+    return logits.log_softmax(-1).gather(-1, torch.tensor(token_ids)[:, None])[:, 0].double()
+
+
+def ids_of(tokens: Sequence[DecodedToken]) -> list[int]:
+    return [token.token_id for token in tokens]
+
+
+@family
+def test_full_depth_generates_what_transformers_generates(name: str) -> None:
+    model = tiny(name)
+    prompt = random_ids(PROMPT_LEN)
+    expected = model.plain.generate(
+        torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
+    )
+    for schedule in (
+        DepthSchedule.full(model.gated.num_layers),
+        whole_layers(alpha=1.0),
+        sublayers(model.gated, alpha=1.0),
+    ):
+        assert ids_of(run(model.gated, prompt, schedule)) == expected[0, PROMPT_LEN:].tolist()
+
+
+@family
+def test_the_gate_at_full_depth_changes_no_bit(name: str) -> None:
+    model = tiny(name)
+    ids = torch.tensor([random_ids(40)])
+    with torch.inference_mode():
+        plain = model.plain(ids, use_cache=False).logits
+    assert torch.equal(model.gated.logits(model.gated.hidden_states(ids)), plain)
+
+
+@family
+@units
+def test_decoding_equals_the_slow_reference(name: str, units: str) -> None:
+    model = tiny(name)
+    schedule = schedules(model.gated)[units]
+    prompt = random_ids(PROMPT_LEN, seed=1)
+    tokens = run(model.gated, prompt, schedule)
+    expected_ids, logits = model.reference.generate(prompt, schedule, NEW_TOKENS)
+    assert schedule.depth(NEW_TOKENS - 1) < model.gated.num_layers
+    assert ids_of(tokens) == expected_ids
+    ours = torch.tensor([token.logprob for token in tokens], dtype=torch.float64)
+    assert (ours - log_probs(logits, expected_ids)).abs().max() < TOLERANCE
+
+
+@family
+def test_the_reference_itself_departs_from_full_depth(name: str) -> None:
+    model = tiny(name)
+    ids = random_ids(PROMPT_LEN + NEW_TOKENS)
+    full = model.reference.logits(ids, PROMPT_LEN, DepthSchedule.full(model.gated.num_layers))
+    decayed = model.reference.logits(ids, PROMPT_LEN, whole_layers())
+    assert torch.allclose(full[:PROMPT_LEN], decayed[:PROMPT_LEN], atol=1e-5)
+    assert (full[-1] - decayed[-1]).abs().max() > 0.1
+
+
+@family
+@units
+@pytest.mark.parametrize("chunk_size", [1, 5, 512])
+def test_prefill_in_chunks_changes_nothing(name: str, units: str, chunk_size: int) -> None:
+    model = tiny(name)
+    schedule = schedules(model.gated)[units]
+    prompt = random_ids(PROMPT_LEN, seed=2)
+    whole = run(model.gated, prompt, schedule)
+    chunked = run(model.gated, prompt, schedule, chunk_size)
+    assert ids_of(chunked) == ids_of(whole)
+    assert max(abs(a.logprob - b.logprob) for a, b in zip(whole, chunked, strict=True)) < TOLERANCE
+
+
+@family
+@units
+def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) -> None:
+    model = tiny(name)
+    schedule = schedules(model.gated)[units]
+    prompt = random_ids(PROMPT_LEN, seed=3)
+    tokens = run(model.gated, prompt, schedule)
+    (scores,) = score(model.gated, [Document(prompt, ids_of(tokens))], schedule)
+    ours = torch.tensor([token.logprob for token in tokens], dtype=torch.float64)
+    assert (ours - scores.log_probs).abs().max() < TOLERANCE
+    assert scores.top_ids.tolist() == [token.top_id for token in tokens]
+
+
+@family
+@units
+def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, units: str) -> None:
+    model = tiny(name)
+    schedule = schedules(model.gated)[units]
+    documents = [
+        Document(random_ids(prompt, seed=prompt), random_ids(response, seed=100 + response))
+        for prompt, response in ((3, 30), (19, 1), (11, 12), (26, 21))
+    ]
+    batch = score(model.gated, documents, schedule)
+    for document, scores in zip(documents, batch, strict=True):
+        (alone,) = score(model.gated, [document], schedule)
+        assert (alone.log_probs - scores.log_probs).abs().max() < TOLERANCE
+        logits = model.reference.logits(
+            [*document.prompt_ids, *document.response_ids[:-1]], len(document.prompt_ids), schedule
+        )[len(document.prompt_ids) - 1 :]
+        expected = log_probs(logits, list(document.response_ids))
+        assert (expected - scores.log_probs).abs().max() < TOLERANCE
+
+
+@family
+@units
+def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> None:
+    model = tiny(name).gated
+    schedule = schedules(model)[units]
+    cache = model.new_cache()
+    prompt = random_ids(PROMPT_LEN, seed=4)
+    for chunk in prefill(model, cache, prompt):
+        last = chunk.hidden[-1]
+    sampler = make_sampler(GREEDY)
+    tokens = list(
+        decode(
+            model,
+            cache,
+            model.logits(last),
+            schedule,
+            sampler,
+            prompt_ids=prompt,
+            max_tokens=NEW_TOKENS,
+        )
+    )
+    held = [*prompt, *ids_of(tokens)[:-1]]
+    assert cache.is_ragged
+    assert cache.position == len(held)
+    assert cache.full_length < cache.position
+
+    cache.crop(cache.full_length)
+    for _ in prefill(model, cache, held[cache.position :], chunk_size=6):
+        pass
+
+    plain = model.new_cache()
+    for _ in prefill(model, plain, held):
+        pass
+    assert not cache.is_ragged
+    assert cache.position == cache.full_length == plain.position
+    for layer in range(model.num_layers):
+        for ours, expected in zip(
+            cache.keys_and_values(layer), plain.keys_and_values(layer), strict=True
+        ):
+            assert ours.shape == expected.shape
+            assert (ours - expected).abs().max() < TOLERANCE
+
+
+@family
+@units
+def test_the_audit_counts_where_full_depth_agrees(name: str, units: str) -> None:
+    model = tiny(name)
+    schedule = schedules(model.gated)[units]
+    prompt = random_ids(PROMPT_LEN, seed=5)
+    engine = Engine(model.gated)
+    tokens = run(model.gated, prompt, schedule)
+    replayed = tokens_of_engine(engine, prompt, schedule)
+    assert replayed == ids_of(tokens)
+    full = model.reference.logits(
+        [*prompt, *ids_of(tokens)[:-1]], PROMPT_LEN, DepthSchedule.full(model.gated.num_layers)
+    ).argmax(-1)[PROMPT_LEN - 1 :]
+    below = [token for token in tokens if token.depth < model.gated.num_layers]
+    agreement = engine.repair()
+    assert agreement.compared == len(below) > 0
+    assert agreement.agreed == sum(token.top_id == int(full[token.step]) for token in below)
+    if units != "sublayers":  # those may be mild enough to agree everywhere
+        assert agreement.agreed < agreement.compared
+
+
+def tokens_of_engine(engine: Engine, prompt: list[int], schedule: DepthSchedule) -> list[int]:
+    reply = engine.stream_ids(prompt, schedule=schedule, sampling=GREEDY, max_tokens=NEW_TOKENS)
+    for _ in reply:
+        pass
+    return ids_of(reply.tokens)
