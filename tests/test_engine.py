@@ -1,0 +1,273 @@
+"""Replies, turns and stats, on a tiny random model and on the built-in trained one."""
+
+import time
+
+import pytest
+import torch
+
+from d3cli.decode import decode, prefill
+from d3cli.engine import Engine, Reply
+from d3cli.errors import GenerationError, PromptError, UsageError
+from d3cli.model import LoadedModel, load_model
+from d3cli.sampling import SamplingParams, make_sampler
+from d3cli.schedule import DepthSchedule
+from tests.families import random_ids, tiny, whole_layers
+
+STORY = "Tell me a story about a fox."
+
+
+@pytest.fixture(scope="module")
+def builtin() -> LoadedModel:
+    return load_model(dtype="float32", device="cpu")
+
+
+def ids(reply: Reply) -> list[int]:
+    for _ in reply:
+        pass
+    return [token.token_id for token in reply.tokens]
+
+
+def greedy(engine: Engine, prompt: list[int], schedule: DepthSchedule, **options: int) -> Reply:
+    return engine.stream_ids(prompt, schedule=schedule, sampling=SamplingParams(), **options)
+
+
+class TestReply:
+    def test_the_builtin_model_answers(self, builtin: LoadedModel) -> None:
+        reply = Engine(builtin).stream(STORY)
+        chunks = list(reply)
+        assert len(reply.text.split()) > 30
+        assert "".join(chunk.text for chunk in chunks) == reply.text
+        assert "".join(reply.pieces) == reply.text
+        assert chunks[-1].finish_reason == reply.finish_reason == "stop"
+        assert all(chunk.finish_reason is None for chunk in chunks[:-1])
+        assert builtin.tokenizer.decode([c.token_id for c in chunks], True) == reply.text
+
+    def test_stats_are_those_of_the_decode_steps(self, builtin: LoadedModel) -> None:
+        engine, schedule = Engine(builtin), builtin.schedule(0.99)
+        before = time.perf_counter()
+        reply = engine.stream(STORY, schedule=schedule, max_tokens=30)
+        list(reply)
+        wall = time.perf_counter() - before
+        stats = reply.stats
+        depths = [schedule.depth(t) for t in range(1, 30)]
+        assert stats.completion_tokens == 30
+        assert stats.prompt_tokens == len(reply.prompt_ids) > 5
+        assert stats.mean_depth == pytest.approx(sum(depths) / 29)
+        assert stats.min_depth == depths[-1] < 16
+        assert stats.layer_ratio == pytest.approx(16 * 29 / sum(depths))
+        assert stats.byte_ratio == schedule.byte_ratio(30, builtin.weight_bytes)
+        assert 1 < stats.byte_ratio < stats.layer_ratio
+        assert stats.ttft_s is not None
+        assert stats.ttft_s + stats.decode_s <= wall
+        assert stats.tokens_per_second == pytest.approx(29 / stats.decode_s)
+        assert stats.peak_memory_bytes > 50e6
+        assert stats.seed is None
+
+    def test_one_token_has_no_ratio(self, builtin: LoadedModel) -> None:
+        reply = Engine(builtin).stream(STORY, max_tokens=1)
+        list(reply)
+        stats = reply.stats
+        assert (stats.mean_depth, stats.layer_ratio, stats.tokens_per_second) == (None, None, None)
+
+    def test_max_tokens_ends_with_length(self, builtin: LoadedModel) -> None:
+        reply = Engine(builtin).stream(STORY, max_tokens=7)
+        assert len(list(reply)) == 7
+        assert reply.finish_reason == "length"
+
+    def test_a_stop_string_ends_the_reply_before_it(self, builtin: LoadedModel) -> None:
+        whole = Engine(builtin).stream(STORY)
+        list(whole)
+        stop = whole.text[40:47]
+        reply = Engine(builtin).stream(STORY, stop=[stop, "not in any story"])
+        list(reply)
+        assert reply.text == whole.text[: whole.text.index(stop)]
+        assert reply.finish_reason == "stop"
+
+    def test_the_context_ends_the_reply(self) -> None:
+        model = tiny("llama").gated
+        reply = greedy(Engine(model), random_ids(250), whole_layers(), max_tokens=50)
+        assert len(ids(reply)) == 6
+        assert reply.finish_reason == "context"
+
+    def test_a_sampled_reply_names_its_seed_and_repeats(self, builtin: LoadedModel) -> None:
+        sampled = SamplingParams(temperature=1.2)
+        first = Engine(builtin).stream(STORY, sampling=sampled, max_tokens=40)
+        list(first)
+        seed = first.stats.seed
+        assert seed is not None
+        again = SamplingParams(temperature=1.2, seed=seed)
+        second = Engine(builtin).stream(STORY, sampling=again, max_tokens=40)
+        list(second)
+        assert second.text == first.text
+
+    def test_prefill_counts_up_to_the_prompt(self) -> None:
+        model = tiny("llama").gated
+        reply = greedy(Engine(model), random_ids(200), whole_layers(), max_tokens=3)
+        assert list(reply.prefill()) == [200]
+        assert list(reply.prefill()) == []
+        assert len(ids(reply)) == 3
+
+    def test_a_reply_left_early_is_called_interrupted(self, builtin: LoadedModel) -> None:
+        reply = Engine(builtin).stream(STORY)
+        for _, _chunk in zip(range(5), reply, strict=False):
+            pass
+        assert reply.finish_reason == "interrupted"
+        assert len(reply.tokens) >= 5
+        assert reply.text
+
+    def test_a_newer_reply_ends_the_one_before(self, builtin: LoadedModel) -> None:
+        engine = Engine(builtin)
+        old = engine.stream(STORY)
+        next(iter(old))
+        list(engine.stream(STORY, max_tokens=2))
+        with pytest.raises(UsageError, match="newer"):
+            list(old)
+
+
+class TestTurns:
+    """Whatever happened before, a turn's tokens are those of a fresh engine."""
+
+    SCHEDULE = whole_layers(alpha=0.9, start=1)
+
+    def test_a_second_turn_repairs_and_reuses(self) -> None:
+        model = tiny("qwen3-sliding").gated
+        engine = Engine(model)
+        prompt = random_ids(20)
+        reply = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=15))
+        follow_up = [*prompt, *reply, *random_ids(9, seed=3)]
+        second = greedy(engine, follow_up, self.SCHEDULE, max_tokens=12)
+        done = list(second.prefill())
+        fresh = greedy(Engine(model), follow_up, self.SCHEDULE, max_tokens=12)
+        assert ids(second) == ids(fresh)
+        assert done == [len(follow_up)]
+        assert second.agreement is not None
+        assert second.agreement.compared == 13  # 15 tokens, less token 0 and the warm-up
+
+    def test_the_second_turn_reads_only_what_it_must(self) -> None:
+        model = tiny("llama").gated
+        engine = Engine(model)
+        prompt = random_ids(40)
+        reply = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=10))
+        follow_up = [*prompt, *reply, *random_ids(5, seed=3)]
+        read = []
+        original = model.causal_lm.base_model.forward
+        model.causal_lm.base_model.forward = lambda **kw: (
+            read.append(kw["input_ids"].shape[1]),
+            original(**kw),
+        )[1]
+        try:
+            for _ in greedy(engine, follow_up, self.SCHEDULE, max_tokens=1).prefill():
+                pass
+        except AttributeError:
+            pytest.fail("prefill does not go through the base model")
+        finally:
+            model.causal_lm.base_model.forward = original
+        assert read[0] == len(follow_up) - 41  # the prompt and one warm-up step are kept
+
+    @pytest.mark.parametrize("cut", [0, 5, 19, 20, 24, 30])
+    def test_a_history_that_changed_is_read_again_from_there(self, cut: int) -> None:
+        model = tiny("gemma3").gated
+        engine = Engine(model)
+        prompt = random_ids(20)
+        reply = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=15))
+        edited = [*[*prompt, *reply][:cut], *random_ids(8, seed=cut + 50)]
+        second = greedy(engine, edited, self.SCHEDULE, max_tokens=12)
+        assert ids(second) == ids(greedy(Engine(model), edited, self.SCHEDULE, max_tokens=12))
+
+    def test_the_same_prompt_again_gives_the_same_reply(self) -> None:
+        model = tiny("mistral").gated
+        engine = Engine(model)
+        prompt = random_ids(30)
+        first = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=10))
+        assert ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=10)) == first
+
+    def test_an_interrupted_reply_leaves_the_engine_whole(self) -> None:
+        model = tiny("llama").gated
+        engine = Engine(model)
+        prompt = random_ids(20)
+        reply = greedy(engine, prompt, self.SCHEDULE, max_tokens=15)
+        for _, _chunk in zip(range(6), reply, strict=False):
+            pass
+        follow_up = [*prompt, *[token.token_id for token in reply.tokens], 7, 8]
+        second = greedy(engine, follow_up, self.SCHEDULE, max_tokens=9)
+        assert ids(second) == ids(greedy(Engine(model), follow_up, self.SCHEDULE, max_tokens=9))
+
+    def test_a_conversation_of_messages(self, builtin: LoadedModel) -> None:
+        engine = Engine(builtin)
+        messages = [{"role": "user", "content": "My dog is called Rex."}]
+        first = engine.stream(messages, schedule=builtin.schedule(0.97), max_tokens=30)
+        list(first)
+        messages += [
+            {"role": "assistant", "content": first.text},
+            {"role": "user", "content": "What is my dog called?"},
+        ]
+        second = engine.stream(messages, schedule=builtin.schedule(0.97), max_tokens=30)
+        fresh = Engine(builtin).stream(messages, schedule=builtin.schedule(0.97), max_tokens=30)
+        list(second), list(fresh)
+        assert second.text == fresh.text
+
+    def test_repair_on_demand_and_again_finds_nothing_more(self) -> None:
+        model = tiny("llama").gated
+        engine = Engine(model)
+        ids(greedy(engine, random_ids(20), self.SCHEDULE, max_tokens=15))
+        assert engine.cache.is_ragged
+        assert engine.repair().compared == 13
+        assert not engine.cache.is_ragged
+        assert engine.repair().share is None
+
+
+class TestRefusals:
+    def test_a_prompt_as_long_as_the_context(self) -> None:
+        model = tiny("llama").gated
+        with pytest.raises(PromptError, match=r"256 tokens long.*256"):
+            greedy(Engine(model), random_ids(256), whole_layers())
+        assert ids(greedy(Engine(model), random_ids(255), whole_layers()))
+
+    def test_an_empty_prompt(self, builtin: LoadedModel) -> None:
+        with pytest.raises(PromptError):
+            Engine(builtin).stream(" ")
+        with pytest.raises(PromptError):
+            greedy(Engine(builtin), [], DepthSchedule.full(16))
+
+    def test_max_tokens_below_1(self, builtin: LoadedModel) -> None:
+        with pytest.raises(UsageError, match="max-tokens"):
+            Engine(builtin).stream(STORY, max_tokens=0)
+
+    def test_a_start_beyond_the_context(self, builtin: LoadedModel) -> None:
+        with pytest.raises(UsageError, match="start"):
+            Engine(builtin).stream(STORY, schedule=builtin.schedule(0.9, start=5000))
+
+    def test_a_raw_prompt_of_messages(self, builtin: LoadedModel) -> None:
+        with pytest.raises(UsageError):
+            Engine(builtin).stream([{"role": "user", "content": "x"}], raw=True)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_logits_that_are_not_finite_name_the_step(self, bad: float) -> None:
+        model = tiny("llama").gated
+        cache = model.new_cache()
+        for chunk in prefill(model, cache, [3, 4, 5]):
+            logits = model.logits(chunk.hidden[-1]).clone()
+        logits[7] = bad
+        tokens = decode(
+            model,
+            cache,
+            logits,
+            whole_layers(),
+            make_sampler(SamplingParams()),
+            prompt_ids=[3, 4, 5],
+            max_tokens=4,
+        )
+        with pytest.raises(GenerationError, match="step 0"):
+            next(tokens)
+
+    def test_masked_logits_of_minus_infinity_are_fine(self) -> None:
+        model = tiny("llama").gated
+        cache = model.new_cache()
+        for chunk in prefill(model, cache, [3, 4, 5]):
+            logits = model.logits(chunk.hidden[-1]).clone()
+        logits[logits.topk(5).indices] = -torch.inf
+        sampler = make_sampler(SamplingParams())
+        tokens = decode(
+            model, cache, logits, whole_layers(), sampler, prompt_ids=[3, 4, 5], max_tokens=1
+        )
+        assert next(tokens).token_id not in logits.isinf().nonzero().flatten().tolist()

@@ -1,0 +1,245 @@
+"""The depth schedule: pure arithmetic, checked over random schedules."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d3cli.errors import ScheduleError
+from d3cli.schedule import DepthSchedule, default_schedule, resolve_schedule
+from d3cli.units import LayerBytes, WeightBytes, parse_unit
+
+ATTN_SHARE = 0.25
+
+
+@st.composite
+def any_schedule(draw: st.DrawFn, *, whole_layers: bool = False) -> DepthSchedule:
+    num_layers = draw(st.integers(2, 40))
+    core_first = draw(st.integers(0, num_layers - 1))
+    core_last = draw(st.integers(1, num_layers - core_first))
+    names = []
+    for layer in range(core_first, num_layers - core_last):
+        parts = [
+            [str(layer)],
+            [f"{layer}.attn"],
+            [f"{layer}.mlp"],
+            [f"{layer}.attn", f"{layer}.mlp"],
+        ]
+        names += draw(st.sampled_from(parts[:1] if whole_layers else [[], *parts]))
+    order = tuple(draw(st.permutations(names)))
+    shares = {None: 1.0, "attn": ATTN_SHARE, "mlp": 1 - ATTN_SHARE}
+    alpha = draw(st.floats(0.0, 1.0, exclude_min=True))
+    return DepthSchedule(
+        num_layers,
+        alpha,
+        draw(st.integers(0, 50)),
+        core_first,
+        core_last,
+        order,
+        tuple(shares[parse_unit(name).part] for name in order),
+    )
+
+
+steps = st.integers(0, 2000)
+
+
+@given(any_schedule(), steps)
+def test_depth_never_grows_within_a_reply(schedule: DepthSchedule, t: int) -> None:
+    assert schedule.depth(t + 1) <= schedule.depth(t)
+
+
+@given(any_schedule(), steps)
+def test_active_units_are_nested(schedule: DepthSchedule, t: int) -> None:
+    assert set(schedule.dropped(t)) <= set(schedule.dropped(t + 1))
+
+
+@given(any_schedule(), steps)
+def test_the_floor_holds(schedule: DepthSchedule, t: int) -> None:
+    assert schedule.depth(t) >= schedule.floor
+    assert schedule.floor == pytest.approx(schedule.num_layers - sum(schedule.weights))
+
+
+@given(any_schedule(), steps)
+def test_core_layers_are_never_dropped(schedule: DepthSchedule, t: int) -> None:
+    for name in schedule.dropped(t):
+        layer = parse_unit(name).layer
+        assert schedule.core_first <= layer < schedule.num_layers - schedule.core_last
+
+
+@given(any_schedule(), steps)
+def test_alpha_1_is_full_depth(schedule: DepthSchedule, t: int) -> None:
+    plain = resolve_schedule(schedule.num_layers, 1.0, stored=schedule)
+    assert plain.dropped(t) == ()
+    assert plain.depth(t) == schedule.num_layers
+
+
+@given(any_schedule())
+def test_the_first_tokens_run_at_full_depth(schedule: DepthSchedule) -> None:
+    assert all(schedule.depth(t) == schedule.num_layers for t in range(schedule.start + 1))
+
+
+@given(any_schedule(whole_layers=True), steps)
+def test_whole_layers_give_the_papers_formula(schedule: DepthSchedule, t: int) -> None:
+    decayed = schedule.num_layers * schedule.alpha ** max(0, t - schedule.start)
+    # Beside a whole number rounding decides: the schedule counts 1e-9 short of it as reached.
+    nearby = {max(schedule.floor, math.floor(decayed + nudge)) for nudge in (-1e-6, 0, 1e-6)}
+    assert schedule.depth(t) in nearby
+
+
+@given(any_schedule(), steps)
+def test_depth_stops_at_the_last_unit_that_is_needed(schedule: DepthSchedule, t: int) -> None:
+    decayed = schedule.num_layers * schedule.alpha ** max(0, t - schedule.start)
+    count = schedule.num_dropped(t)
+    if count < len(schedule.skip_order):
+        assert schedule.depth(t) <= decayed + 1e-6
+    if count:
+        one_less = schedule.num_layers - sum(schedule.weights[: count - 1])
+        assert one_less > decayed - 1e-6
+
+
+def test_any_alpha_below_1_drops_one_layer_at_once() -> None:
+    schedule = default_schedule(32, alpha=0.999_999, start=10)
+    assert [schedule.depth(t) for t in (10, 11, 500)] == [32, 31, 31]
+
+
+def test_the_known_depths_of_the_paper_shape() -> None:
+    schedule = default_schedule(32, alpha=0.99)
+    assert [schedule.depth(t) for t in (0, 1, 50, 100, 1000)] == [32, 31, 19, 16, 16]
+
+
+@given(any_schedule(), st.integers(1, 60), st.integers(1, 60))
+def test_prefix_lengths_say_where_each_unit_runs(
+    schedule: DepthSchedule, prompt_len: int, new_tokens: int
+) -> None:
+    lengths = schedule.prefix_lengths(prompt_len, new_tokens)
+    assert list(lengths) == list(schedule.skip_order)
+    for name, length in lengths.items():
+        runs = [name not in schedule.dropped(t) for t in range(1, new_tokens)]
+        assert length == prompt_len + sum(runs)
+        assert runs == sorted(runs, reverse=True)
+
+
+@given(any_schedule())
+def test_json_round_trip(schedule: DepthSchedule) -> None:
+    assert DepthSchedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+
+
+@given(any_schedule(), st.integers(2, 300))
+def test_ratios_follow_the_depths(schedule: DepthSchedule, new_tokens: int) -> None:
+    depths = [schedule.depth(t) for t in range(1, new_tokens)]
+    assert schedule.mean_depth(new_tokens) == pytest.approx(sum(depths) / len(depths))
+    layer = LayerBytes(attn=25, mlp=75)
+    for fixed in (0, 37, 5000):
+        weights = WeightBytes((layer,) * schedule.num_layers, fixed)
+        ratio = schedule.layer_ratio(new_tokens)
+        x = fixed / (100 * schedule.num_layers)
+        expected = ratio * (1 + x) / (1 + ratio * x)
+        assert schedule.byte_ratio(new_tokens, weights) == pytest.approx(expected)
+        net = schedule.byte_ratio(new_tokens, weights, net_of_repair=True)
+        assert net < schedule.byte_ratio(new_tokens, weights)
+
+
+def test_a_reply_of_one_token_has_no_decode_step() -> None:
+    schedule = default_schedule(8, alpha=0.5)
+    weights = WeightBytes((LayerBytes(1, 1),) * 8, 1)
+    assert schedule.mean_depth(1) == 8
+    assert schedule.byte_ratio(1, weights) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"alpha": 0.0},
+        {"alpha": 1.01},
+        {"alpha": math.nan},
+        {"alpha": -1.0},
+        {"start": -1},
+        {"core_first": -1},
+        {"core_first": 5, "core_last": 4},
+        {"num_layers": 0},
+        {"skip_order": ("8",)},
+        {"skip_order": ("0",), "core_first": 1},
+        {"skip_order": ("7",), "core_last": 1},
+        {"skip_order": ("3", "3")},
+        {"skip_order": ("3", "3.attn"), "weights": (1.0, 0.5)},
+        {"skip_order": ("3.attn", "3"), "weights": (0.5, 1.0)},
+        {"skip_order": ("3.attn", "3.attn"), "weights": (0.5, 0.5)},
+        {"skip_order": ("3.attn",)},
+        {"skip_order": ("3",), "weights": (0.5,)},
+        {"skip_order": ("3.attn",), "weights": (0.0,)},
+        {"skip_order": ("3",), "weights": (1.0, 1.0)},
+        {"skip_order": ("three",)},
+        {"skip_order": ("3.norm",), "weights": (0.5,)},
+        {"skip_order": ("-3",)},
+        {"skip_order": tuple("01234567")},
+        {"skip_order": tuple(f"{i}.attn" for i in range(8)), "weights": (0.5,) * 8},
+    ],
+)
+def test_impossible_schedules_are_refused(fields: dict) -> None:
+    with pytest.raises(ScheduleError):
+        DepthSchedule(**({"num_layers": 8} | fields))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"alpha": "steep"},
+        {"start": 1.5},
+        {"skip_order": None},
+        {"weights": ["x"]},
+        {"num_layers": None},
+        {"core_first": "1"},
+    ],
+)
+def test_damaged_json_is_refused(damage: dict) -> None:
+    data = default_schedule(8, alpha=0.9).to_json()
+    with pytest.raises(ScheduleError):
+        DepthSchedule.from_json(data | damage)
+    with pytest.raises(ScheduleError):
+        DepthSchedule.from_json({key: data[key] for key in data if key != next(iter(damage))})
+
+
+class TestDefaults:
+    def test_without_calibration_auto_is_cautious(self) -> None:
+        schedule = resolve_schedule(16)
+        assert (schedule.alpha, schedule.start) == (0.999, 32)
+        assert (schedule.core_first, schedule.core_last) == (4, 4)
+        assert schedule.skip_order == ("4", "5")
+
+    def test_an_explicit_alpha_uses_every_flex_layer(self) -> None:
+        schedule = resolve_schedule(16, 0.99)
+        assert schedule.skip_order == tuple(str(layer) for layer in range(4, 12))
+        assert schedule.start == 0
+
+    @given(st.integers(1, 100))
+    def test_every_depth_of_model_has_a_default(self, num_layers: int) -> None:
+        assert resolve_schedule(num_layers).floor >= num_layers - num_layers // 8
+        assert resolve_schedule(num_layers, 0.5).floor >= num_layers / 2
+
+    def test_off_is_full_depth_whatever_is_stored(self) -> None:
+        stored = default_schedule(8, alpha=0.5)
+        assert resolve_schedule(8, "off", stored=stored) == DepthSchedule.full(8)
+
+    def test_a_stored_schedule_is_used_and_each_flag_overrides_its_field(self) -> None:
+        stored = DepthSchedule(16, 0.98, 7, 2, 2, ("9", "5.mlp", "3"), (1.0, 0.6, 1.0))
+        assert resolve_schedule(16, stored=stored) == stored
+        changed = resolve_schedule(16, 0.9, start=3, core_first=4, stored=stored)
+        assert changed == DepthSchedule(16, 0.9, 3, 4, 2, ("9", "5.mlp"), (1.0, 0.6))
+
+    def test_a_stored_schedule_of_another_model_is_refused(self) -> None:
+        with pytest.raises(ScheduleError, match="8 layers"):
+            resolve_schedule(16, stored=default_schedule(8))
+
+    def test_core_sizes_beyond_the_model_are_refused(self) -> None:
+        with pytest.raises(ScheduleError, match="do not fit"):
+            resolve_schedule(16, 0.9, core_first=20)
+
+
+def test_a_sublayer_weighs_its_share_of_the_layers_bytes() -> None:
+    weights = WeightBytes((LayerBytes(attn=30, mlp=90, other=5),) * 2, fixed=11)
+    assert weights.weight("1.attn") == 0.25
+    assert weights.weight("1.mlp") == 0.75
+    assert weights.weight("1") == 1
+    assert (weights.of("0"), weights.of("0.attn"), weights.total) == (125, 30, 261)

@@ -1,0 +1,147 @@
+"""Text and token ids: whole characters, stop strings, control tokens that stay text."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from d3cli.config import BUILTIN
+from d3cli.errors import ModelError, PromptError, UsageError
+from d3cli.files import find_model
+from d3cli.text import Detokenizer, StopStrings, encode_chat, encode_raw
+from tests.families import word_tokenizer
+
+
+def builtin() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(find_model(BUILTIN).path)
+
+
+TOKENIZER = builtin()
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+class TestDetokenizer:
+    @given(st.text())
+    def test_pieces_join_to_the_text(self, text: str) -> None:
+        ids = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        stream = Detokenizer(TOKENIZER)
+        assert "".join(stream.push(i) for i in ids) + stream.flush() == text
+
+    @given(st.text(alphabet="añ€😀👩\u200d", min_size=1))
+    def test_no_piece_ends_inside_a_character(self, text: str) -> None:
+        stream = Detokenizer(TOKENIZER)
+        for token_id in TOKENIZER(text, add_special_tokens=False)["input_ids"]:
+            assert "\ufffd" not in stream.push(token_id)
+        assert stream.flush() == ""
+
+    @settings(deadline=None)
+    @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30))
+    def test_any_ids_at_all_decode_as_one_would_at_once(self, ids: list[int]) -> None:
+        stream = Detokenizer(TOKENIZER)
+        text = "".join(stream.push(i) for i in ids) + stream.flush()
+        assert text == TOKENIZER.decode(ids, skip_special_tokens=True)
+
+    def test_an_open_character_at_the_end_is_shown_as_a_replacement(self) -> None:
+        ids = TOKENIZER("😀", add_special_tokens=False)["input_ids"]
+        stream = Detokenizer(TOKENIZER)
+        assert "".join(stream.push(i) for i in ids[:-1]) == ""
+        assert "\ufffd" in stream.flush()
+
+    def test_a_tokenizer_without_a_backend_is_refused(self) -> None:
+        with pytest.raises(ModelError):
+            Detokenizer(object())
+
+
+class TestStopStrings:
+    @given(
+        st.text(alphabet="ab\n", max_size=40),
+        st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3),
+        st.data(),
+    )
+    def test_chunk_boundaries_do_not_matter(
+        self, text: str, stops: list[str], data: st.DataObject
+    ) -> None:
+        found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+        expected = text[: min(found)] if found else text
+        filter_, shown, rest = StopStrings(stops), "", text
+        while rest:
+            cut = data.draw(st.integers(1, len(rest)))
+            piece, stopped = filter_.push(rest[:cut])
+            shown, rest = shown + piece, rest[cut:]
+            if stopped:
+                break
+        assert shown + filter_.flush() == expected
+
+    def test_text_that_cannot_become_a_stop_is_shown_at_once(self) -> None:
+        stops = StopStrings(["###"])
+        assert stops.push("a#") == ("a", False)
+        assert stops.push("b") == ("#b", False)
+
+    def test_an_empty_stop_is_refused(self) -> None:
+        with pytest.raises(UsageError):
+            StopStrings([""])
+
+
+class TestEncodeChat:
+    SPECIAL = tuple(TOKENIZER.all_special_tokens)
+
+    @pytest.mark.parametrize("token", SPECIAL)
+    @pytest.mark.parametrize("role", ["system", "user", "assistant"])
+    def test_control_tokens_in_any_message_stay_text(self, token: str, role: str) -> None:
+        def specials(filler: str) -> list[int]:
+            texts = dict.fromkeys(("system", "user", "assistant"), "Hello.")
+            texts[role] += filler
+            messages = [{"role": name, "content": text} for name, text in texts.items()]
+            ids = encode_chat(TOKENIZER, [*messages, *user("Go on.")])
+            return [i for i in ids if i in TOKENIZER.all_special_ids]
+
+        assert specials(f" {token} then {token}{token}") == specials(" nothing")
+
+    def test_benign_text_gives_the_ids_of_the_plain_template(self) -> None:
+        messages = user("What is 27 + 45?\n\nTell me!")
+        plain = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert encode_chat(TOKENIZER, messages) == list(plain)
+
+    def test_a_model_without_a_template_reads_the_text_as_it_is(self) -> None:
+        assert encode_chat(word_tokenizer(), user("w5 w6")) == [5, 6]
+
+    def test_another_template_can_be_given(self) -> None:
+        template = "{% for m in messages %}w9 {{ m.content }}{% endfor %}"
+        assert encode_chat(word_tokenizer(), user("w5"), chat_template=template) == [9, 5]
+
+    @pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{% if %}"])
+    def test_a_template_that_fails_gives_one_clear_error(self, template: str) -> None:
+        with pytest.raises(ModelError, match="cannot render"):
+            encode_chat(TOKENIZER, user("hi"), chat_template=template)
+
+    def test_thinking_needs_a_template_that_knows_it(self) -> None:
+        with pytest.raises(UsageError, match="thinking"):
+            encode_chat(TOKENIZER, user("hi"), think=True)
+        template = "{{ messages[0].content }} {{ 'w1' if enable_thinking else 'w2' }}"
+        for think, last in ((True, 1), (False, 2)):
+            ids = encode_chat(word_tokenizer(), user("w5"), chat_template=template, think=think)
+            assert ids == [5, last]
+
+    @pytest.mark.parametrize("text", ["", "  \n"])
+    def test_an_empty_prompt_is_refused(self, text: str) -> None:
+        with pytest.raises(PromptError, match="empty"):
+            encode_chat(TOKENIZER, user(text))
+
+
+class TestEncodeRaw:
+    def test_special_tokens_are_parsed(self) -> None:
+        token = TOKENIZER.eos_token
+        assert TOKENIZER.eos_token_id in encode_raw(TOKENIZER, f"Hello{token}")
+
+    def test_a_bos_in_the_text_is_not_doubled(self) -> None:
+        if TOKENIZER.bos_token is None:
+            pytest.skip("this tokenizer has no BOS")
+        ids = encode_raw(TOKENIZER, f"{TOKENIZER.bos_token}Hello")
+        assert ids.count(TOKENIZER.bos_token_id) == 1
+
+    def test_an_empty_text_is_refused(self) -> None:
+        with pytest.raises(PromptError):
+            encode_raw(TOKENIZER, "")
