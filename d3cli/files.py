@@ -43,6 +43,25 @@ def find_model(name: str, *, offline: bool = False) -> ModelFiles:
         ModelError: the directory is no usable model.
         DownloadError: the hub cannot or will not give the files.
     """
+    local = find_local(name)
+    if local is not None:
+        return local
+    hub_id = aliases().get(name, name)
+    snapshot = _cached_snapshot(hub_id)
+    if snapshot is None:
+        snapshot = _download(hub_id, offline)
+    _check_directory(snapshot)
+    return ModelFiles(name, snapshot)
+
+
+def find_local(name: str) -> ModelFiles | None:
+    """The built-in model or a directory; None for what can only be a model on the hub.
+
+    Quick, and needs no network: a wrong name or a broken directory is found before anything slow.
+
+    Raises:
+        UnknownModelError, ModelError: as for `find_model`.
+    """
     if name == BUILTIN:
         return ModelFiles("the built-in model", Path(str(files("d3cli") / "builtin")), builtin=True)
     target = aliases().get(name, name)
@@ -50,19 +69,15 @@ def find_model(name: str, *, offline: bool = False) -> ModelFiles:
     if directory is not None:
         _check_directory(directory)
         return ModelFiles(name, directory)
-    if not looks_like_hub_id(target):
-        near = nearest_aliases(name)
-        raise UnknownModelError(
-            f'there is no model or directory called "{name}"',
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else "give an alias, a hub id such as org/name, or a directory",
-        )
-    snapshot = _cached_snapshot(target)
-    if snapshot is None:
-        snapshot = _download(target, offline)
-    _check_directory(snapshot)
-    return ModelFiles(name, snapshot)
+    if looks_like_hub_id(target):
+        return None
+    near = nearest_aliases(name)
+    raise UnknownModelError(
+        f'there is no model or directory called "{name}"',
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "give an alias, a hub id such as org/name, or a directory",
+    )
 
 
 def _as_directory(target: str) -> Path | None:

@@ -24,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
@@ -46,8 +46,8 @@ def d3(
 ) -> None:
     """Local language models with fewer layers for later tokens.
 
-    D³ (arXiv 2503.08524) needs no training: token [italic]t[/italic] of a reply runs about
-    L·alpha^t of L layers. Faster, at a price in quality that you can see.
+    D³ (arXiv 2503.08524) needs no training: token t of a reply runs about L·alpha^t of a model's
+    L layers. Faster, at a price in quality that you can see.
     """
     ctx.default_map = _defaults()
 

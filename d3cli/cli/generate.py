@@ -11,9 +11,10 @@ import typer
 
 from d3cli.cli import options
 from d3cli.cli.options import parse_alpha, parse_start
-from d3cli.cli.output import Output
+from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.config import BUILTIN, load_settings, names_a_model
 from d3cli.errors import PromptError, UsageError
+from d3cli.files import find_local
 from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def generate(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="An alias, a hub id or a directory. Default: the configured model, else the "
             "built-in one. A lone argument that names no model is the prompt.",
         ),
     ] = None,
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="The prompt; - reads it from stdin."),
+        typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin."),
     ] = None,
     prompt: options.Prompt = None,
     prompt_file: options.PromptFile = None,
@@ -68,10 +69,12 @@ def generate(
 
     The reply goes to stdout, everything else to stderr. Text piped in stands before the prompt.
 
-    [dim]Examples:[/dim]
-      d3 generate "Tell me a story about a fox."
-      d3 generate llama-3.2-1b "Why is the sky blue?" --alpha 0.995
-      cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt
+    Examples:
+    - `d3 generate "Tell me a story about a fox."`
+
+    - `d3 generate llama-3.2-1b "Why is the sky blue?" --alpha 0.995`
+
+    - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
     """
     output = Output()
     model_name, model_was_named, prompt_text = _arguments(model, text, prompt, prompt_file)
@@ -127,8 +130,12 @@ def generate(
         for chunk in reply:
             if not as_json:
                 output.write(chunk.text)
-    finally:  # also when interrupted: what was generated is not lost
+    except (ClosedPipe, WriteError):
+        raise
+    except BaseException:  # interrupted or failed: what was generated until then is not lost
         _close(output, reply, source, as_json)
+        raise
+    _close(output, reply, source, as_json)
     return 0
 
 
@@ -139,6 +146,7 @@ def _arguments(
 
     Raises:
         UsageError: two prompts.
+        UnknownModelError, ModelError: no usable model has that name.
         PromptError: none, or one that cannot be read.
     """
     model, text = first, second
@@ -148,6 +156,9 @@ def _arguments(
     used = [name for name, value in sources.items() if value is not None]
     if len(used) > 1:
         raise UsageError(f"the prompt comes from {used[0]} and from {used[1]}", "give one of them")
+    configured = os.environ.get("D3_MODEL") or load_settings().get("model")
+    name = str(model or configured or BUILTIN)
+    find_local(name)
     wanted = text if text is not None else prompt
     if prompt_file is not None:
         wanted = "-" if str(prompt_file) == "-" else _read_text(prompt_file, "prompt file")
@@ -163,8 +174,7 @@ def _arguments(
         raise PromptError(
             "the prompt is empty", 'for example: d3 generate "Tell me a story about a fox."'
         )
-    configured = os.environ.get("D3_MODEL") or load_settings().get("model")
-    return str(model or configured or BUILTIN), model is not None, whole
+    return name, model is not None, whole
 
 
 def _stdin_is_fed() -> bool:
@@ -242,7 +252,8 @@ def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
     output.end_line()
     if not stats.completion_tokens:
         return
-    parts = [f"{stats.completion_tokens} tokens"]
+    count = stats.completion_tokens
+    parts = [f"{count} token{'' if count == 1 else 's'}"]
     if stats.tokens_per_second is not None:
         parts.append(f"{stats.tokens_per_second:.1f} tok/s")
     if stats.ttft_s is not None:
@@ -254,7 +265,7 @@ def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
         )
         parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
     parts.append(f"peak {stats.peak_memory_bytes / 1e9:.2f} GB")
-    parts.append(reply.finish_reason)
+    parts.append(f"stopped: {reply.finish_reason}")
     output.note(" · ".join(parts))
 
 

@@ -34,7 +34,6 @@ Alpha = Annotated[
     typer.Option(
         envvar="D3_ALPHA",
         metavar="FLOAT|auto|off",
-        show_envvar=False,
         rich_help_panel=DEPTH,
         help="Depth decay per token: 0.999 is gentle, 0.99 steep. auto: the model's own "
         "calibration, else a cautious default. off: full depth.",
@@ -45,7 +44,6 @@ Start = Annotated[
     typer.Option(
         envvar="D3_START",
         metavar="N|N%",
-        show_envvar=False,
         rich_help_panel=DEPTH,
         help="Full-depth tokens before the decay begins, or a share of --max-tokens.",
     ),
@@ -54,8 +52,8 @@ CoreFirst = Annotated[
     int | None,
     typer.Option(
         envvar="D3_CORE_FIRST",
+        min=0,
         metavar="N",
-        show_envvar=False,
         rich_help_panel=DEPTH,
         help="First layers that are never dropped.",
     ),
@@ -64,8 +62,8 @@ CoreLast = Annotated[
     int | None,
     typer.Option(
         envvar="D3_CORE_LAST",
+        min=0,
         metavar="N",
-        show_envvar=False,
         rich_help_panel=DEPTH,
         help="Last layers that are never dropped.",
     ),
@@ -77,7 +75,6 @@ Temperature = Annotated[
         "--temp",
         envvar="D3_TEMPERATURE",
         metavar="FLOAT",
-        show_envvar=False,
         rich_help_panel=SAMPLING,
         help="0 is greedy. Default: what the checkpoint says, else greedy.",
     ),
@@ -88,7 +85,6 @@ TopP = Annotated[
         "--top-p",
         envvar="D3_TOP_P",
         metavar="FLOAT",
-        show_envvar=False,
         rich_help_panel=SAMPLING,
         help="Keep the likeliest tokens that together reach this probability.",
     ),
@@ -99,7 +95,6 @@ TopK = Annotated[
         "--top-k",
         envvar="D3_TOP_K",
         metavar="N",
-        show_envvar=False,
         rich_help_panel=SAMPLING,
         help="Keep the N likeliest tokens; 0 keeps all.",
     ),
@@ -110,7 +105,6 @@ MinP = Annotated[
         "--min-p",
         envvar="D3_MIN_P",
         metavar="FLOAT",
-        show_envvar=False,
         rich_help_panel=SAMPLING,
         help="Drop tokens below this share of the likeliest one's probability.",
     ),
@@ -120,7 +114,6 @@ RepetitionPenalty = Annotated[
     typer.Option(
         envvar="D3_REPETITION_PENALTY",
         metavar="FLOAT",
-        show_envvar=False,
         rich_help_panel=SAMPLING,
         help="Above 1 makes tokens already seen less likely.",
     ),
@@ -130,7 +123,6 @@ Seed = Annotated[
     typer.Option(
         envvar="D3_SEED",
         metavar="N",
-        show_envvar=False,
         rich_help_panel=SAMPLING,
         help="Makes sampling repeatable.",
     ),
@@ -139,8 +131,8 @@ MaxTokens = Annotated[
     int | None,
     typer.Option(
         envvar="D3_MAX_TOKENS",
+        min=1,
         metavar="N",
-        show_envvar=False,
         rich_help_panel=SAMPLING,
         help="Longest reply. Default: what the model's context leaves.",
     ),
@@ -172,7 +164,6 @@ System = Annotated[
         "-s",
         envvar="D3_SYSTEM",
         metavar="TEXT",
-        show_envvar=False,
         rich_help_panel=INPUT,
         help="A system prompt.",
     ),
@@ -204,7 +195,6 @@ Dtype = Annotated[
     DtypeName,
     typer.Option(
         envvar="D3_DTYPE",
-        show_envvar=False,
         rich_help_panel=MODEL,
         help="auto: bfloat16 where the processor or GPU has it, else float32.",
     ),
@@ -214,7 +204,6 @@ Device = Annotated[
     typer.Option(
         envvar="D3_DEVICE",
         metavar="auto|cpu|cuda[:N]",
-        show_envvar=False,
         rich_help_panel=MODEL,
         help="Where to run.",
     ),
@@ -223,8 +212,8 @@ Threads = Annotated[
     int | None,
     typer.Option(
         envvar="D3_THREADS",
+        min=1,
         metavar="N",
-        show_envvar=False,
         rich_help_panel=MODEL,
         help="CPU threads.",
     ),
@@ -234,7 +223,6 @@ Offline = Annotated[
     typer.Option(
         "--offline",
         envvar="D3_OFFLINE",
-        show_envvar=False,
         rich_help_panel=MODEL,
         help="Never touch the network.",
     ),
@@ -250,7 +238,6 @@ Debug = Annotated[
     typer.Option(
         "--debug",
         envvar="D3_DEBUG",
-        show_envvar=False,
         rich_help_panel=OUTPUT,
         # The environment, because the error that it is for may come before any command runs.
         callback=lambda on: os.environ.__setitem__("D3_DEBUG", "1") if on else None,

@@ -39,6 +39,10 @@ class ClosedPipe(Exception):  # noqa: N818 - not an error: the reader has had en
     """Whoever reads stdout has gone."""
 
 
+class WriteError(D3Error):
+    """Standard output cannot be written: a full disk, say."""
+
+
 class Output:
     """Where a command writes."""
 
@@ -55,10 +59,12 @@ class Output:
 
         Raises:
             ClosedPipe: nobody reads.
-            D3Error: it cannot be written.
+            WriteError: it cannot be written.
         """
         if not text:
             return
+        # Before the write, since a signal may come between the two.
+        self._at_line_start = text.endswith("\n")
         try:
             self._stdout.write(inert(text))
             self._stdout.flush()
@@ -67,8 +73,7 @@ class Output:
             raise ClosedPipe from error
         except OSError as error:
             self._abandon_stdout()
-            raise D3Error(f"cannot write to standard output: {error.strerror}") from error
-        self._at_line_start = text.endswith("\n")
+            raise WriteError(f"cannot write to standard output: {error.strerror}") from error
 
     def end_line(self) -> None:
         """Ends the reply's last line, where it does not end by itself."""

@@ -1,0 +1,501 @@
+"""`d3 generate` as its users meet it: words, exit codes, stdout and stderr apart."""
+
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, LlamaConfig
+
+from d3cli.cli.app import run
+from d3cli.config import BUILTIN
+from d3cli.decode import DecodedToken, decode
+from d3cli.errors import GenerationError
+from d3cli.files import find_model
+
+STORY = "Tell me a story about a fox."
+BUILTIN_PATH = find_model(BUILTIN).path
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+D3 = Callable[..., Result]
+
+
+@pytest.fixture
+def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D3:
+    """Runs one command line in this process; stdin is a terminal unless `stdin` is given."""
+
+    def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+        if stdin is not None:
+            monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: True)
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    previous = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: False)
+    yield call
+    signal.signal(signal.SIGTERM, previous)
+    os.environ.pop("D3_DEBUG", None)
+
+
+def d3_process(*arguments: str, **options: object) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("env", {})  # type: ignore[operator]
+    return subprocess.Popen(
+        [sys.executable, "-m", "d3cli", *arguments],
+        env=environment,
+        **{"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1} | options,
+    )
+
+
+class TestReply:
+    def test_the_reply_alone_goes_to_stdout(self, d3: D3) -> None:
+        result = d3("generate", STORY, "--max-tokens", "40")
+        assert result.code == 0
+        assert len(result.out.split()) > 20
+        assert result.out.endswith("\n")
+        assert not result.out.endswith("\n\n")
+        assert "\x1b" not in result.out + result.err
+        assert "the built-in model" in result.err
+        assert "tok/s" not in result.out
+
+    def test_the_stats_line_says_everything_once(self, d3: D3) -> None:
+        result = d3("generate", STORY, "--alpha", "0.97", "--start", "0", "--max-tokens", "40")
+        (line,) = [line for line in result.err.splitlines() if "tok/s" in line]
+        for word in ("40 tokens", "TTFT", "mean", "min 8 of 16", "layer ratio", "byte ratio"):
+            assert word in line
+        assert "peak" in line
+        assert line.endswith("length")
+
+    def test_alpha_off_is_what_transformers_generates(self, d3: D3) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(BUILTIN_PATH)
+        model = AutoModelForCausalLM.from_pretrained(BUILTIN_PATH, dtype=torch.float32)
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": STORY}], add_generation_prompt=True, return_tensors="pt"
+        )
+        ids = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+        expected = tokenizer.decode(
+            ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        result = d3("generate", STORY, "--alpha", "off", "--max-tokens", "60", "--dtype", "float32")
+        assert result.out.rstrip("\n") == expected
+
+    def test_decay_changes_depth_and_says_so_in_json(self, d3: D3) -> None:
+        result = d3(
+            "generate", STORY, "--json", "--alpha", "0.98", "--start", "25%", "--max-tokens", "40"
+        )
+        data = json.loads(result.out)
+        assert result.out.count("\n") == 1
+        assert data["schema"] == 1
+        assert data["schedule"]["source"] == "flags"
+        assert (data["schedule"]["alpha"], data["schedule"]["start"]) == (0.98, 10)
+        assert len(data["schedule"]["weights"]) == len(data["schedule"]["skip_order"])
+        depths = [token["depth"] for token in data["tokens"]]
+        assert depths[:11] == [16] * 11
+        assert depths[11] < 16
+        assert depths == sorted(depths, reverse=True)
+        assert [token["step"] for token in data["tokens"]] == list(range(40))
+        assert "".join(token["text"] for token in data["tokens"]) == data["text"]
+        assert all(token["logprob"] <= 0 for token in data["tokens"])
+        assert data["finish_reason"] == "length"
+        assert data["stats"]["completion_tokens"] == 40
+        assert set(data["stats"]) == {
+            *("prompt_tokens", "completion_tokens", "ttft_s", "decode_s", "tokens_per_second"),
+            *("mean_depth", "min_depth", "layer_ratio", "byte_ratio", "peak_memory_bytes", "seed"),
+        }
+
+    @pytest.mark.parametrize(
+        ("options", "source"),
+        [
+            ([], "calibration"),
+            (["--alpha", "off"], "off"),
+            (["--alpha", "0.9"], "flags"),
+            (["--core-first", "5"], "flags"),
+        ],
+    )
+    def test_json_names_the_schedules_source(self, d3: D3, options: list[str], source: str) -> None:
+        result = d3("generate", "Hello.", "--json", "--max-tokens", "2", *options)
+        assert json.loads(result.out)["schedule"]["source"] == source
+
+    def test_a_seed_repeats_a_sampled_reply(self, d3: D3) -> None:
+        sampled = ("generate", STORY, "--temp", "1.3", "--max-tokens", "25", "--json")
+        first = json.loads(d3(*sampled).out)
+        seed = str(first["stats"]["seed"])
+        assert json.loads(d3(*sampled, "--seed", seed).out)["text"] == first["text"]
+        assert json.loads(d3(*sampled, "--seed", "123456").out)["text"] != first["text"]
+
+    def test_a_stop_string_ends_the_reply(self, d3: D3) -> None:
+        whole = d3("generate", STORY).out
+        result = d3("generate", STORY, "--stop", "zebra", "--stop", ". ")
+        assert result.out == whole[: whole.index(". ")] + "\n"
+        assert "stopped: stop" in result.err
+
+    def test_a_system_prompt_reaches_the_template(self, d3: D3) -> None:
+        plain = json.loads(d3("generate", "Hello.", "--json", "--max-tokens", "1").out)
+        longer = d3("generate", "Hello.", "-s", "Be brief.", "--json", "--max-tokens", "1")
+        difference = json.loads(longer.out)["stats"]["prompt_tokens"]
+        assert difference > plain["stats"]["prompt_tokens"]
+
+    def test_raw_continues_the_text(self, d3: D3) -> None:
+        result = d3(
+            "generate", "--raw", "Once upon a time there was", "--max-tokens", "5", "--json"
+        )
+        assert json.loads(result.out)["stats"]["prompt_tokens"] < 10
+
+    def test_a_chat_template_file_is_used(self, d3: D3, tmp_path: Path) -> None:
+        template = tmp_path / "t.jinja"
+        template.write_text("{{ messages[0].content }} and", encoding="utf-8")
+        options = ("--chat-template", template, "--max-tokens", "1", "--json")
+        data = json.loads(d3("generate", "fox", *options).out)
+        assert data["stats"]["prompt_tokens"] < 5
+
+
+class TestPromptSources:
+    def prompt_of(self, result: Result) -> int:
+        assert result.code == 0, result.err
+        return int(json.loads(result.out)["stats"]["prompt_tokens"])
+
+    def count(self, d3: D3, text: str) -> int:
+        return self.prompt_of(d3("generate", "--prompt", text, "--json", "--max-tokens", "1"))
+
+    def test_every_source_gives_the_same_prompt(self, d3: D3, tmp_path: Path) -> None:
+        file = tmp_path / "p.txt"
+        file.write_text("\ufeff" + STORY + "\n", encoding="utf-8")
+        tail = ("--json", "--max-tokens", "1")
+        expected = self.count(d3, STORY)
+        assert self.prompt_of(d3("generate", STORY, *tail)) == expected
+        assert self.prompt_of(d3("generate", "demo", STORY, *tail)) == expected
+        assert self.prompt_of(d3("generate", BUILTIN_PATH, STORY, *tail)) == expected
+        assert self.prompt_of(d3("generate", "--prompt-file", file, *tail)) == expected
+        assert self.prompt_of(d3("generate", *tail, stdin=STORY.encode() + b"\n")) == expected
+        assert self.prompt_of(d3("generate", "-", *tail, stdin=STORY.encode())) == expected
+        assert self.prompt_of(d3("generate", "demo", "-", *tail, stdin=STORY.encode())) == expected
+
+    def test_piped_text_stands_before_the_prompt(self, d3: D3) -> None:
+        tail = ("--json", "--max-tokens", "1")
+        both = self.prompt_of(d3("generate", "And why?", *tail, stdin=STORY.encode()))
+        assert both == self.count(d3, f"{STORY}\n\nAnd why?")
+
+    def test_an_empty_pipe_is_no_prompt(self, d3: D3) -> None:
+        expected = self.count(d3, STORY)
+        result = d3("generate", STORY, "--json", "--max-tokens", "1", stdin=b"")
+        assert self.prompt_of(result) == expected
+
+    def test_real_pipes_are_read(self) -> None:
+        process = d3_process("generate", "--max-tokens", "3", stdin=subprocess.PIPE)
+        out, err = process.communicate(STORY.encode(), timeout=120)
+        assert process.returncode == 0, err
+        assert out.strip()
+
+
+class TestBadInput:
+    """Each gives one clear line and a hint, on stderr, and the right exit code."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--alpha", "0"], "alpha is 0, outside (0, 1]"),
+            (["--alpha", "1.5"], "alpha is 1.5, outside (0, 1]"),
+            (["--alpha", "nan"], "outside (0, 1]"),
+            (["--alpha", "fast"], '--alpha is "fast"'),
+            (["--start", "-3"], "start is -3"),
+            (["--start", "soon"], '--start is "soon"'),
+            (["--start", "20%"], "share of --max-tokens"),
+            (["--start", "200%", "--max-tokens", "9"], "between 0% and 100%"),
+            (["--start", "5000"], "beyond the model's context of 1,024"),
+            (["--core-first", "12", "--core-last", "12"], "do not fit a model of 16 layers"),
+            (["--core-first", "-1"], "--core-first"),
+            (["--max-tokens", "0"], "--max-tokens"),
+            (["--max-tokens", "-5"], "--max-tokens"),
+            (["--max-tokens", "many"], "--max-tokens"),
+            (["--temp", "-1"], "--temperature is -1"),
+            (["--top-p", "0"], "--top-p is 0"),
+            (["--top-p", "1.5"], "--top-p is 1.5"),
+            (["--top-k", "-1"], "--top-k is -1"),
+            (["--min-p", "1"], "--min-p is 1"),
+            (["--repetition-penalty", "0"], "--repetition-penalty is 0"),
+            (["--seed", "-1"], "--seed is -1"),
+            (["--stop", ""], "stop string is empty"),
+            (["--threads", "0"], "--threads"),
+            (["--device", "tpu"], '--device is "tpu"'),
+            (["--dtype", "int3"], "--dtype"),
+            (["--think", "on"], "no thinking switch"),
+            (["--raw", "--system", "x"], "--raw"),
+            (["--prompt", "x"], "the prompt comes from an argument and from --prompt"),
+            (["--no-such-option"], "--no-such-option"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_impossible_options(self, d3: D3, arguments: list[str], message: str) -> None:
+        result = d3("generate", "demo", STORY, *arguments)
+        self.check(result, 2, message)
+
+    @pytest.mark.parametrize("text", ["", "   ", "\n"])
+    def test_an_empty_prompt(self, d3: D3, text: str) -> None:
+        self.check(d3("generate", text), 2, "the prompt is empty")
+        self.check(d3("generate", "demo"), 2, "the prompt is empty")
+        self.check(d3("generate", stdin=text.encode()), 2, "the prompt is empty")
+
+    def test_a_prompt_file_that_cannot_be_read(self, d3: D3, tmp_path: Path) -> None:
+        binary = tmp_path / "b"
+        binary.write_bytes(b"\xff\xfe\x00")
+        self.check(d3("generate", "--prompt-file", tmp_path / "no"), 2, "there is no prompt file")
+        self.check(d3("generate", "--prompt-file", tmp_path), 2, "is a directory")
+        self.check(d3("generate", "--prompt-file", binary), 2, "not UTF-8")
+        self.check(d3("generate", stdin=b"\xff"), 2, "not UTF-8")
+        self.check(d3("generate", "a \udcff b"), 2, "not UTF-8")
+
+    def test_a_prompt_longer_than_the_context_names_both_numbers(self, d3: D3) -> None:
+        result = d3("generate", "word " * 1500)
+        self.check(result, 2, "context holds 1,024")
+        assert "tokens long" in result.err
+
+    def test_an_unknown_model_names_the_nearest(self, d3: D3) -> None:
+        for arguments in (["lama-3-8b"], ["lama-3-8b", "Hi."], ["lama-3-8b", "--prompt", "Hi."]):
+            result = d3("generate", *arguments)
+            self.check(result, 2, 'no model or directory called "lama-3-8b"')
+            assert "llama-3-8b" in result.err
+
+    def test_a_model_that_is_not_there_offline(self, d3: D3) -> None:
+        result = d3("generate", "llama-3-8b", "Hi.", "--offline")
+        self.check(result, 1, "not complete in the local cache")
+        assert "hf download meta-llama/" in result.err
+
+    @staticmethod
+    def check(result: Result, code: int, message: str) -> None:
+        assert message in result.err, result
+        assert result.code == code
+        errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert result.out == ""
+        assert "Traceback" not in result.err
+
+
+class TestBrokenModels:
+    check = staticmethod(TestBadInput.check)
+
+    def copy(self, target: Path, *, without: tuple[str, ...] = ()) -> Path:
+        target.mkdir()
+        for file in BUILTIN_PATH.iterdir():
+            if file.name not in without and file.is_file():
+                (target / file.name).write_bytes(file.read_bytes())
+        return target
+
+    def test_a_directory_without_a_config(self, d3: D3, tmp_path: Path) -> None:
+        self.check(d3("generate", tmp_path, "Hi."), 1, "has no config.json")
+
+    def test_a_directory_without_weights(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m", without=("model.safetensors",))
+        self.check(d3("generate", model, "Hi."), 1, "lacks model.safetensors")
+        (model / "pytorch_model.bin").write_bytes(b"pickle")
+        result = d3("generate", model, "Hi.")
+        self.check(result, 1, "lacks model.safetensors")
+        assert "only safetensors" in result.err
+
+    def test_a_missing_shard(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m", without=("model.safetensors",))
+        index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        (model / "model-1.safetensors").write_bytes(b"")
+        self.check(d3("generate", model, "Hi."), 1, "lacks model-2.safetensors")
+
+    def test_an_unsupported_stack(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m")
+        BertConfig().save_pretrained(model)
+        result = d3("generate", model, "Hi.")
+        self.check(result, 1, 'type "bert" are not supported')
+        assert "llama" in result.err
+
+    def test_missing_tensors_are_named(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m")
+        tensors = load_file(model / "model.safetensors")
+        del tensors["model.layers.3.mlp.up_proj.weight"]
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        self.check(d3("generate", model, "Hi."), 1, "model.layers.3.mlp.up_proj.weight")
+
+    def test_weights_of_another_shape(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m")
+        config = LlamaConfig.from_pretrained(model)
+        config.intermediate_size += 64
+        config.save_pretrained(model)
+        self.check(d3("generate", model, "Hi."), 1, str(model))
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+    def test_damaged_files(self, d3: D3, tmp_path: Path, name: str) -> None:
+        model = self.copy(tmp_path / "m")
+        (model / name).write_bytes((model / name).read_bytes()[:100])
+        self.check(d3("generate", model, "Hi."), 1, str(model))
+
+    def test_a_directory_of_a_stranger_brings_no_schedule(self, d3: D3, tmp_path: Path) -> None:
+        result = d3("generate", self.copy(tmp_path / "m"), "Hi.", "--max-tokens", "2", "--json")
+        assert json.loads(result.out)["schedule"]["source"] == "default"
+        assert result.err.count("not calibrated") == 1
+
+    def test_a_model_without_a_chat_template_says_so(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m", without=("chat_template.jinja",))
+        result = d3("generate", model, "Once upon", "--max-tokens", "2")
+        assert result.code == 0
+        assert "no chat template" in result.err
+
+
+class TestConfigFile:
+    @pytest.fixture
+    def config(self) -> Path:
+        return Path(os.environ["D3_HOME"]) / "config.toml"
+
+    def test_flag_before_environment_before_file(
+        self, d3: D3, config: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def tokens(*arguments: str) -> int:
+            result = d3("generate", STORY, "--json", *arguments)
+            return int(json.loads(result.out)["stats"]["completion_tokens"])
+
+        config.write_text("max_tokens = 3\noffline = true\n")
+        assert tokens() == 3
+        monkeypatch.setenv("D3_MAX_TOKENS", "4")
+        assert tokens() == 4
+        assert tokens("--max-tokens", "5") == 5
+
+    def test_the_configured_model_and_own_aliases(self, d3: D3, config: Path) -> None:
+        config.write_text(f'model = "mine"\n[aliases]\nmine = "{BUILTIN_PATH}"\n')
+        result = d3("generate", STORY, "--max-tokens", "2")
+        assert result.code == 0
+        assert "model: mine" in result.err
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("temprature = 1", '"temprature", which is no setting'),
+            ('temperature = "hot"', "--temperature"),
+            ("= broken", "cannot be read"),
+            ("aliases = 3", "[aliases]"),
+        ],
+    )
+    def test_a_wrong_file_is_named(self, d3: D3, config: Path, text: str, message: str) -> None:
+        config.write_text(text)
+        TestBadInput.check(d3("generate", STORY), 2, message)
+
+
+class TestInterruption:
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+    )
+    def test_the_partial_text_stays(self, number: signal.Signals, code: int) -> None:
+        process = d3_process("generate", STORY, "--temp", "1", "--seed", "3", bufsize=0)
+        assert process.stdout is not None
+        first = process.stdout.read(10)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert (first + out).endswith(b"\n")
+        assert b"Traceback" not in err
+        assert b"stopped: interrupted" in err
+
+    @pytest.mark.parametrize(
+        ("error", "code"), [(KeyboardInterrupt, 130), (GenerationError("step 5"), 1)]
+    )
+    def test_json_is_whole_when_generation_breaks_off(
+        self,
+        d3: D3,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException | type[BaseException],
+        code: int,
+    ) -> None:
+        def broken_off(*arguments: object, **options: object) -> Iterator[DecodedToken]:
+            yield from itertools.islice(decode(*arguments, **options), 5)  # type: ignore[arg-type]
+            raise error
+
+        monkeypatch.setattr("d3cli.engine.decode", broken_off)
+        result = d3("generate", STORY, "--json")
+        data = json.loads(result.out)
+        assert result.code == code
+        assert data["finish_reason"] == "interrupted"
+        assert len(data["tokens"]) == data["stats"]["completion_tokens"] == 5
+        assert data["text"]
+
+    def test_a_closed_pipe_is_quiet(self) -> None:
+        process = d3_process("generate", STORY, bufsize=0)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(5)
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 0
+        assert b"error" not in err
+        assert b"Broken" not in err
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    @pytest.mark.parametrize("extra", [[], ["--json"]])
+    def test_a_full_disk_is_one_clear_error(self, extra: list[str]) -> None:
+        with Path("/dev/full").open("w") as full:
+            process = d3_process("generate", STORY, "--max-tokens", "5", *extra, stdout=full)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert b"cannot write to standard output: No space left" in err
+        assert b"Traceback" not in err
+        assert b"Exception ignored" not in err
+
+
+class TestDebug:
+    def test_a_traceback_comes_with_debug_only(self, d3: D3) -> None:
+        assert "Traceback" not in d3("generate", "--alpha", "7", "Hi.").err
+        assert "Traceback" in d3("generate", "--alpha", "7", "Hi.", "--debug").err
+
+    def test_a_defect_of_ours_is_one_line_too(
+        self, d3: D3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: object, **__: object) -> None:
+            raise ZeroDivisionError("oh\x1b[31m no")
+
+        monkeypatch.setattr("d3cli.cli.generate._load", broken)
+        result = d3("generate", "Hi.")
+        TestBadInput.check(result, 1, "internal error: ZeroDivisionError: oh␛[31m no")
+        assert "--debug" in result.err
+
+
+class TestImports:
+    def imported(self, *arguments: str) -> set[str]:
+        code = (
+            "import sys\nfrom d3cli.cli.app import run\n"
+            f"run({list(arguments)!r})\nprint(*sys.modules, file=sys.stderr)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        return {name.partition(".")[0] for name in done.stderr.split()}
+
+    @pytest.mark.parametrize(
+        "arguments", [["--help"], ["generate", "--help"], ["--version"], ["generate", "lama-3-8b"]]
+    )
+    def test_help_and_early_errors_do_not_import_torch(self, arguments: list[str]) -> None:
+        heavy = {"torch", "transformers", "tokenizers", "numpy", "huggingface_hub", "jinja2"}
+        assert not heavy & self.imported(*arguments)
+
+    def test_importing_the_package_does_not_import_torch(self) -> None:
+        code = "import sys, d3cli; assert 'torch' not in sys.modules; d3cli.Engine"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_cli_reference_is_current() -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "typer", "d3cli.cli.app", "utils", "docs", "--name", "d3"]
+    fresh = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
+    current = (root / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert fresh.strip() == current.strip(), "run: make docs"
