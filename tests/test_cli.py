@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -353,6 +354,42 @@ class TestBrokenModels:
         result = d3("generate", model, "Once upon", "--max-tokens", "2")
         assert result.code == 0
         assert "no chat template" in result.err
+
+
+class TestHubCache:
+    """A model that the hub's cache holds is used without the network."""
+
+    @pytest.fixture(autouse=True)
+    def _repository(self) -> Iterator[None]:
+        yield
+        shutil.rmtree(self.REPOSITORY, ignore_errors=True)
+
+    REPOSITORY = Path(os.environ["HF_HUB_CACHE"]) / "models--someone--tiny-fox"
+
+    def cached(self, without: tuple[str, ...] = ()) -> None:
+        repository = self.REPOSITORY
+        snapshot = repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+        for file in BUILTIN_PATH.iterdir():
+            if file.is_file() and file.name not in without:
+                (snapshot / file.name).write_bytes(file.read_bytes())
+
+    def test_a_complete_model_is_loaded_by_its_id(self, d3: D3) -> None:
+        self.cached()
+        result = d3("generate", "someone/tiny-fox", "Hello.", "--max-tokens", "3", "--offline")
+        assert result.code == 0, result.err
+        assert result.out.strip()
+
+    def test_an_incomplete_one_is_not(self, d3: D3) -> None:
+        self.cached(without=("model.safetensors",))
+        result = d3("generate", "someone/tiny-fox", "Hello.", "--offline")
+        TestBadInput.check(result, 1, "someone/tiny-fox is not complete in the local cache")
+
+    def test_no_network_is_one_clear_line(self, d3: D3) -> None:
+        result = d3("generate", "someone/tiny-fox", "Hello.")
+        TestBadInput.check(result, 1, "the hub cannot be reached")
 
 
 class TestConfigFile:

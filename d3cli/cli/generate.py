@@ -187,6 +187,8 @@ def _stdin_is_fed() -> bool:
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:  # the shell closed it
+        return ""
     try:
         return _decode(sys.stdin.buffer.read())
     except UnicodeDecodeError:

@@ -50,7 +50,7 @@ class Output:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a test's stream may not have it
                 stream.reconfigure(errors="replace")
-        self._stdout: TextIO = sys.stdout
+        self._stdout: TextIO | None = sys.stdout  # None where the shell closed it
         self._stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._at_line_start = True
 
@@ -63,6 +63,8 @@ class Output:
         """
         if not text:
             return
+        if self._stdout is None:
+            raise WriteError("standard output is closed")
         # Before the write, since a signal may come between the two.
         self._at_line_start = text.endswith("\n")
         try:
