@@ -149,19 +149,17 @@ class TestTurns:
         prompt = random_ids(40)
         reply = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=10))
         follow_up = [*prompt, *reply, *random_ids(5, seed=3)]
-        read = []
-        original = model.causal_lm.base_model.forward
-        model.causal_lm.base_model.forward = lambda **kw: (
-            read.append(kw["input_ids"].shape[1]),
-            original(**kw),
-        )[1]
-        try:
-            for _ in greedy(engine, follow_up, self.SCHEDULE, max_tokens=1).prefill():
-                pass
-        except AttributeError:
-            pytest.fail("prefill does not go through the base model")
-        finally:
-            model.causal_lm.base_model.forward = original
+        read: list[int] = []
+        hook = model.causal_lm.base_model.register_forward_pre_hook(
+            lambda _module, _args, kwargs: (
+                read.append(kwargs["input_ids"].shape[1])
+                if kwargs.get("input_ids") is not None
+                else None
+            ),
+            with_kwargs=True,
+        )
+        list(greedy(engine, follow_up, self.SCHEDULE, max_tokens=1).prefill())
+        hook.remove()
         assert read[0] == len(follow_up) - 41  # the prompt and one warm-up step are kept
 
     @pytest.mark.parametrize("cut", [0, 5, 19, 20, 24, 30])
