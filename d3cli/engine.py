@@ -113,9 +113,10 @@ class Engine:
         stop: Sequence[str] = (),
     ) -> "Reply":
         """As `stream`, for a prompt that is already token ids."""
+        self.model.check_schedule(schedule)
         context = self.model.context_length
         if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more")
+            raise UsageError(f"max-tokens is {max_tokens}; it must be 1 or more")
         if schedule.start > context:
             raise UsageError(
                 f"--start is {schedule.start:,}, beyond the model's context of {context:,} tokens"
@@ -226,7 +227,7 @@ class Reply:
             self._engine.cache,
             self._logits,
             self.schedule,
-            make_sampler(self.sampling, self.model.device.type),
+            make_sampler(self.sampling, str(self.model.device)),
             prompt_ids=self.prompt_ids,
             max_tokens=limit,
             eos_token_ids=self.model.eos_token_ids,

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from d3cli.config import BUILTIN, aliases, looks_like_hub_id, nearest_aliases
 from d3cli.errors import DownloadError, ModelError, UnknownModelError
@@ -80,6 +81,23 @@ def find_local(name: str) -> ModelFiles | None:
     )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file.
+
+    Raises:
+        ModelError: it is damaged, or no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return data
+
+
 def _as_directory(target: str) -> Path | None:
     """The directory that `target` names; None where it is no path at all."""
     try:
@@ -103,15 +121,15 @@ def _as_directory(target: str) -> Path | None:
 
 def _missing_weights(directory: Path) -> list[str]:
     """Weight files that the directory should have and has not; none for a complete model."""
-    try:
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        shards = set(index["weight_map"].values())
-    except FileNotFoundError:
-        found = any(directory.glob("*.safetensors"))
-        return [] if found else ["model.safetensors"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{directory / INDEX} is damaged: {error}") from error
-    return sorted(shard for shard in shards if not (directory / str(shard)).is_file())
+    index = read_json(directory / INDEX)
+    if not index:
+        return [] if any(directory.glob("*.safetensors")) else ["model.safetensors"]
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{directory / INDEX} is damaged: it has no weight_map")
+    return sorted(
+        {shard for shard in map(str, shards.values()) if not (directory / shard).is_file()}
+    )
 
 
 def _check_directory(directory: Path) -> None:

@@ -4,11 +4,9 @@
 hidden states to logits. Knows nothing of schedules' meaning, replies or terminals.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from d3cli.cache import KVCache
 from d3cli.config import BUILTIN
-from d3cli.errors import ModelError, UsageError
-from d3cli.files import ModelFiles, find_model
+from d3cli.errors import ModelError, ScheduleError, UsageError
+from d3cli.files import ModelFiles, find_model, read_json
 from d3cli.layers import Family, LayerGate, find_family, measure_bytes
 from d3cli.schedule import DepthSchedule, resolve_schedule
 from d3cli.units import WeightBytes
@@ -82,6 +80,14 @@ class LoadedModel:
             core_last=core_last,
             stored=self.stored_schedule,
         )
+
+    def check_schedule(self, schedule: DepthSchedule) -> None:
+        """Raises ScheduleError where a schedule is for another number of layers."""
+        if schedule.num_layers != self.num_layers:
+            raise ScheduleError(
+                f"the depth schedule is for {schedule.num_layers} layers, and {self.name} has "
+                f"{self.num_layers}"
+            )
 
     def new_cache(self) -> KVCache:
         return KVCache.for_config(self.causal_lm.config)
@@ -159,7 +165,7 @@ def load_model(
         causal_lm,
         tokenizer,
         name=files.name,
-        generation_settings=_read_json(files.path / "generation_config.json"),
+        generation_settings=read_json(files.path / "generation_config.json"),
         stored_schedule=_shipped_schedule(files),
     )
 
@@ -221,22 +227,9 @@ def _pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return data
-
-
 def _check_family(files: ModelFiles) -> Family:
     """Looks at the config alone, before any weight is read."""
-    config = _read_json(files.path / "config.json")
+    config = read_json(files.path / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"{files.path / 'config.json'} names no model_type")
@@ -247,7 +240,7 @@ def _shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
     """The built-in model brings its own calibration; a stranger's file is not taken for one."""
     if not files.builtin:
         return None
-    return DepthSchedule.from_json(_read_json(files.path / "schedule.json"))
+    return DepthSchedule.from_json(read_json(files.path / "schedule.json"))
 
 
 def _load_weights(

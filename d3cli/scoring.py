@@ -54,8 +54,10 @@ def score(
     then serves every row. Memory grows with rows times the longest prompt plus response.
 
     Raises:
+        ScheduleError: the schedule is for another number of layers.
         PromptError: a document has an empty prompt or response, or exceeds the model's context.
     """
+    model.check_schedule(schedule)
     for document in documents:
         if not document.prompt_ids or not document.response_ids:
             raise PromptError("a document to score has an empty prompt or response")

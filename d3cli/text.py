@@ -37,7 +37,9 @@ def encode_chat(
     """
     if not messages or not messages[-1]["content"].strip():
         raise PromptError("the prompt is empty", "give it some text")
-    template = chat_template or tokenizer.chat_template
+    template = chat_template
+    if template is None and tokenizer.chat_template:
+        template = tokenizer.get_chat_template()  # a tokenizer may hold several by name
     if think is not None and "enable_thinking" not in (template or ""):
         raise UsageError("this model's chat template has no thinking switch", "leave out --think")
     if not template:

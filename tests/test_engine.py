@@ -7,10 +7,11 @@ import torch
 
 from d3cli.decode import decode, prefill
 from d3cli.engine import Engine, Reply
-from d3cli.errors import GenerationError, PromptError, UsageError
+from d3cli.errors import GenerationError, PromptError, ScheduleError, UsageError
 from d3cli.model import LoadedModel, load_model
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, score
 from tests.families import random_ids, tiny, whole_layers
 
 STORY = "Tell me a story about a fox."
@@ -234,6 +235,12 @@ class TestRefusals:
     def test_a_start_beyond_the_context(self, builtin: LoadedModel) -> None:
         with pytest.raises(UsageError, match="start"):
             Engine(builtin).stream(STORY, schedule=builtin.schedule(0.9, start=5000))
+
+    def test_a_schedule_of_another_model(self, builtin: LoadedModel) -> None:
+        with pytest.raises(ScheduleError, match="for 8 layers"):
+            Engine(builtin).stream(STORY, schedule=whole_layers())
+        with pytest.raises(ScheduleError, match="for 8 layers"):
+            score(builtin, [Document([5], [6])], whole_layers())
 
     def test_a_raw_prompt_of_messages(self, builtin: LoadedModel) -> None:
         with pytest.raises(UsageError):
