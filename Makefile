@@ -25,6 +25,7 @@ lint: $(VENV)/.test-installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/write_cli_docs.py
+	$(BIN)/python scripts/write_models_docs.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,17 +12,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from d3cli.cache import KVCache
 from d3cli.config import BUILTIN
+from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.errors import ModelError, ScheduleError, UsageError
 from d3cli.files import ModelFiles, find_model, read_json
 from d3cli.layers import Family, LayerGate, find_family, measure_bytes
 from d3cli.schedule import DepthSchedule, resolve_schedule
-from d3cli.units import WeightBytes
+from d3cli.units import WeightBytes, parse_unit
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+class _FinalStates:
+    """A decoder's output that holds its final hidden states and nothing else."""
+
+    def __init__(self, last_hidden_state: Tensor) -> None:
+        self.last_hidden_state = last_hidden_state
+
+    def __getattr__(self, name: str) -> None:
+        """Caches, attentions, router logits: families ask for different ones; there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +90,17 @@ class LoadedModel:
         )
 
     def check_schedule(self, schedule: DepthSchedule) -> None:
-        """Raises ScheduleError where a schedule is for another number of layers."""
+        """Raises ScheduleError where a schedule does not fit this model's layers."""
         if schedule.num_layers != self.num_layers:
             raise ScheduleError(
                 f"the depth schedule is for {schedule.num_layers} layers, and {self.name} has "
                 f"{self.num_layers}"
+            )
+        parts = [name for name in schedule.skip_order if parse_unit(name).part]
+        if parts and not self.gate.family.has_sublayers:
+            raise ScheduleError(
+                f'{self.name} cannot drop "{parts[0]}": its layers have no sublayers of their own',
+                "use whole layers",
             )
 
     def new_cache(self) -> KVCache:
@@ -102,7 +116,7 @@ class LoadedModel:
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states ``[B, S, H]``, after the last norm, of ``token_ids`` ``[B, S]``."""
-        output = self.causal_lm.base_model(
+        output = self.gate.decoder(
             input_ids=token_ids,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -119,15 +133,13 @@ class LoadedModel:
         Families scale or cap their logits after the LM head, so the model's own forward does it:
         the decoder below is replaced by the states that it would have given.
         """
-        base = self.causal_lm.base_model
+        decoder = self.gate.decoder
         states = hidden.reshape(1, -1, hidden.shape[-1])
-        base.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=states
-        )
+        decoder.forward = lambda *_, **__: _FinalStates(states)
         try:
             logits: Tensor = self.causal_lm(inputs_embeds=states, use_cache=False).logits
         finally:
-            del base.forward
+            del decoder.forward
         return logits.float().reshape(*hidden.shape[:-1], -1)
 
 
@@ -152,14 +164,14 @@ def load_model(
         ModelError: its files are broken, or its stack cannot skip layers.
         UsageError: the device or thread count is impossible here.
     """
-    where = _pick_device(device)
+    where = pick_device(device)
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads is {threads}; it must be 1 or more")
         torch.set_num_threads(threads)
     files = find_model(name, offline=offline)
     family = _check_family(files)
-    causal_lm = _load_weights(files, family, _pick_dtype(dtype, where), where)
+    causal_lm = _load_weights(files, family, pick_dtype(dtype, where), where)
     tokenizer = _load_tokenizer(files)
     return wrap_model(
         causal_lm,
@@ -197,34 +209,26 @@ def wrap_model(
         tokenizer=tokenizer,
         gate=gate,
         weight_bytes=measure_bytes(causal_lm, gate),
-        context_length=config.max_position_embeddings,
+        context_length=_context_length(config),
         eos_token_ids=frozenset(ids),
         generation_settings=settings,
         stored_schedule=stored_schedule,
     )
 
 
-def _pick_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise UsageError(f'--device is "{device}"', "use auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA GPU here that torch can use", "use --device cpu")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no GPU {index}; torch sees {torch.cuda.device_count()}")
-    return torch.device(device)
+def _context_length(config: Any) -> int:
+    """Positions for which one rotary table serves the whole sequence.
 
-
-def _pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    if dtype != "auto":
-        chosen: torch.dtype = getattr(torch, dtype)
-        return chosen
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    has_bf16 = any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
-    return torch.bfloat16 if has_bf16 else torch.float32
+    LongRoPE (Phi-3 128k and others) changes to a second table once a sequence outgrows the
+    original context. Keys that are already cached keep the first one, so chunks, repair and one
+    pass would no longer agree: the original context is the limit here.
+    """
+    longest = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return longest
+    original = rope.get("original_max_position_embeddings")
+    return min(longest, int(original or config.original_max_position_embeddings))
 
 
 def _check_family(files: ModelFiles) -> Family:

@@ -9,14 +9,30 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
+    GPTBigCodeConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OlmoConfig,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 from d3cli.layers import find_family
@@ -44,12 +60,59 @@ _SHAPE = {
 }
 _MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 
+_GPT = {
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": 256,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "original_max_position_embeddings": 128,
+}
+_HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+_EXPERTS = {"num_experts_per_tok": 2}
+
+# One line a family, or a variant of one that computes something else.
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_SHAPE),
+    "llama3-rope": LlamaConfig(**_SHAPE, rope_parameters=_LLAMA3_ROPE),
+    "llama-linear-rope": LlamaConfig(
+        **_SHAPE, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    ),
+    "llama-tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True, attention_bias=True),
     "mistral": MistralConfig(**_SHAPE, sliding_window=WINDOW),
+    "mistral-full": MistralConfig(**_SHAPE, sliding_window=None),
+    "mixtral": MixtralConfig(**_SHAPE, num_local_experts=4, **_EXPERTS),
+    "qwen2": Qwen2Config(**_SHAPE),
+    "qwen2-yarn": Qwen2Config(**_SHAPE, rope_parameters=_YARN),
     "qwen3": Qwen3Config(**_SHAPE),
     "qwen3-sliding": Qwen3Config(
         **_SHAPE, use_sliding_window=True, sliding_window=WINDOW, layer_types=_MIXED[::-1]
+    ),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_SHAPE, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[3], **_EXPERTS
     ),
     "gemma2": Gemma2Config(
         **_SHAPE, sliding_window=WINDOW, query_pre_attn_scalar=8, layer_types=_MIXED
@@ -57,15 +120,32 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "gemma3": Gemma3TextConfig(
         **_SHAPE, sliding_window=WINDOW, query_pre_attn_scalar=8, layer_types=_MIXED
     ),
-    "gpt2": GPT2Config(
-        vocab_size=VOCAB,
-        n_embd=32,
-        n_layer=LAYERS,
-        n_head=4,
-        n_positions=256,
-        initializer_range=0.15,
-        bos_token_id=1,
-        eos_token_id=None,
+    "phi": PhiConfig(**_SHAPE, rope_parameters=_HALF_ROTARY),
+    "phi3": Phi3Config(**_SHAPE),
+    "phi3-sliding": Phi3Config(**_SHAPE, sliding_window=WINDOW),
+    "phi3-longrope": Phi3Config(
+        **_SHAPE, original_max_position_embeddings=128, rope_parameters=_LONG_ROPE
+    ),
+    "granite": GraniteConfig(
+        **_SHAPE, embedding_multiplier=3.0, residual_multiplier=0.7, logits_scaling=2.0
+    ),
+    "olmo": OlmoConfig(**_SHAPE, clip_qkv=2.0),
+    "olmo2": Olmo2Config(**_SHAPE),
+    "cohere": CohereConfig(**_SHAPE, use_qk_norm=True, logit_scale=0.5),
+    "glm4": Glm4Config(**_SHAPE, rope_parameters=_HALF_ROTARY),
+    "stablelm": StableLmConfig(**_SHAPE, rope_parameters=_HALF_ROTARY),
+    "stablelm-parallel": StableLmConfig(
+        **_SHAPE, use_parallel_residual=True, qk_layernorm=True, rope_parameters=_HALF_ROTARY
+    ),
+    "smollm3": SmolLM3Config(**_SHAPE, no_rope_layer_interval=4),
+    "starcoder2": Starcoder2Config(**_SHAPE, sliding_window=WINDOW),
+    "gpt_bigcode": GPTBigCodeConfig(**_GPT, multi_query=True),
+    "gpt_neox": GPTNeoXConfig(**_SHAPE),
+    "gpt_neox-sequential": GPTNeoXConfig(**_SHAPE, use_parallel_residual=False),
+    "gpt2": GPT2Config(**_GPT),
+    "opt": OPTConfig(**_SHAPE, ffn_dim=80, word_embed_proj_dim=32, init_std=0.15),
+    "opt-post-norm": OPTConfig(
+        **_SHAPE, ffn_dim=80, word_embed_proj_dim=16, do_layer_norm_before=False, init_std=0.15
     ),
 }
 FAMILY_NAMES = tuple(CONFIGS)
@@ -103,7 +183,7 @@ def tiny(name: str) -> Tiny:
     family = find_family(config.model_type)
     plain = random_model(config, family.attention)
     eager = random_model(config, "eager")
-    layers = eager.base_model.get_submodule(family.stack)
+    layers = eager.base_model.get_submodule(family.decoder).get_submodule(family.stack)
     gated = wrap_model(random_model(config, family.attention), word_tokenizer(), name=name)
     return Tiny(gated, plain, Reference(eager, layers, family.attn, family.mlp))
 
@@ -122,11 +202,17 @@ def sublayers(model: LoadedModel, alpha: float = 0.93, start: int = 2) -> DepthS
 
 
 def schedules(model: LoadedModel) -> dict[str, DepthSchedule]:
-    return {
-        "layers": whole_layers(),
-        "sublayers": sublayers(model),
-        "static": whole_layers(alpha=1e-9, start=0),
-    }
+    """By name; a family whose layers cannot be split has no "sublayers"."""
+    found = {"layers": whole_layers(), "static": whole_layers(alpha=1e-9, start=0)}
+    if model.gate.family.has_sublayers:
+        found["sublayers"] = sublayers(model)
+    return found
+
+
+def units_of(name: str) -> list[str]:
+    """The kinds of skip order that a family has."""
+    whole_only = find_family(CONFIGS[name].model_type).mlp is None
+    return ["layers", "static"] if whole_only else ["layers", "sublayers", "static"]
 
 
 def random_ids(length: int, seed: int = 0) -> list[int]:

@@ -1,8 +1,9 @@
 """A slow, obvious D³: no gate, no cache, no prefixes. Everything fast is checked against it.
 
 Each step runs the plain Hugging Face model over the whole sequence. Hooks on its attention and MLP
-modules do what the paper says, position by position: where a unit is inactive its output is zero,
-and the keys of positions where an attention is inactive are hidden from it by a mask.
+modules do what the paper says, position by position: where a sublayer is inactive its output is
+zero, where a whole layer is inactive its output is its input, and the keys of positions where an
+attention is inactive are hidden from it by a mask.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from d3cli.schedule import DepthSchedule
-from d3cli.units import parse_unit
 
 
 def depths_by_position(schedule: DepthSchedule, prompt_len: int, length: int) -> list[set[str]]:
@@ -33,9 +33,11 @@ class Reference:
         layers: its decoder layers; `attn` and `mlp` name the sublayers.
     """
 
-    def __init__(self, model: Any, layers: Any, attn: str, mlp: str) -> None:
+    def __init__(self, model: Any, layers: Any, attn: str, mlp: str | None) -> None:
         self.model = model
-        self.sublayers = [(getattr(layer, attn), getattr(layer, mlp)) for layer in layers]
+        self.layers = layers
+        self.attn = attn
+        self.mlp = mlp
 
     def logits(self, token_ids: Sequence[int], prompt_len: int, schedule: DepthSchedule) -> Tensor:
         """Logits at every position, ``[S, V]``, of a sequence read under a schedule."""
@@ -57,27 +59,28 @@ class Reference:
     @contextmanager
     def _hooks(self, dropped: list[set[str]]):
         handles = []
-        for index, (attn, mlp) in enumerate(self.sublayers):
-            for part, module in (("attn", attn), ("mlp", mlp)):
-                active = torch.tensor(
-                    [not self._is_dropped(index, part, names) for names in dropped]
-                )
-                handles.append(module.register_forward_hook(_zero_inactive(active)))
-                if part == "attn":
-                    hook = _hide_inactive_keys(active)
-                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for index, layer in enumerate(self.layers):
+            attn = getattr(layer, self.attn)
+            attends = _active(dropped, {f"{index}", f"{index}.attn"})
+            hook = _hide_inactive_keys(attends)
+            handles.append(attn.register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(attn.register_forward_hook(_zero_inactive(attends)))
+            if self.mlp is not None:
+                computes = _active(dropped, {f"{index}", f"{index}.mlp"})
+                mlp = getattr(layer, self.mlp)
+                handles.append(mlp.register_forward_hook(_zero_inactive(computes)))
+            runs = _active(dropped, {f"{index}"})
+            handles.append(layer.register_forward_hook(_keep_input(runs)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    @staticmethod
-    def _is_dropped(layer: int, part: str, names: set[str]) -> bool:
-        return any(
-            parse_unit(name).layer == layer and parse_unit(name).part in (None, part)
-            for name in names
-        )
+
+def _active(dropped: list[set[str]], names: set[str]) -> Tensor:
+    """Where none of the names is dropped, ``[S]``."""
+    return torch.tensor([not (names & here) for here in dropped])
 
 
 def _zero_inactive(active: Tensor):
@@ -86,6 +89,13 @@ def _zero_inactive(active: Tensor):
         if isinstance(output, tuple):
             return (output[0] * keep, *output[1:])
         return output * keep
+
+    return hook
+
+
+def _keep_input(active: Tensor):
+    def hook(_module: Any, args: Any, output: Tensor) -> Tensor:
+        return torch.where(active[None, :, None], output, args[0])
 
     return hook
 

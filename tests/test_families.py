@@ -1,6 +1,7 @@
 """Every supported family computes D³ exactly, in float32, beyond any sliding window."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
-from tests.families import FAMILY_NAMES, random_ids, schedules, sublayers, tiny, whole_layers
+from tests.families import (
+    FAMILY_NAMES,
+    random_ids,
+    schedules,
+    tiny,
+    units_of,
+    whole_layers,
+)
 
 NEW_TOKENS = 24
 PROMPT_LEN = 17
@@ -20,7 +28,9 @@ TOLERANCE = 1e-5  # absolute, in log-probabilities
 GREEDY = SamplingParams()
 
 family = pytest.mark.parametrize("name", FAMILY_NAMES)
-units = pytest.mark.parametrize("units", ["layers", "sublayers", "static"])
+family_and_units = pytest.mark.parametrize(
+    ("name", "units"), [(name, units) for name in FAMILY_NAMES for units in units_of(name)]
+)
 
 
 def run(
@@ -61,11 +71,9 @@ def test_full_depth_generates_what_transformers_generates(name: str) -> None:
     expected = model.plain.generate(
         torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
     )
-    for schedule in (
-        DepthSchedule.full(model.gated.num_layers),
-        whole_layers(alpha=1.0),
-        sublayers(model.gated, alpha=1.0),
-    ):
+    kinds = schedules(model.gated).values()
+    at_alpha_1 = [replace(schedule, alpha=1.0) for schedule in kinds]
+    for schedule in (DepthSchedule.full(model.gated.num_layers), *at_alpha_1):
         assert ids_of(run(model.gated, prompt, schedule)) == expected[0, PROMPT_LEN:].tolist()
 
 
@@ -78,8 +86,7 @@ def test_the_gate_at_full_depth_changes_no_bit(name: str) -> None:
     assert torch.equal(model.gated.logits(model.gated.hidden_states(ids)), plain)
 
 
-@family
-@units
+@family_and_units
 def test_decoding_equals_the_slow_reference(name: str, units: str) -> None:
     model = tiny(name)
     schedule = schedules(model.gated)[units]
@@ -102,8 +109,7 @@ def test_the_reference_itself_departs_from_full_depth(name: str) -> None:
     assert (full[-1] - decayed[-1]).abs().max() > 0.1
 
 
-@family
-@units
+@family_and_units
 @pytest.mark.parametrize("chunk_size", [1, 5, 512])
 def test_prefill_in_chunks_changes_nothing(name: str, units: str, chunk_size: int) -> None:
     model = tiny(name)
@@ -115,8 +121,7 @@ def test_prefill_in_chunks_changes_nothing(name: str, units: str, chunk_size: in
     assert max(abs(a.logprob - b.logprob) for a, b in zip(whole, chunked, strict=True)) < TOLERANCE
 
 
-@family
-@units
+@family_and_units
 def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) -> None:
     model = tiny(name)
     schedule = schedules(model.gated)[units]
@@ -128,8 +133,7 @@ def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) 
     assert scores.top_ids.tolist() == [token.top_id for token in tokens]
 
 
-@family
-@units
+@family_and_units
 def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, units: str) -> None:
     model = tiny(name)
     schedule = schedules(model.gated)[units]
@@ -148,8 +152,7 @@ def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, uni
         assert (expected - scores.log_probs).abs().max() < TOLERANCE
 
 
-@family
-@units
+@family_and_units
 def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> None:
     model = tiny(name).gated
     schedule = schedules(model)[units]
@@ -191,8 +194,7 @@ def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> 
             assert (ours - expected).abs().max() < TOLERANCE
 
 
-@family
-@units
+@family_and_units
 def test_the_audit_counts_where_full_depth_agrees(name: str, units: str) -> None:
     model = tiny(name)
     schedule = schedules(model.gated)[units]

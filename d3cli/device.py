@@ -1,0 +1,38 @@
+"""Where to compute and in what: devices and dtypes, as a user names them."""
+
+from typing import Literal
+
+import torch
+
+from d3cli.errors import UsageError
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: another word, or a GPU that is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f'--device is "{device}"', "use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA GPU here that torch can use", "use --device cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no GPU {index}; torch sees {torch.cuda.device_count()}")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the processor or GPU computes in it, else float32."""
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return torch.bfloat16 if has_bf16 else torch.float32

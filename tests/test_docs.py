@@ -1,0 +1,22 @@
+"""Pages that are generated are current."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("script", "function", "page"),
+    [
+        ("write_cli_docs.py", "cli_docs", "cli.md"),
+        ("write_models_docs.py", "models_docs", "models.md"),
+    ],
+)
+def test_the_page_is_current(script: str, function: str, page: str) -> None:
+    write: Callable[[], str] = runpy.run_path(str(ROOT / "scripts" / script))[function]
+    current = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert write() == current, "run: make docs"

@@ -1,0 +1,83 @@
+"""The gate, the byte counts and the allow-list."""
+
+import pytest
+import torch
+
+from d3cli.errors import ModelError, ScheduleError
+from d3cli.layers import CANNOT_SKIP, FAMILIES, find_family
+from d3cli.units import LayerBytes
+from tests.families import CONFIGS, LAYERS, random_ids, sublayers, tiny
+
+
+def test_every_supported_type_is_proven() -> None:
+    assert {config.model_type for config in CONFIGS.values()} == set(FAMILIES)
+
+
+def test_no_type_is_both_supported_and_refused() -> None:
+    assert not FAMILIES.keys() & CANNOT_SKIP.keys()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("jamba", "recurrent state"),
+        ("mamba2", "recurrent"),
+        ("gemma3n_text", "keys and values of earlier"),
+        ("t5", "encoder-decoder"),
+        ("llava", "multimodal"),
+        ("nobody_knows", "has not been proven"),
+    ],
+)
+def test_a_refused_type_is_told_why(model_type: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        find_family(model_type)
+
+
+def test_a_unit_outside_a_gate_block_runs_again() -> None:
+    model = tiny("llama").gated
+    ids = torch.tensor([random_ids(9)])
+    before = model.hidden_states(ids)
+    with pytest.raises(ZeroDivisionError), model.gate.limit({"3": 0, "4.mlp": 2}):
+        assert not torch.equal(model.hidden_states(ids), before)
+        raise ZeroDivisionError
+    assert torch.equal(model.hidden_states(ids), before)
+
+
+def test_dropping_a_layer_is_dropping_both_its_sublayers() -> None:
+    model = tiny("qwen3").gated
+    ids = torch.tensor([random_ids(9)])
+    with model.gate.limit({"3": 0}):
+        whole = model.hidden_states(ids)
+    with model.gate.limit({"3.attn": 0, "3.mlp": 0}):
+        assert torch.equal(model.hidden_states(ids), whole)
+
+
+def test_layers_without_an_mlp_module_are_dropped_whole_or_not_at_all() -> None:
+    schedule = sublayers(tiny("llama").gated)
+    with pytest.raises(ScheduleError, match="no sublayers"):
+        tiny("opt").gated.check_schedule(schedule)
+
+
+class TestBytes:
+    def test_llama(self) -> None:
+        weights = tiny("llama").gated.weight_bytes
+        attn = 4 * (2 * 32 * 32 + 2 * 32 * 16)
+        assert weights.layers == (LayerBytes(attn, 4 * 3 * 32 * 80, 4 * 2 * 32),) * LAYERS
+        assert weights.fixed == 4 * (131 * 32 + 32)
+
+    def test_a_tied_table_is_read_as_the_head(self) -> None:
+        assert tiny("llama-tied").gated.weight_bytes.fixed == 4 * (131 * 32 + 32)
+
+    def test_of_a_mixture_the_active_experts_are_read(self) -> None:
+        one_expert = 4 * 3 * 32 * 80
+        router = 4 * 4 * 32
+        mixture = tiny("mixtral").gated.weight_bytes
+        assert mixture.layers[0].mlp == 2 * one_expert + router
+        mixed = tiny("qwen3_moe").gated.weight_bytes
+        assert mixed.layers[0].mlp == 2 * 4 * 3 * 32 * 24 + router
+        assert mixed.layers[3].mlp == one_expert  # a dense layer among them
+
+
+def test_longrope_ends_where_its_second_table_begins() -> None:
+    assert tiny("phi3-longrope").gated.context_length == 128
+    assert tiny("phi3").gated.context_length == 256
