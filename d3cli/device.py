@@ -10,7 +10,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def pick_device(device: str) -> torch.device:
-    """ "auto" is the first GPU, else the CPU.
+    """The device that a name means; "auto" is the first GPU, else the CPU.
 
     Raises:
         UsageError: another word, or a GPU that is not there.
@@ -28,7 +28,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 where the processor or GPU computes in it, else float32."""
+    """The dtype that a name means; "auto" is bfloat16 where the processor or GPU computes in it, else float32."""
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
