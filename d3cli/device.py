@@ -28,7 +28,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The dtype that a name means; "auto" is bfloat16 where the processor or GPU computes in it, else float32."""
+    """The dtype that a name means; "auto" is bfloat16 where the hardware has it, else float32."""
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
