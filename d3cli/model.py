@@ -17,8 +17,9 @@ from d3cli.cache import KVCache
 from d3cli.config import BUILTIN
 from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.errors import ModelError, ScheduleError, UsageError
+from d3cli.families import Family, find_family
 from d3cli.files import ModelFiles, find_model, read_json
-from d3cli.layers import Family, LayerGate, find_family, measure_bytes
+from d3cli.layers import LayerGate, measure_bytes
 from d3cli.schedule import DepthSchedule, resolve_schedule
 from d3cli.units import WeightBytes, parse_unit
 

@@ -35,7 +35,7 @@ from transformers import (
     Starcoder2Config,
 )
 
-from d3cli.layers import find_family
+from d3cli.families import find_family
 from d3cli.model import LoadedModel, wrap_model
 from d3cli.schedule import DepthSchedule
 from tests.reference import Reference

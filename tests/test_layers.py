@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d3cli.errors import ModelError, ScheduleError
-from d3cli.layers import CANNOT_SKIP, FAMILIES, find_family
+from d3cli.families import CANNOT_SKIP, FAMILIES, find_family
 from d3cli.units import LayerBytes
 from tests.families import CONFIGS, LAYERS, random_ids, sublayers, tiny
 
