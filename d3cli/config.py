@@ -1,10 +1,11 @@
 """Settings and names: where files live, what config.toml says, which aliases there are.
 
-Reads files, never writes them; knows nothing of models beyond their names.
+Knows nothing of models beyond their names.
 """
 
 import difflib
 import os
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -12,7 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from d3cli.errors import UsageError
+import tomlkit
+
+from d3cli.errors import D3Error, UsageError
 
 BUILTIN = "demo"
 ALIAS_SIMILARITY = 0.85
@@ -38,6 +41,54 @@ def load_settings() -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"the config file {path} cannot be read: {error}") from error
+
+
+def default_model() -> str:
+    """The model that runs when none is named: $D3_MODEL, the config file's, the built-in one.
+
+    Raises:
+        UsageError: the config file's is no text.
+    """
+    configured = os.environ.get("D3_MODEL") or load_settings().get("model") or BUILTIN
+    if not isinstance(configured, str):
+        raise UsageError(f"model in {config_file()} must be a name in quotes")
+    return configured
+
+
+def save_setting(name: str, value: str) -> Path:
+    """Sets one key of config.toml and keeps the rest, comments too; returns the file.
+
+    The directory is made 0700 and the file 0600; it is replaced at once, so that a crash leaves
+    the old file or the new one.
+
+    Raises:
+        UsageError: the file that is there cannot be read.
+        D3Error: it cannot be written.
+    """
+    load_settings()  # a damaged file is reported, not replaced
+    path = config_file()
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else None
+        document = tomlkit.document() if document is None else document
+        document[name] = value
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _replace_file(path, tomlkit.dumps(document))
+    except OSError as error:
+        raise D3Error(f"the config file {path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _replace_file(path: Path, text: str) -> None:
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 @cache

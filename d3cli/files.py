@@ -11,6 +11,7 @@ from typing import Any
 
 from d3cli.config import BUILTIN, aliases, looks_like_hub_id, nearest_aliases
 from d3cli.errors import DownloadError, ModelError, UnknownModelError
+from d3cli.families import find_family
 
 # merges.txt and *.model are tokenizers.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
@@ -79,6 +80,49 @@ def find_local(name: str) -> ModelFiles | None:
         if near
         else "give an alias, a hub id such as org/name, or a directory",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model in the hub's local cache.
+
+    Attributes:
+        hub_id: ``org/name``.
+        size_bytes: what it takes on disk.
+        problem: why d3 cannot run it; empty where it can.
+    """
+
+    hub_id: str
+    size_bytes: int
+    problem: str = ""
+
+
+def cached_models() -> list[CachedModel]:
+    """The language models in the hub's local cache, by name; other repositories are passed over."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    found = []
+    for repository in repositories:
+        newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)
+        if repository.repo_type == "model" and newest is not None:
+            config = read_json(newest.snapshot_path / "config.json")
+            if "model_type" in config:
+                problem = _problem(newest.snapshot_path, str(config["model_type"]))
+                found.append(CachedModel(repository.repo_id, repository.size_on_disk, problem))
+    return sorted(found, key=lambda model: model.hub_id.lower())
+
+
+def _problem(snapshot: Path, model_type: str) -> str:
+    try:
+        find_family(model_type)
+    except ModelError as error:
+        return error.message
+    missing = _missing_weights(snapshot)
+    return f"incomplete: lacks {missing[0]}" if missing else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,14 @@
 """One thread a test process: tiny tensors gain nothing from more, and a busy machine loses much."""
 
+import io
 import os
+import shutil
+import signal
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,6 +17,10 @@ os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="d3-tests-hub-")
 
 import pytest
 import torch
+
+from d3cli.cli.app import run
+from d3cli.config import BUILTIN
+from d3cli.files import find_model
 
 torch.set_num_threads(1)
 
@@ -21,3 +32,63 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name in [name for name in os.environ if name.startswith("D3_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("D3_HOME", str(home))
+
+
+BUILTIN_PATH = find_model(BUILTIN).path
+
+
+class Result(NamedTuple):
+    """What one command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+D3 = Callable[..., Result]
+
+
+@pytest.fixture
+def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D3:
+    """Runs one command line in this process; stdin is a terminal unless `stdin` is given."""
+
+    def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+        if stdin is not None:
+            monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: True)
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    previous = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: False)
+    yield call
+    signal.signal(signal.SIGTERM, previous)
+    os.environ.pop("D3_DEBUG", None)
+
+
+def check(result: Result, code: int, message: str) -> None:
+    """One clear error, nothing on stdout, no traceback."""
+    assert message in result.err, result
+    assert result.code == code
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert result.out == ""
+    assert "Traceback" not in result.err
+
+
+@contextmanager
+def hub_repository(hub_id: str, without: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The built-in model as a repository in the hub's cache; gives its snapshot directory."""
+    repository = Path(os.environ["HF_HUB_CACHE"]) / f"models--{hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for file in BUILTIN_PATH.iterdir():
+        if file.is_file() and file.name not in without:
+            (snapshot / file.name).write_bytes(file.read_bytes())
+    try:
+        yield snapshot
+    finally:
+        shutil.rmtree(repository)

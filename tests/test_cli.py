@@ -1,58 +1,24 @@
 """`d3 generate` as its users meet it: words, exit codes, stdout and stderr apart."""
 
-import io
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig
 
-from d3cli.cli.app import run
-from d3cli.config import BUILTIN
 from d3cli.decode import DecodedToken, decode
 from d3cli.errors import GenerationError
-from d3cli.files import find_model
+from tests.conftest import BUILTIN_PATH, D3, Result, check, hub_repository
 
 STORY = "Tell me a story about a fox."
-BUILTIN_PATH = find_model(BUILTIN).path
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-D3 = Callable[..., Result]
-
-
-@pytest.fixture
-def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D3:
-    """Runs one command line in this process; stdin is a terminal unless `stdin` is given."""
-
-    def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-        if stdin is not None:
-            monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: True)
-            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    previous = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: False)
-    yield call
-    signal.signal(signal.SIGTERM, previous)
-    os.environ.pop("D3_DEBUG", None)
 
 
 def d3_process(*arguments: str, **options: object) -> subprocess.Popen:
@@ -246,52 +212,41 @@ class TestBadInput:
     )
     def test_impossible_options(self, d3: D3, arguments: list[str], message: str) -> None:
         result = d3("generate", "demo", STORY, *arguments)
-        self.check(result, 2, message)
+        check(result, 2, message)
 
     @pytest.mark.parametrize("text", ["", "   ", "\n"])
     def test_an_empty_prompt(self, d3: D3, text: str) -> None:
-        self.check(d3("generate", text), 2, "the prompt is empty")
-        self.check(d3("generate", "demo"), 2, "the prompt is empty")
-        self.check(d3("generate", stdin=text.encode()), 2, "the prompt is empty")
+        check(d3("generate", text), 2, "the prompt is empty")
+        check(d3("generate", "demo"), 2, "the prompt is empty")
+        check(d3("generate", stdin=text.encode()), 2, "the prompt is empty")
 
     def test_a_prompt_file_that_cannot_be_read(self, d3: D3, tmp_path: Path) -> None:
         binary = tmp_path / "b"
         binary.write_bytes(b"\xff\xfe\x00")
-        self.check(d3("generate", "--prompt-file", tmp_path / "no"), 2, "there is no prompt file")
-        self.check(d3("generate", "--prompt-file", tmp_path), 2, "is a directory")
-        self.check(d3("generate", "--prompt-file", binary), 2, "not UTF-8")
-        self.check(d3("generate", stdin=b"\xff"), 2, "not UTF-8")
-        self.check(d3("generate", "a \udcff b"), 2, "not UTF-8")
+        check(d3("generate", "--prompt-file", tmp_path / "no"), 2, "there is no prompt file")
+        check(d3("generate", "--prompt-file", tmp_path), 2, "is a directory")
+        check(d3("generate", "--prompt-file", binary), 2, "not UTF-8")
+        check(d3("generate", stdin=b"\xff"), 2, "not UTF-8")
+        check(d3("generate", "a \udcff b"), 2, "not UTF-8")
 
     def test_a_prompt_longer_than_the_context_names_both_numbers(self, d3: D3) -> None:
         result = d3("generate", "word " * 1500)
-        self.check(result, 2, "context holds 1,024")
+        check(result, 2, "context holds 1,024")
         assert "tokens long" in result.err
 
     def test_an_unknown_model_names_the_nearest(self, d3: D3) -> None:
         for arguments in (["lama-3-8b"], ["lama-3-8b", "Hi."], ["lama-3-8b", "--prompt", "Hi."]):
             result = d3("generate", *arguments)
-            self.check(result, 2, 'no model or directory called "lama-3-8b"')
+            check(result, 2, 'no model or directory called "lama-3-8b"')
             assert "llama-3-8b" in result.err
 
     def test_a_model_that_is_not_there_offline(self, d3: D3) -> None:
         result = d3("generate", "llama-3-8b", "Hi.", "--offline")
-        self.check(result, 1, "not complete in the local cache")
+        check(result, 1, "not complete in the local cache")
         assert "hf download meta-llama/" in result.err
-
-    @staticmethod
-    def check(result: Result, code: int, message: str) -> None:
-        assert message in result.err, result
-        assert result.code == code
-        errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1
-        assert result.out == ""
-        assert "Traceback" not in result.err
 
 
 class TestBrokenModels:
-    check = staticmethod(TestBadInput.check)
-
     def copy(self, target: Path, *, without: tuple[str, ...] = ()) -> Path:
         target.mkdir()
         for file in BUILTIN_PATH.iterdir():
@@ -300,14 +255,14 @@ class TestBrokenModels:
         return target
 
     def test_a_directory_without_a_config(self, d3: D3, tmp_path: Path) -> None:
-        self.check(d3("generate", tmp_path, "Hi."), 1, "has no config.json")
+        check(d3("generate", tmp_path, "Hi."), 1, "has no config.json")
 
     def test_a_directory_without_weights(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m", without=("model.safetensors",))
-        self.check(d3("generate", model, "Hi."), 1, "lacks model.safetensors")
+        check(d3("generate", model, "Hi."), 1, "lacks model.safetensors")
         (model / "pytorch_model.bin").write_bytes(b"pickle")
         result = d3("generate", model, "Hi.")
-        self.check(result, 1, "lacks model.safetensors")
+        check(result, 1, "lacks model.safetensors")
         assert "only safetensors" in result.err
 
     def test_a_missing_shard(self, d3: D3, tmp_path: Path) -> None:
@@ -315,13 +270,13 @@ class TestBrokenModels:
         index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
         (model / "model.safetensors.index.json").write_text(json.dumps(index))
         (model / "model-1.safetensors").write_bytes(b"")
-        self.check(d3("generate", model, "Hi."), 1, "lacks model-2.safetensors")
+        check(d3("generate", model, "Hi."), 1, "lacks model-2.safetensors")
 
     def test_an_unsupported_stack(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m")
         BertConfig().save_pretrained(model)
         result = d3("generate", model, "Hi.")
-        self.check(result, 1, 'type "bert" are not supported')
+        check(result, 1, 'type "bert" are not supported')
         assert "llama" in result.err
 
     def test_missing_tensors_are_named(self, d3: D3, tmp_path: Path) -> None:
@@ -329,20 +284,20 @@ class TestBrokenModels:
         tensors = load_file(model / "model.safetensors")
         del tensors["model.layers.3.mlp.up_proj.weight"]
         save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-        self.check(d3("generate", model, "Hi."), 1, "model.layers.3.mlp.up_proj.weight")
+        check(d3("generate", model, "Hi."), 1, "model.layers.3.mlp.up_proj.weight")
 
     def test_weights_of_another_shape(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m")
         config = LlamaConfig.from_pretrained(model)
         config.intermediate_size += 64
         config.save_pretrained(model)
-        self.check(d3("generate", model, "Hi."), 1, str(model))
+        check(d3("generate", model, "Hi."), 1, str(model))
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
     def test_damaged_files(self, d3: D3, tmp_path: Path, name: str) -> None:
         model = self.copy(tmp_path / "m")
         (model / name).write_bytes((model / name).read_bytes()[:100])
-        self.check(d3("generate", model, "Hi."), 1, str(model))
+        check(d3("generate", model, "Hi."), 1, str(model))
 
     def test_a_directory_of_a_stranger_brings_no_schedule(self, d3: D3, tmp_path: Path) -> None:
         result = d3("generate", self.copy(tmp_path / "m"), "Hi.", "--max-tokens", "2", "--json")
@@ -359,37 +314,20 @@ class TestBrokenModels:
 class TestHubCache:
     """A model that the hub's cache holds is used without the network."""
 
-    @pytest.fixture(autouse=True)
-    def _repository(self) -> Iterator[None]:
-        yield
-        shutil.rmtree(self.REPOSITORY, ignore_errors=True)
-
-    REPOSITORY = Path(os.environ["HF_HUB_CACHE"]) / "models--someone--tiny-fox"
-
-    def cached(self, without: tuple[str, ...] = ()) -> None:
-        repository = self.REPOSITORY
-        snapshot = repository / "snapshots" / ("0" * 40)
-        snapshot.mkdir(parents=True)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("0" * 40)
-        for file in BUILTIN_PATH.iterdir():
-            if file.is_file() and file.name not in without:
-                (snapshot / file.name).write_bytes(file.read_bytes())
-
     def test_a_complete_model_is_loaded_by_its_id(self, d3: D3) -> None:
-        self.cached()
-        result = d3("generate", "someone/tiny-fox", "Hello.", "--max-tokens", "3", "--offline")
+        with hub_repository("someone/tiny-fox"):
+            result = d3("generate", "someone/tiny-fox", "Hello.", "--max-tokens", "3", "--offline")
         assert result.code == 0, result.err
         assert result.out.strip()
 
     def test_an_incomplete_one_is_not(self, d3: D3) -> None:
-        self.cached(without=("model.safetensors",))
-        result = d3("generate", "someone/tiny-fox", "Hello.", "--offline")
-        TestBadInput.check(result, 1, "someone/tiny-fox is not complete in the local cache")
+        with hub_repository("someone/tiny-fox", without=("model.safetensors",)):
+            result = d3("generate", "someone/tiny-fox", "Hello.", "--offline")
+        check(result, 1, "someone/tiny-fox is not complete in the local cache")
 
     def test_no_network_is_one_clear_line(self, d3: D3) -> None:
         result = d3("generate", "someone/tiny-fox", "Hello.")
-        TestBadInput.check(result, 1, "the hub cannot be reached")
+        check(result, 1, "the hub cannot be reached")
 
 
 class TestConfigFile:
@@ -427,7 +365,7 @@ class TestConfigFile:
     )
     def test_a_wrong_file_is_named(self, d3: D3, config: Path, text: str, message: str) -> None:
         config.write_text(text)
-        TestBadInput.check(d3("generate", STORY), 2, message)
+        check(d3("generate", STORY), 2, message)
 
 
 class TestInterruption:
@@ -503,7 +441,7 @@ class TestDebug:
 
         monkeypatch.setattr("d3cli.cli.generate._load", broken)
         result = d3("generate", "Hi.")
-        TestBadInput.check(result, 1, "internal error: ZeroDivisionError: oh␛[31m no")
+        check(result, 1, "internal error: ZeroDivisionError: oh␛[31m no")
         assert "--debug" in result.err
 
 

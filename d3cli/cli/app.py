@@ -13,6 +13,7 @@ import typer
 from d3cli import __version__
 from d3cli.cli import options
 from d3cli.cli.generate import generate
+from d3cli.cli.models import models_app
 from d3cli.cli.output import ClosedPipe, Output
 from d3cli.config import config_file, load_settings
 from d3cli.errors import D3Error, UsageError
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.add_typer(models_app, name="models")
 
 
 def _show_version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 from d3cli.cli import options
 from d3cli.cli.options import parse_alpha, parse_start
 from d3cli.cli.output import ClosedPipe, Output, WriteError
-from d3cli.config import BUILTIN, load_settings, names_a_model
+from d3cli.config import BUILTIN, default_model, names_a_model
 from d3cli.errors import PromptError, UsageError
 from d3cli.files import find_local
 from d3cli.sampling import SamplingParams
@@ -156,8 +156,7 @@ def _arguments(
     used = [name for name, value in sources.items() if value is not None]
     if len(used) > 1:
         raise UsageError(f"the prompt comes from {used[0]} and from {used[1]}", "give one of them")
-    configured = os.environ.get("D3_MODEL") or load_settings().get("model")
-    name = str(model or configured or BUILTIN)
+    name = model or default_model()
     find_local(name)
     wanted = text if text is not None else prompt
     if prompt_file is not None:

@@ -6,12 +6,13 @@ Whatever passes is inert: text from a model, a file or an error cannot command t
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 from d3cli.errors import D3Error
@@ -86,6 +87,19 @@ class Output:
         """One JSON object, ASCII only, so that raw text in it is inert too."""
         text = json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
         self.write(text + "\n")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns on stdout: aligned on a terminal, separated by tabs in a pipe."""
+        if not (self._stdout and self._stdout.isatty()):
+            for row in rows:
+                self.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
+            return
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in header:
+            table.add_column(title, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(inert(cell)) for cell in row))
+        Console(highlight=False).print(table)
 
     def note(self, text: str) -> None:
         """A line about what happens, on stderr."""

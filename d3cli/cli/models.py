@@ -1,0 +1,68 @@
+"""``d3 models``: the names that a model goes by, what is on disk, and the default."""
+
+from typing import Annotated
+
+import typer
+
+from d3cli.cli import options
+from d3cli.cli.output import Output
+from d3cli.config import BUILTIN, aliases, default_model, save_setting
+from d3cli.files import CachedModel, cached_models, find_local
+
+SCHEMA = 1
+
+models_app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+
+
+@models_app.callback()
+def models(
+    ctx: typer.Context,
+    as_json: options.Json = False,
+    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """List models: aliases, what the local cache holds, the default."""
+    if ctx.invoked_subcommand is not None:
+        return
+    output = Output()
+    cached = {model.hub_id: model for model in cached_models()}
+    known = aliases()
+    if as_json:
+        output.json(_as_json(known, cached))
+        return
+    default = default_model()
+    names = {target: alias for alias, target in known.items()}
+    rows = [(BUILTIN, "the built-in model", "", "")]
+    rows += [(names.get(id_, ""), id_, _size(m.size_bytes), m.problem) for id_, m in cached.items()]
+    rows += [(alias, id_, "", "") for alias, id_ in known.items() if id_ not in cached]
+    output.table(
+        ("", "alias", "model", "on disk", ""),
+        [("*" if default in row[:2] else "", *row) for row in rows],
+    )
+
+
+@models_app.command()
+def default(
+    name: Annotated[str, typer.Argument(help="An alias, a hub id or a directory.")],
+    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Set the model that commands use when none is named."""
+    find_local(name)  # an unknown name is refused; a hub id may be fetched later
+    path = save_setting("model", name)
+    Output().note(f"the default model is now {name} ({path})")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _as_json(known: dict[str, str], cached: dict[str, CachedModel]) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "default": default_model(),
+        "builtin": BUILTIN,
+        "aliases": known,
+        "cached": [
+            {"model": m.hub_id, "size_bytes": m.size_bytes, "problem": m.problem or None}
+            for m in cached.values()
+        ],
+    }

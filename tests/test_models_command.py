@@ -1,0 +1,87 @@
+"""`d3 models`: names, what is on disk, the default."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import JambaConfig
+
+from tests.conftest import BUILTIN_PATH, D3, check, hub_repository
+
+
+@pytest.fixture
+def config() -> Path:
+    return Path(os.environ["D3_HOME"]) / "config.toml"
+
+
+@pytest.fixture(autouse=True)
+def _cache() -> Iterator[None]:
+    with (
+        hub_repository("someone/tiny-fox"),
+        hub_repository("someone/half", without=("model.safetensors",)),
+        hub_repository("someone/jamba") as jamba,
+    ):
+        JambaConfig().save_pretrained(jamba)
+        yield
+
+
+def test_a_pipe_gets_one_tab_separated_line_a_model(d3: D3) -> None:
+    result = d3("models")
+    assert result.code == 0
+    rows = [line.split("\t") for line in result.out.splitlines()]
+    assert {len(row) for row in rows} == {5}
+    assert rows[0][:2] == ["*", "demo"]
+    by_model = {row[2]: row for row in rows}
+    assert by_model["meta-llama/Meta-Llama-3-8B-Instruct"][1] == "llama-3-8b"
+    assert by_model["someone/tiny-fox"][3:] == ["7.6 MB", ""]
+    assert "lacks model.safetensors" in by_model["someone/half"][4]
+    assert "recurrent state" in by_model["someone/jamba"][4]
+
+
+def test_json_holds_the_same(d3: D3) -> None:
+    data = json.loads(d3("models", "--json").out)
+    assert data["default"] == "demo"
+    assert len(data["aliases"]) >= 30
+    cached = {model["model"]: model for model in data["cached"]}
+    assert cached["someone/tiny-fox"]["problem"] is None
+    assert cached["someone/tiny-fox"]["size_bytes"] > 7e6
+    assert "incomplete" in cached["someone/half"]["problem"]
+
+
+def test_the_default_is_set_and_used(d3: D3, config: Path) -> None:
+    config.write_text("# mine\nmax_tokens = 3  # short\n[aliases]\n")
+    result = d3("models", "default", "someone/tiny-fox")
+    assert result.code == 0
+    assert "# mine" in config.read_text()
+    assert "# short" in config.read_text()
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert "model: someone/tiny-fox" in d3("generate", "Hello.").err
+    assert json.loads(d3("models", "--json").out)["default"] == "someone/tiny-fox"
+
+
+def test_a_directory_may_be_the_default(d3: D3) -> None:
+    assert d3("models", "default", BUILTIN_PATH).code == 0
+    assert d3("generate", "Hello.", "--max-tokens", "2").code == 0
+
+
+def test_an_unknown_default_is_refused_and_nothing_is_written(d3: D3, config: Path) -> None:
+    result = d3("models", "default", "lama-3-8b")
+    check(result, 2, 'no model or directory called "lama-3-8b"')
+    assert "llama-3-8b" in result.err
+    assert not config.exists()
+
+
+def test_a_damaged_config_file_is_left_alone(d3: D3, config: Path) -> None:
+    config.write_text("= broken")
+    check(d3("models", "default", "demo"), 2, "cannot be read")
+    assert config.read_text() == "= broken"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_cannot_be_written(d3: D3, config: Path) -> None:
+    config.parent.chmod(0o500)
+    check(d3("models", "default", "demo"), 1, "cannot be written")
+    config.parent.chmod(0o700)
