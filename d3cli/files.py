@@ -211,8 +211,8 @@ def _download(hub_id: str, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -240,8 +240,9 @@ def _download(hub_id: str, offline: bool) -> Path:
             f"{hub_id} is not in the local cache, and the hub cannot be reached",
             "check the network, or give a directory",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:  # a refused request, a cut connection, a full disk
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(
-            f"downloading {hub_id} failed: {first_line}", "run it again to resume"
+            f"downloading {hub_id} failed: {first_line}",
+            "run it again: files that are complete are kept",
         ) from error

@@ -54,14 +54,14 @@ def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D
 
     def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
         if stdin is not None:
-            monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: True)
+            monkeypatch.setattr("d3cli.cli.prompt._stdin_is_fed", lambda: True)
             monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         code = run([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 
     previous = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("d3cli.cli.generate._stdin_is_fed", lambda: False)
+    monkeypatch.setattr("d3cli.cli.prompt._stdin_is_fed", lambda: False)
     yield call
     signal.signal(signal.SIGTERM, previous)
     os.environ.pop("D3_DEBUG", None)

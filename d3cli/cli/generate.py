@@ -1,10 +1,7 @@
 """``d3 generate``: one reply, for people and for pipes."""
 
 import os
-import stat
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,12 +9,14 @@ import typer
 from d3cli.cli import options
 from d3cli.cli.options import parse_alpha, parse_start
 from d3cli.cli.output import ClosedPipe, Output, WriteError
-from d3cli.config import BUILTIN, default_model, names_a_model
-from d3cli.errors import PromptError, UsageError
-from d3cli.files import find_local
+from d3cli.cli.prompt import read_arguments, read_text
+from d3cli.config import BUILTIN
+from d3cli.errors import UsageError
+from d3cli.files import find_model
 from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from d3cli.device import Dtype
     from d3cli.engine import Reply
     from d3cli.model import LoadedModel
     from d3cli.schedule import DepthSchedule
@@ -77,7 +76,7 @@ def generate(
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
     """
     output = Output()
-    model_name, model_was_named, prompt_text = _arguments(model, text, prompt, prompt_file)
+    model_name, model_was_named, prompt_text = read_arguments(model, text, prompt, prompt_file)
     if raw and (system or chat_template or think):
         raise UsageError("--raw uses no chat template, so no --system, --chat-template or --think")
     # Checked before the slow part: a wrong number should not cost a model's loading.
@@ -92,11 +91,13 @@ def generate(
         "seed": seed,
     }
     SamplingParams.resolve(given, {})
-    template = None if chat_template is None else _read_text(chat_template, "chat template")
+    template = None if chat_template is None else read_text(chat_template, "chat template")
     if not model_was_named:
         shown = "the built-in model" if model_name == BUILTIN else model_name
         output.note(f"model: {shown}")
 
+    _quiet_libraries(output.is_terminal, offline)
+    find_model(model_name, offline=offline)  # a download shows its own progress
     with output.waiting("loading"):
         loaded = _load(model_name, dtype.value, device, threads, offline)
     schedule = loaded.schedule(
@@ -139,90 +140,26 @@ def generate(
     return 0
 
 
-def _arguments(
-    first: str | None, second: str | None, prompt: str | None, prompt_file: Path | None
-) -> tuple[str, bool, str]:
-    """The model's name, whether the user named it, and the whole prompt.
-
-    Raises:
-        UsageError: two prompts.
-        UnknownModelError, ModelError: no usable model has that name.
-        PromptError: none, or one that cannot be read.
-    """
-    model, text = first, second
-    if first is not None and second is None and prompt is None and prompt_file is None:
-        model, text = (first, None) if names_a_model(first) else (None, first)
-    sources = {"an argument": text, "--prompt": prompt, "--prompt-file": prompt_file}
-    used = [name for name, value in sources.items() if value is not None]
-    if len(used) > 1:
-        raise UsageError(f"the prompt comes from {used[0]} and from {used[1]}", "give one of them")
-    name = model or default_model()
-    find_local(name)
-    wanted = text if text is not None else prompt
-    if prompt_file is not None:
-        wanted = "-" if str(prompt_file) == "-" else _read_text(prompt_file, "prompt file")
-    explicit_stdin = wanted == "-" and prompt is None
-    piped = _read_stdin() if explicit_stdin or _stdin_is_fed() else ""
-    parts = [piped, "" if explicit_stdin else (wanted or "")]
-    whole = "\n\n".join(part for part in parts if part)
-    try:
-        whole.encode()
-    except UnicodeEncodeError:
-        raise PromptError("the prompt is not UTF-8 text") from None
-    if not whole.strip():
-        raise PromptError(
-            "the prompt is empty", 'for example: d3 generate "Tell me a story about a fox."'
-        )
-    return name, model is not None, whole
-
-
-def _stdin_is_fed() -> bool:
-    """Whether stdin is a pipe or a file; a terminal or /dev/null has nothing for us."""
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError, AttributeError):  # closed, or not a real stream
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
-
-
-def _read_stdin() -> str:
-    if sys.stdin is None:  # the shell closed it
-        return ""
-    try:
-        return _decode(sys.stdin.buffer.read())
-    except UnicodeDecodeError:
-        raise PromptError("the text on stdin is not UTF-8") from None
-
-
-def _read_text(path: Path, what: str) -> str:
-    try:
-        return _decode(path.expanduser().read_bytes())
-    except FileNotFoundError:
-        raise PromptError(f"there is no {what} {path}", "check the path") from None
-    except IsADirectoryError:
-        raise PromptError(f"the {what} {path} is a directory", "give a text file") from None
-    except UnicodeDecodeError:
-        raise PromptError(f"the {what} {path} is not UTF-8 text") from None
-    except OSError as error:
-        raise PromptError(f"the {what} {path} cannot be read: {error.strerror}") from None
-
-
-def _decode(data: bytes) -> str:
-    """UTF-8 with or without a BOM; one newline at the end is the file's, not the prompt's."""
-    return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-
-
-def _load(name: str, dtype: str, device: str, threads: int | None, offline: bool) -> "LoadedModel":
+def _quiet_libraries(is_terminal: bool, offline: bool) -> None:
+    """What transformers and the hub may say on stderr; they read it once, when imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not is_terminal:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _load(
+    name: str, dtype: "Dtype", device: str, threads: int | None, offline: bool
+) -> "LoadedModel":
     from transformers.utils.logging import disable_progress_bar
 
     from d3cli.model import load_model
 
     disable_progress_bar()
-    return load_model(name, dtype=dtype, device=device, threads=threads, offline=offline)  # type: ignore[arg-type]
+    return load_model(name, dtype=dtype, device=device, threads=threads, offline=offline)
 
 
 def _schedule_source(model: "LoadedModel", alpha: str, overridden: bool) -> str:

@@ -55,6 +55,11 @@ class Output:
         self._stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._at_line_start = True
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether stderr is one, so that progress may be shown."""
+        return self._stderr.is_terminal
+
     def write(self, text: str) -> None:
         """Part of a reply, at once.
 
@@ -115,7 +120,7 @@ class Output:
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Shows that something takes a moment; on a terminal only."""
-        if not self._stderr.is_terminal:
+        if not self.is_terminal:
             yield
             return
         with self._stderr.status(Text(inert(text), style="dim")):
@@ -125,7 +130,7 @@ class Output:
         """Exhausts an iterator of counts, with a progress bar on a terminal."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(
-            *columns, console=self._stderr, transient=True, disable=not self._stderr.is_terminal
+            *columns, console=self._stderr, transient=True, disable=not self.is_terminal
         ) as progress:
             task = progress.add_task(text, total=total)
             for count in done:

@@ -1,0 +1,175 @@
+"""Downloads, against a small hub of our own on loopback: no other host is ever asked."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import BUILTIN_PATH
+
+COMMIT = "1" * 40
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves the built-in model as ``someone/fox``; counts what is fetched, and can misbehave."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {file.name: file.read_bytes() for file in BUILTIN_PATH.iterdir()}
+        self.files["pytorch_model.bin"] = b"a pickle that nobody asked for"
+        self.fetched: Counter[str] = Counter()
+        self.cut: str | None = None  # this file's connection breaks off in the middle
+        self.gated = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/api/models/someone/fox" or path.startswith("/api/models/someone/fox/revision"):
+            self.reply_json({"id": "someone/fox", "sha": COMMIT, "siblings": []})
+        elif path.startswith("/api/models/someone/fox/tree/"):
+            self.reply_json([self.tree_entry(name) for name in sorted(self.server.files)])
+        elif path.startswith("/someone/fox/resolve/"):
+            self.reply_file(path.rpartition("/")[2])
+        else:
+            self.reply(404, {"X-Error-Code": "RepoNotFound"}, b"")
+
+    def tree_entry(self, name: str) -> dict:
+        data = self.server.files[name]
+        return {"type": "file", "path": name, "size": len(data), "oid": self.etag(name)}
+
+    def etag(self, name: str) -> str:
+        return sha256(self.server.files[name]).hexdigest()[:40]
+
+    def reply_json(self, value: object) -> None:
+        self.reply(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
+    def reply_file(self, name: str) -> None:
+        if self.server.gated:
+            self.reply(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b"")
+            return
+        data = self.server.files[name]
+        headers = {"ETag": f'"{self.etag(name)}"', "X-Repo-Commit": COMMIT}
+        if self.command == "GET":
+            self.server.fetched[name] += 1
+        if self.command == "GET" and self.server.cut == name:
+            self.send_response(200)
+            for key, value in (headers | {"Content-Length": str(len(data))}).items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+            return
+        self.reply(200, headers, data)
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for key, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def generate(hub: Hub, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `d3 generate` in a process of its own: the hub's address is read once, at import."""
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        "D3_MAX_TOKENS": "3",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "d3cli", "generate", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+
+
+def test_a_model_is_downloaded_once_and_then_used_offline(hub: Hub, tmp_path: Path) -> None:
+    first = generate(hub, tmp_path, "someone/fox", "Hello.")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip()
+    assert "%" not in first.stderr  # no progress bars without a terminal
+    assert hub.fetched["model.safetensors"] == 1
+    assert hub.fetched["pytorch_model.bin"] == 0
+    hub.fetched.clear()
+    again = generate(hub, tmp_path, "someone/fox", "Hello.", "--offline")
+    assert again.stdout == first.stdout
+    assert not hub.fetched
+
+
+def test_a_download_that_broke_off_goes_on_with_the_files_that_are_missing(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.cut = "model.safetensors"
+    broken = generate(hub, tmp_path, "someone/fox", "Hello.")
+    assert broken.returncode == 1
+    assert broken.stdout == ""
+    assert "error: downloading someone/fox failed" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    offline = generate(hub, tmp_path, "someone/fox", "Hello.", "--offline")
+    assert "not complete in the local cache" in offline.stderr
+    hub.cut = None
+    hub.fetched.clear()
+    resumed = generate(hub, tmp_path, "someone/fox", "Hello.")
+    assert resumed.returncode == 0, resumed.stderr
+    assert hub.fetched == {"model.safetensors": 1}
+
+
+def test_a_gated_model_says_where_to_accept_its_terms(hub: Hub, tmp_path: Path) -> None:
+    hub.gated = True
+    result = generate(hub, tmp_path, "someone/fox", "Hello.")
+    assert result.returncode == 1
+    assert "error: someone/fox is gated" in result.stderr
+    assert "hf auth login" in result.stderr
+
+
+def test_a_model_that_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
+    result = generate(hub, tmp_path, "someone/wolf", "Hello.")
+    assert result.returncode == 2
+    assert "error: the hub has no model someone/wolf" in result.stderr
+
+
+def test_a_hub_that_is_down(hub: Hub, tmp_path: Path) -> None:
+    hub.shutdown()
+    hub.server_close()
+    result = generate(hub, tmp_path, "someone/fox", "Hello.")
+    assert result.returncode == 1
+    assert "the hub cannot be reached" in result.stderr
