@@ -20,3 +20,10 @@ def test_the_page_is_current(script: str, function: str, page: str) -> None:
     write: Callable[[], str] = runpy.run_path(str(ROOT / "scripts" / script))[function]
     current = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert write() == current, "run: make docs"
+
+
+def test_output_changed_by_decay_is_never_called_lossless() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    sources = (ROOT / "d3cli").rglob("*.py")
+    for path in (*pages, *sources):
+        assert "lossless" not in path.read_text(encoding="utf-8").lower(), path

@@ -66,6 +66,11 @@ def _read_stdin() -> str:
 
 
 def read_text(path: Path, what: str) -> str:
+    """A UTF-8 file that the user named; `what` is what to call it in an error.
+
+    Raises:
+        PromptError: it cannot be read.
+    """
     try:
         return _decode(path.expanduser().read_bytes())
     except FileNotFoundError:
