@@ -119,7 +119,7 @@ class Engine:
             raise UsageError(f"max-tokens is {max_tokens}; it must be 1 or more")
         if schedule.start > context:
             raise UsageError(
-                f"--start is {schedule.start:,}, beyond the model's context of {context:,} tokens"
+                f"start is {schedule.start:,}, beyond the model's context of {context:,} tokens"
             )
         if not prompt_ids:
             raise PromptError("the prompt is empty", "give it some text")
@@ -213,6 +213,7 @@ class Reply:
         for chunk in prefill(self.model, cache, self.prompt_ids[keep:]):
             audit.compare(self.model, chunk.start, chunk.hidden)
             yield cache.position
+            self._check_current()
         self.agreement = audit.result()
         self._logits = self.model.logits(chunk.hidden[-1])
 
@@ -233,8 +234,6 @@ class Reply:
             eos_token_ids=self.model.eos_token_ids,
         )
         for token in tokens:
-            if self._engine._last is not self:
-                raise UsageError("this reply was ended by a newer one of the same engine")
             self._note(token)
             shown, stopped = self._stop.push(self.pieces[-1])
             reason = None
@@ -249,6 +248,12 @@ class Reply:
             yield GenerationChunk(shown, token, reason)
             if reason:
                 return
+            self._check_current()
+
+    def _check_current(self) -> None:
+        """A newer reply owns the cache now: going on would read and write its positions."""
+        if self._engine._last is not self:
+            raise UsageError("this reply was ended by a newer one of the same engine")
 
     def _note(self, token: DecodedToken) -> None:
         self._latest = time.perf_counter()

@@ -160,6 +160,13 @@ class TestPromptSources:
         both = self.prompt_of(d3("generate", "And why?", *tail, stdin=STORY.encode()))
         assert both == self.count(d3, f"{STORY}\n\nAnd why?")
 
+    def test_a_file_that_holds_a_dash_is_not_stdin(self, d3: D3, tmp_path: Path) -> None:
+        file = tmp_path / "dash"
+        file.write_text("-")
+        tail = ("--json", "--max-tokens", "1")
+        expected = self.count(d3, "-")
+        assert self.prompt_of(d3("generate", "--prompt-file", file, *tail)) == expected
+
     def test_an_empty_pipe_is_no_prompt(self, d3: D3) -> None:
         expected = self.count(d3, STORY)
         result = d3("generate", STORY, "--json", "--max-tokens", "1", stdin=b"")

@@ -124,6 +124,18 @@ class TestReply:
         with pytest.raises(UsageError, match="newer"):
             list(old)
 
+    def test_a_newer_reply_ends_a_prefill_too(self) -> None:
+        model = tiny("llama").gated
+        engine = Engine(model)
+        old = greedy(engine, random_ids(100), whole_layers(), max_tokens=3)
+        reading = old.prefill()
+        next(reading)
+        new = greedy(engine, random_ids(60, seed=2), whole_layers(), max_tokens=3)
+        expected = ids(greedy(Engine(model), random_ids(60, seed=2), whole_layers(), max_tokens=3))
+        assert ids(new) == expected
+        with pytest.raises(UsageError, match="newer"):
+            next(reading)
+
 
 class TestTurns:
     """Whatever happened before, a turn's tokens are those of a fresh engine."""

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -96,17 +96,9 @@ def generate(
         shown = "the built-in model" if model_name == BUILTIN else model_name
         output.note(f"model: {shown}")
 
-    _quiet_libraries(output.is_terminal, offline)
-    find_model(model_name, offline=offline)  # a download shows its own progress
-    with output.waiting("loading"):
-        loaded = _load(model_name, dtype.value, device, threads, offline)
-    schedule = loaded.schedule(
-        decay, start=start_tokens, core_first=core_first, core_last=core_last
-    )
-    overridden = any(value is not None for value in (start, core_first, core_last))
-    source = _schedule_source(loaded, alpha, overridden)
-    _note_depth(output, schedule, source)
-
+    loaded = _load(output, model_name, dtype.value, device, threads, offline)
+    core = (core_first, core_last)
+    schedule, source = _schedule(output, loaded, decay, start_tokens, core)
     messages = [{"role": "user", "content": prompt_text}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
@@ -125,18 +117,7 @@ def generate(
         think=None if think is None else think is options.Think.on,
         raw=raw,
     )
-    try:
-        if len(reply.prompt_ids) >= PROGRESS_FROM:
-            output.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
-        for chunk in reply:
-            if not as_json:
-                output.write(chunk.text)
-    except (ClosedPipe, WriteError):
-        raise
-    except BaseException:  # interrupted or failed: what was generated until then is not lost
-        _close(output, reply, source, as_json)
-        raise
-    _close(output, reply, source, as_json)
+    _stream(output, reply, source, as_json)
     return 0
 
 
@@ -152,34 +133,62 @@ def _quiet_libraries(is_terminal: bool, offline: bool) -> None:
 
 
 def _load(
-    name: str, dtype: "Dtype", device: str, threads: int | None, offline: bool
+    output: Output,
+    name: str,
+    dtype: "Dtype",
+    device: str,
+    threads: int | None,
+    offline: bool,
 ) -> "LoadedModel":
-    from transformers.utils.logging import disable_progress_bar
+    _quiet_libraries(output.is_terminal, offline)
+    find_model(name, offline=offline)  # a download shows its own progress
+    with output.waiting("loading"):
+        from transformers.utils.logging import disable_progress_bar
 
-    from d3cli.model import load_model
+        from d3cli.model import load_model
 
-    disable_progress_bar()
-    return load_model(name, dtype=dtype, device=device, threads=threads, offline=offline)
+        disable_progress_bar()
+        return load_model(name, dtype=dtype, device=device, threads=threads, offline=offline)
 
 
-def _schedule_source(model: "LoadedModel", alpha: str, overridden: bool) -> str:
-    """Where the schedule comes from: "off", "flags", "calibration" or "default"."""
+def _schedule(
+    output: Output,
+    model: "LoadedModel",
+    alpha: float | Literal["auto", "off"],
+    start: int | None,
+    core: tuple[int | None, int | None],
+) -> tuple["DepthSchedule", str]:
+    """The schedule, and where it comes from: "off", "flags", "calibration" or "default"."""
+    schedule = model.schedule(alpha, start=start, core_first=core[0], core_last=core[1])
     if alpha == "off":
-        return "off"
-    if alpha != "auto" or overridden:
-        return "flags"
-    return "default" if model.stored_schedule is None else "calibration"
+        return schedule, "off"
+    if alpha != "auto" or start is not None or core != (None, None):
+        if schedule.alpha < 1 and not schedule.skip_order:
+            output.note("depth: every layer is a core layer, so nothing is dropped")
+        return schedule, "flags"
+    if model.stored_schedule is not None:
+        return schedule, "calibration"
+    output.note(
+        f"depth: this model is not calibrated, so a cautious default: alpha {schedule.alpha:g} "
+        f"from token {schedule.start}, down to {schedule.floor:g} of {schedule.num_layers} layers "
+        "(--alpha off for full depth)"
+    )
+    return schedule, "default"
 
 
-def _note_depth(output: Output, schedule: "DepthSchedule", source: str) -> None:
-    if source == "default":
-        output.note(
-            f"depth: this model is not calibrated, so a cautious default: alpha "
-            f"{schedule.alpha:g} from token {schedule.start}, down to {schedule.floor:g} of "
-            f"{schedule.num_layers} layers (--alpha off for full depth)"
-        )
-    elif source == "flags" and schedule.alpha < 1 and not schedule.skip_order:
-        output.note("depth: every layer is a core layer, so nothing is dropped")
+def _stream(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
+    try:
+        if len(reply.prompt_ids) >= PROGRESS_FROM:
+            output.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
+        for chunk in reply:
+            if not as_json:
+                output.write(chunk.text)
+    except (ClosedPipe, WriteError):
+        raise
+    except BaseException:  # interrupted or failed: what was generated until then is not lost
+        _close(output, reply, source, as_json)
+        raise
+    _close(output, reply, source, as_json)
 
 
 def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:

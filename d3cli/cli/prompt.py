@@ -29,13 +29,14 @@ def read_arguments(
         raise UsageError(f"the prompt comes from {used[0]} and from {used[1]}", "give one of them")
     name = model or default_model()
     find_local(name)
-    wanted = text if text is not None else prompt
-    if prompt_file is not None:
-        wanted = "-" if str(prompt_file) == "-" else read_text(prompt_file, "prompt file")
-    explicit_stdin = wanted == "-" and prompt is None
-    piped = _read_stdin() if explicit_stdin or _stdin_is_fed() else ""
-    parts = [piped, "" if explicit_stdin else (wanted or "")]
-    whole = "\n\n".join(part for part in parts if part)
+    wanted = text if prompt is None else prompt
+    from_stdin = text == "-" or prompt_file == Path("-")
+    if from_stdin:
+        wanted = None
+    elif prompt_file is not None:
+        wanted = read_text(prompt_file, "prompt file")
+    piped = _read_stdin() if from_stdin or _stdin_is_fed() else ""
+    whole = "\n\n".join(part for part in (piped, wanted) if part)
     try:
         whole.encode()
     except UnicodeEncodeError:
