@@ -19,6 +19,7 @@ from d3cli.errors import D3Error, UsageError
 
 BUILTIN = "demo"
 ALIAS_SIMILARITY = 0.85
+PATH_STARTS = ("/", "./", "../", "~")
 
 
 def config_file() -> Path:
@@ -40,7 +41,9 @@ def load_settings() -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UsageError(f"the config file {path} cannot be read: {error}") from error
+        raise UsageError(
+            f"the config file {path} cannot be read: {error}", "correct it, or move it away"
+        ) from error
 
 
 def default_model() -> str:
@@ -103,27 +106,34 @@ def aliases() -> dict[str, str]:
         UsageError: the user's ``[aliases]`` is not a table of strings.
     """
     own = load_settings().get("aliases", {})
-    if not isinstance(own, dict) or any(not isinstance(target, str) for target in own.values()):
-        raise UsageError(f"[aliases] in {config_file()} must map names to model ids in quotes")
+    if not isinstance(own, dict) or not all(
+        isinstance(target, str) and target for target in own.values()
+    ):
+        raise UsageError(
+            f"[aliases] in {config_file()} must map names to model ids in quotes",
+            'for example: mine = "org/name"',
+        )
     return {**_shipped_aliases(), **own}
 
 
 def nearest_aliases(name: str, similarity: float = 0.6) -> list[str]:
     """Up to three aliases that look like `name`, the nearest first."""
-    return difflib.get_close_matches(name.lower(), [BUILTIN, *aliases()], n=3, cutoff=similarity)
+    others = [alias for alias in (BUILTIN, *aliases()) if alias != name]
+    return difflib.get_close_matches(name.lower(), others, n=3, cutoff=similarity)
 
 
 def names_a_model(text: str) -> bool:
     """Whether a lone command-line argument is a model rather than a prompt.
 
-    It is one if it is an alias, a directory with a config.json, of the form ``org/name``, or a
-    word that is very like an alias (which is then an unknown model, not a prompt).
+    It is one if it is an alias, written as a path, a directory with a config.json, of the form
+    ``org/name``, or a word that is very like an alias. A path or an alias with a typing error is
+    then an unknown model, not a prompt.
     """
     if text == BUILTIN or text in aliases():
         return True
     if not text or any(character.isspace() for character in text):
         return False
-    if looks_like_hub_id(text):
+    if looks_like_hub_id(text) or text.startswith(PATH_STARTS):
         return True
     try:
         if (Path(text).expanduser() / "config.json").is_file():

@@ -1,6 +1,6 @@
 """Where to compute and in what: devices and dtypes, as a user names them."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -23,12 +23,20 @@ def pick_device(device: str) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError("there is no CUDA GPU here that torch can use", "use --device cpu")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no GPU {index}; torch sees {torch.cuda.device_count()}")
+        raise UsageError(
+            f"there is no GPU {index}", f"torch sees {torch.cuda.device_count()}, counted from 0"
+        )
     return torch.device(device)
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The dtype that a name means; "auto" is bfloat16 where the hardware has it, else float32."""
+    """The dtype that a name means; "auto" is bfloat16 where the hardware has it, else float32.
+
+    Raises:
+        UsageError: another name.
+    """
+    if dtype not in get_args(Dtype):
+        raise UsageError(f'the dtype is "{dtype}"', f"use {', '.join(get_args(Dtype))}")
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen

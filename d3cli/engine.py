@@ -62,7 +62,7 @@ class Engine:
         schedule: DepthSchedule | None = None,
         sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         chat_template: str | None = None,
         think: bool | None = None,
         raw: bool = False,
@@ -73,7 +73,8 @@ class Engine:
         reply ran below full depth. Starting a reply ends the one before.
 
         Args:
-            prompt: the user's text, or messages with "role" and "content", the last one to answer.
+            prompt: the user's text, which begins a new conversation, or messages with "role" and
+                "content", the last one to answer.
             schedule: None for the model's own: `LoadedModel.schedule`.
             sampling: None for the checkpoint's generation settings, else greedy.
             max_tokens: None for what the context leaves.
@@ -110,16 +111,17 @@ class Engine:
         schedule: DepthSchedule,
         sampling: SamplingParams,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> "Reply":
         """As `stream`, for a prompt that is already token ids."""
         self.model.check_schedule(schedule)
         context = self.model.context_length
         if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max-tokens is {max_tokens}; it must be 1 or more")
+            raise UsageError(f"max-tokens is {max_tokens}", "it must be 1 or more")
         if schedule.start > context:
             raise UsageError(
-                f"start is {schedule.start:,}, beyond the model's context of {context:,} tokens"
+                f"start is {schedule.start:,}, beyond the model's context of {context:,} tokens",
+                "give fewer tokens",
             )
         if not prompt_ids:
             raise PromptError("the prompt is empty", "give it some text")
@@ -129,7 +131,8 @@ class Engine:
                 f"{context:,} with the reply",
                 "shorten the prompt, or use a model with a longer context",
             )
-        return Reply(self, list(prompt_ids), schedule, sampling.with_seed(), max_tokens, stop)
+        stops = (stop,) if isinstance(stop, str) else stop
+        return Reply(self, list(prompt_ids), schedule, sampling.with_seed(), max_tokens, stops)
 
     def repair(self) -> Agreement:
         """Computes again, at full depth, what the last reply computed below it.

@@ -9,13 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from d3cli.config import BUILTIN, aliases, looks_like_hub_id, nearest_aliases
+from d3cli.config import BUILTIN, PATH_STARTS, aliases, looks_like_hub_id, nearest_aliases
 from d3cli.errors import DownloadError, ModelError, UnknownModelError
 from d3cli.families import find_family
 
 # merges.txt and *.model are tokenizers.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 INDEX = "model.safetensors.index.json"
+BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,9 @@ def find_local(name: str) -> ModelFiles | None:
     if looks_like_hub_id(target):
         return None
     near = nearest_aliases(name)
+    stands_for = "" if target == name else f', which "{name}" stands for'
     raise UnknownModelError(
-        f'there is no model or directory called "{name}"',
+        f'there is no model or directory called "{target}"{stands_for}',
         f"did you mean {' or '.join(near)}?"
         if near
         else "give an alias, a hub id such as org/name, or a directory",
@@ -136,14 +138,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(f"{path} cannot be read: {error}", BROKEN_FILES) from error
     if not isinstance(data, dict):
-        raise ModelError(f"{path} is not a JSON object")
+        raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
     return data
 
 
 def _as_directory(target: str) -> Path | None:
     """The directory that `target` names; None where it is no path at all."""
+    if not target:  # Path("") would be the current directory
+        return None
     try:
         path = Path(target).expanduser()
         if path.is_dir():
@@ -157,23 +161,41 @@ def _as_directory(target: str) -> Path | None:
             "get the same model as safetensors: the repository it was converted from has them",
         )
     if exists:
-        raise UnknownModelError(f"{target} is a file, not a model directory")
-    if target.startswith(("/", "./", "../", "~")):
+        raise UnknownModelError(
+            f"{target} is a file, not a model directory", "give the directory that holds it"
+        )
+    if target.startswith(PATH_STARTS):
         raise UnknownModelError(f"there is no directory {target}", "check the path")
     return None
 
 
 def _missing_weights(directory: Path) -> list[str]:
     """Weight files that the directory should have and has not; none for a complete model."""
+    return [shard for shard in weight_files(directory) if not (directory / shard).is_file()]
+
+
+def weight_files(directory: Path) -> list[str]:
+    """The names of the safetensors files that a model's weights are in.
+
+    Raises:
+        ModelError: the index is damaged, or names a file outside the directory.
+    """
+    if not (directory / INDEX).exists():
+        return ["model.safetensors"]
     index = read_json(directory / INDEX)
-    if not index:
-        return [] if any(directory.glob("*.safetensors")) else ["model.safetensors"]
     shards = index.get("weight_map")
-    if not isinstance(shards, dict):
-        raise ModelError(f"{directory / INDEX} is damaged: it has no weight_map")
-    return sorted(
-        {shard for shard in map(str, shards.values()) if not (directory / shard).is_file()}
-    )
+    if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict):
+        raise ModelError(
+            f"{directory / INDEX} is damaged: it lacks weight_map or metadata", BROKEN_FILES
+        )
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if Path(name).name != name or name in (".", ".."):
+            raise ModelError(
+                f"{directory / INDEX} names a file elsewhere: {name}",
+                "weights must lie beside config.json; do not use this model",
+            )
+    return names
 
 
 def _check_directory(directory: Path) -> None:
@@ -190,7 +212,7 @@ def _check_directory(directory: Path) -> None:
             f"it has {others[0].name}, but only safetensors are read: pickled weights can run "
             "code, and GGUF is another format"
             if others
-            else "the download or copy is incomplete: fetch the model again",
+            else BROKEN_FILES,
         )
 
 

@@ -4,24 +4,25 @@
 hidden states to logits. Knows nothing of schedules' meaning, replies or terminals.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from d3cli.cache import KVCache
+from d3cli.checkpoint import check_config, load_tokenizer, load_weights
 from d3cli.config import BUILTIN
 from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.errors import ModelError, ScheduleError, UsageError
-from d3cli.families import Family, find_family
-from d3cli.files import ModelFiles, find_model, read_json
+from d3cli.families import find_family
+from d3cli.files import BROKEN_FILES, ModelFiles, find_model, read_json
 from d3cli.layers import LayerGate, measure_bytes
 from d3cli.schedule import DepthSchedule, resolve_schedule
 from d3cli.units import WeightBytes, parse_unit
+
+MOST_THREADS = 1024  # far beyond it, torch aborts the process
 
 
 class _FinalStates:
@@ -167,13 +168,13 @@ def load_model(
     """
     where = pick_device(device)
     if threads is not None:
-        if threads < 1:
-            raise UsageError(f"--threads is {threads}; it must be 1 or more")
+        if not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"--threads is {threads}", f"use 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)
     files = find_model(name, offline=offline)
-    family = _check_family(files)
-    causal_lm = _load_weights(files, family, pick_dtype(dtype, where), where)
-    tokenizer = _load_tokenizer(files)
+    family = check_config(files)
+    causal_lm = load_weights(files, family, pick_dtype(dtype, where), where)
+    tokenizer = load_tokenizer(files)
     return wrap_model(
         causal_lm,
         tokenizer,
@@ -201,9 +202,6 @@ def wrap_model(
     config = causal_lm.config
     gate = LayerGate(causal_lm.eval(), find_family(config.model_type))
     settings = dict(generation_settings or {})
-    eos = settings.get("eos_token_id", config.eos_token_id)
-    tokenizer_eos = getattr(tokenizer, "eos_token_id", None)
-    ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer_eos} - {None}
     return LoadedModel(
         name=name,
         causal_lm=causal_lm,
@@ -211,7 +209,7 @@ def wrap_model(
         gate=gate,
         weight_bytes=measure_bytes(causal_lm, gate),
         context_length=_context_length(config),
-        eos_token_ids=frozenset(ids),
+        eos_token_ids=_eos_token_ids(settings, config, tokenizer),
         generation_settings=settings,
         stored_schedule=stored_schedule,
     )
@@ -232,15 +230,6 @@ def _context_length(config: Any) -> int:
     return min(longest, int(original or config.original_max_position_embeddings))
 
 
-def _check_family(files: ModelFiles) -> Family:
-    """Looks at the config alone, before any weight is read."""
-    config = read_json(files.path / "config.json")
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise ModelError(f"{files.path / 'config.json'} names no model_type")
-    return find_family(model_type)
-
-
 def _shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
     """The built-in model brings its own calibration; a stranger's file is not taken for one."""
     if not files.builtin:
@@ -248,46 +237,10 @@ def _shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
     return DepthSchedule.from_json(read_json(files.path / "schedule.json"))
 
 
-def _load_weights(
-    files: ModelFiles, family: Family, dtype: torch.dtype, device: torch.device
-) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers warns of its own deprecations
-            config = AutoConfig.from_pretrained(files.path, trust_remote_code=False)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                files.path,
-                config=config,
-                dtype=dtype,
-                attn_implementation=family.attention,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # transformers raises every kind for a broken checkpoint
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{files.name} cannot be loaded: {first_line}", "its files may be damaged"
-        ) from error
-    for problem in ("missing_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in report[problem]):
-            raise ModelError(
-                f"{files.name} has {problem.removesuffix('_keys')} tensors: {', '.join(names[:3])}"
-                + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
-                "the weights do not belong to this config.json, or are incomplete",
-            )
-    return model.to(device)
-
-
-def _load_tokenizer(files: ModelFiles) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(
-            files.path, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # as above
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"the tokenizer of {files.name} cannot be loaded: {first_line}",
-            "its files may be damaged or missing",
-        ) from error
+def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a reply: the checkpoint's, and the tokenizer's own."""
+    named = settings.get("eos_token_id", config.eos_token_id)
+    ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    if any(id_ is not None and type(id_) is not int for id_ in ids):
+        raise ModelError(f"eos_token_id is {named!r}, which names no token", BROKEN_FILES)
+    return frozenset(id_ for id_ in ids if id_ is not None)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from d3cli.errors import SamplingError
+from d3cli.errors import ModelError, SamplingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,12 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = field.name in ("top_k", "seed")
+            if value is not None and not _is_number(value, whole=whole):
+                kind = "a whole number" if whole else "a number"
+                raise SamplingError(f"{_option(field.name)} is {value!r}", f"it must be {kind}")
         ranges = {
             "temperature": (
                 self.temperature == 0 or 0.01 <= self.temperature <= 100,
@@ -51,15 +57,16 @@ class SamplingParams:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
             "min_p": (0 <= self.min_p < 1, "at least 0 (off) and below 1"),
             "repetition_penalty": (
-                0 < self.repetition_penalty <= 100,
-                "above 0 and at most 100; 1 is off",
+                0.01 <= self.repetition_penalty <= 100,
+                "between 0.01 and 100; 1 is off",
             ),
             "seed": (self.seed is None or 0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
         }
         for name, (valid, allowed) in ranges.items():
             if not valid:
-                shown = name.replace("_", "-")
-                raise SamplingError(f"--{shown} is {getattr(self, name)}; it must be {allowed}")
+                raise SamplingError(
+                    f"{_option(name)} is {getattr(self, name)}", f"it must be {allowed}"
+                )
 
     @property
     def is_greedy(self) -> bool:
@@ -75,6 +82,10 @@ class SamplingParams:
 
         A top-p, top-k or min-p from the user asks for sampling: where neither side names a
         temperature, it is then 1.
+
+        Raises:
+            SamplingError: a value from the user is outside its range.
+            ModelError: one from the checkpoint is.
         """
         chosen: dict[str, Any] = {}
         if checkpoint.get("do_sample"):
@@ -88,8 +99,14 @@ class SamplingParams:
         wants_sampling = any(given.get(name) is not None for name in ("top_k", "top_p", "min_p"))
         if wants_sampling and chosen.get("temperature") is None:
             chosen["temperature"] = 1.0
-        known = {field.name for field in fields(cls)}
-        return cls(**{k: v for k, v in chosen.items() if k in known and v is not None})
+        try:
+            return cls(**{name: value for name, value in chosen.items() if value is not None})
+        except SamplingError as error:
+            cls(**{name: value for name, value in given.items() if value is not None})
+            raise ModelError(
+                f"the checkpoint's generation_config.json cannot be used: {error.message}",
+                "override it with a flag, for example --temperature 0",
+            ) from error
 
     def with_seed(self) -> "SamplingParams":
         """The same settings with a seed, drawn at random where sampling needs one and has none."""
@@ -98,6 +115,14 @@ class SamplingParams:
         import secrets
 
         return replace(self, seed=secrets.randbits(32))
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_number(value: object, *, whole: bool) -> bool:
+    return type(value) is int or (type(value) is float and not whole)
 
 
 def make_sampler(params: SamplingParams, device: str = "cpu") -> Sampler:

@@ -69,9 +69,9 @@ class DepthSchedule:
                 "1 is full depth; 0.999 is a gentle decay, 0.99 a steep one",
             )
         if self.start < 0:
-            raise ScheduleError(f"start is {self.start}; it counts tokens and cannot be negative")
+            raise ScheduleError(f"start is {self.start}", "it counts tokens and begins at 0")
         if self.core_first < 0 or self.core_last < 0:
-            raise ScheduleError("core sizes count layers and cannot be negative")
+            raise ScheduleError("a core size is negative", "it counts layers and begins at 0")
         if self.core_first + self.core_last > self.num_layers:
             raise ScheduleError(
                 f"{self.core_first} + {self.core_last} core layers do not fit a model of "

@@ -55,9 +55,12 @@ def encode_chat(
             return_dict=False,
             **options,
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: it can fail in any way
+        reason = (
+            str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        )
         raise ModelError(
-            f"the chat template cannot render this conversation: {error}",
+            f"the chat template cannot render this conversation: {reason}",
             "try without a system prompt, another --chat-template, or --raw",
         ) from error
     return list(ids)

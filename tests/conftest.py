@@ -60,10 +60,11 @@ def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 
-    previous = signal.getsignal(signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in (1, 2, 15)}  # HUP, INT, TERM
     monkeypatch.setattr("d3cli.cli.prompt._stdin_is_fed", lambda: False)
     yield call
-    signal.signal(signal.SIGTERM, previous)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
     os.environ.pop("D3_DEBUG", None)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig
 
+from d3cli.cli.signals import Stopped
 from d3cli.decode import DecodedToken, decode
 from d3cli.errors import GenerationError
 from tests.conftest import BUILTIN_PATH, D3, Result, check, hub_repository
@@ -200,6 +202,11 @@ class TestBadInput:
             (["--max-tokens", "-5"], "--max-tokens"),
             (["--max-tokens", "many"], "--max-tokens"),
             (["--temp", "-1"], "--temperature is -1"),
+            (["--system", "a\udcff"], "--system is not UTF-8"),
+            (["--stop", "a\udcff"], "--stop is not UTF-8"),
+            (["--threads", "1000000"], "--threads"),
+            (["--repetition-penalty", "1e-300"], "--repetition-penalty is 1e-300"),
+            (["--chat-template", "/no/such"], "there is no chat template /no/such"),
             (["--top-p", "0"], "--top-p is 0"),
             (["--top-p", "1.5"], "--top-p is 1.5"),
             (["--top-k", "-1"], "--top-k is -1"),
@@ -247,6 +254,21 @@ class TestBadInput:
             check(result, 2, 'no model or directory called "lama-3-8b"')
             assert "llama-3-8b" in result.err
 
+    @pytest.mark.parametrize("name", ["./my-modle", "/nope/x", "../x", "~/nope"])
+    def test_a_path_that_is_not_there_is_no_prompt(self, d3: D3, name: str) -> None:
+        check(d3("generate", name, stdin=b"Summarise."), 2, f"there is no directory {name}")
+
+    def test_an_empty_model_name_is_no_model(self, d3: D3) -> None:
+        check(d3("generate", "", "Hello."), 2, 'no model or directory called ""')
+
+    def test_a_lone_model_says_that_it_was_taken_for_one(self, d3: D3) -> None:
+        result = d3("generate", "and/or")
+        check(result, 2, "the prompt is empty")
+        assert '"and/or" was taken for the model' in result.err
+
+    def test_text_without_an_end_is_refused(self, d3: D3) -> None:
+        check(d3("generate", "--prompt-file", "/dev/zero"), 2, "larger than 64 MiB")
+
     def test_a_model_that_is_not_there_offline(self, d3: D3) -> None:
         result = d3("generate", "llama-3-8b", "Hi.", "--offline")
         check(result, 1, "not complete in the local cache")
@@ -274,7 +296,10 @@ class TestBrokenModels:
 
     def test_a_missing_shard(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m", without=("model.safetensors",))
-        index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+        index = {
+            "metadata": {},
+            "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"},
+        }
         (model / "model.safetensors.index.json").write_text(json.dumps(index))
         (model / "model-1.safetensors").write_bytes(b"")
         check(d3("generate", model, "Hi."), 1, "lacks model-2.safetensors")
@@ -285,6 +310,86 @@ class TestBrokenModels:
         result = d3("generate", model, "Hi.")
         check(result, 1, 'type "bert" are not supported')
         assert "llama" in result.err
+
+    def change(self, model: Path, name: str, **values: object) -> Path:
+        data = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(data | values))
+        return model
+
+    @pytest.mark.parametrize("layers", [15, 17, 10**9])
+    def test_a_config_with_another_number_of_layers(
+        self, d3: D3, tmp_path: Path, layers: int
+    ) -> None:
+        model = self.change(self.copy(tmp_path / "m"), "config.json", num_hidden_layers=layers)
+        check(
+            d3("generate", model, "Hi."), 1, f"asks for {layers:,} layers, but the weights hold 16"
+        )
+
+    @pytest.mark.parametrize("value", ["x", -1, True, 1.5])
+    @pytest.mark.parametrize("name", ["num_hidden_layers", "sliding_window"])
+    def test_a_config_with_an_impossible_number(
+        self, d3: D3, tmp_path: Path, name: str, value: object
+    ) -> None:
+        model = self.change(self.copy(tmp_path / "m"), "config.json", **{name: value})
+        check(d3("generate", model, "Hi."), 1, f"{name} {value!r}")
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"do_sample": True, "temperature": "hot"},
+            {"do_sample": True, "temperature": -1},
+            {"do_sample": True, "top_k": 1.5},
+            {"do_sample": True, "top_p": [1]},
+            {"repetition_penalty": "x"},
+            {"repetition_penalty": True},
+        ],
+        ids=str,
+    )
+    def test_impossible_sampling_settings_are_the_checkpoints_fault(
+        self, d3: D3, tmp_path: Path, settings: dict
+    ) -> None:
+        model = self.change(self.copy(tmp_path / "m"), "generation_config.json", **settings)
+        check(d3("generate", model, "Hi."), 1, "generation_config.json cannot be used")
+
+    @pytest.mark.parametrize("eos", ["x", [[1]], {}, 1.5])
+    def test_an_impossible_end_of_sequence(self, d3: D3, tmp_path: Path, eos: object) -> None:
+        model = self.change(self.copy(tmp_path / "m"), "generation_config.json", eos_token_id=eos)
+        check(d3("generate", model, "Hi."), 1, "names no token")
+
+    def test_a_tokenizer_that_fails_when_it_is_used(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m")
+        self.change(model, "tokenizer_config.json", model_max_length="x")
+        check(d3("generate", model, "Hi."), 1, "the tokenizer of")
+
+    @pytest.mark.parametrize("target", ["../other.safetensors", "/etc/passwd", "a/b.safetensors"])
+    def test_weights_outside_the_directory_are_refused(
+        self, d3: D3, tmp_path: Path, target: str
+    ) -> None:
+        model = self.copy(tmp_path / "m")
+        index = {"metadata": {}, "weight_map": {"a": target}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        check(d3("generate", model, "Hi."), 1, "names a file elsewhere")
+
+    @pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"metadata": {}}, {"weight_map": 3}])
+    def test_a_damaged_index(self, d3: D3, tmp_path: Path, index: dict) -> None:
+        model = self.copy(tmp_path / "m")
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        check(d3("generate", model, "Hi."), 1, "is damaged: it lacks")
+
+    def test_unexpected_tensors_are_named(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m")
+        tensors = load_file(model / "model.safetensors")
+        tensors["model.layers.3.mlp.extra.weight"] = torch.ones(3)
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        check(d3("generate", model, "Hi."), 1, "model.layers.3.mlp.extra.weight")
+
+    @pytest.mark.parametrize(
+        "template", ["{{ 1/0 }}", "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", "{%"]
+    )
+    def test_a_hostile_chat_template(self, d3: D3, tmp_path: Path, template: str) -> None:
+        model = self.copy(tmp_path / "m")
+        (model / "chat_template.jinja").write_text(template)
+        check(d3("generate", model, "Hi."), 1, "the chat template cannot render")
 
     def test_missing_tensors_are_named(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m")
@@ -298,7 +403,9 @@ class TestBrokenModels:
         config = LlamaConfig.from_pretrained(model)
         config.intermediate_size += 64
         config.save_pretrained(model)
-        check(d3("generate", model, "Hi."), 1, str(model))
+        check(
+            d3("generate", model, "Hi."), 1, "has the wrong shape for tensors: model.layers.0.mlp"
+        )
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
     def test_damaged_files(self, d3: D3, tmp_path: Path, name: str) -> None:
@@ -377,7 +484,9 @@ class TestConfigFile:
 
 class TestInterruption:
     @pytest.mark.parametrize(
-        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+        ("number", "code"),
+        [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
+        ids=["HUP", "INT", "TERM"],
     )
     def test_the_partial_text_stays(self, number: signal.Signals, code: int) -> None:
         process = d3_process("generate", STORY, "--temp", "1", "--seed", "3", bufsize=0)
@@ -390,9 +499,20 @@ class TestInterruption:
         assert b"Traceback" not in err
         assert b"stopped: interrupted" in err
 
-    @pytest.mark.parametrize(
-        ("error", "code"), [(KeyboardInterrupt, 130), (GenerationError("step 5"), 1)]
-    )
+    @pytest.mark.parametrize("delay", [0.15, 0.4, 0.8, 1.2, 1.6, 2.0])
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_at_any_moment_of_loading_is_quiet(
+        self, delay: float, number: signal.Signals, code: int
+    ) -> None:
+        process = d3_process("generate", STORY, "--temp", "1")
+        time.sleep(delay)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (code, 0)  # 0: it was quicker
+        assert b"Traceback" not in err
+        assert b"terminate called" not in err
+
+    @pytest.mark.parametrize(("error", "code"), [(Stopped(2), 130), (GenerationError("step 5"), 1)])
     def test_json_is_whole_when_generation_breaks_off(
         self,
         d3: D3,
@@ -439,6 +559,20 @@ class TestDebug:
     def test_a_traceback_comes_with_debug_only(self, d3: D3) -> None:
         assert "Traceback" not in d3("generate", "--alpha", "7", "Hi.").err
         assert "Traceback" in d3("generate", "--alpha", "7", "Hi.", "--debug").err
+
+    def test_no_command_shows_the_help(self, d3: D3) -> None:
+        result = d3()
+        assert result.code == 0
+        assert "generate" in result.out
+        assert result.err == ""
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_a_stderr_that_cannot_be_written_does_not_cost_the_reply(self) -> None:
+        with Path("/dev/full").open("w") as full:
+            process = d3_process("generate", STORY, "--max-tokens", "5", stderr=full)
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert out.strip()
 
     def test_a_defect_of_ours_is_one_line_too(
         self, d3: D3, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d3cli.engine import Engine
-from d3cli.errors import SamplingError
+from d3cli.errors import ModelError, SamplingError
 from d3cli.sampling import SamplingParams, make_sampler
 from tests.families import random_ids, tiny
 
@@ -70,6 +70,10 @@ def test_sampling_without_a_seed_draws_one_and_greedy_needs_none() -> None:
         {"temperature": 1e-9},
         {"temperature": 1000},
         {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"top_k": 1.5},
+        {"top_p": [1]},
+        {"seed": True},
         {"top_k": -1},
         {"top_p": 0},
         {"top_p": 1.1},
@@ -100,6 +104,14 @@ class TestResolve:
 
     def test_a_checkpoint_that_does_not_sample_is_greedy(self) -> None:
         assert SamplingParams.resolve({}, self.CHECKPOINT | {"do_sample": False}).is_greedy
+
+    def test_an_impossible_checkpoint_is_not_the_users_fault(self) -> None:
+        broken = {"do_sample": True, "temperature": "hot"}
+        with pytest.raises(ModelError, match="generation_config"):
+            SamplingParams.resolve({}, broken)
+        with pytest.raises(SamplingError, match="top-p"):
+            SamplingParams.resolve({"top_p": 3}, broken)
+        assert SamplingParams.resolve({"temperature": 0.5}, broken).temperature == 0.5
 
     def test_a_flag_overrides_the_checkpoint(self) -> None:
         params = SamplingParams.resolve({"temperature": 0.0}, self.CHECKPOINT)

@@ -1,12 +1,10 @@
 """Wiring: the commands, the config file's defaults, and errors to lines and exit codes."""
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +13,11 @@ from d3cli.cli import options
 from d3cli.cli.generate import generate
 from d3cli.cli.models import models_app
 from d3cli.cli.output import ClosedPipe, Output
+from d3cli.cli.signals import Stopped
 from d3cli.config import config_file, load_settings
 from d3cli.errors import D3Error, UsageError
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="d3",
@@ -69,35 +68,33 @@ def _defaults() -> dict[str, Any]:
     return {"generate": texts}
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt, no handler of errors may swallow it."""
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
-
-
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; errors become a line and a hint."""
-    signal.signal(signal.SIGTERM, _terminate)
     output = Output()
     try:
-        code = app(list(arguments), prog_name="d3", standalone_mode=False)
+        code = app(list(arguments) or ["--help"], prog_name="d3", standalone_mode=False)
         return int(code or 0)
     except ClosedPipe:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Terminated:
-        return TERMINATED
+    except Stopped as stopped:
+        return stopped.exit_code
     except D3Error as error:
         _show_traceback()
         output.error(error.message, error.hint)
         return error.exit_code
     except typer.TyperException as error:  # Typer's own: unknown options, wrong types
         _show_traceback()
-        output.error(error.format_message().rstrip("."), "d3 --help, or --help after a command")
+        hint = "d3 --help, or --help after a command"
+        if config_file().exists():
+            hint += f"; {config_file()} sets options too"
+        output.error(error.format_message().rstrip("."), hint)
         return error.exit_code
+    except OSError as error:
+        _show_traceback()
+        output.error(f"the system refused: {error}", "check the disk and the permissions")
+        return 1
     except Exception as error:  # a defect of ours; still one line
         _show_traceback()
         output.error(
@@ -108,5 +105,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _show_traceback() -> None:
-    if os.environ.get("D3_DEBUG"):
+    if os.environ.get("D3_DEBUG", "").lower() in ("1", "true", "yes", "on"):
         traceback.print_exc(file=sys.stderr)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from d3cli.cli import options
+from d3cli.cli import options, signals
 from d3cli.cli.options import parse_alpha, parse_start
 from d3cli.cli.output import ClosedPipe, Output, WriteError
-from d3cli.cli.prompt import read_arguments, read_text
+from d3cli.cli.prompt import check_utf8, read_arguments, read_text
 from d3cli.config import BUILTIN
 from d3cli.errors import UsageError
 from d3cli.files import find_model
@@ -76,9 +76,12 @@ def generate(
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
     """
     output = Output()
-    model_name, model_was_named, prompt_text = read_arguments(model, text, prompt, prompt_file)
+    model_name, prompt_text = read_arguments(model, text, prompt, prompt_file)
     if raw and (system or chat_template or think):
-        raise UsageError("--raw uses no chat template, so no --system, --chat-template or --think")
+        raise UsageError(
+            "--raw uses no chat template, so no --system, --chat-template or --think",
+            "leave those out, or leave out --raw",
+        )
     # Checked before the slow part: a wrong number should not cost a model's loading.
     decay = parse_alpha(alpha)
     start_tokens = parse_start(start, max_tokens)
@@ -92,10 +95,9 @@ def generate(
     }
     SamplingParams.resolve(given, {})
     template = None if chat_template is None else read_text(chat_template, "chat template")
-    if not model_was_named:
-        shown = "the built-in model" if model_name == BUILTIN else model_name
-        output.note(f"model: {shown}")
-
+    for name, given_text in (("--system", system), *(("--stop", text) for text in stop or ())):
+        check_utf8(given_text or "", name)
+    output.note(f"model: {'the built-in model' if model_name == BUILTIN else model_name}")
     loaded = _load(output, model_name, dtype.value, device, threads, offline)
     core = (core_first, core_last)
     schedule, source = _schedule(output, loaded, decay, start_tokens, core)
@@ -165,6 +167,11 @@ def _schedule(
     if alpha != "auto" or start is not None or core != (None, None):
         if schedule.alpha < 1 and not schedule.skip_order:
             output.note("depth: every layer is a core layer, so nothing is dropped")
+        stored = model.stored_schedule
+        if stored and (
+            schedule.core_first < stored.core_first or schedule.core_last < stored.core_last
+        ):
+            output.note("depth: a smaller core adds no layers to this model's own skip order")
         return schedule, "flags"
     if model.stored_schedule is not None:
         return schedule, "calibration"
@@ -178,11 +185,13 @@ def _schedule(
 
 def _stream(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
     try:
+        signals.stop_in_order()
         if len(reply.prompt_ids) >= PROGRESS_FROM:
             output.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
         for chunk in reply:
             if not as_json:
                 output.write(chunk.text)
+            signals.check()
     except (ClosedPipe, WriteError):
         raise
     except BaseException:  # interrupted or failed: what was generated until then is not lost

@@ -76,7 +76,8 @@ Temperature = Annotated[
         envvar="D3_TEMPERATURE",
         metavar="FLOAT",
         rich_help_panel=SAMPLING,
-        help="0 is greedy. Default: what the checkpoint says, else greedy.",
+        help="0 is greedy. Default: what the checkpoint says, else greedy; 1 where --top-p, "
+        "--top-k or --min-p asks for sampling.",
     ),
 ]
 TopP = Annotated[
@@ -213,6 +214,7 @@ Threads = Annotated[
     typer.Option(
         envvar="D3_THREADS",
         min=1,
+        max=1024,
         metavar="N",
         rich_help_panel=MODEL,
         help="CPU threads.",
@@ -304,5 +306,5 @@ def parse_start(text: str | None, max_tokens: int | None) -> int | None:
     if max_tokens is None:
         raise UsageError(f"--start {text} is a share of --max-tokens", "give --max-tokens too")
     if not 0 <= number <= 100:
-        raise UsageError(f"--start is {text}; a share lies between 0% and 100%")
+        raise UsageError(f"--start is {text}", "a share lies between 0% and 100%")
     return round(number / 100 * max_tokens)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from d3cli.errors import D3Error
 
+SPINNER_WIDTH = 20  # narrower, a spinner would wrap and redraw over other lines
 _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _INERT: dict[int, str | None] = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
@@ -70,7 +71,7 @@ class Output:
         if not text:
             return
         if self._stdout is None:
-            raise WriteError("standard output is closed")
+            raise WriteError("standard output is closed", "redirect it to a file or a pipe")
         # Before the write, since a signal may come between the two.
         self._at_line_start = text.endswith("\n")
         try:
@@ -81,7 +82,9 @@ class Output:
             raise ClosedPipe from error
         except OSError as error:
             self._abandon_stdout()
-            raise WriteError(f"cannot write to standard output: {error.strerror}") from error
+            raise WriteError(
+                f"cannot write to standard output: {error.strerror}", "check the disk it goes to"
+            ) from error
 
     def end_line(self) -> None:
         """Ends the reply's last line, where it does not end by itself."""
@@ -108,19 +111,25 @@ class Output:
 
     def note(self, text: str) -> None:
         """A line about what happens, on stderr."""
-        self._stderr.print(Text(inert(text), style="dim"), soft_wrap=True)
+        self._say(Text(inert(text), style="dim"))
 
     def error(self, message: str, hint: str = "") -> None:
         """One line, and one with what to do next."""
         label = Text("error: ", style="bold red")
-        self._stderr.print(label + Text(inert(_one_line(message)), style="default"), soft_wrap=True)
+        self._say(label + Text(inert(_one_line(message)), style="default"))
         if hint:
-            self._stderr.print(Text("hint: " + inert(_one_line(hint)), style="dim"), soft_wrap=True)
+            self._say(Text("hint: " + inert(_one_line(hint)), style="dim"))
+
+    def _say(self, text: Text) -> None:
+        try:
+            self._stderr.print(text, soft_wrap=True)
+        except OSError:  # nobody can be told; the reply on stdout must not suffer for it
+            return
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Shows that something takes a moment; on a terminal only."""
-        if not self.is_terminal:
+        if not self.is_terminal or self._stderr.width < SPINNER_WIDTH:
             yield
             return
         with self._stderr.status(Text(inert(text), style="dim")):

@@ -1,0 +1,64 @@
+"""Ctrl-C, SIGTERM and SIGHUP: at once while loading, in an orderly way while generating.
+
+Imports nothing heavy: it takes charge before anything else is imported. Raising an exception out
+of a signal handler is safe only where Python code of ours runs; inside torch's import and loading
+it can abort the process or be swallowed by a callback, so until there is text to keep, a signal
+simply ends the process.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+SHOW_CURSOR = "\x1b[?25h"  # a spinner may have hidden it
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one is not on Windows
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; like KeyboardInterrupt, no handler of errors takes it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+_arrived: list[int] = []  # a signal whose exception some callback may have swallowed
+
+
+def exit_at_once() -> None:
+    """From now on a signal ends the process, with the exit code that shells expect."""
+    _handle(_exit)
+
+
+def stop_in_order() -> None:
+    """From now on a signal raises `Stopped`."""
+    _arrived.clear()
+    _handle(_raise)
+
+
+def check() -> None:
+    """Raises `Stopped` if a signal came and its exception was lost on the way."""
+    if _arrived:
+        raise Stopped(_arrived[0])
+
+
+def _handle(handler: "signal._HANDLER") -> None:
+    for name in NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    try:
+        if sys.stderr is not None and sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
+    except (OSError, ValueError):  # the terminal may be what has gone
+        pass
+    os._exit(128 + number)
+
+
+def _raise(number: int, _frame: FrameType | None) -> NoReturn:
+    _arrived.append(number)
+    raise Stopped(number)
