@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from d3cli.errors import ModelError
 from d3cli.families import Family, find_family
 from d3cli.files import BROKEN_FILES, ModelFiles, read_json, weight_files
+from d3cli.quantization import Quantization, check_quantization, quantization_config
 
 # Buffers that old checkpoints hold and that are computed today.
 OLD_BUFFERS = (
@@ -26,7 +27,7 @@ OLD_BUFFERS = (
 )
 
 
-def check_config(files: ModelFiles) -> Family:
+def check_config(files: ModelFiles, quantization: Quantization | None = None) -> Family:
     """Looks at the config and the weights' names alone, before anything is built from them.
 
     A config that asks for more layers than there are would be built layer by layer before
@@ -41,6 +42,7 @@ def check_config(files: ModelFiles) -> Family:
     if not isinstance(model_type, str):
         raise ModelError(f"{path} names no model_type", BROKEN_FILES)
     family = find_family(model_type)
+    check_quantization(files.name, config, quantization)
     for name in ("num_hidden_layers", "n_layer", "sliding_window", "max_position_embeddings"):
         value = config.get(name)
         if value is not None and (type(value) is not int or value < 1):
@@ -79,17 +81,30 @@ def _reason(error: Exception) -> str:
 
 
 def load_weights(
-    files: ModelFiles, family: Family, dtype: torch.dtype, device: torch.device
-) -> Any:
-    """The causal language model, in `dtype`, on `device`.
+    files: ModelFiles,
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
+) -> tuple[Any, list[str]]:
+    """The causal language model, in `dtype` or quantized, on `device`.
+
+    Beside it the names of linears that could not be quantized.
 
     Raises:
         ModelError: the files are damaged, or a tensor is missing, misshapen or unexpected.
     """
+    options: dict[str, Any] = {}
+    unfit: list[str] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
             config = AutoConfig.from_pretrained(files.path, trust_remote_code=False)
+            if quantization is not None:
+                settings, unfit = quantization_config(config, quantization, dtype, device)
+                options = {"quantization_config": settings}
+            if quantization is not None or hasattr(config, "quantization_config"):
+                options["device_map"] = {"": device}  # quantized weights are made in their place
             model, report = AutoModelForCausalLM.from_pretrained(
                 files.path,
                 config=config,
@@ -100,6 +115,7 @@ def load_weights(
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below by name
                 output_loading_info=True,
+                **options,
             )
     except Exception as error:  # transformers raises every kind for a broken checkpoint
         raise ModelError(
@@ -119,7 +135,7 @@ def load_weights(
                 f"{files.name} {problem} tensors: {', '.join(names[:3])}{more}",
                 "config.json and the weights do not belong together, or are incomplete",
             )
-    return model.to(device)
+    return (model if "device_map" in options else model.to(device)), unfit
 
 
 def load_tokenizer(files: ModelFiles) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from d3cli.families import Family
+from d3cli.quantization import stored_bytes
 from d3cli.units import LayerBytes, WeightBytes
 
 
@@ -147,7 +148,7 @@ def measure_bytes(model: Any, gate: LayerGate) -> WeightBytes:
 
     in_layers = {id(parameter) for parameter in gate.layers.parameters()}
     fixed = {
-        id(parameter): parameter.nbytes
+        id(parameter): stored_bytes(parameter)
         for module in model.modules()
         if not isinstance(module, nn.Embedding)
         for parameter in module.parameters(recurse=False)
@@ -163,5 +164,5 @@ def _bytes(module: nn.Module, experts_per_token: int | None) -> int:
         share = 1.0
         if experts_per_token is not None and ".experts." in f".{name}":
             share = experts_per_token / parameter.shape[0]
-        total += round(parameter.nbytes * share)
+        total += round(stored_bytes(parameter) * share)
     return total

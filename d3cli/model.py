@@ -4,7 +4,7 @@
 hidden states to logits. Knows nothing of schedules' meaning, replies or terminals.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from d3cli.errors import ModelError, ScheduleError, UsageError
 from d3cli.families import find_family
 from d3cli.files import BROKEN_FILES, ModelFiles, find_model, read_json
 from d3cli.layers import LayerGate, measure_bytes
+from d3cli.quantization import Quantization
 from d3cli.schedule import DepthSchedule, resolve_schedule
 from d3cli.units import WeightBytes, parse_unit
 
@@ -49,6 +50,7 @@ class LoadedModel:
         eos_token_ids: tokens that end a reply.
         generation_settings: the checkpoint's generation_config.json.
         stored_schedule: the depth schedule that came with it, if one did.
+        notes: what a user should know of how it was loaded.
     """
 
     name: str
@@ -60,6 +62,7 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
     generation_settings: Mapping[str, Any]
     stored_schedule: DepthSchedule | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -149,6 +152,7 @@ def load_model(
     name: str = BUILTIN,
     *,
     dtype: Dtype = "auto",
+    quantization: Quantization | None = None,
     device: str = "auto",
     threads: int | None = None,
     offline: bool = False,
@@ -157,6 +161,7 @@ def load_model(
 
     Args:
         dtype: "auto" is bfloat16 where the processor or GPU computes in it, else float32.
+        quantization: "bnb-4bit" or "bnb-8bit" quantizes the layers' linears while loading.
         device: "auto" takes the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
         threads: CPU threads for torch, in this whole process; None leaves torch's choice.
         offline: never touch the network.
@@ -172,15 +177,24 @@ def load_model(
             raise UsageError(f"--threads is {threads}", f"use 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)
     files = find_model(name, offline=offline)
-    family = check_config(files)
-    causal_lm = load_weights(files, family, pick_dtype(dtype, where), where)
+    family = check_config(files, quantization)
+    causal_lm, unfit = load_weights(files, family, pick_dtype(dtype, where), where, quantization)
     tokenizer = load_tokenizer(files)
+    notes = []
+    if unfit:
+        notes.append(
+            f"{len(unfit)} linears have shapes that 4-bit cannot take on a CPU and stay as they "
+            f"are: {', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
+        )
+    if quantization == "bnb-8bit" and where.type == "cpu":
+        notes.append("8-bit weights save memory, but on a CPU they are slower than bfloat16")
     return wrap_model(
         causal_lm,
         tokenizer,
         name=files.name,
         generation_settings=read_json(files.path / "generation_config.json"),
         stored_schedule=_shipped_schedule(files),
+        notes=notes,
     )
 
 
@@ -191,6 +205,7 @@ def wrap_model(
     name: str = "model",
     generation_settings: Mapping[str, Any] | None = None,
     stored_schedule: DepthSchedule | None = None,
+    notes: Sequence[str] = (),
 ) -> LoadedModel:
     """Makes a `LoadedModel` of a Hugging Face causal language model that is already in memory.
 
@@ -212,6 +227,7 @@ def wrap_model(
         eos_token_ids=_eos_token_ids(settings, config, tokenizer),
         generation_settings=settings,
         stored_schedule=stored_schedule,
+        notes=tuple(notes),
     )
 
 

@@ -16,7 +16,6 @@ from d3cli.files import find_model
 from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from d3cli.device import Dtype
     from d3cli.engine import Reply
     from d3cli.model import LoadedModel
     from d3cli.schedule import DepthSchedule
@@ -58,6 +57,7 @@ def generate(
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     dtype: options.Dtype = options.DtypeName.auto,
+    quantization: options.QuantizationOption = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     offline: options.Offline = False,
@@ -98,7 +98,15 @@ def generate(
     for name, given_text in (("--system", system), *(("--stop", text) for text in stop or ())):
         check_utf8(given_text or "", name)
     output.note(f"model: {'the built-in model' if model_name == BUILTIN else model_name}")
-    loaded = _load(output, model_name, dtype.value, device, threads, offline)
+    loaded = _load(
+        output,
+        model_name,
+        offline,
+        dtype=dtype.value,
+        quantization=None if quantization is None else quantization.value,
+        device=device,
+        threads=threads,
+    )
     core = (core_first, core_last)
     schedule, source = _schedule(output, loaded, decay, start_tokens, core)
     messages = [{"role": "user", "content": prompt_text}]
@@ -134,14 +142,8 @@ def _quiet_libraries(is_terminal: bool, offline: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def _load(
-    output: Output,
-    name: str,
-    dtype: "Dtype",
-    device: str,
-    threads: int | None,
-    offline: bool,
-) -> "LoadedModel":
+def _load(output: Output, name: str, offline: bool, **settings: Any) -> "LoadedModel":
+    """Finds and loads a model, showing what takes long; `settings` are those of `load_model`."""
     _quiet_libraries(output.is_terminal, offline)
     find_model(name, offline=offline)  # a download shows its own progress
     with output.waiting("loading"):
@@ -150,7 +152,10 @@ def _load(
         from d3cli.model import load_model
 
         disable_progress_bar()
-        return load_model(name, dtype=dtype, device=device, threads=threads, offline=offline)
+        loaded = load_model(name, offline=offline, **settings)
+    for note in loaded.notes:
+        output.note(note)
+    return loaded
 
 
 def _schedule(

@@ -1,0 +1,92 @@
+"""4-bit and 8-bit weights by bitsandbytes, which is imported only where they are asked for.
+
+NF4 with double quantization and a 16-bit compute dtype (Dettmers et al., arXiv 2305.14314), and
+LLM.int8() (arXiv 2208.07339). Knows nothing of files or depth.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from d3cli.errors import ModelError
+
+Quantization = Literal["bnb-4bit", "bnb-8bit"]
+
+# What bitsandbytes' 4-bit kernel for CPUs asserts: out_features and in_features divisible by these.
+CPU_MULTIPLES = (32, 64)
+
+
+def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantization | None) -> None:
+    """Refuses what cannot be quantized, or is quantized already.
+
+    Args:
+        name: what to call the model.
+        stored: its config.json.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    found = stored.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        if method != "bitsandbytes":
+            raise ModelError(
+                f"{name} is quantized by {method or 'an unknown method'}, which d3 cannot read",
+                "get the same model in bfloat16, and use --quantization bnb-4bit",
+            )
+        if wanted is not None:
+            raise ModelError(f"{name} is quantized already", "leave out --quantization")
+    if wanted is not None and stored.get("num_experts_per_tok") is not None:
+        raise ModelError(
+            f"{name} is a mixture of experts, whose experts bitsandbytes leaves as they are",
+            "it would save almost nothing: leave out --quantization",
+        )
+
+
+def quantization_config(
+    config: Any, wanted: Quantization, dtype: torch.dtype, device: torch.device
+) -> tuple[BitsAndBytesConfig, list[str]]:
+    """The settings for a model of this config, and the linears that must stay in `dtype`.
+
+    The LM head always stays; on a CPU also what the 4-bit kernel cannot multiply.
+    """
+    if wanted == "bnb-8bit":
+        return BitsAndBytesConfig(load_in_8bit=True), []
+    unfit = _unfit_for_cpu(config) if device.type == "cpu" else []
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,  # without it, saving after a forward corrupts weights
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", "embed_out", *unfit],
+    )
+    return settings, unfit
+
+
+def _unfit_for_cpu(config: Any) -> list[str]:
+    """Linears of the layers whose shapes the CPU kernel rejects, by name; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    out_multiple, in_multiple = CPU_MULTIPLES
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and (module.out_features % out_multiple or module.in_features % in_multiple)
+    ]
+
+
+def stored_bytes(parameter: nn.Parameter) -> int:
+    """Bytes of a weight as stored, with the scales of a 4-bit one."""
+    total = parameter.nbytes
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        total += state.absmax.nbytes
+        if state.state2 is not None:
+            total += state.state2.absmax.nbytes
+    return total

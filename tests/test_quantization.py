@@ -1,0 +1,170 @@
+"""bitsandbytes weights: the same engine, less memory, and each of its traps in one sentence."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from d3cli.engine import Engine
+from d3cli.errors import ModelError
+from d3cli.model import LoadedModel, load_model
+from d3cli.quantization import check_quantization, quantization_config
+from d3cli.sampling import SamplingParams
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, score
+from tests.conftest import BUILTIN_PATH, D3, check
+from tests.reference import Reference
+
+PROMPT = "Tell me a story about a fox."
+NEW_TOKENS = 24
+GREEDY = SamplingParams()
+
+
+@pytest.fixture(scope="module", params=["bnb-4bit", "bnb-8bit"])
+def quantized(request: pytest.FixtureRequest) -> tuple[str, LoadedModel]:
+    return request.param, load_model(dtype="float32", device="cpu", quantization=request.param)
+
+
+def plain(kind: str, attention: str = "sdpa") -> AutoModelForCausalLM:
+    """The built-in model as transformers and bitsandbytes load it, without d3."""
+    config = LlamaConfig.from_pretrained(BUILTIN_PATH)
+    settings, _ = quantization_config(config, kind, torch.float32, torch.device("cpu"))
+    return AutoModelForCausalLM.from_pretrained(
+        BUILTIN_PATH,
+        dtype=torch.float32,
+        quantization_config=settings,
+        attn_implementation=attention,
+    ).eval()
+
+
+def tokens(model: LoadedModel, schedule: DepthSchedule) -> list[int]:
+    reply = Engine(model).stream(PROMPT, schedule=schedule, sampling=GREEDY, max_tokens=NEW_TOKENS)
+    return [chunk.token_id for chunk in reply]
+
+
+def prompt_ids(model: LoadedModel) -> list[int]:
+    return Engine(model).stream(PROMPT, max_tokens=1).prompt_ids
+
+
+def test_full_depth_is_what_transformers_generates(quantized: tuple[str, LoadedModel]) -> None:
+    kind, model = quantized
+    prompt = prompt_ids(model)
+    expected = plain(kind).generate(
+        torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False
+    )
+    assert tokens(model, model.schedule("off")) == expected[0, len(prompt) :].tolist()
+
+
+def test_decay_equals_the_slow_reference(quantized: tuple[str, LoadedModel]) -> None:
+    kind, model = quantized
+    schedule = model.schedule(0.95, start=2)
+    prompt = prompt_ids(model)
+    eager = plain(kind, "eager")
+    reference = Reference(eager, eager.model.layers, "self_attn", "mlp")
+    found = tokens(model, schedule)
+    expected, logits = reference.generate(prompt, schedule, NEW_TOKENS)
+    assert found == expected
+    (scores,) = score(model, [Document(prompt, found)], schedule)
+    chosen = logits.log_softmax(-1).gather(-1, torch.tensor(found)[:, None])[:, 0]
+    # Both kernels round inside, by the shape of the batch: bf16 products, 8-bit activations.
+    assert (scores.log_probs - chosen).abs().max() < 0.05
+    (full,) = score(model, [Document(prompt, found)], model.schedule("off"))
+    assert (full.log_probs - chosen).abs().max() > 0.5
+
+
+def test_the_layers_shrink_and_the_head_does_not(quantized: tuple[str, LoadedModel]) -> None:
+    kind, model = quantized
+    half = load_model(dtype="bfloat16", device="cpu").weight_bytes
+    share = model.weight_bytes.layers[0].total / half.layers[0].total
+    assert 0.25 < share < 0.28 if kind == "bnb-4bit" else 0.5 <= share < 0.52
+    assert model.causal_lm.lm_head.weight.dtype == torch.float32
+
+
+def test_4_bit_is_nf4_with_double_quantization() -> None:
+    weight = load_model(quantization="bnb-4bit").causal_lm.model.layers[3].mlp.up_proj.weight
+    assert weight.quant_state.quant_type == "nf4"
+    assert weight.quant_state.nested
+
+
+def test_the_command_quantizes_and_warns_of_8_bit_on_a_cpu(d3: D3) -> None:
+    options = (PROMPT, "--max-tokens", "5", "--device", "cpu", "--quantization")
+    four = d3("generate", *options, "bnb-4bit")
+    assert four.code == 0, four.err
+    assert "8-bit" not in four.err
+    eight = d3("generate", *options, "bnb-8bit")
+    assert eight.code == 0, eight.err
+    assert "slower than bfloat16" in eight.err
+    check(d3("generate", *options, "gguf-q4"), 2, "--quantization")
+
+
+def directory(path: Path, **config: object) -> Path:
+    """The built-in model's tokenizer beside another config."""
+    shutil.copytree(BUILTIN_PATH, path)
+    data = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(data | config))
+    return path
+
+
+def test_shapes_that_the_cpu_kernel_rejects_stay_and_are_named(tmp_path: Path) -> None:
+    config = LlamaConfig.from_pretrained(BUILTIN_PATH)
+    config.intermediate_size = 400  # a multiple of 16 only
+    path = tmp_path / "m"
+    shutil.copytree(BUILTIN_PATH, path)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(path)
+    model = load_model(str(path), device="cpu", quantization="bnb-4bit")
+    mlp = model.causal_lm.model.layers[0].mlp
+    assert mlp.up_proj.weight.dtype == mlp.down_proj.weight.dtype == torch.bfloat16
+    assert model.causal_lm.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
+    (note,) = model.notes
+    assert "48 linears" in note
+    assert "model.layers.0.mlp.gate_proj" in note
+    assert len(tokens(model, model.schedule("off"))) > 1
+
+
+def test_a_checkpoint_that_is_stored_quantized_loads(tmp_path: Path) -> None:
+    first = load_model(dtype="float32", quantization="bnb-4bit")
+    expected = tokens(first, first.schedule("off"))
+    path = tmp_path / "m"
+    shutil.copytree(BUILTIN_PATH, path)
+    plain("bnb-4bit").save_pretrained(path)
+    again = load_model(str(path), dtype="float32")
+    assert tokens(again, again.schedule("off")) == expected
+    with pytest.raises(ModelError, match="quantized already"):
+        load_model(str(path), quantization="bnb-4bit")
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted", "reason"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, None, "quantized by gptq"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "bnb-4bit", "quantized by fp8"),
+        ({"quantization_config": 3}, None, "an unknown method"),
+        ({"num_experts_per_tok": 2}, "bnb-4bit", "mixture of experts"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused(config: dict, wanted: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        check_quantization("m", config, wanted)
+    check_quantization("m", {"num_experts_per_tok": 2}, None)
+
+
+def test_bitsandbytes_is_imported_only_when_asked_for_and_opens_no_socket() -> None:
+    code = """
+import sys
+def no_socket(event, args):
+    if event.startswith("socket.connect") or event == "socket.getaddrinfo":
+        raise SystemExit(f"opened a socket: {event} {args}")
+sys.addaudithook(no_socket)
+from d3cli import load_model
+load_model()
+assert "bitsandbytes" not in sys.modules
+load_model(quantization="bnb-4bit")
+assert "bitsandbytes" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
