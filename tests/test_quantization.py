@@ -62,19 +62,20 @@ def test_full_depth_is_what_transformers_generates(quantized: tuple[str, LoadedM
 
 def test_decay_equals_the_slow_reference(quantized: tuple[str, LoadedModel]) -> None:
     kind, model = quantized
-    schedule = model.schedule(0.95, start=2)
+    schedule = model.schedule(0.8, start=0)
     prompt = prompt_ids(model)
     eager = plain(kind, "eager")
     reference = Reference(eager, eager.model.layers, "self_attn", "mlp")
     found = tokens(model, schedule)
-    expected, logits = reference.generate(prompt, schedule, NEW_TOKENS)
-    assert found == expected
-    (scores,) = score(model, [Document(prompt, found)], schedule)
-    chosen = logits.log_softmax(-1).gather(-1, torch.tensor(found)[:, None])[:, 0]
-    # Both kernels round inside, by the shape of the batch: bf16 products, 8-bit activations.
-    assert (scores.log_probs - chosen).abs().max() < 0.05
-    (full,) = score(model, [Document(prompt, found)], model.schedule("off"))
-    assert (full.log_probs - chosen).abs().max() > 0.5
+    logits = reference.logits([*prompt, *found[:-1]], len(prompt), schedule)[len(prompt) - 1 :]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(found)[:, None])[:, 0]
+    # Both kernels round inside, by the shape of the batch (bf16 products, 8-bit activations), so
+    # near-ties may fall either way: compare log-probabilities, and with what full depth gives.
+    document = Document(prompt, found)
+    (ours,), (full,) = (score(model, [document], s) for s in (schedule, model.schedule("off")))
+    error = (ours.log_probs - expected).abs().mean()
+    assert error < 0.02
+    assert error < 0.2 * (full.log_probs - expected).abs().mean()
 
 
 def test_the_layers_shrink_and_the_head_does_not(quantized: tuple[str, LoadedModel]) -> None:

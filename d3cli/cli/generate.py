@@ -1,5 +1,6 @@
 """``d3 generate``: one reply, for people and for pipes."""
 
+import logging
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -136,6 +137,7 @@ def _quiet_libraries(is_terminal: bool, offline: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast
     if not is_terminal:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if offline:
