@@ -31,19 +31,20 @@ class Audit:
     Args:
         tokens: the reply.
         prompt_len: where it begins.
-        num_layers: full depth.
+        below: tokens predicted at less than this depth are compared; token 0 never is, since it
+            came out of a prefill.
         unchanged: positions whose context is still what it was; beyond, nothing can be compared.
     """
 
     def __init__(
-        self, tokens: Sequence[DecodedToken], prompt_len: int, num_layers: int, unchanged: int
+        self, tokens: Sequence[DecodedToken], prompt_len: int, below: float, unchanged: int
     ) -> None:
         self._compared = self._agreed = 0
         # Position -> D³'s argmax there. Token t was predicted at position prompt_len + t - 1.
         self._top_ids = {
             position: token.top_id
             for position, token in enumerate(tokens, start=prompt_len - 1)
-            if token.depth < num_layers and position < unchanged
+            if token.step and token.depth < below and position < unchanged
         }
 
     def compare(self, model: LoadedModel, start: int, hidden: Tensor) -> None:

@@ -53,12 +53,13 @@ class KVLayer(CacheLayerMixin):
         self.length = end
 
     def _grow(self, keys: Tensor, values: Tensor, capacity: int) -> None:
-        old = (self.keys, self.values)
-        self.keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
-        self.values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
-        if old[0] is not None and old[1] is not None:
-            self.keys[:, :, : self.length] = old[0][:, :, : self.length]
-            self.values[:, :, : self.length] = old[1][:, :, : self.length]
+        # Both are whole before either is put in place: memory may run out in between.
+        new_keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
+        new_values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
+        if self.keys is not None and self.values is not None:
+            new_keys[:, :, : self.length] = self.keys[:, :, : self.length]
+            new_values[:, :, : self.length] = self.values[:, :, : self.length]
+        self.keys, self.values = new_keys, new_values
         self.is_initialized = True
 
     # What transformers asks of a layer; KVCache answers for all layers at once instead.
@@ -137,9 +138,10 @@ class KVCache(Cache):
 
     def commit(self, tokens: int, *, full_depth: bool) -> None:
         """Ends a pass over `tokens` new positions; an interrupted pass is simply not committed."""
-        if full_depth and self.full_length == self.position:
-            self.full_length += tokens
-        self.position += tokens
+        was_full = self.full_length == self.position
+        self.position += tokens  # first: full_length must never run ahead of it
+        if full_depth and was_full:
+            self.full_length = self.position
 
     @property
     def is_ragged(self) -> bool:

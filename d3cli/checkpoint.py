@@ -5,11 +5,14 @@ Safetensors only, never remote code. Knows nothing of gates, depth or replies.
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from d3cli.errors import ModelError
 from d3cli.families import Family, find_family
@@ -70,7 +73,7 @@ def _layers_in_weights(files: ModelFiles) -> int:
         except Exception as error:  # a damaged header raises several kinds
             raise ModelError(f"{path} cannot be read: {_reason(error)}", BROKEN_FILES) from error
         numbers = (re.search(r"\.(\d+)\.", f".{name}") for name in names)
-        found = max((int(number[1]) + 1 for number in numbers if number), default=found)
+        found = max([found, *(int(number[1]) + 1 for number in numbers if number)])
     return found
 
 
@@ -97,7 +100,7 @@ def load_weights(
     options: dict[str, Any] = {}
     unfit: list[str] = []
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
             config = AutoConfig.from_pretrained(files.path, trust_remote_code=False)
             if quantization is not None:
@@ -136,6 +139,18 @@ def load_weights(
                 "config.json and the weights do not belong together, or are incomplete",
             )
     return (model if "device_map" in options else model.to(device)), unfit
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """The library prints nothing, and so transformers must not either."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def load_tokenizer(files: ModelFiles) -> Any:

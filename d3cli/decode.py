@@ -68,8 +68,8 @@ def decode_step(
     model: LoadedModel, cache: KVCache, token_id: int, dropped: Sequence[str]
 ) -> Tensor:
     """Reads one token with some units dropped; returns the next token's logits, ``[V]`` float32."""
-    with model.gate.limit(dict.fromkeys(dropped, 0)):
-        hidden = model.hidden_states(torch.tensor([[token_id]], device=model.device), cache)
+    ids = torch.tensor([[token_id]], device=model.device)
+    hidden = model.hidden_states(ids, cache, limits=dict.fromkeys(dropped, 0))
     cache.commit(1, full_depth=not dropped)
     return model.logits(hidden[0, -1])
 

@@ -41,6 +41,8 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     has_bf16 = any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
     return torch.bfloat16 if has_bf16 else torch.float32

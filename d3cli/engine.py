@@ -4,6 +4,7 @@
 Knows nothing of terminals, options or files.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -134,25 +135,32 @@ class Engine:
         stops = (stop,) if isinstance(stop, str) else stop
         return Reply(self, list(prompt_ids), schedule, sampling.with_seed(), max_tokens, stops)
 
-    def repair(self) -> Agreement:
+    def repair(self, *, recheck: bool = False) -> Agreement:
         """Computes again, at full depth, what the last reply computed below it.
 
         Afterwards the cache holds exactly what the full model would. `stream` does the same in
         its own prefill, so nobody has to call this.
+
+        Args:
+            recheck: read the whole reply again and compare the tokens at full depth too. After a
+                reply at ``--alpha off`` the result is the floor of agreement: what rounding
+                alone changes, below float32, between one token at a time and many at once.
         """
         held = self._token_ids[: self.cache.position]
-        audit = self._audit(len(held))
+        audit = self._audit(len(held), full_depth_too=recheck)
         self.cache.crop(self.cache.full_length)
+        if recheck and self._last is not None:
+            self.cache.crop(len(self._last.prompt_ids))
         for chunk in prefill(self.model, self.cache, held[self.cache.position :]):
             audit.compare(self.model, chunk.start, chunk.hidden)
         return audit.result()
 
-    def _audit(self, unchanged: int) -> Audit:
+    def _audit(self, unchanged: int, *, full_depth_too: bool = False) -> Audit:
         """An audit of the last reply, as far as the coming prefill leaves its context unchanged."""
         if self._last is None:
-            return Audit((), 0, self.model.num_layers, 0)
-        prompt_len = len(self._last.prompt_ids)
-        return Audit(self._last.tokens, prompt_len, self.model.num_layers, unchanged)
+            return Audit((), 0, 0, 0)
+        below = math.inf if full_depth_too else self.model.num_layers
+        return Audit(self._last.tokens, len(self._last.prompt_ids), below, unchanged)
 
 
 class Reply:
@@ -191,6 +199,7 @@ class Reply:
         self._detokenizer = Detokenizer(self.model.tokenizer)
         self._began = self._first = self._latest = time.perf_counter()
         self._logits: torch.Tensor | None = None
+        self._reading = self._read_prompt()
         self._chunks = self._generate()
 
     def __iter__(self) -> Iterator[GenerationChunk]:
@@ -201,8 +210,9 @@ class Reply:
 
         Iterating the reply does this by itself; call it first to show progress.
         """
-        if self._logits is not None:
-            return
+        return self._reading
+
+    def _read_prompt(self) -> Iterator[int]:
         engine, cache = self._engine, self._engine.cache
         held = engine._token_ids[: cache.position]
         unchanged = common_prefix(held, self.prompt_ids)
@@ -221,9 +231,10 @@ class Reply:
         self._logits = self.model.logits(chunk.hidden[-1])
 
     def _generate(self) -> Iterator[GenerationChunk]:
-        for _ in self.prefill():
+        for _ in self._reading:
             pass
-        assert self._logits is not None
+        if self._logits is None:
+            raise UsageError("the prompt of this reply was not read to its end", "stream it again")
         room = self.model.context_length - len(self.prompt_ids)
         limit = room if self._max_tokens is None else min(self._max_tokens, room)
         tokens = decode(
@@ -244,9 +255,9 @@ class Reply:
                 reason = "stop"
             elif token.step == limit - 1:
                 reason = "length" if limit == self._max_tokens else "context"
-            if reason and not stopped:
-                shown += self._close()
             self.text += shown
+            if reason and not stopped:
+                shown += self.release()
             self.finish_reason = reason or self.finish_reason
             yield GenerationChunk(shown, token, reason)
             if reason:
@@ -262,16 +273,23 @@ class Reply:
         self._latest = time.perf_counter()
         if not self.tokens:
             self._first = self._latest
+        self.pieces.append(self._detokenizer.push(token.token_id))
         self.tokens.append(token)
         self._engine._token_ids.append(token.token_id)
-        self.pieces.append(self._detokenizer.push(token.token_id))
 
-    def _close(self) -> str:
-        """The text still held back at the end: an open character, half a stop string."""
+    def release(self) -> str:
+        """The text still held back: an open character, half a stop string; it joins `text`.
+
+        A reply that ends by itself does this. Call it where a reply is left early.
+        """
         rest = self._detokenizer.flush()
-        self.pieces[-1] += rest
+        if self.pieces:
+            self.pieces[-1] += rest
         shown, stopped = self._stop.push(rest)
-        return shown if stopped else shown + self._stop.flush()
+        if not stopped:
+            shown += self._stop.flush()
+        self.text += shown
+        return shown
 
     @property
     def stats(self) -> RunStats:

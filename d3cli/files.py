@@ -15,6 +15,9 @@ from d3cli.families import find_family
 
 # merges.txt and *.model are tokenizers.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
+# Second copies of the weights: Mistral's own format, and whatever lies in subdirectories.
+NOT_FETCHED = ["consolidated*", "*/*"]
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 INDEX = "model.safetensors.index.json"
 BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
 
@@ -111,19 +114,22 @@ def cached_models() -> list[CachedModel]:
     for repository in repositories:
         newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)
         if repository.repo_type == "model" and newest is not None:
-            config = read_json(newest.snapshot_path / "config.json")
-            if "model_type" in config:
-                problem = _problem(newest.snapshot_path, str(config["model_type"]))
+            problem = _problem(newest.snapshot_path)
+            if problem is not None:
                 found.append(CachedModel(repository.repo_id, repository.size_on_disk, problem))
     return sorted(found, key=lambda model: model.hub_id.lower())
 
 
-def _problem(snapshot: Path, model_type: str) -> str:
+def _problem(snapshot: Path) -> str | None:
+    """Why d3 cannot run what lies here: empty where it can, None where it is no language model."""
     try:
-        find_family(model_type)
+        config = read_json(snapshot / "config.json")
+        if "model_type" not in config:
+            return None
+        find_family(str(config["model_type"]))
+        missing = _missing_weights(snapshot)
     except ModelError as error:
         return error.message
-    missing = _missing_weights(snapshot)
     return f"incomplete: lacks {missing[0]}" if missing else ""
 
 
@@ -221,11 +227,13 @@ def _cached_snapshot(hub_id: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
     try:
-        path = Path(snapshot_download(hub_id, allow_patterns=FETCHED, local_files_only=True))
+        path = Path(snapshot_download(hub_id, **patterns, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None
-    complete = (path / "config.json").is_file() and not _missing_weights(path)
+    has_tokenizer = any((path / name).is_file() for name in TOKENIZERS)
+    complete = (path / "config.json").is_file() and has_tokenizer and not _missing_weights(path)
     return path if complete else None
 
 
@@ -245,7 +253,7 @@ def _download(hub_id: str, offline: bool) -> Path:
             f"without --offline it is downloaded; or run: hf download {hub_id}",
         )
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=FETCHED))
+        return Path(snapshot_download(hub_id, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED))
     except GatedRepoError as error:
         raise DownloadError(
             f"{hub_id} is gated: its owner asks you to accept terms first",

@@ -8,25 +8,16 @@ run how far.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from d3cli.errors import ModelError
 from d3cli.families import Family
 from d3cli.quantization import stored_bytes
 from d3cli.units import LayerBytes, WeightBytes
-
-
-class _Switch:
-    """How far one unit runs: None for every position, else the first `limit` of them."""
-
-    __slots__ = ("limit",)
-
-    def __init__(self) -> None:
-        self.limit: int | None = None
 
 
 class LayerGate:
@@ -36,37 +27,32 @@ class LayerGate:
         model: a causal language model, already in eval mode. Its decoder layers' `forward`s are
             wrapped for as long as it lives.
         family: where its parts are.
+
+    Attributes:
+        limits: unit -> the number of leading positions that it runs on. A unit that is not named
+            runs on all; 0 drops it. A dropped layer returns its input, a dropped sublayer
+            contributes zero to the residual stream. `LoadedModel.hidden_states` sets it anew for
+            each pass, so that an interrupted pass leaves nothing behind.
+
+    Raises:
+        ModelError: the model has a gate already.
     """
 
     def __init__(self, model: Any, family: Family) -> None:
         self.family = family
+        self.limits: Mapping[str, int] = {}
         self.decoder: nn.Module = model.base_model.get_submodule(family.decoder)
         self.layers: nn.ModuleList = self.decoder.get_submodule(family.stack)
-        self._switches: dict[str, _Switch] = {}
+        if any(hasattr(layer.forward, "d3_unit") for layer in self.layers):
+            raise ModelError("this model is gated already", "use the LoadedModel that you have")
         for index, layer in enumerate(self.layers):
             self._install(str(index), layer, _skip_layer)
             if family.mlp is not None:
                 self._install(f"{index}.attn", layer.get_submodule(family.attn), _skip_attention)
                 self._install(f"{index}.mlp", layer.get_submodule(family.mlp), _skip_mlp)
 
-    def _install(self, name: str, module: nn.Module, pad: "_Pad") -> None:
-        switch = self._switches[name] = _Switch()
-        module.forward = _gated(module.forward, switch, pad)
-
-    @contextmanager
-    def limit(self, lengths: Mapping[str, int]) -> Iterator[None]:
-        """Runs each named unit on its first `lengths[name]` positions only, inside the block.
-
-        A unit that is not named runs on all positions; 0 drops it. A dropped layer returns its
-        input, a dropped sublayer contributes zero to the residual stream.
-        """
-        for name, length in lengths.items():
-            self._switches[name].limit = length
-        try:
-            yield
-        finally:
-            for name in lengths:
-                self._switches[name].limit = None
+    def _install(self, unit: str, module: nn.Module, pad: "_Pad") -> None:
+        module.forward = _gated(module.forward, self, unit, pad)
 
 
 # Rebuilds a module's full output from its input and what the prefix gave (None: nothing ran).
@@ -91,12 +77,14 @@ def _skip_attention(
     return _skip_mlp(hidden, None if output is None else output[0]), None
 
 
-def _gated(forward: Callable[..., Any], switch: _Switch, pad: _Pad) -> Callable[..., Any]:
-    """`forward` behind a switch; positions beyond the limit get what `pad` gives them."""
+def _gated(
+    forward: Callable[..., Any], gate: LayerGate, unit: str, pad: _Pad
+) -> Callable[..., Any]:
+    """`forward` behind the gate; positions beyond the limit get what `pad` gives them."""
     signature = inspect.signature(forward)
 
     def gated_forward(*args: Any, **kwargs: Any) -> Any:
-        limit = switch.limit
+        limit = gate.limits.get(unit)
         if limit is None:
             return forward(*args, **kwargs)
         # By signature: GPT-2 hands its mask and cache over by position.
@@ -116,6 +104,7 @@ def _gated(forward: Callable[..., Any], switch: _Switch, pad: _Pad) -> Callable[
         }
         return pad(hidden, forward(**prefix))
 
+    gated_forward.d3_unit = unit  # type: ignore[attr-defined]
     return gated_forward
 
 

@@ -6,6 +6,7 @@ hidden states to logits. Knows nothing of schedules' meaning, replies or termina
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -119,15 +120,24 @@ class LoadedModel:
         *,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        limits: Mapping[str, int] = MappingProxyType({}),
     ) -> Tensor:
-        """Final hidden states ``[B, S, H]``, after the last norm, of ``token_ids`` ``[B, S]``."""
-        output = self.gate.decoder(
-            input_ids=token_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-        )
+        """Final hidden states ``[B, S, H]``, after the last norm, of ``token_ids`` ``[B, S]``.
+
+        Args:
+            limits: units that run on a prefix of the positions only; see `LayerGate.limits`.
+        """
+        self.gate.limits = limits
+        try:
+            output = self.gate.decoder(
+                input_ids=token_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+            )
+        finally:
+            self.gate.limits = MappingProxyType({})
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -139,17 +149,21 @@ class LoadedModel:
         the decoder below is replaced by the states that it would have given.
         """
         decoder = self.gate.decoder
+        own = vars(decoder).get("forward")  # accelerate's hooks, say
         states = hidden.reshape(1, -1, hidden.shape[-1])
         decoder.forward = lambda *_, **__: _FinalStates(states)
         try:
             logits: Tensor = self.causal_lm(inputs_embeds=states, use_cache=False).logits
         finally:
-            del decoder.forward
+            if own is None:
+                del decoder.forward
+            else:
+                decoder.forward = own
         return logits.float().reshape(*hidden.shape[:-1], -1)
 
 
 def load_model(
-    name: str = BUILTIN,
+    name: str | ModelFiles = BUILTIN,
     *,
     dtype: Dtype = "auto",
     quantization: Quantization | None = None,
@@ -160,6 +174,7 @@ def load_model(
     """Loads a model from an alias, a hub id or a directory. Safetensors only, never remote code.
 
     Args:
+        name: what to load, or files that `find_model` has found.
         dtype: "auto" is bfloat16 where the processor or GPU computes in it, else float32.
         quantization: "bnb-4bit" or "bnb-8bit" quantizes the layers' linears while loading.
         device: "auto" takes the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
@@ -176,7 +191,7 @@ def load_model(
         if not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"--threads is {threads}", f"use 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)
-    files = find_model(name, offline=offline)
+    files = name if isinstance(name, ModelFiles) else find_model(name, offline=offline)
     family = check_config(files, quantization)
     causal_lm, unfit = load_weights(files, family, pick_dtype(dtype, where), where, quantization)
     tokenizer = load_tokenizer(files)

@@ -1,8 +1,9 @@
 """From logits to the next token: greedy, or sampled the way transformers samples.
 
 The warpers are transformers' own, in `generate`'s order (repetition penalty, temperature, top-k,
-top-p, min-p), so that a seed gives the text that `model.generate` would give. Knows nothing of
-models, depth or text.
+top-p, min-p), so that a seed gives the text that `model.generate` gives with the same settings.
+(Where nobody names a top-k, transformers keeps the 50 likeliest tokens; we keep all.) Knows
+nothing of models, depth or text.
 """
 
 from collections.abc import Callable, Mapping, Sequence

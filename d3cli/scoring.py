@@ -72,8 +72,7 @@ def score(
     new_tokens = max(len(document.response_ids) for document in documents)
     ids, mask, positions = _pad(documents, prompt_len, new_tokens, model.device)
     lengths = schedule.prefix_lengths(prompt_len, new_tokens)
-    with model.gate.limit(lengths):
-        hidden = model.hidden_states(ids, attention_mask=mask, position_ids=positions)
+    hidden = model.hidden_states(ids, attention_mask=mask, position_ids=positions, limits=lengths)
     # Response token t is predicted at position prompt_len + t - 1.
     return [
         _score_row(model, hidden[row, prompt_len - 1 :], document.response_ids)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
-from tokenizers.decoders import DecodeStream
 
 from d3cli.errors import ModelError, PromptError, UsageError
 
@@ -82,32 +81,43 @@ def encode_raw(tokenizer: Any, text: str) -> list[int]:
 class Detokenizer:
     """Token ids in, one by one; text out, never a part of a character.
 
-    Raises:
-        ModelError: the tokenizer has no fast backend to decode with.
+    Each step decodes the ids since the last piece, with the piece's own ids in front as context:
+    tokenizers strip or add spaces at the beginning of a text. (`tokenizers.DecodeStream` does the
+    same, but raises where a byte-fallback tokenizer meets broken UTF-8.)
     """
 
+    # A character has at most 4 bytes; ids that have not become one by now never will.
+    LONGEST_WAIT = 16
+
     def __init__(self, tokenizer: Any) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ModelError("this model's tokenizer is of a kind that cannot stream text")
-        self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._emitted = ""
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # ids of the last piece
+        self._waiting: list[int] = []  # ids since then
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is still open."""
-        self._ids.append(token_id)
-        piece = self._stream.step(self._backend, token_id) or ""
-        self._emitted += piece
+        self._waiting.append(token_id)
+        piece = self._new_text()
+        if not piece or (piece.endswith("\ufffd") and len(self._waiting) < self.LONGEST_WAIT):
+            return ""
+        self._context, self._waiting = self._waiting, []
         return piece
 
     def flush(self) -> str:
         """What was held back at the end: an unfinished character, as U+FFFD."""
-        whole: str = self._backend.decode(self._ids, skip_special_tokens=True)
-        rest = whole[len(self._emitted) :] if whole.startswith(self._emitted) else ""
-        self._emitted += rest
-        return rest
+        piece = self._new_text()
+        self._context, self._waiting = self._waiting, []
+        return piece
+
+    def _new_text(self) -> str:
+        known = self._decode(self._context)
+        return self._decode([*self._context, *self._waiting])[len(known) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
 
 
 class StopStrings:

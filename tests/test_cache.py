@@ -109,6 +109,20 @@ def test_room_is_reserved_once_then_doubles() -> None:
     assert held(cache, 0) == list(range(11))
 
 
+def test_memory_that_runs_out_while_growing_leaves_the_cache_as_it_was() -> None:
+    cache = KVCache([None])
+    feed(cache, 4, [0])
+
+    class NoRoom(torch.Tensor):
+        def new_empty(self, *_: object, **__: object) -> torch.Tensor:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        cache.update(states(9, 4), states(9, 4).as_subclass(NoRoom), 0)
+    assert held(cache, 0) == [0, 1, 2, 3]
+    assert (cache.position, cache.full_length) == (4, 4)
+
+
 def test_a_stack_with_other_states_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot skip"):
         KVCache.for_config(JambaConfig(num_hidden_layers=8))

@@ -93,7 +93,7 @@ class TestReply:
     @pytest.mark.parametrize(
         ("options", "source"),
         [
-            ([], "calibration"),
+            ([], "shipped"),
             (["--alpha", "off"], "off"),
             (["--alpha", "0.9"], "flags"),
             (["--core-first", "5"], "flags"),
@@ -376,6 +376,22 @@ class TestBrokenModels:
         (model / "model.safetensors.index.json").write_text(json.dumps(index))
         check(d3("generate", model, "Hi."), 1, "is damaged: it lacks")
 
+    def test_shards_in_any_order_hold_all_layers(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / "m", without=("model.safetensors",))
+        tensors = load_file(BUILTIN_PATH / "model.safetensors")
+        first = {name for name in tensors if ".15." in name or ".14." in name}
+        shards = {"model-1.safetensors": first, "model-2.safetensors": tensors.keys() - first}
+        weight_map = {}
+        for shard, names in shards.items():
+            part = {name: tensors[name] for name in names}
+            save_file(part, model / shard, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(names, shard)
+        index = {"metadata": {}, "weight_map": weight_map}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        result = d3("generate", model, STORY, "--max-tokens", "9", "--alpha", "off")
+        assert result.code == 0, result.err
+        assert result.out == d3("generate", STORY, "--max-tokens", "9", "--alpha", "off").out
+
     def test_unexpected_tensors_are_named(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m")
         tensors = load_file(model / "model.safetensors")
@@ -439,7 +455,7 @@ class TestHubCache:
             result = d3("generate", "someone/tiny-fox", "Hello.", "--offline")
         check(result, 1, "someone/tiny-fox is not complete in the local cache")
 
-    def test_no_network_is_one_clear_line(self, d3: D3) -> None:
+    def test_offline_by_environment_is_one_clear_line(self, d3: D3) -> None:
         result = d3("generate", "someone/tiny-fox", "Hello.")
         check(result, 1, "the hub cannot be reached")
 
@@ -461,6 +477,10 @@ class TestConfigFile:
         monkeypatch.setenv("D3_MAX_TOKENS", "4")
         assert tokens() == 4
         assert tokens("--max-tokens", "5") == 5
+
+    def test_help_is_never_withheld(self, d3: D3, config: Path) -> None:
+        config.write_text("= broken")
+        assert d3("generate", "--help").code == 0
 
     def test_the_configured_model_and_own_aliases(self, d3: D3, config: Path) -> None:
         config.write_text(f'model = "mine"\n[aliases]\nmine = "{BUILTIN_PATH}"\n')
@@ -532,6 +552,27 @@ class TestInterruption:
         assert len(data["tokens"]) == data["stats"]["completion_tokens"] == 5
         assert data["text"]
 
+    def test_an_interruption_with_a_dead_pipe_is_still_an_interruption(self) -> None:
+        process = d3_process("generate", STORY, "--temp", "1", "--seed", "3", bufsize=0)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(timeout=60) in (130, 0)  # 0: the pipe was seen to be closed first
+
+    def test_memory_that_runs_out_is_one_clear_line(
+        self, d3: D3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr("d3cli.cli.generate._load", full)
+        result = d3("generate", STORY)
+        check(result, 1, "out of memory: CUDA out of memory")
+        assert "bnb-4bit" in result.err
+
     def test_a_closed_pipe_is_quiet(self) -> None:
         process = d3_process("generate", STORY, bufsize=0)
         assert process.stdout is not None
@@ -573,6 +614,15 @@ class TestDebug:
             out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert out.strip()
+
+    def test_the_traceback_is_inert(self, d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: object, **__: object) -> None:
+            raise ValueError("oh\x1b[31m no")
+
+        monkeypatch.setattr("d3cli.cli.generate._load", broken)
+        result = d3("generate", "Hi.", "--debug")
+        assert "Traceback" in result.err
+        assert "\x1b" not in result.err
 
     def test_a_defect_of_ours_is_one_line_too(
         self, d3: D3, monkeypatch: pytest.MonkeyPatch

@@ -116,6 +116,17 @@ class TestReply:
         assert len(reply.tokens) >= 5
         assert reply.text
 
+    def test_held_text_is_released_where_a_reply_is_left(self, builtin: LoadedModel) -> None:
+        whole = Engine(builtin).stream(STORY, max_tokens=12)
+        list(whole)
+        reply = Engine(builtin).stream(STORY, stop=[whole.text + " and never this"])
+        for _, _chunk in zip(range(8), reply, strict=False):
+            pass
+        assert reply.text == ""
+        held = reply.release()
+        assert held == reply.text == "".join(reply.pieces)
+        assert whole.text.startswith(held)
+
     def test_a_newer_reply_ends_the_one_before(self, builtin: LoadedModel) -> None:
         engine = Engine(builtin)
         old = engine.stream(STORY)
@@ -216,6 +227,26 @@ class TestTurns:
         fresh = Engine(builtin).stream(messages, schedule=builtin.schedule(0.97), max_tokens=30)
         list(second), list(fresh)
         assert second.text == fresh.text
+
+    def test_at_full_depth_and_float32_rounding_changes_no_choice(self) -> None:
+        model = tiny("llama").gated
+        engine = Engine(model)
+        ids(greedy(engine, random_ids(20), DepthSchedule.full(8), max_tokens=15))
+        assert engine.repair().share is None
+        assert engine.repair(recheck=True).compared == 14
+        assert engine.repair(recheck=True).share == 1
+
+    def test_a_prefill_begun_by_hand_goes_on_in_the_reply(self) -> None:
+        model = tiny("llama").gated
+        engine = Engine(model)
+        prompt = random_ids(30)
+        first = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=9))
+        second = greedy(engine, [*prompt, *first, 7, 8], self.SCHEDULE, max_tokens=9)
+        next(second.prefill())
+        fresh = greedy(Engine(model), [*prompt, *first, 7, 8], self.SCHEDULE, max_tokens=9)
+        assert ids(second) == ids(fresh)
+        assert second.agreement is not None
+        assert second.agreement.compared == 7
 
     def test_repair_on_demand_and_again_finds_nothing_more(self) -> None:
         model = tiny("llama").gated

@@ -5,6 +5,7 @@ import torch
 
 from d3cli.errors import ModelError, ScheduleError
 from d3cli.families import CANNOT_SKIP, FAMILIES, find_family
+from d3cli.model import wrap_model
 from d3cli.units import LayerBytes
 from tests.families import CONFIGS, LAYERS, random_ids, sublayers, tiny
 
@@ -33,23 +34,27 @@ def test_a_refused_type_is_told_why(model_type: str, reason: str) -> None:
         find_family(model_type)
 
 
-def test_a_unit_outside_a_gate_block_runs_again() -> None:
+def test_limits_hold_for_one_pass_only() -> None:
     model = tiny("llama").gated
     ids = torch.tensor([random_ids(9)])
     before = model.hidden_states(ids)
-    with pytest.raises(ZeroDivisionError), model.gate.limit({"3": 0, "4.mlp": 2}):
-        assert not torch.equal(model.hidden_states(ids), before)
-        raise ZeroDivisionError
+    assert not torch.equal(model.hidden_states(ids, limits={"3": 0, "4.mlp": 2}), before)
+    assert torch.equal(model.hidden_states(ids), before)
+    with pytest.raises(TypeError):  # a pass that fails in the middle
+        model.hidden_states(ids, limits={"3": 0, "4.mlp": "two"})  # type: ignore[dict-item]
     assert torch.equal(model.hidden_states(ids), before)
 
 
 def test_dropping_a_layer_is_dropping_both_its_sublayers() -> None:
     model = tiny("qwen3").gated
     ids = torch.tensor([random_ids(9)])
-    with model.gate.limit({"3": 0}):
-        whole = model.hidden_states(ids)
-    with model.gate.limit({"3.attn": 0, "3.mlp": 0}):
-        assert torch.equal(model.hidden_states(ids), whole)
+    whole = model.hidden_states(ids, limits={"3": 0})
+    assert torch.equal(model.hidden_states(ids, limits={"3.attn": 0, "3.mlp": 0}), whole)
+
+
+def test_a_model_is_gated_once() -> None:
+    with pytest.raises(ModelError, match="gated already"):
+        wrap_model(tiny("llama").gated.causal_lm, None)
 
 
 def test_layers_without_an_mlp_module_are_dropped_whole_or_not_at_all() -> None:

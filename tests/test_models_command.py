@@ -67,6 +67,24 @@ def test_a_directory_may_be_the_default(d3: D3) -> None:
     assert d3("generate", "Hello.", "--max-tokens", "2").code == 0
 
 
+def test_a_relative_directory_is_stored_absolute(
+    d3: D3, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(BUILTIN_PATH.parent)
+    assert d3("models", "default", "./builtin").code == 0
+    assert str(BUILTIN_PATH) in config.read_text()
+    assert d3("models").out.startswith(f"*\t\t{BUILTIN_PATH}\t")
+
+
+def test_one_damaged_repository_does_not_hide_the_others(d3: D3) -> None:
+    with hub_repository("someone/damaged") as damaged:
+        (damaged / "config.json").write_text("{")
+        result = d3("models")
+    assert result.code == 0
+    assert "someone/tiny-fox" in result.out
+    assert "cannot be read" in result.out
+
+
 def test_an_unknown_default_is_refused_and_nothing_is_written(d3: D3, config: Path) -> None:
     result = d3("models", "default", "lama-3-8b")
     check(result, 2, 'no model or directory called "lama-3-8b"')

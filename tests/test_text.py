@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from d3cli.config import BUILTIN
@@ -17,6 +18,26 @@ def builtin() -> PreTrainedTokenizerFast:
 
 
 TOKENIZER = builtin()
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's and Mistral's: words with "▁" for a space, and the 256 bytes, ids 0 to 255."""
+    vocabulary = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁the", "▁Hi", "!", "<unk>"]
+    backend = Tokenizer(
+        models.BPE({word: i for i, word in enumerate(vocabulary)}, [], unk_token="<unk>")
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+BYTE_FALLBACK = byte_fallback_tokenizer()
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -50,9 +71,24 @@ class TestDetokenizer:
         assert "".join(stream.push(i) for i in ids[:-1]) == ""
         assert "\ufffd" in stream.flush()
 
-    def test_a_tokenizer_without_a_backend_is_refused(self) -> None:
-        with pytest.raises(ModelError):
-            Detokenizer(object())
+    @given(st.lists(st.integers(128, 259), max_size=30))
+    def test_broken_utf_8_between_words_costs_no_word(self, ids: list[int]) -> None:
+        stream = Detokenizer(BYTE_FALLBACK)
+        text = "".join(stream.push(i) for i in ids) + stream.flush()
+        # The whole decoder gives up a run of bytes that ends badly; a stream has shown its start.
+        whole = BYTE_FALLBACK.decode(ids, skip_special_tokens=True)
+        assert [c for c in text if c.isascii()] == [c for c in whole if c.isascii()]
+
+    @given(st.lists(st.sampled_from(["▁the", "▁Hi", "!", "€", "😀"]), max_size=12))
+    def test_whole_characters_of_a_byte_fallback_tokenizer(self, words: list[str]) -> None:
+        ids = []
+        for word in words:
+            known = BYTE_FALLBACK.convert_tokens_to_ids(word)
+            ids += [known] if known is not None else list(word.encode())
+        stream = Detokenizer(BYTE_FALLBACK)
+        pieces = [stream.push(i) for i in ids]
+        assert "".join(pieces) == BYTE_FALLBACK.decode(ids)
+        assert stream.flush() == ""
 
 
 class TestStopStrings:

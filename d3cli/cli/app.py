@@ -12,7 +12,7 @@ from d3cli import __version__
 from d3cli.cli import options
 from d3cli.cli.generate import generate
 from d3cli.cli.models import models_app
-from d3cli.cli.output import ClosedPipe, Output
+from d3cli.cli.output import ClosedPipe, Output, inert
 from d3cli.cli.signals import Stopped
 from d3cli.config import config_file, load_settings
 from d3cli.errors import D3Error, UsageError
@@ -50,7 +50,8 @@ def d3(
     D³ (arXiv 2503.08524) needs no training: token t of a reply runs about L·alpha^t of a model's
     L layers. Faster, at a price in quality that you can see.
     """
-    ctx.default_map = _defaults()
+    if not ctx.obj:  # help is never withheld for a damaged config file
+        ctx.default_map = _defaults()
 
 
 def _defaults() -> dict[str, Any]:
@@ -72,7 +73,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; errors become a line and a hint."""
     output = Output()
     try:
-        code = app(list(arguments) or ["--help"], prog_name="d3", standalone_mode=False)
+        wants_help = bool({"--help", "-h"} & set(arguments))
+        words = list(arguments) or ["--help"]
+        code = app(words, prog_name="d3", standalone_mode=False, obj=wants_help)
         return int(code or 0)
     except ClosedPipe:
         return 0
@@ -91,11 +94,16 @@ def run(arguments: Sequence[str]) -> int:
             hint += f"; {config_file()} sets options too"
         output.error(error.format_message().rstrip("."), hint)
         return error.exit_code
+    except MemoryError as error:
+        return _out_of_memory(output, error)
     except OSError as error:
         _show_traceback()
         output.error(f"the system refused: {error}", "check the disk and the permissions")
         return 1
     except Exception as error:  # a defect of ours; still one line
+        # torch's own error types; naming them would import torch into every command.
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            return _out_of_memory(output, error)
         _show_traceback()
         output.error(
             f"internal error: {type(error).__name__}: {error}",
@@ -104,6 +112,15 @@ def run(arguments: Sequence[str]) -> int:
         return 1
 
 
+def _out_of_memory(output: Output, error: Exception) -> int:
+    _show_traceback()
+    output.error(
+        f"out of memory: {str(error) or type(error).__name__}",
+        "use --quantization bnb-4bit, fewer --max-tokens, a shorter prompt or a smaller model",
+    )
+    return 1
+
+
 def _show_traceback() -> None:
     if os.environ.get("D3_DEBUG", "").lower() in ("1", "true", "yes", "on"):
-        traceback.print_exc(file=sys.stderr)
+        print(inert(traceback.format_exc()), file=sys.stderr)

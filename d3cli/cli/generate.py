@@ -2,13 +2,14 @@
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from d3cli.cli import options, signals
-from d3cli.cli.options import parse_alpha, parse_start
+from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.prompt import check_utf8, read_arguments, read_text
 from d3cli.config import BUILTIN
@@ -72,7 +73,7 @@ def generate(
     Examples:
     - `d3 generate "Tell me a story about a fox."`
 
-    - `d3 generate llama-3.2-1b "Why is the sky blue?" --alpha 0.995`
+    - `d3 generate qwen-3-0.6b "Why is the sky blue?" --alpha 0.995`
 
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
     """
@@ -147,14 +148,11 @@ def _quiet_libraries(is_terminal: bool, offline: bool) -> None:
 def _load(output: Output, name: str, offline: bool, **settings: Any) -> "LoadedModel":
     """Finds and loads a model, showing what takes long; `settings` are those of `load_model`."""
     _quiet_libraries(output.is_terminal, offline)
-    find_model(name, offline=offline)  # a download shows its own progress
+    files = find_model(name, offline=offline)  # a download shows its own progress
     with output.waiting("loading"):
-        from transformers.utils.logging import disable_progress_bar
-
         from d3cli.model import load_model
 
-        disable_progress_bar()
-        loaded = load_model(name, offline=offline, **settings)
+        loaded = load_model(files, **settings)
     for note in loaded.notes:
         output.note(note)
     return loaded
@@ -167,7 +165,7 @@ def _schedule(
     start: int | None,
     core: tuple[int | None, int | None],
 ) -> tuple["DepthSchedule", str]:
-    """The schedule, and where it comes from: "off", "flags", "calibration" or "default"."""
+    """The schedule, and where it comes from: "off", "flags", "shipped" or "default"."""
     schedule = model.schedule(alpha, start=start, core_first=core[0], core_last=core[1])
     if alpha == "off":
         return schedule, "off"
@@ -181,12 +179,15 @@ def _schedule(
             output.note("depth: a smaller core adds no layers to this model's own skip order")
         return schedule, "flags"
     if model.stored_schedule is not None:
-        return schedule, "calibration"
-    output.note(
-        f"depth: this model is not calibrated, so a cautious default: alpha {schedule.alpha:g} "
-        f"from token {schedule.start}, down to {schedule.floor:g} of {schedule.num_layers} layers "
-        "(--alpha off for full depth)"
-    )
+        return schedule, "shipped"
+    if schedule.skip_order:
+        effect = (
+            f"alpha {schedule.alpha:g} from token {schedule.start}, down to {schedule.floor:g} of "
+            f"{schedule.num_layers} layers (--alpha off for full depth)"
+        )
+    else:
+        effect = f"all {schedule.num_layers} layers (--alpha 0.99 drops some)"
+    output.note(f"depth: this model is not calibrated, so a cautious default: {effect}")
     return schedule, "default"
 
 
@@ -202,8 +203,14 @@ def _stream(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
     except (ClosedPipe, WriteError):
         raise
     except BaseException:  # interrupted or failed: what was generated until then is not lost
-        _close(output, reply, source, as_json)
+        with suppress(ClosedPipe, WriteError):  # whoever read stdout may be gone as well
+            held = reply.release()
+            if not as_json:
+                output.write(held)
+            _close(output, reply, source, as_json)
         raise
+    finally:
+        signals.exit_at_once()  # there is no more text to keep
     _close(output, reply, source, as_json)
 
 
@@ -247,6 +254,6 @@ def _as_json(reply: "Reply", source: str) -> dict[str, Any]:
                 "depth": token.depth,
                 "logprob": token.logprob,
             }
-            for token, piece in zip(reply.tokens, reply.pieces, strict=True)
+            for token, piece in zip(reply.tokens, reply.pieces, strict=False)
         ],
     }

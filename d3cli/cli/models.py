@@ -30,13 +30,18 @@ def models(
         output.json(_as_json(known, cached))
         return
     default = default_model()
-    names = {target: alias for alias, target in known.items()}
+    names: dict[str, list[str]] = {}
+    for alias, target in known.items():
+        names.setdefault(target, []).append(alias)
     rows = [(BUILTIN, "the built-in model", "", "")]
-    rows += [(names.get(id_, ""), id_, _size(m.size_bytes), m.problem) for id_, m in cached.items()]
-    rows += [(alias, id_, "", "") for alias, id_ in known.items() if id_ not in cached]
+    for id_, model in cached.items():
+        rows.append((", ".join(names.pop(id_, [])), id_, _size(model.size_bytes), model.problem))
+    rows += [(", ".join(aliases_), id_, "", "") for id_, aliases_ in names.items()]
+    if not any(default in (*row[0].split(", "), row[1]) for row in rows):
+        rows.insert(0, ("", default, "", ""))
     output.table(
         ("", "alias", "model", "on disk", ""),
-        [("*" if default in row[:2] else "", *row) for row in rows],
+        [("*" if default in (*row[0].split(", "), row[1]) else "", *row) for row in rows],
     )
 
 
@@ -46,7 +51,9 @@ def default(
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
     """Set the model that commands use when none is named."""
-    find_local(name)  # an unknown name is refused; a hub id may be fetched later
+    local = find_local(name)  # an unknown name is refused; a hub id may be fetched later
+    if local is not None and local.name not in aliases() and not local.builtin:
+        name = str(local.path.resolve())  # a relative path would hold in one directory only
     path = save_setting("model", name)
     Output().note(f"the default model is now {name} ({path})")
 
