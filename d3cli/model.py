@@ -33,6 +33,9 @@ class _FinalStates:
     def __init__(self, last_hidden_state: Tensor) -> None:
         self.last_hidden_state = last_hidden_state
 
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
+
     def __getattr__(self, name: str) -> None:
         """Caches, attentions, router logits: families ask for different ones; there are none."""
 
