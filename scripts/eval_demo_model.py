@@ -1,0 +1,218 @@
+"""Measure the built-in demo model: everything that its card states, by the library itself.
+
+Perplexity over the replies of the held-out dialogues at constant depths and under a depth
+schedule, and the free-running replies to 50 held-out prompts. The skip order and the schedule are
+chosen on the even rows of the held-out set; every figure printed is over the odd rows.
+
+    python scripts/eval_demo_model.py
+    python scripts/eval_demo_model.py --model DIR --order measure --json result.json
+"""
+
+import argparse
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo_world import CATEGORIES
+
+from d3cli.decode import DecodedToken
+from d3cli.engine import Engine
+from d3cli.model import LoadedModel, load_model
+from d3cli.sampling import SamplingParams
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, score
+from d3cli.text import encode_chat
+
+BUILTIN = Path(__file__).parent.parent / "d3cli" / "builtin"
+CORE = 4
+AT_ONCE = 1e-9  # an alpha so small that the whole skip order goes at token 1
+PROMPTS = {"sum": 12, "fact": 14, "list": 10, "story": 10, "what-is": 4}
+STORY_TOKENS = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A held-out dialogue, as text and as ids."""
+
+    kind: str
+    messages: list[dict[str, str]]
+    check: dict[str, Any] | None
+    document: Document
+
+
+def read_rows(path: Path, model: LoadedModel) -> list[Row]:
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        prompt = encode_chat(model.tokenizer, row["messages"][:-1])
+        reply = model.tokenizer.encode(row["messages"][-1]["content"], add_special_tokens=False)
+        document = Document(prompt, [*reply, model.tokenizer.eos_token_id])
+        rows.append(Row(row["kind"], row["messages"], row.get("check"), document))
+    return rows
+
+
+def losses(
+    model: LoadedModel, rows: Sequence[Row], schedule: DepthSchedule, batch: int = 12
+) -> list[torch.Tensor]:
+    """The negative log-probabilities of each reply's tokens, rows in order."""
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].document))
+    found: dict[int, torch.Tensor] = {}
+    for begin in range(0, len(rows), batch):
+        chosen = by_length[begin : begin + batch]
+        scores = score(model, [rows[i].document for i in chosen], schedule)
+        found |= {i: -s.log_probs for i, s in zip(chosen, scores, strict=True)}
+    return [found[i] for i in range(len(rows))]
+
+
+def ppl(loss: Sequence[torch.Tensor]) -> float:
+    return math.exp(float(torch.cat(list(loss)).mean()))
+
+
+def interval(full: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """95% bootstrap interval over documents of the relative rise in perplexity."""
+    counts = torch.tensor([len(row) for row in full], dtype=torch.float64)
+    rise = torch.stack([(b - a).sum() for a, b in zip(full, other, strict=True)])
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(counts), (2000, len(counts)), generator=generator)
+    drops = (rise[picks].sum(1) / counts[picks].sum(1)).exp() - 1
+    low, high = drops.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def constant(model: LoadedModel, order: Sequence[str]) -> DepthSchedule:
+    """Drops all of `order` from the first decode step on."""
+    return DepthSchedule(model.num_layers, AT_ONCE, 0, CORE, CORE, tuple(order))
+
+
+def measure_order(model: LoadedModel, rows: Sequence[Row]) -> list[str]:
+    """Greedily, the flex layer whose loss costs least next, at constant depth."""
+    order: list[str] = []
+    left = [str(layer) for layer in range(CORE, model.num_layers - CORE)]
+    while left:
+        cost = {u: ppl(losses(model, rows, constant(model, [*order, u]))) for u in left}
+        order.append(min(left, key=cost.__getitem__))
+        left.remove(order[-1])
+        print(f"  drop {order[-1]:>2}: perplexity {cost[order[-1]]:.4f}", flush=True)
+    return order
+
+
+def is_right(check: dict[str, Any], reply: str) -> bool:
+    """Whether a reply answers a sum, lists N members of its category, or names the fact."""
+    if check["type"] == "sum":
+        found = re.findall(r"answer is (-?\d+)", reply)
+        return found[-1:] == [str(check["answer"])]
+    if check["type"] == "list":
+        items = re.findall(r"^\d+\. (.+)$", reply, re.MULTILINE)
+        known = {item.lower() for item in CATEGORIES[check["category"]]}
+        right = {item.strip().lower() for item in items} & known
+        return bool(len(items) == len(right) == check["n"])
+
+    def says(word: str) -> bool:
+        return re.search(rf"\b{re.escape(word)}\b", reply) is not None
+
+    return says(check["answer"]) and not any(map(says, check["wrong"]))
+
+
+def most_repeated(tokens: Sequence[DecodedToken]) -> int:
+    """How often the most frequent 4-gram of token ids occurs."""
+    ids = [token.token_id for token in tokens]
+    return max(Counter(zip(ids, ids[1:], ids[2:], ids[3:], strict=False)).values(), default=0)
+
+
+def answer_prompts(
+    model: LoadedModel, rows: Sequence[Row], schedule: DepthSchedule, show: bool
+) -> dict[str, Any]:
+    """Greedy replies to the 50 prompts, counted by kind."""
+    counts: dict[str, Counter[str]] = {}
+    depths: list[float] = []
+    for kind, wanted in PROMPTS.items():
+        count = counts[kind] = Counter()
+        for row in [r for r in rows if r.kind == kind][:wanted]:
+            reply = Engine(model).stream(
+                row.messages[:-1], schedule=schedule, sampling=SamplingParams(), max_tokens=400
+            )
+            for _ in reply:
+                pass
+            right = is_right(row.check, reply.text) if row.check else True
+            count["prompts"] += 1
+            count["ended"] += reply.finish_reason == "stop"
+            count["loops"] += most_repeated(reply.tokens) > 3
+            if row.check:
+                count["checked"] += 1
+                count["right"] += right
+            if kind == "story":
+                count["long_enough"] += len(reply.tokens) >= STORY_TOKENS
+                depths.append(schedule.mean_depth(len(reply.tokens)))
+            if show and (not right or kind == "story"):
+                print(f"  {row.messages[-2]['content']!r} -> {reply.text!r}", flush=True)
+    total = sum(counts.values(), Counter())
+    story_depth = sum(depths) / len(depths)
+    return {"by_kind": counts, "total": total, "mean_story_depth": story_depth}
+
+
+def read_schedule(path: Path) -> DepthSchedule:
+    return DepthSchedule.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the demo model on its held-out text.")
+    parser.add_argument("--model", type=Path, default=BUILTIN, help="default: the built-in model")
+    parser.add_argument("--heldout", type=Path, default=BUILTIN / "heldout.jsonl")
+    parser.add_argument("--schedule", type=Path, help="default: schedule.json of the model")
+    parser.add_argument("--order", choices=("schedule", "measure"), default="schedule")
+    parser.add_argument("--prompts", action="store_true", help="also answer the 50 prompts")
+    parser.add_argument("--show", action="store_true", help="print stories and wrong replies")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    model = load_model(str(args.model), threads=args.threads)
+    rows = read_rows(args.heldout, model)
+    chosen_on, unseen = rows[0::2], rows[1::2]
+    stored = args.schedule or args.model / "schedule.json"
+    schedule = read_schedule(stored) if stored.exists() else None
+    if args.order == "measure" or schedule is None:
+        order = measure_order(model, chosen_on)
+    else:
+        order = list(schedule.skip_order)
+
+    tested = {f"depth {model.num_layers}": DepthSchedule.full(model.num_layers)}
+    for dropped in (2, 4, 6, 8):
+        tested[f"depth {model.num_layers - dropped}"] = constant(model, order[:dropped])
+    if schedule is not None:
+        tested["schedule"] = schedule
+    full = losses(model, unseen, DepthSchedule.full(model.num_layers))
+    stories = [i for i, row in enumerate(unseen) if row.kind == "story"]
+    result: dict[str, Any] = {"order": order, "perplexity": {}}
+    print(f"{len(unseen)} dialogues, {sum(map(len, full)):,} reply tokens, order {order}")
+    for name, tried in tested.items():
+        loss = losses(model, unseen, tried)
+        low, high = interval(full, loss)
+        row = {"perplexity": ppl(loss), "rise": ppl(loss) / ppl(full) - 1, "interval": (low, high)}
+        row["stories"] = ppl([loss[i] for i in stories])
+        result["perplexity"][name] = row
+        print(
+            f"{name:>9}: {row['perplexity']:.4f}  {row['rise']:+.2%} [{low:+.2%}, {high:+.2%}]"
+            f"  stories {row['stories']:.4f}",
+            flush=True,
+        )
+    if args.prompts:
+        runs = {"full depth": DepthSchedule.full(model.num_layers)}
+        runs |= {"schedule": schedule} if schedule else {}
+        for name, tried in runs.items():
+            result[f"prompts, {name}"] = found = answer_prompts(model, unseen, tried, args.show)
+            print(f"{name}: story depth {found['mean_story_depth']:.2f}, {dict(found['total'])}")
+            for kind, count in found["by_kind"].items():
+                print(f"  {kind:>8}: {dict(count)}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
