@@ -111,6 +111,8 @@ def generate(hub: Hub, cache: Path, *arguments: str) -> subprocess.CompletedProc
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DOWNLOAD_TIMEOUT": "5",
         "D3_MAX_TOKENS": "3",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
     }
     return subprocess.run(
         [sys.executable, "-m", "d3cli", "generate", *arguments],
