@@ -21,12 +21,11 @@ from d3cli.quantization import Quantization, check_quantization, quantization_co
 
 # Buffers that old checkpoints hold and that are computed today.
 OLD_BUFFERS = (
-    "rotary_emb.inv_freq",
-    "attn.bias",
-    "attn.masked_bias",
-    "attention.bias",
-    "attention.masked_bias",
-    "attention.rotary_emb.inv_freq",
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
 )
 
 

@@ -2,23 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from d3cli.decode import DecodedToken, decode, prefill
 from d3cli.engine import Engine
-from d3cli.model import LoadedModel
+from d3cli.model import LoadedModel, load_model
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
 from tests.families import (
+    CONFIGS,
     FAMILY_NAMES,
     random_ids,
+    random_model,
     schedules,
     tiny,
     units_of,
     whole_layers,
+    word_tokenizer,
 )
 
 NEW_TOKENS = 24
@@ -219,3 +224,22 @@ def tokens_of_engine(engine: Engine, prompt: list[int], schedule: DepthSchedule)
     for _ in reply:
         pass
     return ids_of(reply.tokens)
+
+
+@family
+def test_a_checkpoint_on_disk_loads_and_computes_the_same(name: str, tmp_path: Path) -> None:
+    random_model(CONFIGS[name], "eager").save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    ids = torch.tensor([random_ids(20)])
+    assert torch.equal(loaded.hidden_states(ids), tiny(name).gated.hidden_states(ids))
+    assert loaded.weight_bytes == tiny(name).gated.weight_bytes
+
+
+def test_buffers_of_old_checkpoints_are_no_surprise(tmp_path: Path) -> None:
+    random_model(CONFIGS["gpt2"], "eager").save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 256, 256)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_model(str(tmp_path)).num_layers == 8
