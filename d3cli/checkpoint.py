@@ -64,8 +64,6 @@ def _layers_in_weights(files: ModelFiles) -> int:
     found = 0
     for shard in weight_files(files.path):
         path = files.path / shard
-        if not path.is_file():  # weights under another name are transformers' to find or refuse
-            continue
         try:
             with safe_open(path, framework="pt") as tensors:
                 names = list(tensors.keys())
@@ -119,6 +117,8 @@ def load_weights(
                 output_loading_info=True,
                 **options,
             )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # not the files' fault
     except Exception as error:  # transformers raises every kind for a broken checkpoint
         raise ModelError(
             f"{files.name} cannot be loaded: {_reason(error)}", BROKEN_FILES

@@ -103,7 +103,8 @@ class LoadedModel:
         if schedule.num_layers != self.num_layers:
             raise ScheduleError(
                 f"the depth schedule is for {schedule.num_layers} layers, and {self.name} has "
-                f"{self.num_layers}"
+                f"{self.num_layers}",
+                "make one with LoadedModel.schedule",
             )
         parts = [name for name in schedule.skip_order if parse_unit(name).part]
         if parts and not self.gate.family.has_sublayers:

@@ -575,6 +575,17 @@ class TestInterruption:
         check(result, 1, "out of memory: CUDA out of memory")
         assert "bnb-4bit" in result.err
 
+    def test_memory_that_runs_out_while_loading_is_not_the_files_fault(
+        self, d3: D3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr("d3cli.checkpoint.AutoModelForCausalLM.from_pretrained", full)
+        result = d3("generate", STORY)
+        check(result, 1, "out of memory")
+        assert "damaged" not in result.err
+
     def test_a_closed_pipe_is_quiet(self) -> None:
         process = d3_process("generate", STORY, bufsize=0)
         assert process.stdout is not None

@@ -209,9 +209,10 @@ def _stream(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
                 output.write(held)
             _close(output, reply, source, as_json)
         raise
+    else:
+        _close(output, reply, source, as_json)
     finally:
         signals.exit_at_once()  # there is no more text to keep
-    _close(output, reply, source, as_json)
 
 
 def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
