@@ -121,9 +121,9 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts text before the first stop string, wherever chunk boundaries fall.
+    """Cuts text before the stop string that is complete first, wherever chunk boundaries fall.
 
-    Text that might be the beginning of a stop string is held back until that is decided.
+    Of several that end together the longest counts. Text that might be the beginning of a stop string is held back until that is decided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -135,9 +135,10 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, bool]:
         """The text that may be shown, and whether a stop string was found."""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        starts = [(self._held.find(stop), len(stop)) for stop in self._stops]
+        found = [(start + length, start) for start, length in starts if start >= 0]
         if found:
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown, True
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
