@@ -24,7 +24,7 @@ class Recipe:
     last_learning_rate: float = 1e-4
     warmup_tokens: int = 500_000
     weight_decay: float = 0.1
-    full_depth_share: float = 0.35
+    full_depth_share: float = 0.8
     control: bool = False
 
     def rate(self, seen: int) -> float:
