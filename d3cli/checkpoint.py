@@ -3,21 +3,33 @@
 Safetensors only, never remote code. Knows nothing of gates, depth or replies.
 """
 
-import re
+import ctypes
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from d3cli.errors import ModelError
 from d3cli.families import Family, find_family
-from d3cli.files import BROKEN_FILES, ModelFiles, read_json, weight_files
-from d3cli.quantization import Quantization, check_quantization, quantization_config
+from d3cli.files import ModelFiles
+from d3cli.quantization import (
+    Quantization,
+    check_quantization,
+    is_quantized_while_loading,
+    quantization_config,
+)
+from d3cli.weights import (
+    BROKEN_FILES,
+    FLOATS,
+    Description,
+    TensorInfo,
+    lazy_state_dict,
+    one_line,
+)
 
 # Buffers that old checkpoints hold and that are computed today.
 OLD_BUFFERS = (
@@ -28,9 +40,16 @@ OLD_BUFFERS = (
     ".attention.masked_bias",
 )
 
+MMAP_THRESHOLD = -3  # glibc's number of that parameter of mallopt
 
-def check_config(files: ModelFiles, quantization: Quantization | None = None) -> Family:
-    """Looks at the config and the weights' names alone, before anything is built from them.
+
+def check_config(
+    model: Description,
+    quantization: Quantization | None = None,
+    *,
+    full_depth_only: bool = False,
+) -> Family:
+    """Looks at the config and the tensors' names alone, before anything is built from them.
 
     A config that asks for more layers than there are would be built layer by layer before
     transformers notices, and one that asks for fewer would run as another model.
@@ -38,46 +57,25 @@ def check_config(files: ModelFiles, quantization: Quantization | None = None) ->
     Raises:
         ModelError: the stack is not supported, or the config cannot be right.
     """
-    path = files.path / "config.json"
-    config = read_json(path)
+    config, name = model.config, model.name
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise ModelError(f"{path} names no model_type", BROKEN_FILES)
-    family = find_family(model_type)
-    check_quantization(files.name, config, quantization)
-    for name in ("num_hidden_layers", "n_layer", "sliding_window", "max_position_embeddings"):
-        value = config.get(name)
+        raise ModelError(f"the config.json of {name} names no model_type", BROKEN_FILES)
+    family = find_family(model_type, full_depth_only=full_depth_only)
+    check_quantization(name, config, quantization)
+    for key in ("num_hidden_layers", "n_layer", "sliding_window", "max_position_embeddings"):
+        value = config.get(key)
         if value is not None and (type(value) is not int or value < 1):
-            raise ModelError(f"{path} has the {name} {value!r}", BROKEN_FILES)
+            raise ModelError(f"the config.json of {name} has the {key} {value!r}", BROKEN_FILES)
     wanted = config.get("num_hidden_layers", config.get("n_layer"))
-    held = _layers_in_weights(files)
+    layers = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
+    held = 1 + max(layers, default=-1)
     if wanted is not None and held and wanted != held:
         raise ModelError(
-            f"{path} asks for {wanted:,} layers, but the weights hold {held:,}",
+            f"the config.json of {name} asks for {wanted:,} layers, but the weights hold {held:,}",
             "config.json and the weights do not belong together",
         )
     return family
-
-
-def _layers_in_weights(files: ModelFiles) -> int:
-    """One more than the greatest layer number among the names of the tensors; 0 without any."""
-    found = 0
-    for shard in weight_files(files.path):
-        path = files.path / shard
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                names = list(tensors.keys())
-        except Exception as error:  # a damaged header raises several kinds
-            raise ModelError(f"{path} cannot be read: {_reason(error)}", BROKEN_FILES) from error
-        numbers = (re.search(r"\.(\d+)\.", f".{name}") for name in names)
-        found = max([found, *(int(number[1]) + 1 for number in numbers if number)])
-    return found
-
-
-def _reason(error: Exception) -> str:
-    """An exception's words on one line; its kind too, where they are too few to understand."""
-    words = " ".join(str(error).split())[:400]
-    return words if " " in words else f"{type(error).__name__} {words}".strip()
 
 
 def load_weights(
@@ -96,32 +94,39 @@ def load_weights(
     """
     options: dict[str, Any] = {}
     unfit: list[str] = []
+
+    def is_converted(tensor: TensorInfo) -> bool:
+        return (
+            (tensor.is_float and getattr(torch, FLOATS[tensor.dtype]) != dtype)
+            or tensor.is_expert
+            or is_quantized_while_loading(tensor, quantization)
+        )
+
     try:
         with warnings.catch_warnings(), _no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
             config = AutoConfig.from_pretrained(files.path, trust_remote_code=False)
             if quantization is not None:
+                _give_freed_memory_back()
                 settings, unfit = quantization_config(config, quantization, dtype, device)
                 options = {"quantization_config": settings}
             if quantization is not None or hasattr(config, "quantization_config"):
                 options["device_map"] = {"": device}  # quantized weights are made in their place
-            model, report = AutoModelForCausalLM.from_pretrained(
-                files.path,
+            model, report = _model_class(config).from_pretrained(
+                None,
                 config=config,
+                state_dict=lazy_state_dict(files.path, is_converted),
                 dtype=dtype,
                 attn_implementation=family.attention,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below by name
                 output_loading_info=True,
                 **options,
             )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # not the files' fault
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
+        raise  # the latter two are not the files' fault
     except Exception as error:  # transformers raises every kind for a broken checkpoint
         raise ModelError(
-            f"{files.name} cannot be loaded: {_reason(error)}", BROKEN_FILES
+            f"{files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     unexpected = [key for key in report["unexpected_keys"] if not key.endswith(OLD_BUFFERS)]
@@ -138,6 +143,24 @@ def load_weights(
                 "config.json and the weights do not belong together, or are incomplete",
             )
     return (model if "device_map" in options else model.to(device)), unfit
+
+
+def _model_class(config: Any) -> Any:
+    """The class of causal language models for this config."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
+        raise ModelError(f'models of the type "{config.model_type}" are no causal language models')
+    return found
+
+
+def _give_freed_memory_back() -> None:
+    """Lets large tensors return to the system as soon as they are freed, from now on.
+
+    glibc else keeps freed blocks of up to 32 MB for later, and what converting and multiplying
+    quantized weights frees adds up to several hundred megabytes.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
 
 
 @contextmanager
@@ -165,6 +188,6 @@ def load_tokenizer(files: ModelFiles) -> Any:
         tokenizer("A hostile setting may only fail once the tokenizer is used.")
     except Exception as error:  # as above
         raise ModelError(
-            f"the tokenizer of {files.name} cannot be loaded: {_reason(error)}", BROKEN_FILES
+            f"the tokenizer of {files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
     return tokenizer

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from d3cli.cache import KVCache
 from d3cli.errors import GenerationError
+from d3cli.memory import PREFILL_CHUNK
 from d3cli.model import LoadedModel
 from d3cli.sampling import Sampler
 from d3cli.schedule import DepthSchedule
-
-# Bounds the attention mask and the activations of a long prompt; large enough to keep GEMMs busy.
-PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,12 @@ import torch
 from d3cli.audit import Agreement, Audit, common_prefix
 from d3cli.decode import DecodedToken, decode, prefill
 from d3cli.errors import PromptError, UsageError
+from d3cli.memory import DEFAULT_RESERVE
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
 from d3cli.stats import RunStats, peak_memory
 from d3cli.text import Detokenizer, Message, StopStrings, encode_chat, encode_raw
-
-# Cache positions allocated beyond the prompt where nobody said how long the reply may be.
-DEFAULT_RESERVE = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,5 +51,9 @@ class DownloadError(D3Error):
     """A model's files could not be fetched from the hub."""
 
 
+class NotEnoughMemoryError(D3Error):
+    """A model will not fit into the memory there is."""
+
+
 class GenerationError(D3Error):
     """Generation went wrong in the middle, for example logits that are not finite."""

@@ -17,7 +17,8 @@ class Family:
         stack: the list of its layers, from the decoder.
         attn, mlp: the two sublayers, from a layer. Without an MLP module of its own, a layer can
             only be dropped whole.
-        attention: transformers' name of the attention implementation.
+        attention: transformers' name of the attention implementation; None leaves its choice.
+        can_skip: whether its layers are gated; not those of `UNLISTED`.
     """
 
     models: str
@@ -25,11 +26,12 @@ class Family:
     stack: str = "layers"
     attn: str = "self_attn"
     mlp: str | None = "mlp"
-    attention: str = "sdpa"
+    attention: str | None = "sdpa"
+    can_skip: bool = True
 
     @property
     def has_sublayers(self) -> bool:
-        return self.mlp is not None
+        return self.can_skip and self.mlp is not None
 
 
 # The allow-list. A model type stands here once tests/test_families.py proves it.
@@ -60,6 +62,8 @@ FAMILIES: Mapping[str, Family] = {
     "opt": Family("OPT", decoder="decoder", mlp=None),
 }
 
+# Any other decoder: its layers are left alone, so it runs at full depth only.
+UNLISTED = Family("", attention=None, can_skip=False)
 
 _HYBRID = "some of its layers keep a recurrent state, which every token must update"
 _RECURRENT = "it is recurrent: every layer must read every token"
@@ -90,8 +94,11 @@ CANNOT_SKIP: Mapping[str, str] = {
 }
 
 
-def find_family(model_type: str) -> Family:
+def find_family(model_type: str, *, full_depth_only: bool = False) -> Family:
     """The family of a config's `model_type`.
+
+    Args:
+        full_depth_only: nothing will be dropped, so a type that no test proves is `UNLISTED`.
 
     Raises:
         ModelError: this stack cannot skip layers, or no test proves that it can.
@@ -99,10 +106,14 @@ def find_family(model_type: str) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     if model_type in CANNOT_SKIP:
-        reason = f"cannot skip layers: {CANNOT_SKIP[model_type]}"
-    else:
-        reason = "are not supported: skipping their layers has not been proven exact"
+        raise ModelError(
+            f'models of the type "{model_type}" cannot skip layers: {CANNOT_SKIP[model_type]}',
+            f"supported types: {', '.join(sorted(FAMILIES))}",
+        )
+    if full_depth_only:
+        return UNLISTED
     raise ModelError(
-        f'models of the type "{model_type}" {reason}',
-        f"supported types: {', '.join(sorted(FAMILIES))}",
+        f'models of the type "{model_type}" are not supported: skipping their layers has not been '
+        "proven exact",
+        f"--alpha off runs it at full depth; supported types: {', '.join(sorted(FAMILIES))}",
     )

@@ -1,25 +1,20 @@
-"""From a model's name to a directory with its files: built in, local, cached or downloaded.
+"""From a model's name to a directory with its files: built in, local, cached or downloaded."""
 
-Only safetensors weights, JSON and tokenizer files are ever fetched: nothing that could run code.
-"""
-
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from d3cli.config import BUILTIN, PATH_STARTS, aliases, looks_like_hub_id, nearest_aliases
 from d3cli.errors import DownloadError, ModelError, UnknownModelError
 from d3cli.families import find_family
+from d3cli.hub import cached_snapshot, describe_repository, download
+from d3cli.weights import BROKEN_FILES, Description, missing_weights, read_json
 
-# merges.txt and *.model are tokenizers.
-FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
-# Second copies of the weights: Mistral's own format, and whatever lies in subdirectories.
-NOT_FETCHED = ["consolidated*", "*/*"]
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-INDEX = "model.safetensors.index.json"
-BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
+GGUF_HINT = (
+    "get the same model as safetensors: the hub repository that it was converted from has them, "
+    "and its page names it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +32,19 @@ class ModelFiles:
     builtin: bool = False
 
 
-def find_model(name: str, *, offline: bool = False) -> ModelFiles:
+def find_model(
+    name: str,
+    *,
+    offline: bool = False,
+    check: Callable[[Description], object] | None = None,
+) -> ModelFiles:
     """Finds a model's files, downloading them where they are a hub id and not complete on disk.
 
     Args:
         name: an alias, a hub id or a directory.
         offline: never touch the network.
+        check: is shown what the hub says of a model before its weights are fetched, and raises
+            where it cannot be used.
 
     Raises:
         UnknownModelError: nothing has that name.
@@ -53,9 +55,16 @@ def find_model(name: str, *, offline: bool = False) -> ModelFiles:
     if local is not None:
         return local
     hub_id = aliases().get(name, name)
-    snapshot = _cached_snapshot(hub_id)
+    snapshot = cached_snapshot(hub_id)
     if snapshot is None:
-        snapshot = _download(hub_id, offline)
+        if offline:
+            raise DownloadError(
+                f"{hub_id} is not complete in the local cache, and --offline forbids fetching it",
+                f"without --offline it is downloaded; or run: hf download {hub_id}",
+            )
+        if check is not None:
+            check(describe_repository(hub_id))
+        snapshot = download(hub_id)
     _check_directory(snapshot)
     return ModelFiles(name, snapshot)
 
@@ -127,27 +136,10 @@ def _problem(snapshot: Path) -> str | None:
         if "model_type" not in config:
             return None
         find_family(str(config["model_type"]))
-        missing = _missing_weights(snapshot)
+        missing = missing_weights(snapshot)
     except ModelError as error:
         return error.message
     return f"incomplete: lacks {missing[0]}" if missing else ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file.
-
-    Raises:
-        ModelError: it is damaged, or no object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", BROKEN_FILES) from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
-    return data
 
 
 def _as_directory(target: str) -> Path | None:
@@ -164,7 +156,7 @@ def _as_directory(target: str) -> Path | None:
     if exists and path.suffix == ".gguf":
         raise ModelError(
             f"{target} is a GGUF file, which d3 cannot read",
-            "get the same model as safetensors: the repository it was converted from has them",
+            GGUF_HINT,
         )
     if exists:
         raise UnknownModelError(
@@ -175,104 +167,22 @@ def _as_directory(target: str) -> Path | None:
     return None
 
 
-def _missing_weights(directory: Path) -> list[str]:
-    """Weight files that the directory should have and has not; none for a complete model."""
-    return [shard for shard in weight_files(directory) if not (directory / shard).is_file()]
-
-
-def weight_files(directory: Path) -> list[str]:
-    """The names of the safetensors files that a model's weights are in.
-
-    Raises:
-        ModelError: the index is damaged, or names a file outside the directory.
-    """
-    if not (directory / INDEX).exists():
-        return ["model.safetensors"]
-    index = read_json(directory / INDEX)
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict):
-        raise ModelError(
-            f"{directory / INDEX} is damaged: it lacks weight_map or metadata", BROKEN_FILES
-        )
-    names = sorted(set(map(str, shards.values())))
-    for name in names:
-        if Path(name).name != name or name in (".", ".."):
-            raise ModelError(
-                f"{directory / INDEX} names a file elsewhere: {name}",
-                "weights must lie beside config.json; do not use this model",
-            )
-    return names
-
-
 def _check_directory(directory: Path) -> None:
-    if not (directory / "config.json").is_file():
+    has_config = (directory / "config.json").is_file()
+    missing = missing_weights(directory)
+    gguf = next(directory.glob("*.gguf"), None)
+    if gguf is not None and (missing or not has_config):
+        raise ModelError(f"{directory} holds a GGUF file, which d3 cannot read", GGUF_HINT)
+    if not has_config:
         raise ModelError(
             f"{directory} is no model directory: it has no config.json",
             "give the directory that holds config.json and *.safetensors",
         )
-    missing = _missing_weights(directory)
     if missing:
-        others = [*directory.glob("*.bin"), *directory.glob("*.pth"), *directory.glob("*.gguf")]
+        pickles = [*directory.glob("*.bin"), *directory.glob("*.pth")]
         raise ModelError(
             f"{directory} lacks {', '.join(missing[:3])}",
-            f"it has {others[0].name}, but only safetensors are read: pickled weights can run "
-            "code, and GGUF is another format"
-            if others
+            f"it has {pickles[0].name}, but only safetensors are read: pickled weights can run code"
+            if pickles
             else BROKEN_FILES,
         )
-
-
-def _cached_snapshot(hub_id: str) -> Path | None:
-    """The hub cache's copy, if it is complete."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
-    try:
-        path = Path(snapshot_download(hub_id, **patterns, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
-        return None
-    has_tokenizer = any((path / name).is_file() for name in TOKENIZERS)
-    complete = (path / "config.json").is_file() and has_tokenizer and not _missing_weights(path)
-    return path if complete else None
-
-
-def _download(hub_id: str, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    if offline:
-        raise DownloadError(
-            f"{hub_id} is not complete in the local cache, and --offline forbids fetching it",
-            f"without --offline it is downloaded; or run: hf download {hub_id}",
-        )
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED))
-    except GatedRepoError as error:
-        raise DownloadError(
-            f"{hub_id} is gated: its owner asks you to accept terms first",
-            f"accept them at https://huggingface.co/{hub_id}, then run: hf auth login",
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        near = nearest_aliases(hub_id.partition("/")[2])
-        raise UnknownModelError(
-            f"the hub has no model {hub_id}, or it is private",
-            f"did you mean {' or '.join(near)}?" if near else "check the name; hf auth login",
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise DownloadError(
-            f"{hub_id} is not in the local cache, and the hub cannot be reached",
-            "check the network, or give a directory",
-        ) from error
-    except (HTTPError, OSError) as error:  # a refused request, a cut connection, a full disk
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DownloadError(
-            f"downloading {hub_id} failed: {first_line}",
-            "run it again: files that are complete are kept",
-        ) from error

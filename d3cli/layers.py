@@ -41,8 +41,12 @@ class LayerGate:
     def __init__(self, model: Any, family: Family) -> None:
         self.family = family
         self.limits: Mapping[str, int] = {}
+        self.layers: nn.ModuleList
         self.decoder: nn.Module = model.base_model.get_submodule(family.decoder)
-        self.layers: nn.ModuleList = self.decoder.get_submodule(family.stack)
+        if not family.can_skip:
+            self.layers = _longest_stack(self.decoder)
+            return
+        self.layers = self.decoder.get_submodule(family.stack)
         if any(hasattr(layer.forward, "d3_unit") for layer in self.layers):
             raise ModelError("this model is gated already", "use the LoadedModel that you have")
         for index, layer in enumerate(self.layers):
@@ -53,6 +57,12 @@ class LayerGate:
 
     def _install(self, unit: str, module: nn.Module, pad: "_Pad") -> None:
         module.forward = _gated(module.forward, self, unit, pad)
+
+
+def _longest_stack(decoder: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a family that nobody has looked into: its longest list of modules."""
+    stacks = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=len, default=nn.ModuleList())
 
 
 # Rebuilds a module's full output from its input and what the prefix gave (None: nothing ran).
@@ -129,6 +139,8 @@ def measure_bytes(model: Any, gate: LayerGate) -> WeightBytes:
 
     def layer_bytes(layer: nn.Module) -> LayerBytes:
         whole = _bytes(layer, experts_per_token)
+        if not gate.family.can_skip:
+            return LayerBytes(0, 0, whole)
         attn = _bytes(layer.get_submodule(gate.family.attn), experts_per_token)
         if gate.family.mlp is None:
             return LayerBytes(attn, whole - attn)

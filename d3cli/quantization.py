@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from d3cli.errors import ModelError
+from d3cli.weights import TensorInfo
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
 
@@ -64,6 +65,22 @@ def quantization_config(
         llm_int8_skip_modules=["lm_head", "embed_out", *unfit],
     )
     return settings, unfit
+
+
+def is_quantized_while_loading(tensor: TensorInfo, wanted: Quantization | None) -> bool:
+    """Whether this is a linear of a layer, which bitsandbytes turns into another form."""
+    return wanted is not None and tensor.layer is not None and len(tensor.shape) == 2
+
+
+def quantized_bytes(numel: int, wanted: Quantization) -> int:
+    """Bytes of a linear's weight in memory, with its scales.
+
+    In 4 bits one 8-bit scale serves 64 weights, and one 32-bit scale 256 of those; in 8 bits a
+    row has one, which is left out.
+    """
+    if wanted == "bnb-8bit":
+        return numel
+    return numel // 2 + numel // 64 + numel // (64 * 256) * 4
 
 
 def _unfit_for_cpu(config: Any) -> list[str]:

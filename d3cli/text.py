@@ -3,6 +3,7 @@
 Knows a tokenizer; knows nothing of models, depth or terminals.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ def encode_chat(
         return list(tokenizer(text, split_special_tokens=True)["input_ids"])
     options = {} if think is None else {"enable_thinking": think}
     try:
+        tokenizer.chat_control_tokens = _control_tokens(tokenizer, template)
         ids = tokenizer.apply_chat_template(
             list(messages),
             chat_template=template,
@@ -63,6 +65,19 @@ def encode_chat(
             "try without a system prompt, another --chat-template, or --raw",
         ) from error
     return list(ids)
+
+
+def _control_tokens(tokenizer: Any, template: str) -> list[str]:
+    """Added tokens that must stay text inside a message, beside the special ones.
+
+    Those that the template writes; and those of a control token's form, since a template may build
+    them from pieces (``'<|' + role + '|>'``, Phi-4-mini), where transformers does not see them.
+    """
+    return [
+        token
+        for token in tokenizer.added_tokens_encoder
+        if not token.isspace() and (token in template or re.fullmatch(r"<\|.*\|>", token))
+    ]
 
 
 def encode_raw(tokenizer: Any, text: str) -> list[int]:
@@ -123,7 +138,8 @@ class Detokenizer:
 class StopStrings:
     """Cuts text before the stop string that is complete first, wherever chunk boundaries fall.
 
-    Of several that end together the longest counts. Text that might be the beginning of a stop string is held back until that is decided.
+    Of several that end together the longest counts. Text that might be the beginning of a stop
+    string is held back until that is decided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -286,6 +286,16 @@ class TestBrokenModels:
     def test_a_directory_without_a_config(self, d3: D3, tmp_path: Path) -> None:
         check(d3("generate", tmp_path, "Hi."), 1, "has no config.json")
 
+    @pytest.mark.parametrize("with_config", [True, False])
+    def test_gguf_files_are_told_apart(self, d3: D3, tmp_path: Path, with_config: bool) -> None:
+        (tmp_path / "fox.Q4_K_M.gguf").write_bytes(b"GGUF")
+        if with_config:
+            (tmp_path / "config.json").write_bytes((BUILTIN_PATH / "config.json").read_bytes())
+        for name in (tmp_path, tmp_path / "fox.Q4_K_M.gguf"):
+            result = d3("generate", name, "Hi.")
+            check(result, 1, "GGUF file, which d3 cannot read")
+            assert "hint: get the same model as safetensors" in result.err
+
     def test_a_directory_without_weights(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m", without=("model.safetensors",))
         check(d3("generate", model, "Hi."), 1, "lacks model.safetensors")
@@ -581,7 +591,7 @@ class TestInterruption:
         def full(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("d3cli.checkpoint.AutoModelForCausalLM.from_pretrained", full)
+        monkeypatch.setattr("d3cli.checkpoint._model_class", full)
         result = d3("generate", STORY)
         check(result, 1, "out of memory")
         assert "damaged" not in result.err

@@ -46,7 +46,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/api/models/someone/fox" or path.startswith("/api/models/someone/fox/revision"):
-            self.reply_json({"id": "someone/fox", "sha": COMMIT, "siblings": []})
+            siblings = [{"rfilename": name} for name in self.server.files]
+            card = {"base_model": "someone/vixen"}
+            self.reply_json(
+                {"id": "someone/fox", "sha": COMMIT, "siblings": siblings, "cardData": card}
+            )
         elif path.startswith("/api/models/someone/fox/tree/"):
             self.reply_json([self.tree_entry(name) for name in sorted(self.server.files)])
         elif path.startswith("/someone/fox/resolve/"):
@@ -68,8 +72,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.gated:
             self.reply(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b"")
             return
+        if name not in self.server.files:
+            self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
+            return
         data = self.server.files[name]
         headers = {"ETag": f'"{self.etag(name)}"', "X-Repo-Commit": COMMIT}
+        if wanted := self.headers.get("Range"):  # a safetensors header, before the download
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            self.reply(206, headers, data[int(first) : int(last) + 1])
+            return
         if self.command == "GET":
             self.server.fetched[name] += 1
         if self.command == "GET" and self.server.cut == name:
@@ -175,3 +186,38 @@ def test_a_hub_that_is_down(hub: Hub, tmp_path: Path) -> None:
     result = generate(hub, tmp_path, "someone/fox", "Hello.")
     assert result.returncode == 1
     assert "the hub cannot be reached" in result.stderr
+
+
+def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_fetched(
+    hub: Hub, tmp_path: Path
+) -> None:
+    config = json.loads(hub.files["config.json"])
+    # A context of a billion tokens: the KV cache alone would take terabytes.
+    hub.files["config.json"] = json.dumps(config | {"max_position_embeddings": 10**9}).encode()
+    result = generate(hub, tmp_path, "someone/fox", "Hello.", "--max-tokens", "999999999")
+    assert result.returncode == 1
+    assert "error: someone/fox needs about" in result.stderr
+    assert "--force tries all the same" in result.stderr
+    assert hub.fetched == {"config.json": 1}
+
+
+def test_a_model_that_cannot_skip_is_refused_before_its_weights_are_fetched(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.files["config.json"] = json.dumps({"model_type": "mamba"}).encode()
+    result = generate(hub, tmp_path, "someone/fox", "Hello.")
+    assert result.returncode == 1
+    assert "cannot skip layers" in result.stderr
+    assert hub.fetched == {"config.json": 1}
+
+
+def test_a_repository_of_gguf_files_names_the_model_with_safetensors(
+    hub: Hub, tmp_path: Path
+) -> None:
+    del hub.files["model.safetensors"], hub.files["config.json"]
+    hub.files["fox.Q4_K_M.gguf"] = b"GGUF"
+    result = generate(hub, tmp_path, "someone/fox", "Hello.")
+    assert result.returncode == 1
+    assert "error: someone/fox holds GGUF files" in result.stderr
+    assert "someone/vixen" in result.stderr
+    assert not hub.fetched

@@ -4,14 +4,15 @@ import logging
 import os
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
 import typer
 
 from d3cli.cli import options, signals
 from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.output import ClosedPipe, Output, WriteError
-from d3cli.cli.prompt import check_utf8, read_arguments, read_text
+from d3cli.cli.prompt import check_utf8, estimate_tokens, read_arguments, read_text
 from d3cli.config import BUILTIN
 from d3cli.errors import UsageError
 from d3cli.files import find_model
@@ -19,7 +20,7 @@ from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from d3cli.engine import Reply
-    from d3cli.model import LoadedModel
+    from d3cli.model import LoadedModel, LoadOptions
     from d3cli.schedule import DepthSchedule
 
 SCHEMA = 1
@@ -63,6 +64,7 @@ def generate(
     device: options.Device = "auto",
     threads: options.Threads = None,
     offline: options.Offline = False,
+    force: options.Force = False,
     as_json: options.Json = False,
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> int:
@@ -104,10 +106,14 @@ def generate(
         output,
         model_name,
         offline,
+        threads,
         dtype=dtype.value,
         quantization=None if quantization is None else quantization.value,
         device=device,
-        threads=threads,
+        full_depth_only=decay == "off",
+        prompt_tokens=estimate_tokens(prompt_text, system or ""),
+        **({} if max_tokens is None else {"reply_tokens": max_tokens}),
+        force=force,
     )
     core = (core_first, core_last)
     schedule, source = _schedule(output, loaded, decay, start_tokens, core)
@@ -145,14 +151,22 @@ def _quiet_libraries(is_terminal: bool, offline: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def _load(output: Output, name: str, offline: bool, **settings: Any) -> "LoadedModel":
-    """Finds and loads a model, showing what takes long; `settings` are those of `load_model`."""
+def _load(
+    output: Output,
+    name: str,
+    offline: bool,
+    threads: int | None,
+    **settings: Unpack["LoadOptions"],
+) -> "LoadedModel":
+    """Finds and loads a model, showing what takes long."""
     _quiet_libraries(output.is_terminal, offline)
-    files = find_model(name, offline=offline)  # a download shows its own progress
     with output.waiting("loading"):
-        from d3cli.model import load_model
+        from d3cli.model import check_model, load_model
 
-        loaded = load_model(files, **settings)
+    # Without a spinner, since a download shows its own progress.
+    files = find_model(name, offline=offline, check=partial(check_model, **settings))
+    with output.waiting("loading"):
+        loaded = load_model(files, threads=threads, **settings)
     for note in loaded.notes:
         output.note(note)
     return loaded

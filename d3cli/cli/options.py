@@ -243,6 +243,14 @@ Offline = Annotated[
         help="Never touch the network.",
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        rich_help_panel=MODEL,
+        help="Load the model even where memory is predicted to be too short.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

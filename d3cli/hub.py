@@ -1,0 +1,134 @@
+"""The Hugging Face hub: what its cache holds, what a repository is like, and downloads.
+
+Only safetensors weights, JSON and tokenizer files are ever fetched: nothing that could run code.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from d3cli.config import nearest_aliases
+from d3cli.errors import DownloadError, ModelError, UnknownModelError
+from d3cli.weights import BROKEN_FILES, Description, TensorInfo, missing_weights, read_json
+
+# merges.txt and *.model are tokenizers.
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
+# Second copies of the weights: Mistral's own format, and whatever lies in subdirectories.
+NOT_FETCHED = ["consolidated*", "*/*"]
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def cached_snapshot(hub_id: str) -> Path | None:
+    """The cache's copy of a model, if it is complete."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
+    try:
+        path = Path(snapshot_download(hub_id, **patterns, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+    has_tokenizer = any((path / name).is_file() for name in TOKENIZERS)
+    complete = (path / "config.json").is_file() and has_tokenizer and not missing_weights(path)
+    return path if complete else None
+
+
+def describe_repository(hub_id: str) -> Description:
+    """A model's config and tensors, from a few kilobytes of its files.
+
+    Raises:
+        UnknownModelError, DownloadError: the hub has no such model, or cannot or will not give it.
+        ModelError: it holds no safetensors, or damaged ones.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        NotASafetensorsRepoError,
+        SafetensorsParsingError,
+    )
+
+    with _errors_told(hub_id):
+        try:
+            config = read_json(Path(hf_hub_download(hub_id, "config.json")))
+            shards = HfApi().get_safetensors_metadata(hub_id).files_metadata.values()
+        except LocalEntryNotFoundError:  # of the same family, but it means: no network
+            raise
+        except (EntryNotFoundError, NotASafetensorsRepoError) as error:
+            raise _no_safetensors(hub_id) from error
+        except SafetensorsParsingError as error:
+            raise ModelError(f"the weights of {hub_id} are damaged", BROKEN_FILES) from error
+    tensors = [
+        TensorInfo(name, info.dtype, tuple(info.shape))
+        for shard in shards
+        for name, info in shard.tensors.items()
+    ]
+    return Description(hub_id, config, tuple(tensors))
+
+
+def _no_safetensors(hub_id: str) -> ModelError:
+    """The error for a repository without config.json or safetensors, with where else to look."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(hub_id)
+    names = [file.rfilename for file in info.siblings or ()]
+    base = info.card_data.get("base_model") if info.card_data else None
+    original = base[0] if isinstance(base, list) and base else base
+    if any(name.endswith(".gguf") for name in names):
+        return ModelError(
+            f"{hub_id} holds GGUF files, which d3 cannot read",
+            f"the model it was converted from has safetensors: {original or 'see its page'}",
+        )
+    return ModelError(
+        f"{hub_id} is no model that d3 can read: it lacks config.json or safetensors",
+        f"it is made from {original}: try that" if original else "look for another copy of it",
+    )
+
+
+def download(hub_id: str) -> Path:
+    """Fetches what is missing of a model into the cache; returns its directory.
+
+    Raises:
+        UnknownModelError, DownloadError: the hub has no such model, or cannot or will not give it.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _errors_told(hub_id):
+        return Path(snapshot_download(hub_id, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED))
+
+
+@contextmanager
+def _errors_told(hub_id: str) -> Iterator[None]:
+    """What can go wrong with the hub, each with what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise DownloadError(
+            f"{hub_id} is gated: its owner asks you to accept terms first",
+            f"accept them at https://huggingface.co/{hub_id}, then run: hf auth login",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        near = nearest_aliases(hub_id.partition("/")[2])
+        raise UnknownModelError(
+            f"the hub has no model {hub_id}, or it is private",
+            f"did you mean {' or '.join(near)}?" if near else "check the name; hf auth login",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise DownloadError(
+            f"{hub_id} is not in the local cache, and the hub cannot be reached",
+            "check the network, or give a directory",
+        ) from error
+    except (HTTPError, OSError) as error:  # a refused request, a cut connection, a full disk
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DownloadError(
+            f"downloading {hub_id} failed: {first_line}",
+            "run it again: files that are complete are kept",
+        ) from error

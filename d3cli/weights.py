@@ -1,0 +1,204 @@
+"""A checkpoint's weights as its files describe them: which files, which tensors, of what shape.
+
+Reads headers, not weights, until `lazy_state_dict`. Knows nothing of the hub, devices or models.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d3cli.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
+
+# A mapped file's pages count as the process's memory until the mapping ends.
+REOPEN_AFTER = 32 << 20
+
+# safetensors' names of dtypes; what is not here takes a byte.
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4}
+_ITEM_BYTES |= {"F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a safetensors header says of one tensor; `dtype` is the format's own name ("BF16")."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * _ITEM_BYTES.get(self.dtype, 1)
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in FLOATS
+
+    @property
+    def layer(self) -> int | None:
+        """The decoder layer that it belongs to: the first number in its name."""
+        number = re.search(r"\.(\d+)\.", f".{self.name}")
+        return int(number[1]) if number else None
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether it is one expert of a mixture, which transformers joins with the others."""
+        return re.search(r"\.experts\.\d+\.", self.name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """All that is known of a model before any weight is read: its config and its tensors."""
+
+    name: str
+    config: dict[str, Any]
+    tensors: tuple[TensorInfo, ...]
+
+
+def describe_directory(name: str, directory: Path) -> Description:
+    """The description of a model on disk.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    config = read_json(directory / "config.json")
+    tensors = [
+        tensor for file in weight_files(directory) for tensor in _read_header(directory / file)
+    ]
+    return Description(name, config, tuple(tensors))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file.
+
+    Raises:
+        ModelError: it is damaged, or no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", BROKEN_FILES) from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
+    return data
+
+
+def weight_files(directory: Path) -> list[str]:
+    """The names of the safetensors files that a model's weights are in.
+
+    Raises:
+        ModelError: the index is damaged, or names a file outside the directory.
+    """
+    if not (directory / INDEX).exists():
+        return [SINGLE_FILE]
+    index = read_json(directory / INDEX)
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict):
+        raise ModelError(
+            f"{directory / INDEX} is damaged: it lacks weight_map or metadata", BROKEN_FILES
+        )
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if Path(name).name != name or name in (".", ".."):
+            raise ModelError(
+                f"{directory / INDEX} names a file elsewhere: {name}",
+                "weights must lie beside config.json; do not use this model",
+            )
+    return names
+
+
+def missing_weights(directory: Path) -> list[str]:
+    """Weight files that the directory should have and has not; none for a complete model."""
+    return [shard for shard in weight_files(directory) if not (directory / shard).is_file()]
+
+
+def _read_header(path: Path) -> list[TensorInfo]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return [
+                TensorInfo(name, part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+            ]
+    except Exception as error:  # a damaged header raises several kinds
+        raise ModelError(f"{path} cannot be read: {one_line(error)}", BROKEN_FILES) from error
+
+
+def one_line(error: Exception) -> str:
+    """An exception's words on one line; its kind too, where they are too few to understand."""
+    words = " ".join(str(error).split())[:400]
+    return words if " " in words else f"{type(error).__name__} {words}".strip()
+
+
+def lazy_state_dict(
+    directory: Path, is_converted: Callable[[TensorInfo], bool]
+) -> dict[str, "_LazyTensor"]:
+    """The weights by name, as transformers takes a state dict, each mapped when it is asked for.
+
+    Args:
+        is_converted: says of a tensor that it will be copied into another form. Such a tensor
+            lives in a mapping of its own few neighbours, which ends soon after; all others share
+            one, and stay mapped as long as the model uses them.
+    """
+    state: dict[str, _LazyTensor] = {}
+    for file in weight_files(directory):
+        path = directory / file
+        lasting, passing = _Mapping(path, math.inf), _Mapping(path, REOPEN_AFTER)
+        for tensor in _read_header(path):
+            state[tensor.name] = _LazyTensor(passing if is_converted(tensor) else lasting, tensor)
+    return state
+
+
+class _Mapping:
+    """A safetensors file that is mapped anew after every `budget` bytes read from it.
+
+    The system keeps an old mapping until the last tensor read from it is gone. Reading from
+    several threads at once reopens it now and then too early, which is harmless.
+    """
+
+    def __init__(self, path: Path, budget: float) -> None:
+        self._path, self._budget = path, budget
+        self._file: Any = None
+        self._left = budget
+
+    def read(self, name: str, nbytes: int) -> Any:
+        from safetensors import safe_open
+
+        file = self._file
+        if file is None or self._left <= 0:
+            file = self._file = safe_open(self._path, framework="pt")
+            self._left = self._budget
+        self._left -= nbytes
+        return file.get_tensor(name)
+
+
+class _LazyTensor:
+    """One tensor of a file, read by ``[...]``: what transformers asks of safetensors' slices."""
+
+    def __init__(self, mapping: _Mapping, info: TensorInfo) -> None:
+        self._mapping, self._info = mapping, info
+
+    def __getitem__(self, _: object) -> Any:
+        return self._mapping.read(self._info.name, self._info.nbytes)
+
+    def get_dtype(self) -> str:
+        return self._info.dtype
+
+    def get_shape(self) -> Sequence[int]:
+        return self._info.shape
