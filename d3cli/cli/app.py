@@ -10,6 +10,7 @@ import typer
 
 from d3cli import __version__
 from d3cli.cli import options
+from d3cli.cli.doctor import doctor
 from d3cli.cli.generate import generate
 from d3cli.cli.models import models_app
 from d3cli.cli.output import ClosedPipe, Output, inert
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.add_typer(models_app, name="models")
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:

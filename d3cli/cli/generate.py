@@ -1,6 +1,5 @@
 """``d3 generate``: one reply, for people and for pipes."""
 
-import logging
 import os
 from contextlib import suppress
 from dataclasses import asdict
@@ -139,18 +138,6 @@ def generate(
     return 0
 
 
-def _quiet_libraries(is_terminal: bool, offline: bool) -> None:
-    """What transformers and the hub may say on stderr; they read it once, when imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast
-    if not is_terminal:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 def _load(
     output: Output,
     name: str,
@@ -159,7 +146,9 @@ def _load(
     **settings: Unpack["LoadOptions"],
 ) -> "LoadedModel":
     """Finds and loads a model, showing what takes long."""
-    _quiet_libraries(output.is_terminal, offline)
+    output.quiet_libraries()
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     with output.waiting("loading"):
         from d3cli.model import check_model, load_model
 

@@ -4,6 +4,7 @@ Whatever passes is inert: text from a model, a file or an error cannot command t
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,15 @@ class Output:
     def is_terminal(self) -> bool:
         """Whether stderr is one, so that progress may be shown."""
         return self._stderr.is_terminal
+
+    def quiet_libraries(self) -> None:
+        """What transformers and the hub may say on stderr; they read it once, when imported."""
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast
+        if not self.is_terminal:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
     def write(self, text: str) -> None:
         """Part of a reply, at once.

@@ -1,0 +1,80 @@
+"""``d3 doctor``: what this machine has, whether d3 works on it, and how fast it can be."""
+
+from typing import Any
+
+from d3cli.cli import options
+from d3cli.cli.output import Output
+
+SCHEMA = 1
+
+
+def doctor(
+    as_json: options.Json = False,
+    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
+) -> int:
+    """Examine this machine: versions, processor, memory, GPU, speed to expect.
+
+    Reads memory for a second to measure its bandwidth, and asks the built-in model a sum. Decoding
+    waits for the weights to be read, so bandwidth over bytes is a ceiling for any program; on the
+    processors tried so far d3 reaches half of it or more.
+    """
+    output = Output()
+    output.quiet_libraries()
+    with output.waiting("measuring"):
+        from d3cli.doctor import examine
+
+        found = examine()
+    if as_json:
+        output.json({"schema": SCHEMA} | found)
+    else:
+        output.table(("", ""), _facts(found))
+        output.write("\n")
+        output.table(
+            ("expected at most", "weights", "", "full depth", "depth 0.6", ""),
+            [_speed(row) for row in found["expected"]],
+        )
+    return 0 if found["builtin_model"]["answers"] else 1
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    processor, memory, files = found["processor"], found["memory"], found["files"]
+    builtin, bandwidth = found["builtin_model"], found["read_bandwidth"]
+    cores = f"{processor['physical_cores'] or '?'} cores, {processor['logical_cores']} threads"
+    if processor["usable_cores"] not in (None, processor["logical_cores"]):
+        cores += f", {processor['usable_cores']} of them for this process"
+    rows = [(name, text or "not installed") for name, text in found["versions"].items()]
+    rows += [
+        ("processor", processor["name"]),
+        ("cores", f"{cores}; torch uses {processor['threads']}"),
+        ("matrix features", ", ".join(processor["matrix_features"]) or "none that torch knows"),
+        ("memory", f"{_gb(memory['available_bytes'])} free of {_gb(memory['total_bytes'])}"),
+    ]
+    rows += [
+        ("GPU", f"{gpu['name']}, {_gb(gpu['free_bytes'])} free of {_gb(gpu['total_bytes'])}")
+        for gpu in found["gpus"]
+    ] or [("GPU", "none that torch can use")]
+    config = "" if files["config_exists"] else " (not there: every setting has its default)"
+    works = f"answers ({builtin['seconds']:.1f} s with loading)" if builtin["answers"] else None
+    return [
+        *rows,
+        ("read bandwidth", f"{_gb(bandwidth['bytes_per_second'])}/s ({bandwidth['device']})"),
+        ("config", files["config"] + config),
+        ("hub cache", files["hub_cache"]),
+        ("default model", files["default_model"]),
+        ("built-in model", works or f"does not work: {builtin['problem']}"),
+    ]
+
+
+def _speed(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["model"],
+        row["weights"],
+        _gb(row["size_bytes"]),
+        f"{row['full_depth']:.3g} tok/s",
+        f"{row['depth_0_6']:.3g} tok/s",
+        "" if row["fits"] else "does not fit",
+    )
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

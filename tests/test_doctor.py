@@ -1,0 +1,79 @@
+"""``d3 doctor``: its facts and its arithmetic; speeds themselves are no test's business."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from d3cli.doctor import SHAPES, expected_speeds, read_bandwidth
+from d3cli.errors import ModelError
+from d3cli.model import load_model
+from tests.conftest import D3
+
+
+@pytest.fixture(autouse=True)
+def _small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d3cli.doctor.PROBE_BYTES", 1 << 20)
+    monkeypatch.setattr("d3cli.doctor.read_bandwidth", lambda device: read_bandwidth(device, 0.01))
+
+
+def test_what_is_examined(d3: D3) -> None:
+    result = d3("doctor")
+    assert result.code == 0, result.err
+    rows = dict(row.split("\t", 1) for row in result.out.splitlines() if row)
+    assert rows["torch"] == torch.__version__
+    assert rows["built-in model"].startswith("answers")
+    assert "free of" in rows["memory"]
+    assert "GB/s" in rows["read bandwidth"]
+    assert result.out.count("tok/s") == 12
+
+
+def test_json(d3: D3) -> None:
+    found = json.loads(d3("doctor", "--json").out)
+    assert found["schema"] == 1
+    assert found["builtin_model"] == found["builtin_model"] | {"answers": True, "problem": None}
+    assert found["read_bandwidth"]["bytes_per_second"] > 0
+    assert [row["model"] for row in found["expected"][::2]] == [shape.name for shape in SHAPES]
+    for row in found["expected"]:
+        assert 1 < row["depth_0_6"] / row["full_depth"] < 1 / 0.6
+
+
+def test_a_built_in_model_that_fails_is_told(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ModelError("its weights are gone")
+
+    monkeypatch.setattr("d3cli.model.load_model", broken)
+    result = d3("doctor")
+    assert result.code == 1
+    assert "does not work: its weights are gone" in result.out
+
+
+def test_the_bytes_are_those_of_the_model() -> None:
+    shape = SHAPES[0]
+    config = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        from transformers import LlamaForCausalLM
+
+        weights = sum(p.numel() for p in LlamaForCausalLM(config).parameters())
+    assert shape.bytes_read(1, in_4_bits=False) == pytest.approx(2 * weights, rel=1e-3)
+    (row, *_) = expected_speeds(2.0 * weights, 0)
+    assert row.full_depth == pytest.approx(1, rel=1e-3)
+    assert not row.fits
+
+
+def test_the_4_bit_bytes_are_those_of_a_loaded_model() -> None:
+    model = load_model(quantization="bnb-4bit", dtype="bfloat16", device="cpu")
+    layer = model.weight_bytes.layers[0]
+    from d3cli.quantization import quantized_bytes
+
+    weights = 4 * 128 * 128 + 3 * 128 * 384
+    assert layer.attn + layer.mlp == pytest.approx(quantized_bytes(weights, "bnb-4bit"), rel=0.02)
