@@ -27,7 +27,7 @@ def doctor(
     if as_json:
         output.json({"schema": SCHEMA} | found)
     else:
-        output.table(("", ""), _facts(found))
+        output.table(("this machine", ""), _facts(found))
         output.write("\n")
         output.table(
             ("expected at most", "weights", "", "full depth", "depth 0.6", ""),
