@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from d3cli.model import LoadedModel, load_model, wrap_model
     from d3cli.sampling import SamplingParams
     from d3cli.schedule import DepthSchedule
-    from d3cli.scoring import Document, perplexity, score
+    from d3cli.scoring import Document, Scorer, perplexity, score
     from d3cli.stats import RunStats
 
 __version__ = "0.1.0.dev0"
@@ -30,6 +30,7 @@ __all__ = [
     "Reply",
     "RunStats",
     "SamplingParams",
+    "Scorer",
     "load_model",
     "perplexity",
     "score",
@@ -44,7 +45,7 @@ _HOMES = {
     "sampling": ("SamplingParams",),
     "schedule": ("DepthSchedule",),
     "stats": ("RunStats",),
-    "scoring": ("Document", "perplexity", "score"),
+    "scoring": ("Document", "Scorer", "perplexity", "score"),
 }
 
 

@@ -33,6 +33,8 @@ class LayerGate:
             runs on all; 0 drops it. A dropped layer returns its input, a dropped sublayer
             contributes zero to the residual stream. `LoadedModel.hidden_states` sets it anew for
             each pass, so that an interrupted pass leaves nothing behind.
+        states: layer -> hidden states ``[B, S, H]`` that it returns without running, because an
+            earlier pass over the same tokens has computed them.
 
     Raises:
         ModelError: the model has a gate already.
@@ -41,6 +43,7 @@ class LayerGate:
     def __init__(self, model: Any, family: Family) -> None:
         self.family = family
         self.limits: Mapping[str, int] = {}
+        self.states: Mapping[str, Tensor] = {}
         self.layers: nn.ModuleList
         self.decoder: nn.Module = model.base_model.get_submodule(family.decoder)
         if not family.can_skip:
@@ -94,6 +97,8 @@ def _gated(
     signature = inspect.signature(forward)
 
     def gated_forward(*args: Any, **kwargs: Any) -> Any:
+        if unit in gate.states:
+            return gate.states[unit]
         limit = gate.limits.get(unit)
         if limit is None:
             return forward(*args, **kwargs)

@@ -130,13 +130,15 @@ class LoadedModel:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         limits: Mapping[str, int] = MappingProxyType({}),
+        states: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """Final hidden states ``[B, S, H]``, after the last norm, of ``token_ids`` ``[B, S]``.
 
         Args:
             limits: units that run on a prefix of the positions only; see `LayerGate.limits`.
+            states: what layers give that need not run; see `LayerGate.states`.
         """
-        self.gate.limits = limits
+        self.gate.limits, self.gate.states = limits, states
         try:
             output = self.gate.decoder(
                 input_ids=token_ids,
@@ -146,7 +148,7 @@ class LoadedModel:
                 position_ids=position_ids,
             )
         finally:
-            self.gate.limits = MappingProxyType({})
+            self.gate.limits, self.gate.states = MappingProxyType({}), MappingProxyType({})
         hidden: Tensor = output.last_hidden_state
         return hidden
 

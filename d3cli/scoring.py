@@ -7,15 +7,17 @@ full-depth prefill. Knows nothing of text or sampling.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from d3cli.errors import PromptError
+from d3cli.errors import PromptError, ScheduleError
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
+from d3cli.units import parse_unit
 
 # Positions whose logits exist at once: 64 of a 256k vocabulary in float32 take 64 MB.
 HEAD_CHUNK = 64
@@ -58,14 +60,7 @@ def score(
         PromptError: a document has an empty prompt or response, or exceeds the model's context.
     """
     model.check_schedule(schedule)
-    for document in documents:
-        if not document.prompt_ids or not document.response_ids:
-            raise PromptError("a document to score has an empty prompt or response")
-        if len(document) - 1 > model.context_length:
-            raise PromptError(
-                f"a document of {len(document):,} tokens does not fit the model's context of "
-                f"{model.context_length:,}"
-            )
+    _check(model, documents)
     if not documents:
         return []
     prompt_len = max(len(document.prompt_ids) for document in documents)
@@ -78,6 +73,114 @@ def score(
         _score_row(model, hidden[row, prompt_len - 1 :], document.response_ids)
         for row, document in enumerate(documents)
     ]
+
+
+class Scorer:
+    """Scores the same documents under many schedules; what all of them share is computed once.
+
+    The prompts run at full depth under every schedule, and so do the first layers, which none may
+    drop: their keys, values and hidden states are kept. A schedule then costs a pass over the
+    response tokens through the other layers.
+
+    Memory: ``B * (P + N)`` positions of KV cache and ``B * N * H`` hidden states, for B documents,
+    the longest prompt P and the longest response N.
+
+    Args:
+        shared_layers: the first layers that no schedule drops from; more is faster.
+
+    Raises:
+        PromptError: a document has an empty prompt or response, or exceeds the model's context.
+    """
+
+    def __init__(
+        self, model: LoadedModel, documents: Sequence[Document], shared_layers: int = 0
+    ) -> None:
+        _check(model, documents)
+        self.model, self.documents, self.shared_layers = model, list(documents), shared_layers
+        self._prompt_len = prompt_len = max(len(document.prompt_ids) for document in documents)
+        self._new_tokens = max(len(document.response_ids) for document in documents)
+        self._ids, self._mask, self._positions = _pad(
+            documents, prompt_len, self._new_tokens, model.device
+        )
+        self._cache = model.new_cache()
+        self._cache.reserve(self._ids.shape[1])
+        prefilled = model.hidden_states(
+            self._ids[:, :prompt_len],
+            self._cache,
+            attention_mask=None if self._mask is None else self._mask[:, :prompt_len],
+            position_ids=None if self._positions is None else self._positions[:, :prompt_len],
+        )
+        self._cache.commit(prompt_len, full_depth=True)
+        self._first_hidden = prefilled[:, -1:]  # predicts response token 0, [B, 1, H]
+        self._states: dict[str, Tensor] = {}
+        if shared_layers and self._new_tokens > 1:
+            self._keep_states()
+
+    def score(self, schedule: DepthSchedule) -> list[ResponseScores]:
+        """As the function `score`, for this scorer's documents.
+
+        Raises:
+            ScheduleError: the schedule does not fit the model, or drops from a shared layer.
+        """
+        self.model.check_schedule(schedule)
+        early = [n for n in schedule.skip_order if parse_unit(n).layer < self.shared_layers]
+        if early:
+            raise ScheduleError(
+                f'the schedule drops "{early[0]}", and the first {self.shared_layers} layers are '
+                "shared",
+                "score it with fewer shared layers",
+            )
+        hidden = self._first_hidden
+        if self._new_tokens > 1:
+            lengths = schedule.prefix_lengths(self._prompt_len, self._new_tokens)
+            limits = {unit: length - self._prompt_len for unit, length in lengths.items()}
+            if self._states:
+                limits |= {str(layer): 0 for layer in range(self.shared_layers - 1)}
+            hidden = torch.cat([hidden, self._respond(limits, self._states)], dim=1)
+        return [
+            _score_row(self.model, hidden[row], document.response_ids)
+            for row, document in enumerate(self.documents)
+        ]
+
+    def _respond(self, limits: Mapping[str, int], states: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states of all response positions but the last, ``[B, N - 1, H]``."""
+        self._cache.crop(self._prompt_len)
+        return self.model.hidden_states(
+            self._ids[:, self._prompt_len :],
+            self._cache,
+            attention_mask=self._mask,
+            position_ids=None
+            if self._positions is None
+            else self._positions[:, self._prompt_len :],
+            limits=limits,
+            states=states,
+        )
+
+    def _keep_states(self) -> None:
+        """Runs the response once at full depth and keeps what the last shared layer gives."""
+        last = self.shared_layers - 1
+        kept: list[Tensor] = []
+
+        def keep(_module: object, _inputs: object, output: Any) -> None:
+            kept.append(output if isinstance(output, Tensor) else output[0])
+
+        hook = self.model.gate.layers[last].register_forward_hook(keep)
+        try:
+            self._respond({}, {})
+        finally:
+            hook.remove()
+        self._states = {str(last): kept[0]}
+
+
+def _check(model: LoadedModel, documents: Sequence[Document]) -> None:
+    for document in documents:
+        if not document.prompt_ids or not document.response_ids:
+            raise PromptError("a document to score has an empty prompt or response")
+        if len(document) - 1 > model.context_length:
+            raise PromptError(
+                f"a document of {len(document):,} tokens does not fit the model's context of "
+                f"{model.context_length:,}"
+            )
 
 
 def perplexity(scores: Sequence[ResponseScores]) -> float:

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from d3cli.decode import DecodedToken, decode, prefill
 from d3cli.engine import Engine
+from d3cli.errors import ScheduleError
 from d3cli.model import LoadedModel, load_model
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
-from d3cli.scoring import Document, score
+from d3cli.scoring import Document, Scorer, score
 from tests.families import (
     CONFIGS,
     FAMILY_NAMES,
@@ -136,6 +137,31 @@ def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) 
     ours = torch.tensor([token.logprob for token in tokens], dtype=torch.float64)
     assert (ours - scores.log_probs).abs().max() < TOLERANCE
     assert scores.top_ids.tolist() == [token.top_id for token in tokens]
+
+
+@family_and_units
+def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_anew(
+    name: str, units: str
+) -> None:
+    model = tiny(name)
+    documents = [
+        Document(random_ids(11, seed=5), random_ids(17, seed=6)),
+        Document(random_ids(3, seed=7), random_ids(9, seed=8)),
+        Document(random_ids(20, seed=9), [7]),
+    ]
+    decaying, layers = schedules(model.gated)[units], model.gated.num_layers
+    late = DepthSchedule(layers, 0.9, 0, 4, 2, ("5", "4"))
+    tried = [decaying, DepthSchedule.full(layers), replace(decaying, start=6), decaying, late]
+    for shared in (0, 1, 4):  # all but one of the schedules drop from layer 1 on
+        scorer = Scorer(model.gated, documents, shared)
+        for schedule in tried if shared < 2 else tried[-1:]:
+            for ours, theirs in zip(
+                scorer.score(schedule), score(model.gated, documents, schedule), strict=True
+            ):
+                assert (ours.log_probs - theirs.log_probs).abs().max() < TOLERANCE
+                assert torch.equal(ours.top_ids, theirs.top_ids)
+    with pytest.raises(ScheduleError, match="the first 4 layers are shared"):
+        scorer.score(decaying)
 
 
 @family_and_units
