@@ -1,0 +1,157 @@
+"""Held-out text: from built-in pairs or a user's file to documents that can be scored.
+
+Knows a tokenizer and a context length; knows nothing of schedules or of how text is scored.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from d3cli.errors import UsageError
+from d3cli.model import LoadedModel
+from d3cli.scoring import Document
+from d3cli.text import Message, encode_chat
+
+PROMPT_TOKENS = 64  # of a plain text, read before what is scored
+PASSAGE_TOKENS = 320  # a plain text's passages, prompt and response together
+LONGEST_RESPONSE = 1024  # tokens scored of one document
+FEWEST_DOCUMENTS, FEWEST_TOKENS = 8, 512
+LARGEST_FILE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One piece of text to score: a response after a conversation, or a plain text.
+
+    Attributes:
+        response: what is scored; of a plain text, all that follows its first tokens.
+        messages: the conversation before it; empty for a plain text.
+        kind: what sort of text it is; empty where nobody said.
+    """
+
+    response: str
+    messages: tuple[Message, ...] = ()
+    kind: str = ""
+
+
+def builtin_samples(model: LoadedModel) -> list[Sample]:
+    """The pairs that ship with d3; for the built-in model, which knows little, its own split."""
+    if model.stored_schedule is None:
+        path = Path(str(files("d3cli") / "heldout.jsonl"))
+    else:
+        path = Path(str(files("d3cli") / "builtin" / "heldout.jsonl"))
+    return read_samples(path)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a file: ``.jsonl`` by rows, anything else as one plain text.
+
+    A row has "prompt" and "response", or "text", or "messages" whose last one is the response.
+
+    Raises:
+        UsageError: it cannot be read, or a row is none of these; with the row's number.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UsageError(f"{path} is larger than 64 MB", "a few hundred documents are enough")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    if path.suffix != ".jsonl":
+        return [Sample(text)] if text.strip() else []
+    return [
+        _read_row(f"{path}, line {number}", line)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _read_row(where: str, line: str) -> Sample:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{where} is not JSON: {error}", "correct the line, or remove it"
+        ) from error
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is not a JSON object", _FORM)
+    kind = row.get("kind", "")
+    kind = kind if isinstance(kind, str) else ""
+    if "messages" in row:
+        *before, last = _messages(where, row["messages"])
+        return Sample(last["content"], tuple(before), kind)
+    if "text" in row:
+        return Sample(_text(where, row, "text"), kind=kind)
+    prompt, response = _text(where, row, "prompt"), _text(where, row, "response")
+    return Sample(response, ({"role": "user", "content": prompt},), kind)
+
+
+_FORM = 'a row is {"prompt": "…", "response": "…"} or {"text": "…"}'
+
+
+def _text(where: str, row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f'{where} has no text as "{key}"', _FORM)
+    return value
+
+
+def _messages(where: str, value: object) -> list[Message]:
+    if not isinstance(value, list) or len(value) < 2:
+        raise UsageError(f'{where} has fewer than two "messages"', _FORM)
+    for message in value:
+        if not isinstance(message, dict):
+            raise UsageError(f"{where} has a message that is no object", _FORM)
+        _text(where, message, "role"), _text(where, message, "content")
+    return value
+
+
+def encode_samples(
+    model: LoadedModel, samples: Sequence[Sample], *, prompt_tokens: int = PROMPT_TOKENS
+) -> list[Document]:
+    """Samples as documents of the model's own tokens, by its chat template.
+
+    A plain text is cut into passages of 320 tokens, the first `prompt_tokens` of each the prompt.
+    Documents that exceed the context are cut; those without two tokens of response are left out.
+
+    Raises:
+        UsageError: too little text is left; with the amount needed.
+    """
+    documents: list[Document] = []
+    for sample in samples:
+        ids = list(model.tokenizer(sample.response, add_special_tokens=False)["input_ids"])
+        if sample.messages:
+            documents.append(Document(encode_chat(model.tokenizer, sample.messages), ids))
+            continue
+        size = max(PASSAGE_TOKENS, prompt_tokens + 2)
+        for begin in range(0, len(ids), size):
+            passage = ids[begin : begin + size]
+            documents.append(Document(passage[:prompt_tokens], passage[prompt_tokens:]))
+    fitting = []
+    for document in documents:
+        room = min(model.context_length - len(document.prompt_ids), LONGEST_RESPONSE)
+        response = document.response_ids[: max(room, 0)]
+        if document.prompt_ids and len(response) >= 2:
+            fitting.append(Document(document.prompt_ids, response))
+    tokens = sum(len(document.response_ids) for document in fitting)
+    if len(fitting) < FEWEST_DOCUMENTS or tokens < FEWEST_TOKENS:
+        raise UsageError(
+            f"there are {len(fitting)} documents with {tokens:,} response tokens that fit the "
+            f"model's context of {model.context_length:,}",
+            f"at least {FEWEST_DOCUMENTS} documents and {FEWEST_TOKENS} tokens are needed, and "
+            "a hundred documents are better",
+        )
+    return fitting
+
+
+def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], list[Document]]:
+    """A search half and an unseen half, by a seeded shuffle."""
+    order = list(documents)
+    random.Random(seed).shuffle(order)  # noqa: S311 - no secret
+    return order[: len(order) // 2], order[len(order) // 2 :]

@@ -1,0 +1,123 @@
+"""Held-out text: rows, passages, halves, and what is refused."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from d3cli.errors import UsageError
+from d3cli.heldout import Sample, builtin_samples, encode_samples, read_samples, split
+from d3cli.model import LoadedModel, load_model
+from tests.families import tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(dtype="float32", device="cpu")
+
+
+def rows(path: Path, *lines: object) -> Path:
+    file = path / "data.jsonl"
+    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    file.write_text("\n".join(texts), encoding="utf-8")
+    return file
+
+
+def test_rows_of_every_form(tmp_path: Path) -> None:
+    chat = [{"role": role, "content": f"{role}!"} for role in ("system", "user", "assistant")]
+    path = rows(
+        tmp_path,
+        {"prompt": "Why?", "response": "Because.", "kind": "explaining"},
+        "",
+        {"text": "Once upon a time."},
+        {"messages": chat},
+    )
+    assert read_samples(path) == [
+        Sample("Because.", ({"role": "user", "content": "Why?"},), "explaining"),
+        Sample("Once upon a time."),
+        Sample("assistant!", tuple(chat[:2])),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[1]",
+        {"prompt": "Why?"},
+        {"prompt": "Why?", "response": 3},
+        {"prompt": " ", "response": "Because."},
+        {"text": ""},
+        {"messages": [{"role": "user", "content": "Why?"}]},
+        {"messages": ["Why?", "Because."]},
+        {"messages": [{"role": "user"}, {"content": "Because."}]},
+        "[" * 100_000,
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: object) -> None:
+    path = rows(tmp_path, {"text": "Fine."}, line)
+    with pytest.raises(UsageError, match=r"data\.jsonl, line 2 "):
+        read_samples(path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_samples(tmp_path / "nothing.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_samples(tmp_path / "latin.txt")
+
+
+def test_a_plain_text_is_cut_into_passages(model: LoadedModel, tmp_path: Path) -> None:
+    story = "Once upon a time there was a fox called Rufus who lived near the river bank. "
+    (tmp_path / "book.txt").write_text(story * 300)
+    samples = read_samples(tmp_path / "book.txt")
+    ids = list(model.tokenizer(story * 300, add_special_tokens=False)["input_ids"])
+    documents = encode_samples(model, samples, prompt_tokens=50)
+    joined = [i for d in documents for i in (*d.prompt_ids, *d.response_ids)]
+    assert joined == ids[: len(joined)]
+    assert len(ids) - len(joined) < 52
+    assert all(len(d.prompt_ids) == 50 for d in documents)
+    assert {len(d) for d in documents[:-1]} == {320}
+
+
+def test_too_little_text_is_refused_with_the_amount(model: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="there are 1 documents with 2 response tokens") as error:
+        encode_samples(model, [Sample("yes", ({"role": "user", "content": "Why?"},))])
+    assert "at least 8 documents and 512 tokens" in error.value.hint
+    with pytest.raises(UsageError, match="there are 0 documents"):
+        encode_samples(model, [])
+
+
+def test_documents_end_with_the_context() -> None:
+    short = tiny("llama").gated  # a context of 256
+    samples = [Sample(" ".join(["w5"] * 300), ({"role": "user", "content": "w6 w7"},))] * 9
+    assert {len(document) for document in encode_samples(short, samples)} == {256}
+    long = [Sample("w5 w6", ({"role": "user", "content": " ".join(["w5"] * 300)},))] * 9
+    with pytest.raises(UsageError, match="fit the model's context of 256"):
+        encode_samples(short, long)
+
+
+def test_the_built_in_models_own_split(model: LoadedModel) -> None:
+    samples = builtin_samples(model)
+    assert len(samples) == 240
+    assert all(sample.messages[-1]["role"] == "user" for sample in samples)
+    search, unseen = split(encode_samples(model, samples), seed=1)
+    assert len(search) == len(unseen) == 120
+    again, _ = split(encode_samples(model, samples), seed=1)
+    other, _ = split(encode_samples(model, samples), seed=2)
+    assert search == again != other
+
+
+def test_the_pairs_for_all_other_models() -> None:
+    samples = builtin_samples(tiny("llama").gated)
+    kinds = Counter(sample.kind for sample in samples)
+    assert set(kinds) == {
+        *("explaining", "reasoning", "code", "story", "summarising", "dialogue"),
+    }
+    assert min(kinds.values()) >= 20
+    assert len({sample.messages[0]["content"] for sample in samples}) == len(samples) >= 120
+    for sample in samples:
+        # 120 to 400 tokens, as the tokenizers of today count: about three tokens in four words.
+        assert 85 <= len(sample.response.split()) <= 300, sample
