@@ -110,7 +110,8 @@ class KVCache(Cache):
         kinds = DynamicCache(config=config).layers
         if any(type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds):
             raise ModelError(
-                "this model keeps states other than plain keys and values, so it cannot skip layers"
+                "this model keeps states other than plain keys and values, which d3 cannot hold",
+                "use a model of a supported type: docs/models.md",
             )
         return cls([getattr(kind, "sliding_window", None) for kind in kinds])
 

@@ -13,8 +13,9 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from d3cli.cache import KVCache
 from d3cli.errors import ModelError
-from d3cli.families import Family, find_family
+from d3cli.families import ENCODER_DECODER, UNLISTED, Family, find_family, not_proven
 from d3cli.files import ModelFiles
 from d3cli.quantization import (
     Quantization,
@@ -40,6 +41,7 @@ OLD_BUFFERS = (
     ".attention.masked_bias",
 )
 
+LARGEST = 2**31 - 1  # more layers or positions than anything has
 MMAP_THRESHOLD = -3  # glibc's number of that parameter of mallopt
 
 
@@ -61,12 +63,24 @@ def check_config(
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"the config.json of {name} names no model_type", BROKEN_FILES)
-    family = find_family(model_type, full_depth_only=full_depth_only)
+    family = find_family(model_type)
+    if family is UNLISTED:
+        _check_unlisted(name, config)
+        if not full_depth_only:
+            raise not_proven(model_type)
     check_quantization(name, config, quantization)
     for key in ("num_hidden_layers", "n_layer", "sliding_window", "max_position_embeddings"):
         value = config.get(key)
-        if value is not None and (type(value) is not int or value < 1):
+        unused = value is None or (family is UNLISTED and key == "sliding_window" and value == 0)
+        if not unused and (type(value) is not int or not 1 <= value <= LARGEST):
             raise ModelError(f"the config.json of {name} has the {key} {value!r}", BROKEN_FILES)
+    for tensor in () if "quantization_config" in config else model.tensors:
+        is_weight = tensor.name.endswith((".weight", ".bias"))
+        if is_weight and not tensor.is_float and not tensor.name.endswith(OLD_BUFFERS):
+            raise ModelError(
+                f"{name} stores {tensor.name} as {tensor.dtype}, and does not say how to read that",
+                "get the same model in bfloat16",
+            )
     wanted = config.get("num_hidden_layers", config.get("n_layer"))
     layers = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
     held = 1 + max(layers, default=-1)
@@ -76,6 +90,32 @@ def check_config(
             "config.json and the weights do not belong together",
         )
     return family
+
+
+def _check_unlisted(name: str, config: dict[str, Any]) -> None:
+    """Refuses, from the config alone, what cannot run even at full depth.
+
+    Raises:
+        ModelError: it is no plain decoder.
+    """
+    model_type, other = config["model_type"], "use a model of a supported type: docs/models.md"
+    try:
+        parsed = AutoConfig.for_model(**config)
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises every kind for odd values
+        raise ModelError(
+            f'the config.json of {name}, of the type "{model_type}", cannot be read: '
+            f"{one_line(error)[:120]}",
+            other,
+        ) from error
+    if getattr(parsed, "is_encoder_decoder", False):
+        raise ModelError(f'models of the type "{model_type}" cannot run: {ENCODER_DECODER}', other)
+    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(parsed), None) is None:
+        raise ModelError(f'models of the type "{model_type}" are no causal language models', other)
+    if not isinstance(getattr(parsed, "max_position_embeddings", None), int):
+        raise ModelError(f"the config.json of {name} does not say how long its context is", other)
+    KVCache.for_config(parsed)
 
 
 def load_weights(
@@ -149,7 +189,10 @@ def _model_class(config: Any) -> Any:
     """The class of causal language models for this config."""
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if found is None:
-        raise ModelError(f'models of the type "{config.model_type}" are no causal language models')
+        raise ModelError(
+            f'models of the type "{config.model_type}" are no causal language models',
+            "use a model of a supported type: docs/models.md",
+        )
     return found
 
 
@@ -186,6 +229,8 @@ def load_tokenizer(files: ModelFiles) -> Any:
             files.path, trust_remote_code=False, local_files_only=True
         )
         tokenizer("A hostile setting may only fail once the tokenizer is used.")
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise ModelError(
             f"the tokenizer of {files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES

@@ -54,7 +54,10 @@ def default_model() -> str:
     """
     configured = os.environ.get("D3_MODEL") or load_settings().get("model") or BUILTIN
     if not isinstance(configured, str):
-        raise UsageError(f"model in {config_file()} must be a name in quotes")
+        raise UsageError(
+            f"model in {config_file()} must be a name in quotes",
+            'for example: model = "llama-3-8b"',
+        )
     return configured
 
 
@@ -77,7 +80,10 @@ def save_setting(name: str, value: str) -> Path:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _replace_file(path, tomlkit.dumps(document))
     except OSError as error:
-        raise D3Error(f"the config file {path} cannot be written: {error.strerror}") from error
+        raise D3Error(
+            f"the config file {path} cannot be written: {error.strerror}",
+            "check its directory's permissions, or set D3_HOME to another",
+        ) from error
     return path
 
 

@@ -18,7 +18,7 @@ from d3cli.memory import available_memory
 from d3cli.quantization import quantized_bytes
 
 PROBE_SECONDS = 1.0
-PROBE_BYTES = 1 << 30  # far beyond any cache
+PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches
 QUESTION, ANSWER = "What is 27 + 45?", "72"
 DEPTH = 0.6  # the share of the layers in the second column of expected speeds
 # What speeds up bfloat16 and quantized matrices, by torch's names.
@@ -97,7 +97,10 @@ def read_bandwidth(device: torch.device, seconds: float = PROBE_SECONDS) -> floa
     A sum is read as fast as memory allows. Products with matrices come near that only in part.
     """
     size = min(PROBE_BYTES, available_memory(device) // 4)
-    data = torch.ones(size // 4, dtype=torch.float32, device=device)
+    try:
+        data = torch.ones(size // 4, dtype=torch.float32, device=device)
+    except RuntimeError:  # a limit that is not seen, on address space for one
+        data = torch.ones(SMALL_PROBE_BYTES // 4, dtype=torch.float32, device=device)
     data.sum().item()  # once to warm up
     times: list[float] = []
     end = time.perf_counter() + seconds

@@ -68,7 +68,7 @@ UNLISTED = Family("", attention=None, can_skip=False)
 _HYBRID = "some of its layers keep a recurrent state, which every token must update"
 _RECURRENT = "it is recurrent: every layer must read every token"
 _SHARED = "its later layers read the keys and values of earlier ones"
-_ENCODER = "it is an encoder-decoder, and D³ is about decoder-only models"
+ENCODER_DECODER = "it is an encoder-decoder, and D³ is about decoder-only models"
 _WRAPPER = "it is a multimodal wrapper; d3 reads text-only checkpoints"
 
 # Stacks that people have and that cannot skip layers, and why.
@@ -82,7 +82,7 @@ CANNOT_SKIP: Mapping[str, str] = {
     ),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"), _RECURRENT),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _SHARED),
-    **dict.fromkeys(("t5", "mt5", "umt5", "bart", "mbart", "pegasus", "t5gemma"), _ENCODER),
+    **dict.fromkeys(("t5", "mt5", "umt5", "bart", "mbart", "pegasus", "t5gemma"), ENCODER_DECODER),
     **dict.fromkeys(
         (
             *("gemma3", "llava", "llava_next", "mllama", "mistral3", "pixtral", "llama4"),
@@ -94,14 +94,11 @@ CANNOT_SKIP: Mapping[str, str] = {
 }
 
 
-def find_family(model_type: str, *, full_depth_only: bool = False) -> Family:
-    """The family of a config's `model_type`.
-
-    Args:
-        full_depth_only: nothing will be dropped, so a type that no test proves is `UNLISTED`.
+def find_family(model_type: str) -> Family:
+    """The family of a config's `model_type`; `UNLISTED` where no test proves it.
 
     Raises:
-        ModelError: this stack cannot skip layers, or no test proves that it can.
+        ModelError: this stack cannot skip layers.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
@@ -110,9 +107,12 @@ def find_family(model_type: str, *, full_depth_only: bool = False) -> Family:
             f'models of the type "{model_type}" cannot skip layers: {CANNOT_SKIP[model_type]}',
             f"supported types: {', '.join(sorted(FAMILIES))}",
         )
-    if full_depth_only:
-        return UNLISTED
-    raise ModelError(
+    return UNLISTED
+
+
+def not_proven(model_type: str) -> ModelError:
+    """The error for layers of an `UNLISTED` type that would be dropped."""
+    return ModelError(
         f'models of the type "{model_type}" are not supported: skipping their layers has not been '
         "proven exact",
         f"--alpha off runs it at full depth; supported types: {', '.join(sorted(FAMILIES))}",

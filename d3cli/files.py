@@ -153,7 +153,7 @@ def _as_directory(target: str) -> Path | None:
         exists = path.exists()
     except (OSError, RuntimeError, ValueError):
         return None
-    if exists and path.suffix == ".gguf":
+    if exists and path.suffix.lower() == ".gguf":
         raise ModelError(
             f"{target} is a GGUF file, which d3 cannot read",
             GGUF_HINT,

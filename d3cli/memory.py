@@ -109,6 +109,8 @@ def _parse_config(model: Description) -> Any:
     """The config with transformers' own names for its fields, and its defaults."""
     try:
         return AutoConfig.for_model(**model.config)
+    except MemoryError:
+        raise
     except Exception as error:  # transformers raises every kind for odd values
         raise ModelError(
             f"the config.json of {model.name} cannot be read: {one_line(error)}", BROKEN_FILES
@@ -190,11 +192,13 @@ def _left_in_control_groups() -> list[int]:
     Pages of files count against a limit, but the kernel takes them back.
     """
     try:
-        lines = OWN_GROUPS.read_text().splitlines()
+        lines = OWN_GROUPS.read_text(errors="replace").splitlines()
     except OSError:
         return []
     left = []
     for line in lines:
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             base, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
@@ -218,7 +222,7 @@ def _left(directory: Path, limit: str, usage: str, reclaimable: str) -> list[int
         statistics = (directory / "memory.stat").read_text()
     except (OSError, ValueError):
         return []
-    if not allowed.isdigit():  # "max"
+    if not allowed.isdecimal():  # "max"
         return []
     found = re.search(rf"^{reclaimable} (\d+)$", statistics, re.MULTILINE)
     return [max(0, int(allowed) - used + int(found[1] if found else 0))]

@@ -18,14 +18,14 @@ from d3cli.checkpoint import check_config, load_tokenizer, load_weights
 from d3cli.config import BUILTIN
 from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.errors import ModelError, ScheduleError, UsageError
-from d3cli.families import Family, find_family
+from d3cli.families import UNLISTED, Family, find_family, not_proven
 from d3cli.files import ModelFiles, find_model
 from d3cli.layers import LayerGate, measure_bytes
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.quantization import Quantization
 from d3cli.schedule import DepthSchedule, resolve_schedule
 from d3cli.units import WeightBytes, parse_unit
-from d3cli.weights import BROKEN_FILES, Description, describe_directory, read_json
+from d3cli.weights import BROKEN_FILES, Description, describe_directory, one_line, read_json
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process
 
@@ -261,7 +261,8 @@ def load_model(
             f"{len(unfit)} linears have shapes that 4-bit cannot take on a CPU and stay as they "
             f"are: {', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
         )
-    if quantization == "bnb-8bit" and device.type == "cpu":
+    stored = getattr(causal_lm.config, "quantization_config", None)
+    if getattr(stored, "load_in_8bit", False) and device.type == "cpu":
         notes.append("8-bit weights save memory, but on a CPU they are slower than bfloat16")
     if not family.can_skip:
         notes.append(
@@ -300,10 +301,12 @@ def wrap_model(
         ModelError: its stack cannot skip layers.
     """
     config = causal_lm.config
-    family = find_family(config.model_type, full_depth_only=full_depth_only)
+    family = find_family(config.model_type)
+    if family is UNLISTED and not full_depth_only:
+        raise not_proven(config.model_type)
     gate = LayerGate(causal_lm.eval(), family)
     settings = dict(generation_settings or {})
-    return LoadedModel(
+    model = LoadedModel(
         name=name,
         causal_lm=causal_lm,
         tokenizer=tokenizer,
@@ -314,6 +317,43 @@ def wrap_model(
         generation_settings=settings,
         stored_schedule=stored_schedule,
         notes=tuple(notes),
+    )
+    if family is UNLISTED:
+        _try_out(model)
+    return model
+
+
+def _try_out(model: LoadedModel) -> None:
+    """Compares an unlisted model's logits through d3 with those of its own forward.
+
+    Raises:
+        ModelError: they differ: its decoder or its cache is not where transformers' others are.
+    """
+    ids = torch.arange(3, 11, device=model.device)[None] % int(model.causal_lm.config.vocab_size)
+    try:
+        with torch.inference_mode():
+            expected = model.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
+        whole = model.logits(model.hidden_states(ids)[0])
+        cache, steps = model.new_cache(), []
+        for part in (ids[:, :5], ids[:, 5:6], ids[:, 6:7], ids[:, 7:]):
+            steps.append(model.logits(model.hidden_states(part, cache)[0]))
+            cache.commit(part.shape[1], full_depth=True)
+        off = max(float((found - expected).abs().max()) for found in (whole, torch.cat(steps)))
+        rounding = max(1e-4, 8 * torch.finfo(model.causal_lm.dtype).eps)
+        same = off <= rounding * float(expected.abs().max())
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever an unknown model's code raises
+        raise _not_runnable(model, one_line(error)[:120]) from error
+    if not same:
+        raise _not_runnable(model, "its results differ from those of transformers")
+
+
+def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
+    return ModelError(
+        f'{model.name} is of the type "{model.causal_lm.config.model_type}", which d3 cannot run: '
+        f"{reason}",
+        "use a model of a supported type: docs/models.md",
     )
 
 

@@ -77,6 +77,11 @@ def describe_directory(name: str, directory: Path) -> Description:
     tensors = [
         tensor for file in weight_files(directory) for tensor in _read_header(directory / file)
     ]
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            raise ModelError(f"{name} holds the tensor {tensor.name!r} twice", BROKEN_FILES)
+        seen.add(tensor.name)
     return Description(name, config, tuple(tensors))
 
 
@@ -136,6 +141,8 @@ def _read_header(path: Path) -> list[TensorInfo]:
                 TensorInfo(name, part.get_dtype(), tuple(part.get_shape()))
                 for name, part in slices.items()
             ]
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged header raises several kinds
         raise ModelError(f"{path} cannot be read: {one_line(error)}", BROKEN_FILES) from error
 

@@ -29,7 +29,8 @@ experts, byte ratios count the experts that a token is routed to.
 
 ## Refused
 
-Anything else is refused. These are refused for a reason that will not go away:
+Any other decoder that transformers knows runs at full depth only, with `--alpha off`, after a trial
+against transformers' own results. These are refused for a reason that will not go away:
 
 """
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d3cli.errors import ModelError, ScheduleError
-from d3cli.families import CANNOT_SKIP, FAMILIES, find_family
+from d3cli.families import CANNOT_SKIP, FAMILIES, UNLISTED, find_family
 from d3cli.model import wrap_model
 from d3cli.units import LayerBytes
 from tests.families import CONFIGS, LAYERS, random_ids, sublayers, tiny
@@ -26,12 +26,15 @@ def test_no_type_is_both_supported_and_refused() -> None:
         ("gemma3n_text", "keys and values of earlier"),
         ("t5", "encoder-decoder"),
         ("llava", "multimodal"),
-        ("nobody_knows", "has not been proven"),
     ],
 )
 def test_a_refused_type_is_told_why(model_type: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         find_family(model_type)
+
+
+def test_a_type_that_nobody_proved_is_unlisted() -> None:
+    assert find_family("nobody_knows") is UNLISTED
 
 
 def test_limits_hold_for_one_pass_only() -> None:

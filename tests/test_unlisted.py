@@ -1,16 +1,23 @@
 """Decoders that no test proves: full depth only, and then as transformers runs them."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     BloomConfig,
     FalconConfig,
     GemmaConfig,
     GPTJConfig,
+    OpenAIGPTConfig,
+    PLBartConfig,
     PretrainedConfig,
+    Qwen2MoeConfig,
+    TrOCRConfig,
 )
 
 from d3cli.engine import Engine
@@ -78,6 +85,92 @@ def test_the_library_drops_nothing_of_it(directory: Path) -> None:
     dropping = DepthSchedule(3, 0.5, 0, 1, 1, ("1",))
     with pytest.raises(ScheduleError, match="full depth only"):
         model.check_schedule(dropping)
+
+
+def saved(config: PretrainedConfig, path: Path, **changes: object) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    word_tokenizer().save_pretrained(path)
+    data = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(data))
+    return path
+
+
+BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64}
+BART |= {"decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        # Its base model is a wrapper, whose forward its own head does not call.
+        (TrOCRConfig(**_IDS, d_model=32, decoder_layers=2, decoder_ffn_dim=64), "cannot run"),
+        # It has no cache at all.
+        (OpenAIGPTConfig(**_IDS, n_embd=32, n_head=4, n_layer=2, n_positions=256), "cannot run"),
+        # An encoder: every token sees those behind it.
+        (BertConfig(**_IDS, **_SHAPE, intermediate_size=64), "cannot run"),
+        (BloomConfig(**_IDS, hidden_size=32, n_head=4, n_layer=2), "how long its context is"),
+        (PLBartConfig(**_IDS, **BART, is_encoder_decoder=True), "encoder-decoder"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_what_d3_would_run_wrongly_is_refused(
+    config: PretrainedConfig, reason: str, tmp_path: Path, d3: D3
+) -> None:
+    changes = {"is_encoder_decoder": True} if reason == "encoder-decoder" else {}
+    path = saved(config, tmp_path, **changes)
+    options = ("--alpha", "off", "--device", "cpu", "--dtype", "float32")
+    result = d3("generate", str(path), "w3 w4", *options)
+    check(result, 1, reason)
+    assert result.err.count("hint: ") == 1
+
+
+def test_a_sliding_window_of_0_is_none(tmp_path: Path, d3: D3) -> None:
+    config = Qwen2MoeConfig(
+        **_IDS,
+        **_SHAPE,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=256,
+    )
+    path = saved(config, tmp_path)
+    assert json.loads((path / "config.json").read_text())["sliding_window"] == 0
+    result = d3("generate", str(path), "w3", "--alpha", "off", "--max-tokens", "2")
+    assert result.code == 0, result.err
+
+
+def test_a_type_that_transformers_does_not_know(tmp_path: Path, d3: D3) -> None:
+    path = saved(UNLISTED["gemma"], tmp_path, model_type="nonsense")
+    for alpha in ("off", "auto"):
+        result = d3("generate", str(path), "w3", "--alpha", alpha)
+        check(result, 1, 'of the type "nonsense", cannot be read')
+        assert "runs it at full depth" not in result.err
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_that_nobody_can_read_are_refused(tmp_path: Path, d3: D3, dtype: object) -> None:
+    path = saved(UNLISTED["gemma"], tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    check(d3("generate", str(path), "w3", "--alpha", "off"), 1, f"stores {name} as")
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path, d3: D3) -> None:
+    path = saved(UNLISTED["gemma"], tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    names = ["model-1.safetensors", "model-2.safetensors"]
+    for name in names:
+        save_file(tensors, path / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict(zip(tensors, names * len(tensors), strict=False))}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    check(d3("generate", str(path), "w3", "--alpha", "off"), 1, "twice")
 
 
 def test_what_cannot_skip_is_refused_at_full_depth_too(tmp_path: Path, d3: D3) -> None:
