@@ -140,6 +140,14 @@ def test_a_checkpoint_that_is_stored_quantized_loads(tmp_path: Path) -> None:
         load_model(str(path), quantization="bnb-4bit")
 
 
+def test_a_checkpoint_that_is_stored_in_8_bits_is_slow_on_a_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    shutil.copytree(BUILTIN_PATH, path)
+    plain("bnb-8bit").save_pretrained(path)
+    (note,) = load_model(str(path), device="cpu").notes
+    assert "slower than bfloat16" in note
+
+
 @pytest.mark.parametrize(
     ("config", "wanted", "reason"),
     [
