@@ -7,6 +7,7 @@ import ctypes
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,14 +21,12 @@ from d3cli.files import ModelFiles
 from d3cli.quantization import (
     Quantization,
     check_quantization,
-    is_quantized_while_loading,
+    is_converted,
     quantization_config,
 )
 from d3cli.weights import (
     BROKEN_FILES,
-    FLOATS,
     Description,
-    TensorInfo,
     lazy_state_dict,
     one_line,
 )
@@ -134,14 +133,7 @@ def load_weights(
     """
     options: dict[str, Any] = {}
     unfit: list[str] = []
-
-    def is_converted(tensor: TensorInfo) -> bool:
-        return (
-            (tensor.is_float and getattr(torch, FLOATS[tensor.dtype]) != dtype)
-            or tensor.is_expert
-            or is_quantized_while_loading(tensor, quantization)
-        )
-
+    converted = partial(is_converted, dtype=dtype, wanted=quantization)
     try:
         with warnings.catch_warnings(), _no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
@@ -155,7 +147,7 @@ def load_weights(
             model, report = _model_class(config).from_pretrained(
                 None,
                 config=config,
-                state_dict=lazy_state_dict(files.path, is_converted),
+                state_dict=lazy_state_dict(files.path, converted),
                 dtype=dtype,
                 attn_implementation=family.attention,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below by name
@@ -168,6 +160,12 @@ def load_weights(
         raise ModelError(
             f"{files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
+    _refuse_wrong_tensors(files.name, report)
+    return (model if "device_map" in options else model.to(device)), unfit
+
+
+def _refuse_wrong_tensors(name: str, report: dict[str, Any]) -> None:
+    """Raises ModelError with the names of tensors that are missing, misshapen or unexpected."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     unexpected = [key for key in report["unexpected_keys"] if not key.endswith(OLD_BUFFERS)]
     problems = {
@@ -179,10 +177,9 @@ def load_weights(
         if names := sorted(map(str, keys)):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(
-                f"{files.name} {problem} tensors: {', '.join(names[:3])}{more}",
+                f"{name} {problem} tensors: {', '.join(names[:3])}{more}",
                 "config.json and the weights do not belong together, or are incomplete",
             )
-    return (model if "device_map" in options else model.to(device)), unfit
 
 
 def _model_class(config: Any) -> Any:

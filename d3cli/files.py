@@ -135,11 +135,13 @@ def _problem(snapshot: Path) -> str | None:
         config = read_json(snapshot / "config.json")
         if "model_type" not in config:
             return None
-        find_family(str(config["model_type"]))
+        family = find_family(str(config["model_type"]))
         missing = missing_weights(snapshot)
     except ModelError as error:
         return error.message
-    return f"incomplete: lacks {missing[0]}" if missing else ""
+    if missing:
+        return f"incomplete: lacks {missing[0]}"
+    return "" if family.can_skip else "not proven: --alpha off only"
 
 
 def _as_directory(target: str) -> Path | None:
@@ -154,10 +156,7 @@ def _as_directory(target: str) -> Path | None:
     except (OSError, RuntimeError, ValueError):
         return None
     if exists and path.suffix.lower() == ".gguf":
-        raise ModelError(
-            f"{target} is a GGUF file, which d3 cannot read",
-            GGUF_HINT,
-        )
+        raise ModelError(f"{target} is a GGUF file, which d3 cannot read", GGUF_HINT)
     if exists:
         raise UnknownModelError(
             f"{target} is a file, not a model directory", "give the directory that holds it"

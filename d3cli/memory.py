@@ -16,13 +16,14 @@ from transformers import AutoConfig
 
 from d3cli.errors import ModelError, NotEnoughMemoryError
 from d3cli.quantization import (
-    CPU_MULTIPLES,
     Quantization,
     check_quantization,
+    fits_cpu_kernel,
+    is_converted,
     is_quantized_while_loading,
     quantized_bytes,
 )
-from d3cli.weights import BROKEN_FILES, FLOATS, REOPEN_AFTER, Description, TensorInfo, one_line
+from d3cli.weights import BROKEN_FILES, REOPEN_AFTER, Description, TensorInfo, one_line
 
 # Positions that one pass of a prefill reads. It bounds the attention mask and the activations of a
 # long prompt, and is large enough to keep GEMMs busy.
@@ -127,10 +128,8 @@ def _bytes_in_memory(
     if tensor.name.endswith("lm_head.weight") and model.config.get("tie_word_embeddings"):
         return 0  # a second copy of the embeddings, which is not read
     if quantization is not None and is_quantized_while_loading(tensor, quantization):
-        rows, columns = tensor.shape
-        out_multiple, in_multiple = CPU_MULTIPLES
-        unfit = rows % out_multiple or columns % in_multiple
-        if not (unfit and device.type == "cpu" and quantization == "bnb-4bit"):
+        on_cpu_in_4_bits = device.type == "cpu" and quantization == "bnb-4bit"
+        if fits_cpu_kernel(*tensor.shape) or not on_cpu_in_4_bits:
             return quantized_bytes(tensor.numel, quantization)
     return tensor.numel * dtype.itemsize if tensor.is_float else tensor.nbytes
 
@@ -140,11 +139,7 @@ def _conversion(model: Description, dtype: torch.dtype, quantization: Quantizati
     converted = [
         tensor.nbytes
         for tensor in model.tensors
-        if tensor.layer is not None
-        and (
-            is_quantized_while_loading(tensor, quantization)
-            or (tensor.is_float and getattr(torch, FLOATS[tensor.dtype]) != dtype)
-        )
+        if tensor.layer is not None and is_converted(tensor, dtype, quantization)
     ]
     largest = max(converted, default=0)
     if quantization is not None:

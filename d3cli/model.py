@@ -341,7 +341,7 @@ def _try_out(model: LoadedModel) -> None:
         off = max(float((found - expected).abs().max()) for found in (whole, torch.cat(steps)))
         rounding = max(1e-4, 8 * torch.finfo(model.causal_lm.dtype).eps)
         same = off <= rounding * float(expected.abs().max())
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever an unknown model's code raises
         raise _not_runnable(model, one_line(error)[:120]) from error

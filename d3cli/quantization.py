@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from d3cli.errors import ModelError
-from d3cli.weights import TensorInfo
+from d3cli.weights import FLOATS, TensorInfo
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
 
@@ -72,6 +72,21 @@ def is_quantized_while_loading(tensor: TensorInfo, wanted: Quantization | None) 
     return wanted is not None and tensor.layer is not None and len(tensor.shape) == 2
 
 
+def is_converted(tensor: TensorInfo, dtype: torch.dtype, wanted: Quantization | None) -> bool:
+    """Whether loading copies this tensor into another form, instead of leaving it mapped."""
+    return (
+        (tensor.is_float and getattr(torch, FLOATS[tensor.dtype]) != dtype)
+        or tensor.is_expert
+        or is_quantized_while_loading(tensor, wanted)
+    )
+
+
+def fits_cpu_kernel(out_features: int, in_features: int) -> bool:
+    """Whether the 4-bit kernel for CPUs takes a linear of this shape."""
+    out_multiple, in_multiple = CPU_MULTIPLES
+    return out_features % out_multiple == 0 and in_features % in_multiple == 0
+
+
 def quantized_bytes(numel: int, wanted: Quantization) -> int:
     """Bytes of a linear's weight in memory, with its scales.
 
@@ -88,13 +103,12 @@ def _unfit_for_cpu(config: Any) -> list[str]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    out_multiple, in_multiple = CPU_MULTIPLES
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and module is not head
-        and (module.out_features % out_multiple or module.in_features % in_multiple)
+        and not fits_cpu_kernel(module.out_features, module.in_features)
     ]
 
 

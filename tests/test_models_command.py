@@ -28,6 +28,14 @@ def _cache() -> Iterator[None]:
         yield
 
 
+def test_an_unlisted_model_in_the_cache_is_said_to_run_at_full_depth_only(d3: D3) -> None:
+    with hub_repository("someone/unproven") as snapshot:
+        config = json.loads((snapshot / "config.json").read_text()) | {"model_type": "gemma"}
+        (snapshot / "config.json").write_text(json.dumps(config))
+        (row,) = (r for r in d3("models").out.splitlines() if "someone/unproven" in r)
+    assert "--alpha off only" in row
+
+
 def test_a_pipe_gets_one_tab_separated_line_a_model(d3: D3) -> None:
     result = d3("models")
     assert result.code == 0

@@ -15,8 +15,7 @@ def doctor(
     """Examine this machine: versions, processor, memory, GPU, speed to expect.
 
     Reads memory for a second to measure its bandwidth, and asks the built-in model a sum. Decoding
-    waits for the weights to be read, so bandwidth over bytes is a ceiling for any program; on the
-    processors tried so far d3 reaches half of it or more.
+    waits for the weights to be read, so bandwidth over bytes is a ceiling for any program.
     """
     output = Output()
     output.quiet_libraries()
