@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from d3cli.audit import Agreement
     from d3cli.engine import Engine, GenerationChunk, Reply
     from d3cli.errors import D3Error
-    from d3cli.model import LoadedModel, load_model, wrap_model
+    from d3cli.load import load_model
+    from d3cli.model import LoadedModel, wrap_model
     from d3cli.sampling import SamplingParams
     from d3cli.schedule import DepthSchedule
     from d3cli.scoring import Document, Scorer, perplexity, score
@@ -41,7 +42,8 @@ _HOMES = {
     "audit": ("Agreement",),
     "engine": ("Engine", "GenerationChunk", "Reply"),
     "errors": ("D3Error",),
-    "model": ("LoadedModel", "load_model", "wrap_model"),
+    "load": ("load_model",),
+    "model": ("LoadedModel", "wrap_model"),
     "sampling": ("SamplingParams",),
     "schedule": ("DepthSchedule",),
     "stats": ("RunStats",),

@@ -152,7 +152,7 @@ def examine() -> dict[str, Any]:
 def _ask_builtin() -> dict[str, Any]:
     """Whether the built-in model loads and adds two numbers."""
     from d3cli.engine import Engine
-    from d3cli.model import load_model
+    from d3cli.load import load_model
     from d3cli.sampling import SamplingParams
 
     begun = time.perf_counter()

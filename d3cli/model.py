@@ -1,33 +1,24 @@
-"""Loads a causal language model and puts the gate on it.
+"""A causal language model with the gate on it.
 
 `LoadedModel` is all that the rest of d3cli sees of a Hugging Face model: ids to hidden states,
-hidden states to logits. Knows nothing of schedules' meaning, replies or terminals.
+hidden states to logits. Knows nothing of files, schedules' meaning, replies or terminals.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from d3cli.cache import KVCache
-from d3cli.checkpoint import check_config, load_tokenizer, load_weights
-from d3cli.config import BUILTIN
-from d3cli.device import Dtype, pick_device, pick_dtype
-from d3cli.errors import ModelError, ScheduleError, UsageError
-from d3cli.families import UNLISTED, Family, find_family, not_proven
-from d3cli.files import ModelFiles, find_model
+from d3cli.errors import ModelError, ScheduleError
+from d3cli.families import UNLISTED, find_family, not_proven
 from d3cli.layers import LayerGate, measure_bytes
-from d3cli.memory import DEFAULT_RESERVE, check_memory
-from d3cli.quantization import Quantization
 from d3cli.schedule import DepthSchedule, resolve_schedule
 from d3cli.units import WeightBytes, parse_unit
-from d3cli.weights import BROKEN_FILES, Description, describe_directory, one_line, read_json
-
-MOST_THREADS = 1024  # far beyond it, torch aborts the process
+from d3cli.weights import BROKEN_FILES, one_line
 
 
 class _FinalStates:
@@ -173,113 +164,6 @@ class LoadedModel:
         return logits.float().reshape(*hidden.shape[:-1], -1)
 
 
-class LoadOptions(TypedDict, total=False):
-    """How to load a model, and how much of it.
-
-    Attributes:
-        dtype: "auto", the default, is bfloat16 where the processor or GPU computes in it, else
-            float32.
-        quantization: "bnb-4bit" or "bnb-8bit" quantizes the layers' linears while loading.
-        device: "auto", the default, takes the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
-        full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
-        prompt_tokens, reply_tokens: what memory is predicted for.
-        force: load it even where memory is predicted to be too short.
-    """
-
-    dtype: Dtype
-    quantization: Quantization | None
-    device: str
-    full_depth_only: bool
-    prompt_tokens: int
-    reply_tokens: int
-    force: bool
-
-
-def check_model(model: Description, **options: Unpack[LoadOptions]) -> Family:
-    """Refuses a model that cannot be loaded like this, from its description alone.
-
-    Raises:
-        ModelError: its stack is not supported, or its config cannot be right.
-        NotEnoughMemoryError: it will not fit.
-        UsageError: the device is impossible here.
-    """
-    quantization = options.get("quantization")
-    full_depth_only = options.get("full_depth_only", False)
-    family = check_config(model, quantization, full_depth_only=full_depth_only)
-    device = pick_device(options.get("device", "auto"))
-    if not options.get("force", False):
-        check_memory(
-            model,
-            dtype=pick_dtype(options.get("dtype", "auto"), device),
-            quantization=quantization,
-            device=device,
-            prompt_tokens=options.get("prompt_tokens", 0),
-            reply_tokens=options.get("reply_tokens", DEFAULT_RESERVE),
-        )
-    return family
-
-
-def load_model(
-    name: str | ModelFiles = BUILTIN,
-    *,
-    threads: int | None = None,
-    offline: bool = False,
-    **options: Unpack[LoadOptions],
-) -> LoadedModel:
-    """Loads a model from an alias, a hub id or a directory. Safetensors only, never remote code.
-
-    Args:
-        name: what to load, or files that `find_model` has found.
-        threads: CPU threads for torch, in this whole process; None leaves torch's choice.
-        offline: never touch the network.
-        options: see `LoadOptions`.
-
-    Raises:
-        UnknownModelError, DownloadError: it cannot be found or fetched.
-        ModelError: its files are broken, or its stack cannot skip layers.
-        NotEnoughMemoryError: it will not fit.
-        UsageError: the device or thread count is impossible here.
-    """
-    device = pick_device(options.get("device", "auto"))
-    dtype = pick_dtype(options.get("dtype", "auto"), device)
-    quantization = options.get("quantization")
-    if threads is not None:
-        if not 1 <= threads <= MOST_THREADS:
-            raise UsageError(f"--threads is {threads}", f"use 1 to {MOST_THREADS}")
-        torch.set_num_threads(threads)
-    if isinstance(name, ModelFiles):
-        files = name
-    else:
-        check = partial(check_model, **options)
-        files = find_model(name, offline=offline, check=check)
-    family = check_model(describe_directory(files.name, files.path), **options)
-    causal_lm, unfit = load_weights(files, family, dtype, device, quantization)
-    tokenizer = load_tokenizer(files)
-    notes = []
-    if unfit:
-        notes.append(
-            f"{len(unfit)} linears have shapes that 4-bit cannot take on a CPU and stay as they "
-            f"are: {', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
-        )
-    stored = getattr(causal_lm.config, "quantization_config", None)
-    if getattr(stored, "load_in_8bit", False) and device.type == "cpu":
-        notes.append("8-bit weights save memory, but on a CPU they are slower than bfloat16")
-    if not family.can_skip:
-        notes.append(
-            f'no test proves d3 on models of the type "{causal_lm.config.model_type}": every layer '
-            "runs, as in transformers"
-        )
-    return wrap_model(
-        causal_lm,
-        tokenizer,
-        name=files.name,
-        generation_settings=read_json(files.path / "generation_config.json"),
-        stored_schedule=_shipped_schedule(files),
-        notes=notes,
-        full_depth_only=not family.can_skip,
-    )
-
-
 def wrap_model(
     causal_lm: Any,
     tokenizer: Any,
@@ -370,13 +254,6 @@ def _context_length(config: Any) -> int:
         return longest
     original = rope.get("original_max_position_embeddings")
     return min(longest, int(original or config.original_max_position_embeddings))
-
-
-def _shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
-    """The built-in model brings its own calibration; a stranger's file is not taken for one."""
-    if not files.builtin:
-        return None
-    return DepthSchedule.from_json(read_json(files.path / "schedule.json"))
 
 
 def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:

@@ -18,7 +18,8 @@ import torch
 
 from d3cli.config import BUILTIN
 from d3cli.decode import decode_step, prefill
-from d3cli.model import LoadedModel, load_model
+from d3cli.load import load_model
+from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, Scorer, score
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from d3cli.doctor import SHAPES, expected_speeds, read_bandwidth
 from d3cli.errors import ModelError
-from d3cli.model import load_model
+from d3cli.load import load_model
 from tests.conftest import D3
 
 
@@ -43,7 +43,7 @@ def test_a_built_in_model_that_fails_is_told(d3: D3, monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise ModelError("its weights are gone")
 
-    monkeypatch.setattr("d3cli.model.load_model", broken)
+    monkeypatch.setattr("d3cli.load.load_model", broken)
     result = d3("doctor")
     assert result.code == 1
     assert "does not work: its weights are gone" in result.out

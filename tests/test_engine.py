@@ -8,7 +8,8 @@ import torch
 from d3cli.decode import decode, prefill
 from d3cli.engine import Engine, Reply
 from d3cli.errors import GenerationError, PromptError, ScheduleError, UsageError
-from d3cli.model import LoadedModel, load_model
+from d3cli.load import load_model
+from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from d3cli import memory
 from d3cli.cache import KVCache
+from d3cli.load import load_model
 from d3cli.memory import kv_bytes_per_position, predict_memory
-from d3cli.model import load_model
 from d3cli.weights import describe_directory
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import CONFIGS, random_ids, tiny
@@ -37,7 +37,7 @@ from pathlib import Path
 import psutil, torch
 from d3cli.engine import Engine
 from d3cli.memory import predict_memory
-from d3cli.model import load_model
+from d3cli.load import load_model
 from d3cli.sampling import SamplingParams
 from d3cli.stats import peak_memory
 from d3cli.weights import describe_directory

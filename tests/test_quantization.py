@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from d3cli.engine import Engine
 from d3cli.errors import ModelError
-from d3cli.model import LoadedModel, load_model
+from d3cli.load import load_model
+from d3cli.model import LoadedModel
 from d3cli.quantization import check_quantization, quantization_config
 from d3cli.sampling import SamplingParams
 from d3cli.schedule import DepthSchedule

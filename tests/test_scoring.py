@@ -7,7 +7,7 @@ import pytest
 from d3cli.config import BUILTIN
 from d3cli.errors import PromptError
 from d3cli.files import find_model
-from d3cli.model import load_model
+from d3cli.load import load_model
 from d3cli.scoring import Document, perplexity, score
 from d3cli.text import encode_chat
 from tests.families import random_ids, tiny, whole_layers

@@ -22,7 +22,7 @@ from transformers import (
 
 from d3cli.engine import Engine
 from d3cli.errors import ModelError, ScheduleError
-from d3cli.model import load_model
+from d3cli.load import load_model
 from d3cli.sampling import SamplingParams
 from d3cli.schedule import DepthSchedule
 from tests.conftest import D3, check

@@ -19,7 +19,8 @@ from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from d3cli.engine import Reply
-    from d3cli.model import LoadedModel, LoadOptions
+    from d3cli.load import LoadOptions
+    from d3cli.model import LoadedModel
     from d3cli.schedule import DepthSchedule
 
 SCHEMA = 1
@@ -150,7 +151,7 @@ def _load(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     with output.waiting("loading"):
-        from d3cli.model import check_model, load_model
+        from d3cli.load import check_model, load_model
 
     # Without a spinner, since a download shows its own progress.
     files = find_model(name, offline=offline, check=partial(check_model, **settings))
