@@ -166,6 +166,15 @@ class KVCache(Cache):
         assert layer.keys is not None and layer.values is not None
         return layer.keys[:, :, : layer.length], layer.values[:, :, : layer.length]
 
+    @property
+    def nbytes(self) -> int:
+        """What it has allocated."""
+        return sum(
+            layer.keys.nbytes + layer.values.nbytes
+            for layer in self.layers
+            if layer.keys is not None and layer.values is not None
+        )
+
     # What transformers asks while it builds masks and positions: the shared position answers.
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.position

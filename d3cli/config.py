@@ -8,6 +8,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,13 @@ def config_file() -> Path:
     if home := os.environ.get("D3_HOME"):
         return Path(home) / "config.toml"
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "d3" / "config.toml"
+
+
+def state_dir() -> Path:
+    """Where d3 keeps what it found out: ``$D3_HOME``, else ``$XDG_STATE_HOME/d3``."""
+    if home := os.environ.get("D3_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "d3"
 
 
 def load_settings() -> dict[str, Any]:
@@ -77,8 +85,8 @@ def save_setting(name: str, value: str) -> Path:
         document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else None
         document = tomlkit.document() if document is None else document
         document[name] = value
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _replace_file(path, tomlkit.dumps(document))
+        make_directory(path.parent)
+        replace_file(path, tomlkit.dumps(document))
     except OSError as error:
         raise D3Error(
             f"the config file {path} cannot be written: {error.strerror}",
@@ -87,7 +95,27 @@ def save_setting(name: str, value: str) -> Path:
     return path
 
 
-def _replace_file(path: Path, text: str) -> None:
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it, each 0700; what is there already stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)  # with parents=True only the last would get its mode
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a 0600 file at once: a crash at any moment leaves the old one or the new one whole.
+
+    A kill may leave a temporary file beside it, whose name is ``.NAME.`` and a random end.
+
+    Raises:
+        OSError: it cannot be written; the old one is still there.
+    """
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -98,6 +126,12 @@ def _replace_file(path: Path, text: str) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # not every system can sync a directory; the file is whole without
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 @cache

@@ -51,9 +51,23 @@ class DownloadError(D3Error):
     """A model's files could not be fetched from the hub."""
 
 
+class StoreError(D3Error):
+    """A stored calibration that cannot be read or written."""
+
+
 class NotEnoughMemoryError(D3Error):
     """A model will not fit into the memory there is."""
 
 
 class GenerationError(D3Error):
     """Generation went wrong in the middle, for example logits that are not finite."""
+
+
+class CalibrationError(D3Error):
+    """A calibration could not come to a result, in the time it had, say."""
+
+
+class TargetNotMetError(D3Error):
+    """No depth schedule is worth its cost within the quality target."""
+
+    exit_code = 3

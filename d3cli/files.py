@@ -24,11 +24,15 @@ class ModelFiles:
     Attributes:
         name: what to call it before the user.
         path: the directory with config.json and the weights.
+        identity: the same for all its names; see `model_identity`.
+        revision: the commit, where it comes from the hub.
         builtin: whether it is the model that ships with d3cli.
     """
 
     name: str
     path: Path
+    identity: str
+    revision: str | None = None
     builtin: bool = False
 
 
@@ -51,22 +55,54 @@ def find_model(
         ModelError: the directory is no usable model.
         DownloadError: the hub cannot or will not give the files.
     """
+    files = find_on_disk(name)
+    if files is not None:
+        return files
+    hub_id = aliases().get(name, name)
+    if offline:
+        raise DownloadError(
+            f"{hub_id} is not complete in the local cache, and --offline forbids fetching it",
+            f"without --offline it is downloaded; or run: hf download {hub_id}",
+        )
+    if check is not None:
+        check(describe_repository(hub_id))
+    return _from_hub(name, hub_id, download(hub_id))
+
+
+def find_on_disk(name: str) -> ModelFiles | None:
+    """The model of this name without any network; None where the hub's cache has not all of it.
+
+    Raises:
+        UnknownModelError, ModelError: as for `find_model`.
+    """
     local = find_local(name)
     if local is not None:
         return local
     hub_id = aliases().get(name, name)
     snapshot = cached_snapshot(hub_id)
-    if snapshot is None:
-        if offline:
-            raise DownloadError(
-                f"{hub_id} is not complete in the local cache, and --offline forbids fetching it",
-                f"without --offline it is downloaded; or run: hf download {hub_id}",
-            )
-        if check is not None:
-            check(describe_repository(hub_id))
-        snapshot = download(hub_id)
+    return None if snapshot is None else _from_hub(name, hub_id, snapshot)
+
+
+def _from_hub(name: str, hub_id: str, snapshot: Path) -> ModelFiles:
     _check_directory(snapshot)
-    return ModelFiles(name, snapshot)
+    return ModelFiles(name, snapshot, hub_id, revision=snapshot.name)
+
+
+def model_identity(name: str) -> str:
+    """What a model is called whichever of its names is used: its calibrations are kept under it.
+
+    "demo" for the built-in model, the resolved path of a directory, else the hub id. The model
+    need not be on disk any more.
+    """
+    if name == BUILTIN:
+        return BUILTIN
+    target = aliases().get(name, name)
+    try:
+        path = Path(target).expanduser()
+        is_path = target.startswith(PATH_STARTS) or (bool(target) and path.is_dir())
+        return str(path.resolve()) if is_path else target
+    except (OSError, RuntimeError, ValueError):  # too long for a path, no home, a NUL
+        return target
 
 
 def find_local(name: str) -> ModelFiles | None:
@@ -78,12 +114,13 @@ def find_local(name: str) -> ModelFiles | None:
         UnknownModelError, ModelError: as for `find_model`.
     """
     if name == BUILTIN:
-        return ModelFiles("the built-in model", Path(str(files("d3cli") / "builtin")), builtin=True)
+        path = Path(str(files("d3cli") / "builtin"))
+        return ModelFiles("the built-in model", path, BUILTIN, builtin=True)
     target = aliases().get(name, name)
     directory = _as_directory(target)
     if directory is not None:
         _check_directory(directory)
-        return ModelFiles(name, directory)
+        return ModelFiles(name, directory, str(directory.resolve()))
     if looks_like_hub_id(target):
         return None
     near = nearest_aliases(name)

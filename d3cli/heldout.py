@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from d3cli.text import Message, encode_chat
 PROMPT_TOKENS = 64  # of a plain text, read before what is scored
 PASSAGE_TOKENS = 320  # a plain text's passages, prompt and response together
 LONGEST_RESPONSE = 1024  # tokens scored of one document
-FEWEST_DOCUMENTS, FEWEST_TOKENS = 8, 512
+FEWEST_DOCUMENTS, FEWEST_TOKENS = 16, 1024
 LARGEST_FILE = 64 << 20
 
 
@@ -40,7 +41,7 @@ class Sample:
 
 def builtin_samples(model: LoadedModel) -> list[Sample]:
     """The pairs that ship with d3; for the built-in model, which knows little, its own split."""
-    if model.stored_schedule is None:
+    if not model.builtin:
         path = Path(str(files("d3cli") / "heldout.jsonl"))
     else:
         path = Path(str(files("d3cli") / "builtin" / "heldout.jsonl"))
@@ -125,7 +126,9 @@ def encode_samples(
     """
     documents: list[Document] = []
     for sample in samples:
-        ids = list(model.tokenizer(sample.response, add_special_tokens=False)["input_ids"])
+        # Not verbose: a text longer than the context is cut below.
+        encoded = model.tokenizer(sample.response, add_special_tokens=False, verbose=False)
+        ids = list(encoded["input_ids"])
         if sample.messages:
             documents.append(Document(encode_chat(model.tokenizer, sample.messages), ids))
             continue
@@ -144,7 +147,7 @@ def encode_samples(
         raise UsageError(
             f"there are {len(fitting)} documents with {tokens:,} response tokens that fit the "
             f"model's context of {model.context_length:,}",
-            f"at least {FEWEST_DOCUMENTS} documents and {FEWEST_TOKENS} tokens are needed, and "
+            f"at least {FEWEST_DOCUMENTS} documents and {FEWEST_TOKENS:,} tokens are needed, and "
             "a hundred documents are better",
         )
     return fitting
@@ -155,3 +158,27 @@ def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], lis
     order = list(documents)
     random.Random(seed).shuffle(order)  # noqa: S311 - no secret
     return order[: len(order) // 2], order[len(order) // 2 :]
+
+
+def choose(documents: Sequence[Document], count: int, seed: int) -> list[Document]:
+    """So many of the documents, by a seeded draw.
+
+    Raises:
+        UsageError: fewer than can be halved.
+    """
+    if count < FEWEST_DOCUMENTS:
+        raise UsageError(
+            f"{count} documents are too few", f"at least {FEWEST_DOCUMENTS} are needed"
+        )
+    if count >= len(documents):
+        return list(documents)
+    return random.Random(seed).sample(list(documents), count)  # noqa: S311 - no secret
+
+
+def hash_documents(documents: Sequence[Document]) -> str:
+    """A sha256 of the token ids, whatever the order of the documents."""
+    each = sorted(
+        sha256(json.dumps([list(d.prompt_ids), list(d.response_ids)]).encode()).hexdigest()
+        for d in documents
+    )
+    return sha256("".join(each).encode()).hexdigest()

@@ -3,22 +3,25 @@
 Knows nothing of replies or terminals.
 """
 
+from dataclasses import replace
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 
 from d3cli.checkpoint import check_config, load_tokenizer, load_weights
 from d3cli.config import BUILTIN
 from d3cli.device import Dtype, pick_device, pick_dtype
-from d3cli.errors import UsageError
+from d3cli.errors import ScheduleError, StoreError, UsageError
 from d3cli.families import Family
 from d3cli.files import ModelFiles, find_model
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
 from d3cli.quantization import Quantization
+from d3cli.record import Calibration, ModelKey
 from d3cli.schedule import DepthSchedule
-from d3cli.weights import Description, describe_directory, read_json
+from d3cli.store import Stale, find
+from d3cli.weights import Description, describe_directory, fingerprint, read_json
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process
 
@@ -105,6 +108,30 @@ def load_model(
     family = check_model(describe_directory(files.name, files.path), **options)
     causal_lm, unfit = load_weights(files, family, dtype, device, quantization)
     tokenizer = load_tokenizer(files)
+    model = wrap_model(
+        causal_lm,
+        tokenizer,
+        name=files.name,
+        generation_settings=read_json(files.path / "generation_config.json"),
+        stored_schedule=_shipped_schedule(files),
+        notes=_notes(causal_lm, family, device, unfit),
+        full_depth_only=not family.can_skip,
+    )
+    model = replace(model, builtin=files.builtin)
+    if not family.can_skip or options.get("full_depth_only", False):
+        return model  # nothing will be dropped, so a calibration is of no interest
+    key = ModelKey(
+        model=files.identity,
+        fingerprint=fingerprint(files.path),
+        revision=files.revision,
+        dtype=str(dtype).removeprefix("torch."),
+        quantization=quantization,
+    )
+    return _with_calibration(replace(model, key=key), key)
+
+
+def _notes(causal_lm: Any, family: Family, device: torch.device, unfit: list[str]) -> list[str]:
+    """What a user should know of how a model was loaded."""
     notes = []
     if unfit:
         notes.append(
@@ -119,15 +146,21 @@ def load_model(
             f'no test proves d3 on models of the type "{causal_lm.config.model_type}": every layer '
             "runs, as in transformers"
         )
-    return wrap_model(
-        causal_lm,
-        tokenizer,
-        name=files.name,
-        generation_settings=read_json(files.path / "generation_config.json"),
-        stored_schedule=_shipped_schedule(files),
-        notes=notes,
-        full_depth_only=not family.can_skip,
-    )
+    return notes
+
+
+def _with_calibration(model: LoadedModel, key: ModelKey) -> LoadedModel:
+    """The model with the schedule that was calibrated for it, or why that does not count."""
+    try:
+        found = find(key)
+        if isinstance(found, Calibration):
+            model.check_schedule(found.schedule)
+            return replace(model, calibration=found, stored_schedule=found.schedule)
+    except ScheduleError as error:
+        found = Stale(error.message)
+    except StoreError as error:
+        found = Stale(error.message, error.hint)
+    return replace(model, calibration=found)
 
 
 def _shipped_schedule(files: ModelFiles) -> DepthSchedule | None:

@@ -16,7 +16,9 @@ from d3cli.cache import KVCache
 from d3cli.errors import ModelError, ScheduleError
 from d3cli.families import UNLISTED, find_family, not_proven
 from d3cli.layers import LayerGate, measure_bytes
+from d3cli.record import Calibration, ModelKey
 from d3cli.schedule import DepthSchedule, resolve_schedule
+from d3cli.store import Stale
 from d3cli.units import WeightBytes, parse_unit
 from d3cli.weights import BROKEN_FILES, one_line
 
@@ -47,8 +49,12 @@ class LoadedModel:
         context_length: positions that the model was made for.
         eos_token_ids: tokens that end a reply.
         generation_settings: the checkpoint's generation_config.json.
-        stored_schedule: the depth schedule that came with it, if one did.
+        stored_schedule: its own depth schedule, calibrated or shipped with it, if it has one.
         notes: what a user should know of how it was loaded.
+        key: what a calibration of it is kept under; None where it does not come from files, or
+            was loaded to run at full depth only.
+        calibration: what the store holds for it, or why that does not count.
+        builtin: whether it is the model that ships with d3cli.
     """
 
     name: str
@@ -61,6 +67,16 @@ class LoadedModel:
     generation_settings: Mapping[str, Any]
     stored_schedule: DepthSchedule | None = None
     notes: tuple[str, ...] = ()
+    key: ModelKey | None = None
+    calibration: Calibration | Stale | None = None
+    builtin: bool = False
+
+    @property
+    def schedule_source(self) -> Literal["calibration", "shipped"] | None:
+        """Where `stored_schedule` comes from."""
+        if isinstance(self.calibration, Calibration):
+            return "calibration"
+        return None if self.stored_schedule is None else "shipped"
 
     @property
     def num_layers(self) -> int:

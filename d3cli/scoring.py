@@ -19,8 +19,8 @@ from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
 from d3cli.units import parse_unit
 
-# Positions whose logits exist at once: 64 of a 256k vocabulary in float32 take 64 MB.
-HEAD_CHUNK = 64
+# Bytes of float32 logits that exist at once: 64 positions of a 256k vocabulary.
+HEAD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +59,28 @@ def score(
         ScheduleError: the schedule is for another number of layers.
         PromptError: a document has an empty prompt or response, or exceeds the model's context.
     """
+    if not documents:
+        model.check_schedule(schedule)
+        return []
+    return _score_rows(model, response_states(model, documents, schedule), documents)
+
+
+def response_states(
+    model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule
+) -> Tensor:
+    """The final hidden states that predict the responses, ``[B, N, H]``; row b's end is padding.
+
+    Raises:
+        ScheduleError, PromptError: as for `score`.
+    """
     model.check_schedule(schedule)
     _check(model, documents)
-    if not documents:
-        return []
     prompt_len = max(len(document.prompt_ids) for document in documents)
     new_tokens = max(len(document.response_ids) for document in documents)
     ids, mask, positions = _pad(documents, prompt_len, new_tokens, model.device)
     lengths = schedule.prefix_lengths(prompt_len, new_tokens)
     hidden = model.hidden_states(ids, attention_mask=mask, position_ids=positions, limits=lengths)
-    # Response token t is predicted at position prompt_len + t - 1.
-    return [
-        _score_row(model, hidden[row, prompt_len - 1 :], document.response_ids)
-        for row, document in enumerate(documents)
-    ]
+    return hidden[:, prompt_len - 1 :]  # response token t is predicted at prompt_len + t - 1
 
 
 class Scorer:
@@ -96,7 +104,7 @@ class Scorer:
         self, model: LoadedModel, documents: Sequence[Document], shared_layers: int = 0
     ) -> None:
         _check(model, documents)
-        self.model, self.documents, self.shared_layers = model, list(documents), shared_layers
+        self.model, self.documents = model, list(documents)
         self._prompt_len = prompt_len = max(len(document.prompt_ids) for document in documents)
         self._new_tokens = max(len(document.response_ids) for document in documents)
         self._ids, self._mask, self._positions = _pad(
@@ -112,9 +120,19 @@ class Scorer:
         )
         self._cache.commit(prompt_len, full_depth=True)
         self._first_hidden = prefilled[:, -1:]  # predicts response token 0, [B, 1, H]
+        self.share_layers(shared_layers)
+
+    def share_layers(self, count: int) -> None:
+        """Says that no schedule from now on drops from the first `count` layers."""
+        self.shared_layers = count
         self._states: dict[str, Tensor] = {}
-        if shared_layers and self._new_tokens > 1:
+        if count and self._new_tokens > 1:
             self._keep_states()
+
+    @property
+    def kept_bytes(self) -> int:
+        """What it holds between schedules: keys and values, and the shared layers' states."""
+        return self._cache.nbytes + sum(state.nbytes for state in self._states.values())
 
     def score(self, schedule: DepthSchedule) -> list[ResponseScores]:
         """As the function `score`, for this scorer's documents.
@@ -137,10 +155,7 @@ class Scorer:
             if self._states:
                 limits |= {str(layer): 0 for layer in range(self.shared_layers - 1)}
             hidden = torch.cat([hidden, self._respond(limits, self._states)], dim=1)
-        return [
-            _score_row(self.model, hidden[row], document.response_ids)
-            for row, document in enumerate(self.documents)
-        ]
+        return _score_rows(self.model, hidden, self.documents)
 
     def _respond(self, limits: Mapping[str, int], states: Mapping[str, Tensor]) -> Tensor:
         """Hidden states of all response positions but the last, ``[B, N - 1, H]``."""
@@ -214,14 +229,33 @@ def _pad(
     return ids.to(device), mask.to(device), positions.to(device)
 
 
-def _score_row(model: LoadedModel, hidden: Tensor, response_ids: Sequence[int]) -> ResponseScores:
-    """Applies the head in chunks; ``hidden`` is ``[>= N, H]``, from the last prompt position on."""
-    targets = torch.tensor(response_ids, device=hidden.device)
+def head_chunk(model: LoadedModel) -> int:
+    """How many positions the LM head may take at once."""
+    return max(1, HEAD_BYTES // (4 * int(model.causal_lm.config.vocab_size)))
+
+
+def _score_rows(
+    model: LoadedModel, hidden: Tensor, documents: Sequence[Document]
+) -> list[ResponseScores]:
+    """Applies the head in chunks; ``hidden`` is ``[B, >= N, H]``, from the last prompt position."""
+    lengths = [len(document.response_ids) for document in documents]
+    states = torch.cat([hidden[row, :length] for row, length in enumerate(lengths)])  # [T, H]
+    targets = torch.tensor([id_ for document in documents for id_ in document.response_ids])
     log_probs, top_ids = [], []
-    for begin in range(0, len(response_ids), HEAD_CHUNK):
-        chunk = targets[begin : begin + HEAD_CHUNK]
-        logits = model.logits(hidden[begin : begin + len(chunk)])  # [S, V]
-        picked = logits.gather(-1, chunk[:, None])[:, 0]
+    for part, wanted in zip(
+        torch.split(states, head_chunk(model)),
+        torch.split(targets.to(hidden.device), head_chunk(model)),
+        strict=True,
+    ):
+        logits = model.logits(part)  # [S, V]
+        picked = logits.gather(-1, wanted[:, None])[:, 0]
         log_probs.append((picked - logits.logsumexp(dim=-1)).double().cpu())
         top_ids.append(logits.argmax(dim=-1).cpu())
-    return ResponseScores(torch.cat(log_probs), torch.cat(top_ids))
+    return [
+        ResponseScores(*scores)
+        for scores in zip(
+            torch.split(torch.cat(log_probs), lengths),
+            torch.split(torch.cat(top_ids), lengths),
+            strict=True,
+        )
+    ]

@@ -6,8 +6,9 @@ Reads headers, not weights, until `lazy_state_dict`. Knows nothing of the hub, d
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
 
 # A mapped file's pages count as the process's memory until the mapping ends.
 REOPEN_AFTER = 32 << 20
+
+SAMPLE_BYTES = 4096  # of each tensor, for its fingerprint: one page
+LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 # safetensors' names of dtypes; what is not here takes a byte.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -151,6 +155,54 @@ def one_line(error: Exception) -> str:
     """An exception's words on one line; its kind too, where they are too few to understand."""
     words = " ".join(str(error).split())[:400]
     return words if " " in words else f"{type(error).__name__} {words}".strip()
+
+
+def fingerprint(directory: Path) -> str:
+    """What tells a model from a changed one: a SHA-256 over its config and a sample of its weights.
+
+    Each tensor counts with its name, dtype, shape and up to 4 KB from the middle of its data; how
+    they are spread over files does not matter. This is a sample that notices another model, a
+    fine-tune or a new conversion. It is no checksum: hashing all of 16 GB would cost many seconds
+    at every start. The tokenizer and the generation settings do not count.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    try:
+        config = (directory / "config.json").read_bytes()
+    except OSError as error:
+        raise ModelError(f"{directory} has no readable config.json", BROKEN_FILES) from error
+    samples: list[tuple[str, bytes]] = []
+    for file in weight_files(directory):
+        try:
+            samples += _samples(directory / file)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ModelError(
+                f"{directory / file} cannot be read: {one_line(error)}", BROKEN_FILES
+            ) from error
+    digest = sha256(sha256(config).digest())
+    for tensor, data in sorted(samples):
+        digest.update(sha256(tensor.encode()).digest() + data)
+    return digest.hexdigest()
+
+
+def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each tensor of a safetensors file: its description, and a hash of its middle bytes."""
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if not 8 <= start <= min(size, 8 + LARGEST_HEADER):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(start - 8))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= size - start:
+                raise ValueError(f"the data of {name!r} lies outside the file")
+            length = min(SAMPLE_BYTES, end - begin)
+            file.seek(start + begin + (end - begin - length) // 2)
+            description = json.dumps([name, entry["dtype"], entry["shape"]])
+            yield description, sha256(file.read(length)).digest()
 
 
 def lazy_state_dict(

@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before huggingface_hub is imported, which reads it once: no test sees its user's models.
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="d3-tests-hub-")
+# For fixtures that load a model once a module, before `_own_home` is asked.
+os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="d3-tests-home-")
 
 import pytest
 import torch

@@ -86,16 +86,16 @@ def test_a_plain_text_is_cut_into_passages(model: LoadedModel, tmp_path: Path) -
 def test_too_little_text_is_refused_with_the_amount(model: LoadedModel) -> None:
     with pytest.raises(UsageError, match="there are 1 documents with 2 response tokens") as error:
         encode_samples(model, [Sample("yes", ({"role": "user", "content": "Why?"},))])
-    assert "at least 8 documents and 512 tokens" in error.value.hint
+    assert "at least 16 documents and 1,024 tokens" in error.value.hint
     with pytest.raises(UsageError, match="there are 0 documents"):
         encode_samples(model, [])
 
 
 def test_documents_end_with_the_context() -> None:
     short = tiny("llama").gated  # a context of 256
-    samples = [Sample(" ".join(["w5"] * 300), ({"role": "user", "content": "w6 w7"},))] * 9
+    samples = [Sample(" ".join(["w5"] * 300), ({"role": "user", "content": "w6 w7"},))] * 17
     assert {len(document) for document in encode_samples(short, samples)} == {256}
-    long = [Sample("w5 w6", ({"role": "user", "content": " ".join(["w5"] * 300)},))] * 9
+    long = [Sample("w5 w6", ({"role": "user", "content": " ".join(["w5"] * 300)},))] * 17
     with pytest.raises(UsageError, match="fit the model's context of 256"):
         encode_samples(short, long)
 

@@ -40,13 +40,13 @@ def test_a_pipe_gets_one_tab_separated_line_a_model(d3: D3) -> None:
     result = d3("models")
     assert result.code == 0
     rows = [line.split("\t") for line in result.out.splitlines()]
-    assert {len(row) for row in rows} == {5}
+    assert {len(row) for row in rows} == {6}
     assert rows[0][:2] == ["*", "demo"]
     by_model = {row[2]: row for row in rows}
     assert by_model["meta-llama/Meta-Llama-3-8B-Instruct"][1] == "llama-3-8b"
-    assert by_model["someone/tiny-fox"][3:] == ["7.6 MB", ""]
-    assert "lacks model.safetensors" in by_model["someone/half"][4]
-    assert "recurrent state" in by_model["someone/jamba"][4]
+    assert by_model["someone/tiny-fox"][3:] == ["7.6 MB", "", ""]
+    assert "lacks model.safetensors" in by_model["someone/half"][5]
+    assert "recurrent state" in by_model["someone/jamba"][5]
 
 
 def test_json_holds_the_same(d3: D3) -> None:

@@ -1,9 +1,16 @@
-"""What the texts of the depth options mean."""
+"""What the texts of the depth options mean, and the schedule that they lead to."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from d3cli.cli.output import Output
+from d3cli.cli.stored import effect, percent
 from d3cli.errors import UsageError
+from d3cli.record import Calibration
 from d3cli.schedule import DepthSchedule
+from d3cli.store import Stale
+
+if TYPE_CHECKING:
+    from d3cli.model import LoadedModel
 
 
 def parse_alpha(text: str) -> float | Literal["auto", "off"]:
@@ -44,3 +51,55 @@ def parse_start(text: str | None, max_tokens: int | None) -> int | None:
     if not 0 <= number <= 100:
         raise UsageError(f"--start is {text}", "a share lies between 0% and 100%")
     return round(number / 100 * max_tokens)
+
+
+def choose_schedule(
+    output: Output,
+    model: "LoadedModel",
+    alpha: float | Literal["auto", "off"],
+    start: int | None,
+    core: tuple[int | None, int | None],
+    command: str,
+) -> tuple["DepthSchedule", str]:
+    """The schedule and its source: "off", "flags", "calibration", "shipped" or "default".
+
+    `command` calibrates this model.
+    """
+    schedule = model.schedule(alpha, start=start, core_first=core[0], core_last=core[1])
+    if alpha == "off":
+        return schedule, "off"
+    if alpha != "auto" or start is not None or core != (None, None):
+        if schedule.alpha < 1 and not schedule.skip_order:
+            output.note("depth: every layer is a core layer, so nothing is dropped")
+        stored = model.stored_schedule
+        if stored and (
+            schedule.core_first < stored.core_first or schedule.core_last < stored.core_last
+        ):
+            output.note("depth: a smaller core adds no layers to this model's own skip order")
+        return schedule, "flags"
+    if isinstance(model.calibration, Stale):
+        output.note(_stale(model.calibration, model, command))
+    if model.schedule_source == "shipped":
+        return schedule, "shipped"
+    if isinstance(model.calibration, Calibration):
+        drop, asked = model.calibration.unseen.drop, model.calibration.target_drop
+        output.note(
+            f"depth: calibrated: {percent(drop)} perplexity ({100 * asked:g}% was allowed), "
+            f"{effect(schedule)}"
+        )
+        return schedule, "calibration"
+    because, better = "", ""
+    if model.calibration is None:  # else the note above says what is wrong with it
+        because, better = "this model is not calibrated, so ", f"{command} finds better; "
+    what = f"all {schedule.num_layers} layers ({better}--alpha 0.99 drops some)"
+    if schedule.skip_order:
+        what = f"{effect(schedule)} ({better}--alpha off for full depth)"
+    output.note(f"depth: {because}a cautious default: {what}")
+    return schedule, "default"
+
+
+def _stale(stale: Stale, model: "LoadedModel", command: str) -> str:
+    unused = "the calibration made here is not used"
+    if model.builtin:
+        unused = "the schedule that ships with the model is used, not the calibration made here"
+    return f"depth: {unused}: {stale.reason}; {stale.remedy or f'run: {command}'}"

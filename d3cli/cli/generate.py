@@ -1,27 +1,22 @@
 """``d3 generate``: one reply, for people and for pipes."""
 
-import os
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from d3cli.cli import options, signals
-from d3cli.cli.depth import parse_alpha, parse_start
+from d3cli.cli.depth import choose_schedule, parse_alpha, parse_start
+from d3cli.cli.loading import load
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.prompt import check_utf8, estimate_tokens, read_arguments, read_text
-from d3cli.config import BUILTIN
 from d3cli.errors import UsageError
-from d3cli.files import find_model
 from d3cli.sampling import SamplingParams
+from d3cli.store import calibrate_command
 
 if TYPE_CHECKING:
     from d3cli.engine import Reply
-    from d3cli.load import LoadOptions
-    from d3cli.model import LoadedModel
-    from d3cli.schedule import DepthSchedule
 
 SCHEMA = 1
 # Below this many prompt tokens a progress bar would only flicker.
@@ -101,8 +96,7 @@ def generate(
     template = None if chat_template is None else read_text(chat_template, "chat template")
     for name, given_text in (("--system", system), *(("--stop", text) for text in stop or ())):
         check_utf8(given_text or "", name)
-    output.note(f"model: {'the built-in model' if model_name == BUILTIN else model_name}")
-    loaded = _load(
+    loaded = load(
         output,
         model_name,
         offline,
@@ -116,7 +110,9 @@ def generate(
         force=force,
     )
     core = (core_first, core_last)
-    schedule, source = _schedule(output, loaded, decay, start_tokens, core)
+    form = None if quantization is None else quantization.value
+    command = calibrate_command(model_name, dtype.value, form)
+    schedule, source = choose_schedule(output, loaded, decay, start_tokens, core, command)
     messages = [{"role": "user", "content": prompt_text}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
@@ -137,62 +133,6 @@ def generate(
     )
     _stream(output, reply, source, as_json)
     return 0
-
-
-def _load(
-    output: Output,
-    name: str,
-    offline: bool,
-    threads: int | None,
-    **settings: Unpack["LoadOptions"],
-) -> "LoadedModel":
-    """Finds and loads a model, showing what takes long."""
-    output.quiet_libraries()
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    with output.waiting("loading"):
-        from d3cli.load import check_model, load_model
-
-    # Without a spinner, since a download shows its own progress.
-    files = find_model(name, offline=offline, check=partial(check_model, **settings))
-    with output.waiting("loading"):
-        loaded = load_model(files, threads=threads, **settings)
-    for note in loaded.notes:
-        output.note(note)
-    return loaded
-
-
-def _schedule(
-    output: Output,
-    model: "LoadedModel",
-    alpha: float | Literal["auto", "off"],
-    start: int | None,
-    core: tuple[int | None, int | None],
-) -> tuple["DepthSchedule", str]:
-    """The schedule, and where it comes from: "off", "flags", "shipped" or "default"."""
-    schedule = model.schedule(alpha, start=start, core_first=core[0], core_last=core[1])
-    if alpha == "off":
-        return schedule, "off"
-    if alpha != "auto" or start is not None or core != (None, None):
-        if schedule.alpha < 1 and not schedule.skip_order:
-            output.note("depth: every layer is a core layer, so nothing is dropped")
-        stored = model.stored_schedule
-        if stored and (
-            schedule.core_first < stored.core_first or schedule.core_last < stored.core_last
-        ):
-            output.note("depth: a smaller core adds no layers to this model's own skip order")
-        return schedule, "flags"
-    if model.stored_schedule is not None:
-        return schedule, "shipped"
-    if schedule.skip_order:
-        effect = (
-            f"alpha {schedule.alpha:g} from token {schedule.start}, down to {schedule.floor:g} of "
-            f"{schedule.num_layers} layers (--alpha off for full depth)"
-        )
-    else:
-        effect = f"all {schedule.num_layers} layers (--alpha 0.99 drops some)"
-    output.note(f"depth: this model is not calibrated, so a cautious default: {effect}")
-    return schedule, "default"
 
 
 def _stream(output: Output, reply: "Reply", source: str, as_json: bool) -> None:

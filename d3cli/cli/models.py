@@ -1,4 +1,4 @@
-"""``d3 models``: the names that a model goes by, what is on disk, and the default."""
+"""``d3 models``: names, what is on disk, what is calibrated, and the default."""
 
 from typing import Annotated
 
@@ -6,8 +6,11 @@ import typer
 
 from d3cli.cli import options
 from d3cli.cli.output import Output
+from d3cli.cli.stored import as_json as calibration_json
+from d3cli.cli.stored import summary
 from d3cli.config import BUILTIN, aliases, default_model, save_setting
-from d3cli.files import CachedModel, cached_models, find_local
+from d3cli.files import CachedModel, cached_models, find_local, model_identity
+from d3cli.store import all_calibrations, file_of
 
 SCHEMA = 1
 
@@ -20,7 +23,7 @@ def models(
     as_json: options.Json = False,
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
-    """List models: aliases, what the local cache holds, the default."""
+    """List models: aliases, what the local cache holds, what is calibrated, the default."""
     if ctx.invoked_subcommand is not None:
         return
     output = Output()
@@ -30,19 +33,43 @@ def models(
         output.json(_as_json(known, cached))
         return
     default = default_model()
+    rows = _rows(known, cached)
+    if not any(default in (*row[0].split(", "), row[1]) for row in rows):
+        rows.insert(0, ("", default, "", ""))
+    output.table(
+        ("", "alias", "model", "on disk", "calibrated", ""),
+        [
+            ("*" if default in (*row[0].split(", "), row[1]) else "", *row)
+            for row in _with_calibrations(rows)
+        ],
+    )
+
+
+def _rows(known: dict[str, str], cached: dict[str, CachedModel]) -> list[tuple[str, str, str, str]]:
+    """Aliases, model, size and problem of each model that has a name or is in the cache."""
     names: dict[str, list[str]] = {}
     for alias, target in known.items():
         names.setdefault(target, []).append(alias)
     rows = [(BUILTIN, "the built-in model", "", "")]
     for id_, model in cached.items():
         rows.append((", ".join(names.pop(id_, [])), id_, _size(model.size_bytes), model.problem))
-    rows += [(", ".join(aliases_), id_, "", "") for id_, aliases_ in names.items()]
-    if not any(default in (*row[0].split(", "), row[1]) for row in rows):
-        rows.insert(0, ("", default, "", ""))
-    output.table(
-        ("", "alias", "model", "on disk", ""),
-        [("*" if default in (*row[0].split(", "), row[1]) else "", *row) for row in rows],
-    )
+    return rows + [(", ".join(aliases_), id_, "", "") for id_, aliases_ in names.items()]
+
+
+def _with_calibrations(
+    rows: list[tuple[str, str, str, str]],
+) -> list[tuple[str, str, str, str, str]]:
+    """The rows with a column for calibrations; rows of their own for models that have no other."""
+    stored = {file.path: file for file in all_calibrations()}
+    found = []
+    for alias, model, size, problem in rows:
+        own = stored.pop(file_of(BUILTIN if alias == BUILTIN else model_identity(model)), None)
+        problems = "; ".join(filter(None, (problem, own.problem if own else "")))
+        found.append((alias, model, size, summary(own) if own else "", problems))
+    return found + [
+        ("", file.model or file.path.name, "", summary(file), file.problem)
+        for file in stored.values()
+    ]
 
 
 @models_app.command()
@@ -72,4 +99,5 @@ def _as_json(known: dict[str, str], cached: dict[str, CachedModel]) -> dict[str,
             {"model": m.hub_id, "size_bytes": m.size_bytes, "problem": m.problem or None}
             for m in cached.values()
         ],
+        "calibrations": [item for file in all_calibrations() for item in calibration_json(file)],
     }

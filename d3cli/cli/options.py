@@ -269,8 +269,9 @@ Debug = Annotated[
     ),
 ]
 
-# What config.toml may set, beside `model` and `[aliases]`.
-CONFIGURABLE = frozenset(
+# What config.toml may set, beside `model` and `[aliases]`: how a model is loaded, and how it runs.
+OF_MODELS = frozenset({"dtype", "quantization", "device", "threads", "offline"})
+CONFIGURABLE = OF_MODELS | frozenset(
     {
         "alpha",
         "start",
@@ -284,10 +285,5 @@ CONFIGURABLE = frozenset(
         "seed",
         "max_tokens",
         "system",
-        "dtype",
-        "quantization",
-        "device",
-        "threads",
-        "offline",
     }
 )

@@ -3,17 +3,27 @@
 Whatever passes is inert: text from a model, a file or an error cannot command the terminal.
 """
 
+import csv
+import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
 
 from d3cli.errors import D3Error
@@ -62,6 +72,13 @@ class Output:
         """Whether stderr is one, so that progress may be shown."""
         return self._stderr.is_terminal
 
+    @property
+    def stdout_width(self) -> int:
+        """The columns of stdout's terminal; 0 where it is none."""
+        if not (self._stdout and self._stdout.isatty()):
+            return 0
+        return Console().width
+
     def quiet_libraries(self) -> None:
         """What transformers and the hub may say on stderr; they read it once, when imported."""
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -108,7 +125,7 @@ class Output:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns on stdout: aligned on a terminal, separated by tabs in a pipe."""
-        if not (self._stdout and self._stdout.isatty()):
+        if not self.stdout_width:
             for row in rows:
                 self.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
             return
@@ -118,6 +135,13 @@ class Output:
         for row in rows:
             table.add_row(*(Text(inert(cell)) for cell in row))
         Console(highlight=False).print(table)
+
+    def csv(self, rows: Iterable[Sequence[object]]) -> None:
+        """Comma-separated rows on stdout."""
+        for row in rows:
+            line = io.StringIO()
+            csv.writer(line, lineterminator="\n").writerow(row)
+            self.write(line.getvalue())
 
     def note(self, text: str) -> None:
         """A line about what happens, on stderr."""
@@ -154,6 +178,25 @@ class Output:
             task = progress.add_task(text, total=total)
             for count in done:
                 progress.update(task, completed=count)
+
+    def follow(self, steps: Iterable[tuple[str, float]]) -> None:
+        """Exhausts an iterator of what is done and the share that is, with a bar on a terminal."""
+        columns = (
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+        )
+        with Progress(
+            *columns,
+            console=self._stderr,
+            transient=True,
+            expand=True,
+            disable=not self.is_terminal,
+        ) as progress:
+            task = progress.add_task("", total=1.0)
+            for text, share in steps:
+                progress.update(task, completed=share, description=escape(inert(text)))
 
     @staticmethod
     def _abandon_stdout() -> None:

@@ -1,0 +1,323 @@
+"""Finds the fastest depth schedule within a quality target, and confirms it on unseen text.
+
+Order, search, test: a skip order is measured on one half of the documents, schedules over it are
+raced there, and what survives is tested on the other half, once, from the safest to the fastest.
+Knows nothing of files, options or terminals.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from d3cli.comparison import compare
+from d3cli.drop import Losses, drop_by_position, measure_drop
+from d3cli.errors import CalibrationError, UsageError
+from d3cli.evaluation import Clock, Evaluator, OutOfTime
+from d3cli.heldout import split
+from d3cli.model import LoadedModel
+from d3cli.outcome import DecayVerdict, Measured, Outcome, Settings
+from d3cli.plan import Plan, make_plan, measure_pace
+from d3cli.replies import FEWEST_PROMPTS, FULL_DEPTH, MOST_PROMPTS, judge, surprise, write_reply
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document
+from d3cli.search import Candidate, StaticLosses, Tried, candidates, front, race, score_prefixes
+from d3cli.skip_order import (
+    GreedyOrder,
+    UnitKind,
+    measure_influence,
+    order_by_influence,
+    units_of,
+)
+
+# A schedule that saves less of the bytes, net of repair, is not worth its drop.
+LEAST_SAVED = 0.02
+# Units that lose, at constant depth, more than so many times the target are of no use to any
+# schedule: a tenth of the tokens at least would run without them.
+MOST_LOST = 4
+# Of the time, what is kept for free-running replies where they are asked for.
+REPLIES_SHARE = 0.4
+# Schedules tested on the unseen half, at most.
+MOST_TESTED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is being done, and how much of the whole is done."""
+
+    doing: str
+    share: float
+
+
+class Calibrator:
+    """One calibration. Iterate it for its progress; then ask for its `outcome`.
+
+    Making one takes a few passes, which measure how fast the model is here: `plan` says how long
+    the search will take and what it leaves out for it.
+
+    Args:
+        began: when the clock of `max_seconds` started, by `time.monotonic`; None for now.
+        all_documents: use them all, however long it takes.
+
+    Raises:
+        UsageError: the model cannot skip the units asked for.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        documents: Sequence[Document],
+        settings: Settings,
+        began: float | None = None,
+        all_documents: bool = False,
+    ) -> None:
+        self.model, self.settings, self.outcome = model, settings, Outcome()
+        self._began = time.monotonic() if began is None else began
+        self._kinds = _kinds(model, settings.units)
+        search, unseen = split(documents, settings.seed)
+        left = settings.max_seconds - self._elapsed()
+        self.plan: Plan = make_plan(
+            search,
+            unseen,
+            units=[len(units_of(model, kind)) for kind in self._kinds],
+            order=settings.order,
+            pace=measure_pace(model, search),
+            seconds=left * (1 - REPLIES_SHARE) if settings.replies else left,
+            all_documents=all_documents,
+        )
+        if self.plan.left_out:
+            self.outcome.cut.append(self.plan.left_out)
+        self._search, self._unseen = self.plan.search, self.plan.unseen
+        self._clock = Clock(self.plan.search_deadline)
+        self._statics: dict[UnitKind, StaticLosses] = {}
+        self._pools: dict[UnitKind, list[Candidate]] = {}
+
+    def __iter__(self) -> Iterator[Progress]:
+        self._clock = Clock(self.plan.search_deadline)
+        evaluator = Evaluator(self.model, self._search, self.plan.stages, self._clock)
+        for number, kind in enumerate(self._kinds):
+            left = self.plan.search_deadline - self._clock.elapsed
+            ends = self._clock.elapsed + left / (len(self._kinds) - number)
+            try:
+                yield from self._search_kind(kind, evaluator, ends)
+            except OutOfTime:
+                self.outcome.cut.append(f"the search through {kind}s ended early")
+        if self.outcome.cut and not self.outcome.tried:
+            raise CalibrationError(
+                f"{self.settings.max_seconds:.0f} seconds were over before any schedule was tried",
+                "raise --max-time, or give fewer --documents",
+            )
+        self._clock.deadline = float("inf")  # a test that has begun is finished
+        yield from self._test(evaluator)
+        if self.settings.replies and self.outcome.chosen is not None:
+            yield from self._judge_replies(self.outcome.chosen.candidate)
+        self.outcome.seconds = self._elapsed()
+
+    def _progress(self, doing: str) -> Progress:
+        return Progress(doing, min(0.99, self._clock.scored / self.plan.positions))
+
+    def _search_kind(self, kind: UnitKind, evaluator: Evaluator, ends: float) -> Iterator[Progress]:
+        target = self.settings.target_drop
+        evaluator.share_layers(1)
+        yield self._progress(f"{kind}s: influence")
+        few, more, _ = self.plan.stages
+        units = units_of(self.model, kind)
+        influence = measure_influence(self.model, self._search[:few], units)
+        self.outcome.influence |= influence
+        order = order_by_influence(self.model, influence)
+        most_lost = MOST_LOST * target
+        if self.plan.greedy:
+            self._clock.deadline = (self._clock.elapsed + ends) / 2  # the race needs the rest
+            greedy = GreedyOrder(self.model, evaluator, few, order, most_lost)
+            for schedule in greedy:
+                yield self._progress(f"{kind}s: without {' '.join(schedule.skip_order)}")
+            if greedy.cut:
+                self.outcome.cut.append(f"the order of {kind}s is greedy in part")
+                greedy.order += [unit for unit in order if unit not in greedy.order]
+            order = greedy.order
+        self._clock.deadline = ends
+        losses: list[Losses] = []
+        for prefix in score_prefixes(self.model, evaluator, order, more, most_lost):
+            losses.append(prefix)
+            yield self._progress(f"{kind}s: static, {len(losses) - 1} dropped")
+        static = StaticLosses(tuple(order[: len(losses) - 1]), losses)
+        self.outcome.orders[kind] = static.order
+        self._statics[kind] = static
+        if not static.order:
+            return
+        pool = candidates(self.model, kind, static, self.settings.reply_tokens)
+        self._pools[kind] = pool
+        if not pool:
+            return
+        evaluator.share_layers(min(c.schedule.core_first for c in pool))
+        for tried in race(evaluator, pool, static, target, self.settings.confidence):
+            self.outcome.tried[tried.candidate.schedule] = tried
+            schedule = tried.candidate.schedule
+            yield self._progress(
+                f"{kind}s: alpha {schedule.alpha:.6g} from {schedule.start} on "
+                f"{tried.documents} documents, {tried.drop.value:+.2%}"
+            )
+
+    def _test(self, evaluator: Evaluator) -> Iterator[Progress]:
+        """Fixed-sequence testing on the unseen half: each candidate once, the safest first."""
+        target, confidence = self.settings.target_drop, self.settings.confidence
+        sequence = self._sequence()
+        if not sequence:
+            self.outcome.why_not = self._nothing_found()
+            return
+        unseen = Evaluator(self.model, self._unseen, [len(self._unseen)], self._clock)
+        unseen.share_layers(min(t.candidate.schedule.core_first for t in sequence))
+        held: Candidate | None = None
+        losses: dict[DepthSchedule, Losses] = {}
+        for tried in sequence:
+            candidate = tried.candidate
+            yield self._progress(f"unseen text: byte ratio {candidate.byte_ratio:.2f}")
+            losses[candidate.schedule] = unseen.losses(candidate.schedule, len(self._unseen))
+            drop = measure_drop(losses[candidate.schedule], confidence)
+            self.outcome.tested.append((candidate, drop, drop.high <= target))
+            if drop.high > target:
+                break
+            held = candidate
+        if held is None:
+            _, drop, _ = self.outcome.tested[0]
+            self.outcome.why_not = (
+                f"the safest schedule found costs {drop.value:+.2%} on unseen text, at most "
+                f"{drop.high:+.2%} at {confidence:.0%} confidence"
+            )
+            return
+        yield self._progress("the chosen schedule beside full depth")
+        self.outcome.chosen = self._measure(held, losses[held.schedule])
+        yield from self._judge_decay(held, evaluator, unseen)
+
+    def _sequence(self) -> list[Tried]:
+        """What held on the search half, the slowest and safest first."""
+        held = [
+            tried
+            for tried in self.outcome.tried.values()
+            if tried.drop.high <= self.settings.target_drop
+            and 1 - 1 / tried.candidate.byte_ratio >= LEAST_SAVED
+        ]
+        kept: list[Tried] = []
+        for tried in sorted(held, key=lambda t: (-t.candidate.byte_ratio, t.drop.high)):
+            if not kept or tried.drop.high < kept[-1].drop.high:
+                kept.append(tried)
+        if len(kept) > MOST_TESTED:  # the fastest always; the others evenly spread
+            step = (len(kept) - 1) / (MOST_TESTED - 1)
+            kept = [kept[round(i * step)] for i in range(MOST_TESTED)]
+        return kept[::-1]
+
+    def _nothing_found(self) -> str:
+        if not self.outcome.tried:
+            return "no unit can be dropped at this target"
+        best = min(self.outcome.tried.values(), key=lambda t: t.drop.high)
+        return (
+            f"the safest schedule tried, byte ratio {best.candidate.byte_ratio:.2f}, costs "
+            f"{best.drop.value:+.2%} on {best.documents} documents, at most {best.drop.high:+.2%} "
+            f"at {self.settings.confidence:.0%} confidence"
+        )
+
+    def _measure(self, candidate: Candidate, losses: Losses) -> Measured:
+        compared = compare(self.model, self._unseen, candidate.schedule)
+        tokens = sum(len(c.kl) for c in compared)
+        return Measured(
+            candidate,
+            len(self._unseen),
+            tokens,
+            measure_drop(losses, self.settings.confidence),
+            tuple(drop_by_position(losses)),
+            sum(float(c.kl.sum()) for c in compared) / tokens,
+            sum(int(c.same_top.sum()) for c in compared) / tokens,
+            sum(int(c.ranks.sum()) for c in compared) / tokens,
+        )
+
+    def _judge_decay(
+        self, chosen: Candidate, evaluator: Evaluator, unseen: Evaluator
+    ) -> Iterator[Progress]:
+        """The best static depth at the chosen one's bytes, and the best decaying one at those."""
+        if self._clock.elapsed > self.plan.seconds:
+            self.outcome.cut.append("constant depth was not compared with decay")
+            return
+        pool = [c for pool in self._pools.values() for c in pool]
+        static = front([c for c in pool if c.is_static])
+        if not static:
+            return
+        flat = min(static, key=lambda c: abs(c.byte_ratio - chosen.byte_ratio))
+        decaying = front([c for c in pool if not c.is_static and c.byte_ratio >= flat.byte_ratio])
+        if not decaying:
+            return
+        yield self._progress("constant depth beside decay")
+        # The front's first ones have the least loss at these bytes or more; the search half picks.
+        evaluator.share_layers(0)
+        picked = min(
+            decaying[:3],
+            key=lambda c: (
+                measure_drop(
+                    evaluator.losses(c.schedule, len(self._search)), self.settings.confidence
+                ).value
+            ),
+        )
+        unseen.share_layers(0)
+        count = len(self._unseen)
+        flat_losses = unseen.losses(flat.schedule, count)
+        decay_losses = unseen.losses(picked.schedule, count)
+        self.outcome.verdict = DecayVerdict(
+            self._measure(flat, flat_losses),
+            self._measure(picked, decay_losses),
+            measure_drop(
+                [b - a for a, b in zip(flat_losses, decay_losses, strict=True)],
+                self.settings.confidence,
+            ),
+        )
+
+    def _judge_replies(self, chosen: Candidate) -> Iterator[Progress]:
+        """Full depth's perplexity on replies that it, and each schedule of interest, wrote."""
+        verdict = self.outcome.verdict
+        writers = {
+            FULL_DEPTH: DepthSchedule.full(self.model.num_layers),
+            "chosen": chosen.schedule,
+        }
+        if verdict is not None:
+            writers["constant depth"] = verdict.static.candidate.schedule
+            writers["decaying"] = verdict.decaying.candidate.schedule
+        surprises: dict[str, Losses] = {name: [] for name in writers}
+        prompts = list(dict.fromkeys(tuple(d.prompt_ids) for d in self._unseen))[:MOST_PROMPTS]
+        for number, prompt in enumerate(prompts):
+            # All writers answer a prompt, or none.
+            if number >= FEWEST_PROMPTS and self._elapsed() > self.settings.max_seconds:
+                self.outcome.cut.append(
+                    f"replies to {number} of {len(prompts)} prompts were judged"
+                )
+                break
+            for name, schedule in writers.items():
+                yield Progress(f"reply {number + 1} of {len(prompts)}: {name}", 0.99)
+                reply = write_reply(
+                    self.model,
+                    prompt,
+                    schedule,
+                    self.settings.reply_tokens,
+                    self.settings.seed + number,
+                )
+                surprises[name].append(surprise(self.model, reply))
+        own = surprises[FULL_DEPTH]
+        self.outcome.judged = {
+            name: judge(each, own, self.settings.confidence) for name, each in surprises.items()
+        }
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+
+def _kinds(model: LoadedModel, units: Literal["layer", "sublayer", "auto"]) -> list[UnitKind]:
+    family = model.gate.family
+    if not family.can_skip or model.num_layers < 3:
+        raise UsageError(
+            f"{model.name} runs at full depth only, so there is nothing to calibrate",
+            "docs/models.md lists the models that can skip layers",
+        )
+    if units == "auto":
+        return ["layer", "sublayer"] if family.has_sublayers else ["layer"]
+    if units == "sublayer" and not family.has_sublayers:
+        raise UsageError(
+            f"the layers of {model.name} have no sublayers of their own", "use --units layer"
+        )
+    return [units]

@@ -1,0 +1,475 @@
+"""``d3 calibrate``: the fastest depth schedule within a quality target, tested and stored."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from d3cli.cli import options, signals
+from d3cli.cli.calibration_report import SCHEMA, as_json, csv_rows, facts, plot
+from d3cli.cli.loading import load
+from d3cli.cli.output import Output
+from d3cli.cli.stored import as_json as stored_as_json
+from d3cli.cli.stored import describe, with_reasons
+from d3cli.config import default_model
+from d3cli.errors import CalibrationError, TargetNotMetError, UsageError
+from d3cli.files import model_identity
+from d3cli.store import StoredFile, all_calibrations, calibrations_of, check_writable, remove, save
+
+if TYPE_CHECKING:
+    from d3cli.calibration import Calibrator, Progress
+    from d3cli.model import LoadedModel
+    from d3cli.outcome import Settings
+    from d3cli.scoring import Document
+
+SEARCH, TEXT, STORE = "Search", "Text", "Store"
+# Documents that are used where nobody says how many; more change a result little.
+DOCUMENTS = 240
+
+
+class UnitsName(StrEnum):
+    """What may be dropped."""
+
+    auto = "auto"
+    layer = "layer"
+    sublayer = "sublayer"
+
+
+class OrderName(StrEnum):
+    """How units are ranked."""
+
+    auto = "auto"
+    influence = "influence"
+    greedy = "greedy"
+
+
+class Format(StrEnum):
+    """How the report is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def calibrate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="An alias, a hub id or a directory. Default: the configured model, else the "
+            "built-in one.",
+        ),
+    ] = None,
+    target_drop: Annotated[
+        str,
+        typer.Option(
+            metavar="PERCENT",
+            rich_help_panel=SEARCH,
+            help="The most that perplexity may rise: 1%, or a fraction such as 0.01.",
+        ),
+    ] = "1%",
+    confidence: Annotated[
+        float,
+        typer.Option(
+            metavar="FLOAT",
+            rich_help_panel=SEARCH,
+            help="How sure to be that the drop is within the target.",
+        ),
+    ] = 0.9,
+    units: Annotated[
+        UnitsName,
+        typer.Option(
+            rich_help_panel=SEARCH,
+            help="What may be dropped. auto: searches both, keeps what saves more bytes.",
+        ),
+    ] = UnitsName.auto,
+    order: Annotated[
+        OrderName,
+        typer.Option(
+            rich_help_panel=SEARCH,
+            help="How units are ranked: by Block Influence, or greedily by loss per byte. auto: "
+            "greedy where time allows.",
+        ),
+    ] = OrderName.auto,
+    reply_tokens: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=1 << 20,
+            metavar="N",
+            rich_help_panel=SEARCH,
+            help="The length of replies that savings are counted for.",
+        ),
+    ] = 256,
+    replies: Annotated[
+        bool,
+        typer.Option(
+            "--replies",
+            rich_help_panel=SEARCH,
+            help="Also let D³ write replies, and full depth judge them.",
+        ),
+    ] = False,
+    max_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            rich_help_panel=SEARCH,
+            help="Stop about then, with what was found: 90s, 10m, 1h.",
+        ),
+    ] = "10m",
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", rich_help_panel=SEARCH, help="Shuffles and splits the documents."
+        ),
+    ] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=TEXT,
+            help="Your own held-out text: .jsonl rows with prompt and response, or text; or a "
+            "plain text. Default: pairs that ship with d3.",
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=TEXT,
+            help="Of each passage of a plain text, the tokens that are prompt.",
+        ),
+    ] = 64,
+    documents: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            metavar="N",
+            rich_help_panel=TEXT,
+            help=f"How many documents to use, in both halves. Default: {DOCUMENTS} at most, fewer "
+            "where time is short.",
+        ),
+    ] = None,
+    self_replies: Annotated[
+        bool,
+        typer.Option(
+            "--self-replies",
+            rich_help_panel=TEXT,
+            help="Score on the model's own full-depth replies to the prompts.",
+        ),
+    ] = False,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show",
+            rich_help_panel=STORE,
+            help="Show what is stored for MODEL, or for all models.",
+        ),
+    ] = False,
+    remove_: Annotated[
+        bool,
+        typer.Option(
+            "--remove",
+            rich_help_panel=STORE,
+            help="Remove what is stored for MODEL, or for the default one.",
+        ),
+    ] = False,
+    dtype: options.Dtype = options.DtypeName.auto,
+    quantization: options.QuantizationOption = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    force: options.Force = False,
+    form: Annotated[
+        Format,
+        typer.Option("-o", "--output", rich_help_panel=options.OUTPUT, help="The report's form."),
+    ] = Format.table,
+    as_json_: options.Json = False,
+    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
+) -> int:
+    """Find the fastest depth schedule that costs at most so much quality, and store it.
+
+    One half of the text is searched, the other one tests what was found. From then on `--alpha
+    auto`, the default everywhere, uses the stored schedule for this model.
+
+    Examples:
+    - `d3 calibrate`
+
+    - `d3 calibrate qwen-3-4b --target-drop 2% --max-time 30m`
+
+    - `d3 calibrate llama-3-8b --quantization bnb-4bit --data notes.txt`
+    """
+    output = Output()
+    form = Format.json if as_json_ else form
+    if show and remove_:
+        raise UsageError("--show and --remove exclude each other", "give one of them")
+    if show:
+        _show(output, model, form)
+        return 0
+    if remove_:
+        _remove(output, model or default_model())
+        return 0
+    # Checked before the slow part: a wrong number should not cost a model's loading.
+    target, seconds = parse_target(target_drop), parse_duration(max_time)
+    name = model or default_model()
+    with output.waiting("loading"):
+        output.quiet_libraries()
+        from d3cli.outcome import Settings
+
+        settings = Settings(
+            target_drop=target,
+            units=units.value,
+            order=order.value,
+            confidence=confidence,
+            reply_tokens=reply_tokens,
+            seed=seed,
+            max_seconds=seconds,
+            replies=replies,
+        )
+    loaded = load(
+        output,
+        name,
+        offline,
+        threads,
+        dtype=dtype.value,
+        quantization=None if quantization is None else quantization.value,
+        device=device,
+        prompt_tokens=1024,
+        force=force,
+    )
+    began = time.monotonic()
+    if loaded.key is not None:
+        check_writable(loaded.key)
+
+    try:
+        with output.waiting("reading the text"):
+            import scipy.stats  # noqa: F401 - slow, and no signal may raise in the middle of it
+
+            texts = _documents(loaded, data, prompt_tokens, documents, seed)
+        signals.stop_in_order()
+        if self_replies:
+            texts = _write_replies(output, loaded, texts, settings, began)
+        calibrator = _search(output, loaded, texts, settings, began, documents)
+    except signals.Stopped:
+        output.note("interrupted: nothing was stored")
+        raise
+    finally:
+        signals.exit_at_once()
+    source = str(data) if data else "self-replies" if self_replies else "built-in"
+    _finish(output, loaded, calibrator, source, texts, form)
+    return 0
+
+
+def _finish(
+    output: Output,
+    model: "LoadedModel",
+    calibrator: "Calibrator",
+    source: str,
+    texts: list["Document"],
+    form: Format,
+) -> None:
+    """Stores what was found, and reports it.
+
+    Raises:
+        TargetNotMetError: there is nothing to store.
+        StoreError: it cannot be stored; it has been reported all the same.
+    """
+    outcome, settings = calibrator.outcome, calibrator.settings
+    if outcome.chosen is None:
+        _report(output, model, calibrator, None, form)
+        raise TargetNotMetError(
+            f"nothing that saves 2% of the bytes keeps within +{100 * settings.target_drop:g}% "
+            f"perplexity, so nothing was stored: {outcome.why_not}",
+            "allow a larger --target-drop, or give more --data",
+        )
+    stored = None
+    try:
+        if model.key is not None:
+            stored = save(model.key, outcome.record(settings, source, texts, model))
+    finally:
+        _report(output, model, calibrator, stored, form)
+    if stored is not None:
+        output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
+
+
+def parse_target(text: str) -> float:
+    """``--target-drop``: "1%", or a fraction such as "0.01".
+
+    Raises:
+        UsageError: neither, or outside (0, 100%].
+    """
+    percent = text.strip().endswith("%")
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise UsageError(f'--target-drop is "{text}"', "give a percentage: 1%") from None
+    if not percent and number >= 1:
+        raise UsageError(
+            f'--target-drop is "{text}", which would be {100 * number:g}%',
+            f"write {number:g}% for {number:g} percent",
+        )
+    target = number / 100 if percent else number
+    if not 0 < target <= 1:
+        raise UsageError(f'--target-drop is "{text}"', "it lies above 0% and at most at 100%")
+    return target
+
+
+def parse_duration(text: str) -> float:
+    """``--max-time`` in seconds: "90s", "10m", "1h30m".
+
+    Raises:
+        UsageError: anything else.
+    """
+    units = {"h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text.strip())
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip():
+        raise UsageError(f'--max-time is "{text}"', "write 90s, 10m or 1h")
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if not 0 < seconds < 1e7:
+        raise UsageError(f'--max-time is "{text}"', "give from a second to a few days")
+    return seconds
+
+
+def _documents(
+    model: "LoadedModel",
+    data: Path | None,
+    prompt_tokens: int,
+    count: int | None,
+    seed: int,
+) -> list["Document"]:
+    from d3cli.heldout import builtin_samples, choose, encode_samples, read_samples
+
+    samples = builtin_samples(model) if data is None else read_samples(data)
+    found = encode_samples(model, samples, prompt_tokens=prompt_tokens)
+    return choose(found, DOCUMENTS if count is None else count, seed)
+
+
+def _write_replies(
+    output: Output,
+    model: "LoadedModel",
+    prompts: Sequence["Document"],
+    settings: "Settings",
+    began: float,
+) -> list["Document"]:
+    """The model's own replies, as many as half of the time allows.
+
+    Raises:
+        CalibrationError: too few.
+    """
+    from d3cli.heldout import FEWEST_DOCUMENTS
+    from d3cli.replies import self_replies
+
+    found: list[Document] = []
+
+    def steps() -> Iterator[tuple[str, float]]:
+        replies = self_replies(model, prompts, settings.reply_tokens, settings.seed)
+        for number, reply in enumerate(replies, start=1):
+            found.append(reply)
+            yield f"the model's own replies: {number}", number / len(prompts)
+            if time.monotonic() - began > settings.max_seconds / 2:
+                return
+
+    output.follow(steps())
+    if len(found) < FEWEST_DOCUMENTS:
+        raise CalibrationError(
+            f"the model wrote {len(found)} replies of two tokens or more in half of --max-time, "
+            f"and {FEWEST_DOCUMENTS} are needed",
+            "raise --max-time, or lower --reply-tokens",
+        )
+    if len(found) < len(prompts):
+        output.note(f"replies: {len(found)} of {len(prompts)} were written in half of the time")
+    return found
+
+
+def _search(
+    output: Output,
+    model: "LoadedModel",
+    texts: list["Document"],
+    settings: "Settings",
+    began: float,
+    count: int | None,
+) -> "Calibrator":
+    from d3cli.calibration import Calibrator
+
+    with output.waiting("measuring this model's pace"):
+        calibrator = Calibrator(model, texts, settings, began, all_documents=count is not None)
+    plan = calibrator.plan
+    used = [*plan.search, *plan.unseen]
+    output.note(
+        f"text: {len(used)} documents, {sum(len(d.response_ids) for d in used):,} response tokens; "
+        "one half to search, one to test"
+    )
+    output.note(
+        f"this takes about {_duration(plan.estimate)}"
+        + (f"; for the sake of time, {plan.left_out}" if plan.left_out else "")
+    )
+
+    def steps() -> Iterator[tuple[str, float]]:
+        progress: Progress
+        for progress in calibrator:
+            signals.check()
+            yield progress.doing, progress.share
+
+    output.follow(steps())
+    return calibrator
+
+
+def _report(
+    output: Output,
+    model: "LoadedModel",
+    calibrator: "Calibrator",
+    stored: Path | None,
+    form: Format,
+) -> None:
+    outcome, settings = calibrator.outcome, calibrator.settings
+    if form is Format.json:
+        output.json(as_json(outcome, settings, model, stored))
+        return
+    if form is Format.csv:
+        output.csv(csv_rows(outcome))
+        return
+    output.table(("calibration", model.name), facts(outcome, settings, model))
+    picture = plot(outcome, settings, output.stdout_width)
+    if picture:
+        output.write("\n" + picture + "\n")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _show(output: Output, model: str | None, form: Format) -> None:
+    if form is Format.csv:
+        raise UsageError("--show has no csv", "use -o table or -o json")
+    stored: list[StoredFile]
+    if model is None:
+        stored = all_calibrations()
+    else:
+        one = calibrations_of(model_identity(model))
+        stored = [] if one is None else [one]
+    if form is Format.json:
+        found: list[dict[str, Any]] = [entry for file in stored for entry in stored_as_json(file)]
+        output.json({"schema": SCHEMA, "calibrations": found})
+        return
+    if not stored:
+        output.note(f"nothing is stored{'' if model is None else f' for {model}'}")
+    for file in stored:
+        if file.problem:
+            output.note(file.problem)
+        for entry, reason in with_reasons(file):
+            output.table(("calibration", ""), describe(entry, reason))
+            output.write("\n")
+
+
+def _remove(output: Output, model: str) -> None:
+    if remove(model_identity(model)):
+        output.note(f"removed what was stored for {model}")
+    else:
+        output.note(f"nothing was stored for {model}")

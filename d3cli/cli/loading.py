@@ -1,0 +1,37 @@
+"""Finding and loading the model that a command line names, showing what takes long."""
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Unpack
+
+from d3cli.cli.output import Output
+from d3cli.config import BUILTIN
+from d3cli.files import find_model
+
+if TYPE_CHECKING:
+    from d3cli.load import LoadOptions
+    from d3cli.model import LoadedModel
+
+
+def load(
+    output: Output,
+    name: str,
+    offline: bool,
+    threads: int | None,
+    **settings: Unpack["LoadOptions"],
+) -> "LoadedModel":
+    """Says which model runs, finds it and loads it."""
+    output.note(f"model: {'the built-in model' if name == BUILTIN else name}")
+    output.quiet_libraries()
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with output.waiting("loading"):
+        from d3cli.load import check_model, load_model
+
+    # Without a spinner, since a download shows its own progress.
+    files = find_model(name, offline=offline, check=partial(check_model, **settings))
+    with output.waiting("loading"):
+        loaded = load_model(files, threads=threads, **settings)
+    for note in loaded.notes:
+        output.note(note)
+    return loaded

@@ -1,0 +1,90 @@
+"""A schedule beside full depth, token by token: log-probability, rank, KL divergence, top choice.
+
+Dearer than `scoring`, since both distributions are held side by side; for the end of a search and
+for reports. Knows nothing of text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d3cli.evaluation import batch_rows
+from d3cli.model import LoadedModel
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, head_chunk, response_states
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One response of N tokens under a schedule and at full depth.
+
+    Attributes:
+        log_probs, full_log_probs: ``[N]`` float64, natural log-probability of each token.
+        depths: ``[N]`` float64, layers that predicted each token.
+        ranks: ``[N]`` the token's place among all by D³'s logits; 1 is the top choice.
+        kl: ``[N]`` nats, Kullback-Leibler divergence of D³ from full depth, ``KL(full || D³)``.
+        same_top: ``[N]`` whether both have the same top choice.
+    """
+
+    log_probs: Tensor
+    full_log_probs: Tensor
+    depths: Tensor
+    ranks: Tensor
+    kl: Tensor
+    same_top: Tensor
+
+
+def compare(
+    model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule
+) -> list[Comparison]:
+    """Compares a schedule with full depth on the same tokens, by two passes.
+
+    Memory: hidden states of one batch, twice, and logits in chunks of 64 MB, of which a handful
+    exist at once.
+
+    Raises:
+        ScheduleError, PromptError: as for `scoring.score`.
+    """
+    model.check_schedule(schedule)
+    full = DepthSchedule.full(model.num_layers)
+    found: dict[int, Comparison] = {}
+    for rows in batch_rows(model, documents, range(len(documents))):
+        batch = [documents[row] for row in rows]
+        ours, theirs = (response_states(model, batch, each) for each in (schedule, full))
+        for at, row in enumerate(rows):
+            ids = torch.tensor(documents[row].response_ids, device=ours.device)
+            parts = [
+                _compare_chunk(model, *chunk)
+                for chunk in zip(
+                    torch.split(ours[at, : len(ids)], head_chunk(model)),
+                    torch.split(theirs[at, : len(ids)], head_chunk(model)),
+                    torch.split(ids, head_chunk(model)),
+                    strict=True,
+                )
+            ]
+            log_probs, full_log_probs, ranks, kl, same_top = map(
+                torch.cat, zip(*parts, strict=True)
+            )
+            depths = torch.tensor([schedule.depth(t) for t in range(len(ids))], dtype=torch.float64)
+            found[row] = Comparison(log_probs, full_log_probs, depths, ranks, kl, same_top)
+    return [found[row] for row in range(len(documents))]
+
+
+def _compare_chunk(
+    model: LoadedModel, hidden: Tensor, full_hidden: Tensor, ids: Tensor
+) -> tuple[Tensor, ...]:
+    ours = model.logits(hidden).log_softmax(dim=-1)  # [S, V]
+    full = model.logits(full_hidden).log_softmax(dim=-1)
+    picked = ours.gather(-1, ids[:, None])
+    return (
+        picked[:, 0].double().cpu(),
+        full.gather(-1, ids[:, None])[:, 0].double().cpu(),
+        (1 + (ours > picked).sum(dim=-1)).cpu(),
+        torch.nn.functional.kl_div(ours, full, log_target=True, reduction="none")
+        .sum(dim=-1)
+        .double()
+        .cpu(),
+        (ours.argmax(dim=-1) == full.argmax(dim=-1)).cpu(),
+    )

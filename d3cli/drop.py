@@ -1,0 +1,105 @@
+"""The quality drop: a perplexity ratio with its interval, from losses against full depth.
+
+Statistics alone; knows nothing of models or schedules.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Nats lost per response token, one array a document: full depth's log-probability less D³'s.
+Losses = list[NDArray[np.float64]]
+
+RESAMPLES = 2000
+POSITION_BINS = (0, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """How much perplexity rose: ``PPL(D³) / PPL(full depth) - 1`` over response tokens.
+
+    Attributes:
+        value: the measured one.
+        low, high: bounds, each of which holds alone with the confidence asked for.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def measure_drop(losses: Losses, confidence: float, seed: int = 0) -> Drop:
+    """The drop over all tokens, with one-sided bounds by a bootstrap over documents.
+
+    Whole documents are resampled, since the tokens of one depend on each other; the bounds are
+    bias-corrected and accelerated (Efron 1987), because a few documents carry most of the loss.
+    """
+    return _bootstrap(_sums_and_tokens(losses), _mean, confidence, seed)
+
+
+def measure_rise(ours: Losses, theirs: Losses, confidence: float, seed: int = 0) -> Drop:
+    """How much higher perplexity is on our texts than on theirs, from nats per token.
+
+    The texts differ, in length too, but are answers to the same prompts, resampled as pairs.
+    """
+    samples = (*_sums_and_tokens(ours), *_sums_and_tokens(theirs))
+    return _bootstrap(
+        samples, lambda a, b, c, d, axis: _mean(a, b, axis) - _mean(c, d, axis), confidence, seed
+    )
+
+
+def _sums_and_tokens(losses: Losses) -> tuple[NDArray[np.float64], ...]:
+    sums = [float(loss.sum()) for loss in losses]
+    return np.array(sums), np.array([float(len(loss)) for loss in losses])
+
+
+def _mean(sums: NDArray[Any], tokens: NDArray[Any], axis: int) -> NDArray[Any]:
+    return np.asarray(sums.sum(axis=axis) / tokens.sum(axis=axis))
+
+
+def _bootstrap(
+    samples: tuple[NDArray[np.float64], ...],
+    statistic: Callable[..., NDArray[Any]],
+    confidence: float,
+    seed: int,
+) -> Drop:
+    from scipy.stats import bootstrap  # slow to import, and needed here alone
+
+    value = float(np.expm1(statistic(*samples, axis=0)))
+    if len(samples[0]) < 2 or not samples[0].any():
+        return Drop(value, value, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a degenerate distribution is dealt with below
+        bounds = bootstrap(
+            samples,
+            statistic,
+            n_resamples=RESAMPLES,
+            confidence_level=2 * confidence - 1,  # two-sided, so that each side has ours
+            method="BCa",
+            paired=True,
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    low, high = float(np.expm1(bounds.low)), float(np.expm1(bounds.high))
+    if not (math.isfinite(low) and math.isfinite(high)):  # all documents are alike
+        return Drop(value, value, value)
+    return Drop(value, low, high)
+
+
+def drop_by_position(losses: Losses) -> Iterator[tuple[int, int, int, float]]:
+    """``(begin, end, tokens, drop)`` of each stretch of the reply that has tokens."""
+    for begin, end in zip(POSITION_BINS, (*POSITION_BINS[1:], 1 << 30), strict=True):
+        part = np.concatenate([loss[begin:end] for loss in losses])
+        if len(part):
+            longest = max(len(loss) for loss in losses)
+            yield begin, min(end, longest), len(part), math.expm1(float(part.mean()))
+
+
+def total(losses: Sequence[NDArray[np.float64]]) -> float:
+    """Mean nats lost per token."""
+    return float(np.concatenate(list(losses)).mean())

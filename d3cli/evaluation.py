@@ -1,0 +1,195 @@
+"""What schedules cost in quality on a list of documents: losses against full depth, and the time.
+
+Batches, reuse and the memory they may take are decided here; which schedules to look at is not.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d3cli.drop import Losses
+from d3cli.memory import available_memory, kv_bytes_per_position
+from d3cli.model import LoadedModel
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, ResponseScores, Scorer, score
+
+# Positions of one batch. Larger ones gain nothing on a CPU; a GPU wants more at once.
+CPU_BATCH, GPU_BATCH = 2048, 16384
+# What may be kept between schedules: a share of what is free, and never more than this.
+KEPT_SHARE, MOST_KEPT = 0.25, 8 << 30
+
+
+class OutOfTime(Exception):  # noqa: N818 - not an error: the search ends with what it has
+    """The time that the user gave is over."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """How long it has taken, and when to stop.
+
+    Attributes:
+        deadline: seconds after `begun` at which `check` raises.
+        scored: positions scored so far, each weighed by the share of the layers that ran.
+    """
+
+    deadline: float
+    begun: float = field(default_factory=time.monotonic)
+    scored: float = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.begun
+
+    def check(self) -> None:
+        """Raises OutOfTime past the deadline."""
+        if self.elapsed > self.deadline:
+            raise OutOfTime
+
+
+class Evaluator:
+    """Scores schedules on the first documents of a list, and remembers what it has scored.
+
+    What all schedules share (see `Scorer`) is kept for as many batches as a quarter of the free
+    memory holds, 8 GB at most; the other batches are scored anew each time. Beyond that, memory is
+    bounded by one batch: 2,048 positions on a CPU, 16,384 on a GPU, or one document.
+
+    Args:
+        stages: how many documents may be asked for, increasing; the last is all of them.
+        clock: is asked before every batch.
+        kept_bytes: overrides the bound on what is kept.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        documents: Sequence[Document],
+        stages: Sequence[int],
+        clock: Clock,
+        kept_bytes: int | None = None,
+    ) -> None:
+        assert list(stages) == sorted(set(stages)) and stages[-1] == len(documents)
+        self.model, self.documents, self.stages, self.clock = model, documents, stages, clock
+        self.shared_layers = 0
+        if kept_bytes is None:
+            kept_bytes = min(MOST_KEPT, int(KEPT_SHARE * available_memory(model.device)))
+        self._left = kept_bytes
+        self._batches: dict[int, list[_Batch]] = {}
+        begin = 0
+        for stage in stages:
+            self._batches[stage] = [
+                _Batch(model, documents, rows)
+                for rows in batch_rows(model, documents, range(begin, stage))
+            ]
+            begin = stage
+
+    def share_layers(self, count: int) -> None:
+        """Says that no schedule from now on drops from the first `count` layers."""
+        self.shared_layers = count
+
+    def losses(self, schedule: DepthSchedule, count: int) -> Losses:
+        """The losses of the first `count` documents, which must be one of the stages.
+
+        Raises:
+            OutOfTime: the clock has run out.
+            ScheduleError: the schedule does not fit the model, or drops from a shared layer.
+        """
+        found: dict[int, NDArray[np.float64]] = {}
+        for stage in self.stages[: self.stages.index(count) + 1]:
+            for batch in self._batches[stage]:
+                found |= self._batch_losses(batch, schedule)
+        return [found[row] for row in range(count)]
+
+    def _batch_losses(
+        self, batch: "_Batch", schedule: DepthSchedule
+    ) -> dict[int, NDArray[np.float64]]:
+        effect = batch.effect(schedule)
+        if effect not in batch.known:
+            self.clock.check()
+            self._left -= batch.prepare(self.shared_layers, self._left)
+            batch.known[effect] = batch.losses(schedule)
+            self.clock.scored += batch.positions * batch.share_run(schedule)
+        return batch.known[effect]
+
+
+class _Batch:
+    """Documents scored together, by their numbers in the list."""
+
+    def __init__(
+        self, model: LoadedModel, documents: Sequence[Document], rows: Sequence[int]
+    ) -> None:
+        self.model, self.rows = model, rows
+        self.documents = [documents[row] for row in rows]
+        self.prompt = max(len(document.prompt_ids) for document in self.documents)
+        self.response = max(len(document.response_ids) for document in self.documents)
+        self.positions = len(rows) * (self.prompt + self.response - 1)
+        self.known: dict[object, dict[int, NDArray[np.float64]]] = {}
+        self._full: list[NDArray[np.float64]] | None = None
+        self._scorer: Scorer | None = None
+
+    def effect(self, schedule: DepthSchedule) -> object:
+        """Equal for schedules that drop the same units at the same steps of these responses."""
+        lengths = schedule.prefix_lengths(0, self.response)
+        return frozenset(
+            (unit, length) for unit, length in lengths.items() if length < self.response - 1
+        )
+
+    def share_run(self, schedule: DepthSchedule) -> float:
+        """The share of layers that one pass over the batch runs, about."""
+        depth = schedule.mean_depth(self.response)
+        return depth / self.model.num_layers if self._scorer is None else 0.6
+
+    def prepare(self, shared_layers: int, room: int) -> int:
+        """Computes full depth's scores, and keeps what fits into `room`; returns what that took."""
+        took = 0
+        if self._full is None:
+            config, dtype = self.model.causal_lm.config, self.model.causal_lm.dtype
+            needed = self.positions * (
+                kv_bytes_per_position(config, dtype) + config.hidden_size * dtype.itemsize
+            )
+            if needed <= room:
+                self._scorer = Scorer(self.model, self.documents)
+                took = needed
+            self._full = [s.log_probs.numpy() for s in self._score(self._full_depth())]
+        if self._scorer is not None and self._scorer.shared_layers != shared_layers:
+            self._scorer.share_layers(shared_layers)
+        return took
+
+    def losses(self, schedule: DepthSchedule) -> dict[int, NDArray[np.float64]]:
+        assert self._full is not None
+        scores = self._score(schedule)
+        return {
+            row: full - score.log_probs.numpy()
+            for row, full, score in zip(self.rows, self._full, scores, strict=True)
+        }
+
+    def _score(self, schedule: DepthSchedule) -> list[ResponseScores]:
+        if self._scorer is not None:
+            return self._scorer.score(schedule)
+        return score(self.model, self.documents, schedule)
+
+    def _full_depth(self) -> DepthSchedule:
+        return DepthSchedule.full(self.model.num_layers)
+
+
+def batch_rows(
+    model: LoadedModel, documents: Sequence[Document], rows: Sequence[int]
+) -> list[list[int]]:
+    """Numbers of documents to score together: of like length, so that little is padding."""
+    positions = GPU_BATCH if model.device.type == "cuda" else CPU_BATCH
+    ordered = sorted(
+        rows, key=lambda row: (len(documents[row].response_ids), len(documents[row].prompt_ids))
+    )
+    batches: list[list[int]] = []
+    prompt = response = 0
+    for row in ordered:
+        prompt = max(prompt, len(documents[row].prompt_ids))
+        response = max(response, len(documents[row].response_ids))
+        if batches and (len(batches[-1]) + 1) * (prompt + response) <= positions:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            prompt, response = len(documents[row].prompt_ids), len(documents[row].response_ids)
+    return batches

@@ -1,0 +1,176 @@
+"""What a calibration looks for, and what it found. Values alone: making them is `calibration`'s."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from d3cli import __version__
+from d3cli.drop import Drop
+from d3cli.errors import UsageError
+from d3cli.heldout import hash_documents
+from d3cli.model import LoadedModel
+from d3cli.record import Calibration, Unseen
+from d3cli.replies import Judged
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document
+from d3cli.search import Candidate, Tried
+from d3cli.skip_order import UnitKind
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to look for.
+
+    Attributes:
+        target_drop: the most that perplexity may rise, as a fraction.
+        units: what may be dropped; "auto" searches both and keeps what saves more.
+        order: how units are ranked; "auto" is greedy where time allows.
+        confidence: of the one-sided bound that must lie within the target.
+        reply_tokens: the length of replies that bytes are counted for.
+        seed: splits the documents.
+        max_seconds: the search ends about then, with what it has.
+        replies: whether free-running replies are judged, too.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    target_drop: float
+    units: Literal["layer", "sublayer", "auto"] = "auto"
+    order: Literal["influence", "greedy", "auto"] = "auto"
+    confidence: float = 0.9
+    reply_tokens: int = 256
+    seed: int = 0
+    max_seconds: float = 600.0
+    replies: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_drop <= 1:
+            raise UsageError(
+                f"the target drop is {self.target_drop:.6g}", "it lies above 0% and at most at 100%"
+            )
+        if not 0.5 < self.confidence < 1:
+            raise UsageError(
+                f"the confidence is {self.confidence:g}", "it lies between 0.5 and 1, say 0.9"
+            )
+        if self.reply_tokens < 2:
+            raise UsageError(f"--reply-tokens is {self.reply_tokens}", "it must be 2 or more")
+        if not self.max_seconds > 0:
+            raise UsageError(f"--max-time is {self.max_seconds:g} s", "it must be more than 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A candidate on the unseen half.
+
+    Attributes:
+        by_position: ``(begin, end, tokens, drop)`` of each stretch of the replies.
+        kl: mean nats per response token.
+        same_top: share of response tokens where full depth has the same top choice.
+        mean_rank: of the text's own tokens, by D³'s logits.
+    """
+
+    candidate: Candidate
+    documents: int
+    tokens: int
+    drop: Drop
+    by_position: tuple[tuple[int, int, int, float], ...]
+    kl: float
+    same_top: float
+    mean_rank: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecayVerdict:
+    """Constant depth beside decay, at about the same bytes.
+
+    Attributes:
+        difference: perplexity of the decaying schedule over the static one's, less 1, unseen half.
+    """
+
+    static: Measured
+    decaying: Measured
+    difference: Drop
+
+    @property
+    def words(self) -> str:
+        """Whether decay paid."""
+        if self.difference.high < 0:
+            return "decay paid"
+        if self.difference.low > 0:
+            return "decay did not pay"
+        return "no difference that this text could show"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a calibration found.
+
+    Attributes:
+        chosen: None where nothing saves enough at the target.
+        why_not: why nothing was chosen.
+        tried: every candidate scored on the search half, on as many documents as it came to.
+        tested: candidates on the unseen half, in the order of the test, and whether each held.
+        orders: the skip order of each kind of unit.
+        influence: of every unit.
+        verdict: whether decay paid; None where it could not be asked.
+        judged: full depth's verdict on replies, by who wrote them; empty where nobody asked.
+        cut: what the time did not allow; empty where nothing was cut.
+    """
+
+    chosen: Measured | None = None
+    why_not: str = ""
+    tried: dict[DepthSchedule, Tried] = field(default_factory=dict)
+    tested: list[tuple[Candidate, Drop, bool]] = field(default_factory=list)
+    orders: dict[UnitKind, tuple[str, ...]] = field(default_factory=dict)
+    influence: dict[str, float] = field(default_factory=dict)
+    verdict: DecayVerdict | None = None
+    judged: Mapping[str, Judged] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def record(
+        self, settings: Settings, source: str, documents: Sequence[Document], model: LoadedModel
+    ) -> Calibration:
+        """What is stored of it.
+
+        Args:
+            source: where the text comes from.
+        """
+        assert self.chosen is not None
+        chosen, steps = self.chosen, settings.reply_tokens
+        schedule = chosen.candidate.schedule
+        return Calibration(
+            schedule=schedule,
+            target_drop=settings.target_drop,
+            confidence=settings.confidence,
+            unseen=Unseen(
+                documents=chosen.documents,
+                drop=chosen.drop.value,
+                drop_interval=(chosen.drop.low, chosen.drop.high),
+                kl=chosen.kl,
+                same_top=chosen.same_top,
+                layer_ratio=schedule.layer_ratio(steps),
+                byte_ratio=schedule.byte_ratio(steps, model.weight_bytes),
+            ),
+            settings={
+                "data": source,
+                "units": settings.units,
+                "order": settings.order,
+                "reply_tokens": steps,
+                "seed": settings.seed,
+                "seconds": round(self.seconds, 1),
+                "cut": "; ".join(self.cut) or None,
+            },
+            data_hash=hash_documents(documents),
+            version=__version__,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def best(self, kind: UnitKind, target: float) -> Tried | None:
+        """The fastest of a kind whose bound on the search half is within the target."""
+        held = [
+            t for t in self.tried.values() if t.candidate.kind == kind and t.drop.high <= target
+        ]
+        return max(held, key=lambda t: t.candidate.byte_ratio, default=None)

@@ -1,0 +1,140 @@
+"""How much a calibration can look at in the time it has: documents, order, an estimate."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from d3cli.evaluation import batch_rows
+from d3cli.model import LoadedModel
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, score
+from d3cli.search import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
+from d3cli.skip_order import BEST_BEFORE, LEAST_INFLUENCE
+
+# Below so many documents in a half, an interval over documents means little.
+LEAST_HALF = 8
+# A candidate's pass, beside full depth over all positions: prompts and first layers are reused.
+WITH_REUSE = 0.55
+# Passes over the unseen half: full depth twice with what is shared, the tests, the comparisons.
+UNSEEN_PASSES = 2.2 + 4 * WITH_REUSE + 3 * 2 + 2 * WITH_REUSE
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the search will look at.
+
+    Attributes:
+        search, unseen: the documents of the two halves.
+        stages: how many of the search half the rounds look at.
+        greedy: whether the order is measured greedily; else by influence.
+        positions: work, in token positions at full depth.
+        seconds: all the time there is.
+        estimate: seconds that it is expected to take.
+        search_deadline: seconds after which the search leaves the rest to the test.
+        left_out: what time did not allow; empty where nothing was left out.
+    """
+
+    search: Sequence[Document]
+    unseen: Sequence[Document]
+    stages: tuple[int, int, int]
+    greedy: bool
+    positions: float
+    seconds: float
+    estimate: float
+    search_deadline: float
+    left_out: str
+
+
+def measure_pace(model: LoadedModel, documents: Sequence[Document]) -> float:
+    """Positions per second of a full-depth pass with scores, over a batch of the usual size."""
+    rows = batch_rows(model, documents, range(len(documents)))
+    batch = [documents[row] for row in rows[len(rows) // 2]][:8]
+    positions = len(batch) * max(map(len, batch))
+    full = DepthSchedule.full(model.num_layers)
+    begun = time.monotonic()
+    score(model, batch, full)
+    took = time.monotonic() - begun
+    if took < 2.0:  # else the warm-up is small beside it
+        begun = time.monotonic()
+        score(model, batch, full)
+        took = time.monotonic() - begun
+    return positions / max(took, 1e-6)
+
+
+def make_plan(
+    search: Sequence[Document],
+    unseen: Sequence[Document],
+    *,
+    units: Sequence[int],
+    order: Literal["influence", "greedy", "auto"],
+    pace: float,
+    seconds: float,
+    all_documents: bool = False,
+) -> Plan:
+    """The most thorough search that fits into `seconds`, or the least one where none fits.
+
+    Args:
+        units: how many units each kind has.
+        pace: full-depth positions per second.
+        all_documents: never use fewer than there are.
+    """
+    halves = [len(search)]
+    while not all_documents and halves[-1] // 2 >= LEAST_HALF:
+        halves.append(halves[-1] // 2)
+    orders = {"greedy": [True], "influence": [False], "auto": [True, False]}[order]
+    plans = [
+        _plan(search[:half], unseen[:half], units, greedy, pace, seconds)
+        for greedy in orders
+        # Greedy on very few documents orders noise: influence on more of them comes first.
+        for half in (halves if not (greedy and order == "auto") else halves[:2])
+    ]
+    chosen = next((plan for plan in plans if plan.estimate <= seconds), plans[-1])
+    if chosen is plans[0]:
+        return chosen
+    left_out = []
+    if chosen.greedy != plans[0].greedy:
+        left_out.append("the order is by influence instead of greedy")
+    if len(chosen.search) < len(search):
+        used = len(chosen.search) + len(chosen.unseen)
+        left_out.append(f"{used} of {len(search) + len(unseen)} documents are used")
+    return Plan(
+        **{name: getattr(chosen, name) for name in Plan.__slots__ if name != "left_out"},
+        left_out=" and ".join(left_out),
+    )
+
+
+def _plan(
+    search: Sequence[Document],
+    unseen: Sequence[Document],
+    units: Sequence[int],
+    greedy: bool,
+    pace: float,
+    seconds: float,
+) -> Plan:
+    half = len(search)
+    few = max(half // 5, min(8, half // 2))
+    more = max(few + 1, half // 2)
+    stages = (few, more, half)
+    at_few, at_more, at_all = (sum(map(len, search[:stage])) for stage in stages)
+    work = 2.2 * at_all
+    for count in units:
+        work += 3 * at_few  # influence
+        if greedy:
+            rounds = 0.5 * count
+            work += (count + rounds * (BEST_BEFORE + LEAST_INFLUENCE)) * WITH_REUSE * at_few
+        work += 0.5 * count * WITH_REUSE * at_more
+        work += (ENTRANTS * at_few + SECOND_ROUND * at_more) * WITH_REUSE
+        work += (FINALISTS + len(SAFE_SHARES)) * WITH_REUSE * at_all
+    test = UNSEEN_PASSES * sum(map(len, unseen))
+    return Plan(
+        search=search,
+        unseen=unseen,
+        stages=stages,
+        greedy=greedy,
+        positions=work + test,
+        seconds=seconds,
+        estimate=(work + test) / pace,
+        search_deadline=max(seconds / 3, seconds - test / pace),
+        left_out="",
+    )

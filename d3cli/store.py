@@ -1,0 +1,260 @@
+"""Calibrations on disk: one JSON file a model, found again for as long as the model is the same.
+
+Knows how a calibration is kept, not how it is made; no torch. Readers take no lock, because a file
+is only ever replaced as a whole.
+"""
+
+import json
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from d3cli.config import make_directory, replace_file, state_dir
+from d3cli.errors import ScheduleError, StoreError
+from d3cli.record import Calibration, Entry, ModelKey, check_object, is_count, is_text
+
+SCHEMA = 1
+LARGEST_FILE = 1 << 20
+LOCK_SECONDS = 10.0  # a save takes milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A calibration that is there and does not count.
+
+    Attributes:
+        reason: why not, in words that follow a colon.
+        remedy: what to do about it, where that is not to calibrate again.
+    """
+
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of the store.
+
+    Attributes:
+        path: where it lies.
+        model: the identity of the model that it is for; None where that cannot be read.
+        entries: its calibrations, at most one a dtype and quantization.
+        problem: why it cannot be used; empty where it can.
+    """
+
+    path: Path
+    model: str | None
+    entries: tuple[Entry, ...] = ()
+    problem: str = ""
+
+
+def file_of(model: str) -> Path:
+    """Where the calibrations of the model with this identity are, or would be."""
+    readable = re.sub(r"[^a-z0-9._-]+", "-", model.lower())[-48:].strip("-.")
+    digest = sha256(model.encode(errors="surrogateescape")).hexdigest()
+    return _directory() / f"{readable}-{digest[:8]}.json"
+
+
+def calibrate_command(model: str, dtype: str = "auto", quantization: str | None = None) -> str:
+    """What to type to calibrate a model as it was loaded."""
+    command = f"d3 calibrate {shlex.quote(model)}"
+    command += "" if dtype == "auto" else f" --dtype {dtype}"
+    return command if quantization is None else f"{command} --quantization {quantization}"
+
+
+def find(key: ModelKey) -> Calibration | Stale | None:
+    """The calibration of this very model, or why the one that is there does not count.
+
+    Raises:
+        StoreError: the file is damaged, or a newer d3 wrote it.
+    """
+    stored = calibrations_of(key.model)
+    if stored is None:
+        return None
+    for entry in stored.entries:
+        if entry.key.form == key.form:
+            return _compare(entry, key)
+    forms = " and ".join(entry.key.form for entry in stored.entries)
+    return Stale(f"it was made in {forms}, and the model now runs in {key.form}")
+
+
+def _compare(entry: Entry, key: ModelKey) -> Calibration | Stale:
+    if entry.key.revision != key.revision:
+        then, now = ((revision or "none")[:12] for revision in (entry.key.revision, key.revision))
+        return Stale(f"it was made for revision {then}, and the model is now at {now}")
+    if entry.key.fingerprint != key.fingerprint:
+        date = entry.calibration.date[:10]
+        return Stale(f"the model's weights or config changed since it was made, on {date}")
+    return entry.calibration
+
+
+def calibrations_of(model: str) -> StoredFile | None:
+    """All that is stored for the model with this identity; None where nothing is.
+
+    Raises:
+        StoreError: the file is damaged, or a newer d3 wrote it.
+    """
+    return _read(file_of(model), f"d3 calibrate --remove {shlex.quote(model)}")
+
+
+def all_calibrations() -> list[StoredFile]:
+    """Every file of the store, by model; one that cannot be used stands there with its problem."""
+    directory = _directory()
+    try:
+        paths = [path for path in directory.iterdir() if path.suffix == ".json"]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        return [StoredFile(directory, None, problem=f"{directory}: {error.strerror}")]
+    found = []
+    for path in paths:
+        try:
+            stored = _read(path)
+        except StoreError as error:
+            stored = StoredFile(path, None, problem=error.message)
+        if stored is not None:  # removed meanwhile
+            found.append(stored)
+    return sorted(found, key=lambda stored: (stored.model or "", stored.path))
+
+
+def check_writable(key: ModelKey) -> None:
+    """Makes sure, before a long search, that its result can be saved.
+
+    Raises:
+        StoreError: the state directory cannot be written, or the file that is there is damaged or
+            of a newer d3, and would have to be overwritten.
+    """
+    with _locked():
+        calibrations_of(key.model)
+        path = file_of(key.model)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+
+
+def save(key: ModelKey, calibration: Calibration) -> Path:
+    """Stores a calibration beside those of other dtypes and quantizations; returns the file.
+
+    Raises:
+        StoreError: it cannot be written, or the file that is there is damaged or of a newer d3.
+    """
+    path = file_of(key.model)
+    with _locked():
+        stored = calibrations_of(key.model)
+        entries = {entry.key.form: entry for entry in (stored.entries if stored else ())}
+        entries[key.form] = Entry(key, calibration)
+        data = {
+            "schema": SCHEMA,
+            "model": key.model,
+            "entries": [entry.to_json() for entry in entries.values()],
+        }
+        # The lock is ours, so whoever left these was killed.
+        for partial in path.parent.glob(f".{path.name}.*"):
+            partial.unlink(missing_ok=True)
+        replace_file(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def remove(model: str) -> bool:
+    """Removes all that is stored for the model with this identity, damaged or not.
+
+    Returns:
+        Whether there was anything.
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    path = file_of(model)
+    with suppress(PermissionError):  # the lock will meet it again, and say so
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # nothing is made only to remove nothing from it
+    with _locked():
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _directory() -> Path:
+    return state_dir() / "calibrations"
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Holds the store's lock, which the system frees when the process ends, however it ends.
+
+    Raises:
+        StoreError: another process holds it, or the directory cannot be written.
+    """
+    from filelock import FileLock, Timeout  # only a writer pays for this import
+
+    directory = _directory()
+    try:
+        make_directory(directory)
+        with FileLock(directory / ".lock", timeout=LOCK_SECONDS, mode=0o600):
+            yield
+    except Timeout as error:
+        raise StoreError(
+            f"another d3 has been writing to {directory} for {LOCK_SECONDS:g} seconds",
+            "wait until it ends, then run this again",
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(
+            f"calibrations cannot be written to {directory}: {reason}",
+            "check the disk and the directory's permissions, or set D3_HOME to another",
+        ) from error
+
+
+def _read(path: Path, remove_command: str = "") -> StoredFile | None:
+    remedy = "move it away" + (f", or run: {remove_command}" if remove_command else "")
+    try:
+        data = _load(path)
+        if data["schema"] == SCHEMA:
+            return _parse(path, data)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror}", f"check its permissions, or {remedy}"
+        ) from error
+    except (ScheduleError, ValueError, OverflowError, RecursionError) as error:
+        words = " ".join(str(error).split())[:120]
+        raise StoreError(f"{path} is damaged: {words}", f"it is left alone: {remedy}") from error
+    raise StoreError(f"{path} was written by a newer d3", f"update d3, or {remedy}")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A file's JSON object, which names a schema."""
+    if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        text = file.read(LARGEST_FILE + 1)
+    if len(text) > LARGEST_FILE:
+        raise ValueError("it is larger than 1 MiB")
+    data = json.loads(text, parse_constant=_refuse_constant)
+    if not isinstance(data, dict) or not is_count(data.get("schema")):
+        raise ValueError("it names no schema")
+    return data
+
+
+def _parse(path: Path, data: dict[str, Any]) -> StoredFile:
+    found = check_object("it", data, ("schema", "model", "entries"))
+    model = found["model"]
+    if not is_text(model) or file_of(model).name != path.name:
+        raise ValueError("it is for another model than its name says")
+    if not isinstance(found["entries"], list) or not found["entries"]:
+        raise ValueError("it has no list of entries")
+    entries = tuple(Entry.from_json(model, entry) for entry in found["entries"])
+    if len({entry.key.form for entry in entries}) < len(entries):
+        raise ValueError("it holds two calibrations of one kind")
+    return StoredFile(path, model, entries)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

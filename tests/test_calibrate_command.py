@@ -1,0 +1,294 @@
+"""``d3 calibrate`` from the command line."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from d3cli.cli.calibrate import parse_duration, parse_target
+from d3cli.config import state_dir
+from d3cli.errors import StoreError, UsageError
+from d3cli.store import file_of
+from tests.conftest import D3, Result, check
+
+# Few documents, one kind, no greedy search: seconds instead of a minute.
+QUICK = ("--documents", "24", "--units", "layer", "--order", "influence", "--dtype", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """One quick calibration as JSON, and the home that it was stored in."""
+    home = tmp_path_factory.mktemp("calibrated")
+    run = subprocess.run(
+        [sys.executable, "-m", "d3cli", "calibrate", *QUICK, "--target-drop", "5%", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "D3_HOME": str(home)},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout), home
+
+
+def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
+    found, home = report
+    assert {
+        "schema",
+        "schedule",
+        "stored",
+        "target_drop",
+        "confidence",
+        "unseen",
+        "frontier",
+        "seconds",
+    } <= found.keys()
+    assert found["target_drop"] == 0.05
+    assert {
+        "documents",
+        "drop",
+        "drop_interval",
+        "kl",
+        "same_top",
+        "layer_ratio",
+        "byte_ratio",
+    } <= found["unseen"].keys()
+    assert found["unseen"]["documents"] == 12
+    assert found["unseen"]["drop_interval"][1] <= 0.05
+    assert (
+        sum(part["tokens"] for part in found["unseen"]["by_position"])
+        == (found["unseen"]["tokens"])
+    )
+    assert len(found["frontier"]) > 5
+    assert found["orders"]["layer"]
+    assert Path(found["stored"]).parent == home / "calibrations"
+
+
+def test_generate_uses_what_was_stored(
+    report: tuple[dict, Path], d3: D3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, home = report
+    monkeypatch.setenv("D3_HOME", str(home))
+    result = d3("generate", "Hello", "--json", "--max-tokens", "3", "--dtype", "bfloat16")
+    assert result.code == 0
+    assert json.loads(result.out)["schedule"] == found["schedule"]
+    assert found["schedule"]["source"] == "calibration"
+    assert "depth: calibrated" in result.err
+    other = d3("generate", "Hello", "--json", "--max-tokens", "3", "--dtype", "float32")
+    assert json.loads(other.out)["schedule"]["source"] == "shipped"
+    assert "it was made in bfloat16" in other.err
+
+
+def test_show_and_remove(
+    report: tuple[dict, Path], d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found, _ = report
+    stored = file_of("demo")
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(Path(found["stored"]).read_bytes())  # a home of its own: it is removed here
+    for arguments in (("--show",), ("--show", "demo")):
+        shown = d3("calibrate", *arguments)
+        assert shown.code == 0
+        assert " ".join(found["schedule"]["skip_order"]) in shown.out
+        as_json = json.loads(d3("calibrate", *arguments, "--json").out)["calibrations"]
+        assert [entry["schedule"]["alpha"] for entry in as_json] == [found["schedule"]["alpha"]]
+    models = d3("models").out
+    assert f"{found['unseen']['byte_ratio']:.2f}×" in models
+    removed = d3("calibrate", "--remove", "demo")
+    assert (removed.code, stored.exists()) == (0, False)
+    assert "removed" in removed.err
+    again = d3("calibrate", "--remove", "demo")
+    assert (again.code, "nothing was stored" in again.err) == (0, True)
+    nothing = d3("calibrate", "--show")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert "nothing is stored" in nothing.err
+
+
+def test_nothing_worth_it_exits_3_and_stores_nothing(d3: D3) -> None:
+    result = d3("calibrate", *QUICK, "--target-drop", "0.0001%", "--json")
+    assert result.code == 3
+    found = json.loads(result.out)
+    assert found["schedule"] is None and found["stored"] is None and found["unseen"] is None
+    assert "nothing was stored" in result.err
+    assert not file_of("demo").exists()
+
+
+def test_csv_lists_what_was_tried(d3: D3) -> None:
+    result = d3("calibrate", *QUICK, "--target-drop", "5%", "-o", "csv")
+    assert result.code == 0
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert len(rows) > 5
+    assert sum(row["chosen"] == "1" for row in rows) == 1
+    assert all(0.5 < float(row["byte_ratio_net"]) < 3 for row in rows)
+
+
+def test_your_own_text_is_used(d3: D3, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("Once upon a time a fox called Rufus lived near the river bank. " * 600)
+    result = d3(
+        "calibrate", *QUICK[2:], "--data", path, "--target-drop", "100%", "--max-time", "60s"
+    )
+    assert result.code == 0
+    assert "on unseen text" in result.out
+    assert json.loads(file_of("demo").read_text())["entries"][0]["settings"]["data"] == str(path)
+
+
+def test_self_replies_are_scored(d3: D3) -> None:
+    result = d3(
+        "calibrate", *QUICK, "--self-replies", "--reply-tokens", "24", "--target-drop", "20%"
+    )
+    assert result.code in (0, 3), result  # what the model writes is sampled
+    assert "response tokens" in result.err
+
+
+def test_replies_are_judged_beside_full_depths_own(d3: D3) -> None:
+    result = d3(
+        "calibrate",
+        *QUICK,
+        "--replies",
+        "--reply-tokens",
+        "16",
+        "--target-drop",
+        "20%",
+        "--json",
+    )
+    assert result.code == 0, result
+    judged = json.loads(result.out)["replies"]
+    assert judged["full depth"]["rise"] is None
+    assert judged["full depth"]["perplexity"] > 1
+    assert judged["chosen"]["rise"]["drop"] == pytest.approx(
+        judged["chosen"]["perplexity"] / judged["full depth"]["perplexity"] - 1
+    )
+
+
+def test_ctrl_c_stores_nothing_and_says_so(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "d3cli", "calibrate", "--dtype", "bfloat16"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "D3_HOME": str(tmp_path)},
+    )
+    assert process.stderr is not None
+    while "this takes about" not in (line := process.stderr.readline()):
+        assert line
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    assert "interrupted: nothing was stored" in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [("1%", 0.01), ("0.5%", 0.005), ("0.01", 0.01), ("100%", 1.0), (" 2% ", 0.02)],
+)
+def test_targets_are_percentages_or_fractions(text: str, target: float) -> None:
+    assert parse_target(text) == pytest.approx(target)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("1", "write 1% for 1 percent"),
+        ("2.5", "write 2.5%"),
+        ("0", "above 0%"),
+        ("-1%", "above 0%"),
+        ("101%", "at most at 100%"),
+        ("nan", "above 0%"),
+        ("inf%", "at most at 100%"),
+        ("much", "1%"),
+        ("", "1%"),
+    ],
+)
+def test_other_targets_are_refused(text: str, hint: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_target(text)
+    assert hint in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h", 3600), ("1h30m", 5400), ("0.5m", 30)]
+)
+def test_times_have_units(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "-5m", "10 minutes", "0s", "m", "1e3s", "9999999h"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_duration(text)
+
+
+def bad(d3: D3, *arguments: str | Path) -> Result:
+    return d3("calibrate", *arguments)
+
+
+def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
+    empty, tiny, short = (tmp_path / name for name in ("empty.txt", "tiny.jsonl", "short.jsonl"))
+    empty.write_text("")
+    tiny.write_text('{"prompt": "Why?", "response": "Because it is so."}\n')
+    short.write_text('{"prompt": "Why?", "response": "a"}\n' * 50)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fine"}\n{"text": \n')
+    check(bad(d3, "--data", empty), 2, "there are 0 documents")
+    check(bad(d3, "--data", tiny), 2, "there are 1 documents")
+    check(bad(d3, "--data", short), 2, "there are 0 documents")
+    check(bad(d3, "--data", broken), 2, "line 2")
+    check(bad(d3, "--data", tmp_path / "none.txt"), 2, "cannot be read")
+    check(bad(d3, "--target-drop", "1"), 2, "would be 100%")
+    check(bad(d3, "--target-drop", "0%"), 2, "--target-drop is")
+    check(bad(d3, "--max-time", "10"), 2, "--max-time is")
+    check(bad(d3, "--confidence", "1"), 2, "confidence is 1")
+    check(bad(d3, "--documents", "5"), 2, "greater than or equal to 16")
+    check(bad(d3, "--show", "--remove"), 2, "exclude each other")
+    check(bad(d3, "--show", "-o", "csv"), 2, "no csv")
+    check(bad(d3, "no-such-model"), 2, "no model or directory")
+    check(bad(d3, "--units", "neuron"), 2, "neuron")
+
+
+def test_a_state_directory_that_cannot_be_written_is_refused_before_the_search(d3: D3) -> None:
+    state_dir().mkdir(parents=True, exist_ok=True)
+    (state_dir() / "calibrations").write_text("a file in its place")
+    begun = time.monotonic()
+    check(bad(d3), 1, "cannot be written")
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": 99}'])
+def test_a_damaged_or_newer_file_is_reported_and_left_alone(d3: D3, text: str) -> None:
+    path = file_of("demo")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    result = bad(d3)
+    check(result, 1, "is damaged" if text == "{" else "newer d3")
+    assert "--remove" in result.err
+    assert path.read_text() == text
+    shown = d3("calibrate", "--show")
+    assert shown.code == 0
+    assert path.name in shown.err
+    check(d3("calibrate", "--show", "demo"), 1, path.name)
+    assert d3("calibrate", "--remove", "demo").code == 0
+    assert not path.exists()
+
+
+def test_a_result_that_cannot_be_stored_is_still_shown(
+    d3: D3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise StoreError("no space left", "free some")
+
+    monkeypatch.setattr("d3cli.cli.calibrate.save", full_disk)
+    result = d3("calibrate", *QUICK, "--target-drop", "5%")
+    assert result.code == 1
+    assert "on unseen text" in result.out
+    assert "error: no space left" in result.err

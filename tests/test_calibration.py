@@ -1,0 +1,322 @@
+"""The search as a whole: what it finds where the answer is known, and what it may promise."""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from d3cli.calibration import Calibrator
+from d3cli.decode import decode_step, prefill
+from d3cli.errors import CalibrationError, UsageError
+from d3cli.evaluation import Clock, Evaluator
+from d3cli.heldout import builtin_samples, choose, encode_samples, hash_documents
+from d3cli.load import load_model
+from d3cli.model import LoadedModel
+from d3cli.outcome import Outcome, Settings
+from d3cli.plan import make_plan
+from d3cli.replies import judge, self_replies, surprise
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document, score
+from d3cli.search import StaticLosses, candidates, score_prefixes
+from d3cli.skip_order import static_schedule
+from tests.families import random_ids, tiny
+from tests.planted import IDLE, QUIET, documents, planted
+
+
+def outcome_of(
+    model: LoadedModel, texts: list[Document], settings: Settings, **options: object
+) -> Outcome:
+    calibrator = Calibrator(model, texts, settings, **options)
+    shares = [progress.share for progress in calibrator]
+    assert all(0 <= share <= 1 for share in shares)
+    return calibrator.outcome
+
+
+@pytest.fixture(scope="module")
+def planted_outcome() -> Outcome:
+    return outcome_of(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+
+
+def test_the_search_finds_all_that_the_construction_allows(planted_outcome: Outcome) -> None:
+    model, chosen = planted(), planted_outcome.chosen
+    assert chosen is not None
+    allowed = static_schedule(model, [str(layer) for layer in IDLE])
+    reached = chosen.candidate.schedule.byte_ratio(40, model.weight_bytes)
+    # Sublayers leave the norms of an idle layer in, which are next to nothing.
+    assert reached >= 0.999 * allowed.byte_ratio(40, model.weight_bytes)
+    assert chosen.drop.high <= 0.01
+
+
+def test_what_matters_is_kept(planted_outcome: Outcome) -> None:
+    assert planted_outcome.chosen is not None
+    dropped = planted_outcome.chosen.candidate.schedule.skip_order
+    assert not {str(QUIET), f"{QUIET}.mlp"} & set(dropped)
+
+
+def test_both_kinds_of_units_are_reported(planted_outcome: Outcome) -> None:
+    assert set(planted_outcome.orders) == {"layer", "sublayer"}
+    assert all(planted_outcome.best(kind, 0.01) for kind in planted_outcome.orders)
+    assert len(planted_outcome.influence) == 7 + 14
+
+
+def test_the_same_seed_gives_the_same_result(planted_outcome: Outcome) -> None:
+    again = outcome_of(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    assert replace(again, seconds=0) == replace(planted_outcome, seconds=0)
+
+
+def test_only_what_held_on_unseen_text_is_chosen(planted_outcome: Outcome) -> None:
+    tested = planted_outcome.tested
+    ratios = [candidate.byte_ratio for candidate, _, _ in tested]
+    assert ratios == sorted(ratios)  # from the safest to the fastest
+    held = [candidate for candidate, _, held in tested if held]
+    assert planted_outcome.chosen is not None
+    assert held[-1] == planted_outcome.chosen.candidate
+    assert [ok for _, _, ok in tested] == sorted((ok for _, _, ok in tested), reverse=True)
+    assert all((drop.high <= 0.01) == held for _, drop, held in tested)
+
+
+def test_the_halves_share_no_document() -> None:
+    calibrator = Calibrator(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    search, unseen = calibrator.plan.search, calibrator.plan.unseen
+    assert len(search) + len(unseen) == len(documents())
+    assert not {id(d) for d in search} & {id(d) for d in unseen}
+
+
+def test_a_model_whose_every_layer_matters_gets_nothing() -> None:
+    model = tiny("llama").gated
+    texts = list(
+        self_replies(model, [Document(random_ids(5, seed=s), [1]) for s in range(20)], 30, 0)
+    )
+    outcome = outcome_of(model, texts, Settings(0.001, reply_tokens=30))
+    assert outcome.chosen is None
+    assert outcome.why_not
+
+
+def test_a_search_without_time_says_so() -> None:
+    with pytest.raises(CalibrationError, match="before any schedule was tried"):
+        outcome_of(
+            planted(),
+            list(documents()),
+            Settings(0.01, reply_tokens=40, max_seconds=0.001),
+        )
+
+
+def test_a_search_short_of_time_tests_what_it_has_and_says_so() -> None:
+    begun = time.monotonic()
+    outcome_of(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    whole = time.monotonic() - begun
+    settings = Settings(0.01, reply_tokens=40, max_seconds=0.4 * whole)
+    outcome = outcome_of(planted(), list(documents()), settings)
+    assert outcome.cut
+    assert outcome.chosen is not None and outcome.chosen.drop.high <= 0.01
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"target_drop": 0},
+        {"target_drop": -0.1},
+        {"target_drop": 1.01},
+        {"target_drop": math.nan},
+        {"confidence": 0.5},
+        {"confidence": 1},
+        {"confidence": math.nan},
+        {"reply_tokens": 1},
+        {"max_seconds": 0},
+    ],
+)
+def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Settings(**{"target_drop": 0.01} | bad)
+
+
+def test_a_family_without_sublayers_is_searched_by_layers_alone() -> None:
+    model = tiny("opt").gated
+    texts = [Document(random_ids(4, seed=s), random_ids(20, seed=100 + s)) for s in range(16)]
+    with pytest.raises(UsageError, match="no sublayers"):
+        Calibrator(model, texts, Settings(0.5, units="sublayer"))
+    outcome = outcome_of(model, texts, Settings(0.5, reply_tokens=20))
+    assert list(outcome.orders) == ["layer"]
+
+
+# What a schedule is foretold to lose.
+
+
+def test_static_depths_are_foretold_exactly() -> None:
+    model, texts = planted(), list(documents())
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    order = ["7", "2", "3"]
+    losses = list(score_prefixes(model, evaluator, order, 20, 1e9))
+    pool = candidates(model, "layer", StaticLosses(tuple(order), losses), 40)
+    static = [candidate for candidate in pool if candidate.is_static]
+    assert len(static) == 3
+    for candidate in static:
+        measured = np.concatenate(evaluator.losses(candidate.schedule, 20)).mean()
+        assert candidate.foretold == pytest.approx(measured, abs=1e-9)
+
+
+def test_byte_ratios_are_those_of_the_schedule() -> None:
+    model, texts = planted(), list(documents())
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    order = ["7.mlp", "2.attn", "3.mlp"]
+    losses = list(score_prefixes(model, evaluator, order, 20, 1e9))
+    pool = candidates(model, "sublayer", StaticLosses(tuple(order), losses), 40)
+    assert len(pool) > 50
+    for candidate in pool:
+        expected = candidate.schedule.byte_ratio(40, model.weight_bytes, net_of_repair=True)
+        assert candidate.byte_ratio == pytest.approx(expected)
+
+
+def test_no_depth_is_promised_that_was_not_measured() -> None:
+    model, texts = planted(), list(documents())  # responses of 48 tokens
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))
+    pool = candidates(model, "layer", StaticLosses(("7", "3"), losses), 1000)
+    assert pool
+    for candidate in pool:
+        schedule = candidate.schedule
+        least = schedule.depth(999)
+        at_least = sum(schedule.depth(t) == least for t in range(48))
+        assert at_least >= 0.1 * 48
+
+
+# Evaluation.
+
+
+def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None:
+    model, texts = planted(), list(documents())
+    schedule = static_schedule(model, ["7", "3"])
+    kept = Evaluator(model, texts, (8, len(texts)), Clock(1e9))
+    kept.share_layers(3)
+    bare = Evaluator(model, texts, (8, len(texts)), Clock(1e9), kept_bytes=0)
+    for count in (8, len(texts)):
+        for one, other in zip(
+            kept.losses(schedule, count), bare.losses(schedule, count), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_losses_are_full_depths_log_probability_less_the_schedules() -> None:
+    model, texts = planted(), list(documents())[:12]
+    schedule = DepthSchedule(9, 0.95, 2, 1, 1, ("7", "2", "3"))
+    found = Evaluator(model, texts, (12,), Clock(1e9)).losses(schedule, 12)
+    full = score(model, texts, DepthSchedule.full(9))
+    ours = score(model, texts, schedule)
+    for loss, f, o in zip(found, full, ours, strict=True):
+        np.testing.assert_allclose(loss, (f.log_probs - o.log_probs).numpy(), atol=1e-4)
+
+
+# The built-in model.
+
+
+@pytest.fixture(scope="module")
+def builtin() -> LoadedModel:
+    return load_model(dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def builtin_texts(builtin: LoadedModel) -> list[Document]:
+    return choose(encode_samples(builtin, builtin_samples(builtin)), 24, 3)
+
+
+@torch.inference_mode()
+def log_probs_step_by_step(
+    model: LoadedModel, document: Document, schedule: DepthSchedule
+) -> list[float]:
+    cache = model.new_cache()
+    for chunk in prefill(model, cache, document.prompt_ids):
+        logits = model.logits(chunk.hidden[-1])
+    found = [float(logits.double().log_softmax(-1)[document.response_ids[0]])]
+    pairs = zip(document.response_ids[:-1], document.response_ids[1:], strict=True)
+    for step, (previous, token) in enumerate(pairs, start=1):
+        logits = decode_step(model, cache, previous, schedule.dropped(step))
+        found.append(float(logits.double().log_softmax(-1)[token]))
+    return found
+
+
+def test_the_drop_found_is_that_of_decoding_token_by_token(
+    builtin: LoadedModel, builtin_texts: list[Document]
+) -> None:
+    settings = Settings(0.03, units="layer", order="influence", reply_tokens=128)
+    calibrator = Calibrator(builtin, builtin_texts, settings)
+    for _ in calibrator:
+        pass
+    chosen = calibrator.outcome.chosen
+    assert chosen is not None
+    schedules = (chosen.candidate.schedule, DepthSchedule.full(16))
+    ours, full = (
+        [
+            value
+            for document in calibrator.plan.unseen
+            for value in log_probs_step_by_step(builtin, document, schedule)
+        ]
+        for schedule in schedules
+    )
+    assert len(ours) == chosen.tokens
+    drop = math.expm1(math.fsum(full) / len(full) - math.fsum(ours) / len(ours))
+    assert drop == pytest.approx(chosen.drop.value, abs=1e-5)
+    assert abs(drop) > 1e-4  # else nothing was dropped
+
+
+def test_replies_are_judged_against_full_depths_own(builtin: LoadedModel) -> None:
+    full = DepthSchedule.full(16)
+    prompts = [Document(builtin.tokenizer(text)["input_ids"], [1]) for text in ("Hello", "Why?")]
+    own = list(self_replies(builtin, prompts, 24, seed=1))
+    assert list(self_replies(builtin, prompts, 24, seed=1)) == own  # seeded
+    surprises = [surprise(builtin, reply) for reply in own]
+    expected = [-s.log_probs.numpy() for s in score(builtin, own, full)]
+    for found, wanted in zip(surprises, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    worse = [surprise + 0.1 for surprise in surprises]
+    verdict = judge(worse, surprises, 0.9)
+    assert verdict.rise is not None
+    assert verdict.rise.value == pytest.approx(math.expm1(0.1))
+    assert judge(surprises, surprises, 0.9).rise is None
+
+
+# Plans.
+
+
+def plan(seconds: float, **options: object):
+    texts = [Document([1] * 60, [1] * 200)] * 60
+    settings = {"units": [14, 28], "order": "auto", "pace": 5000.0, "seconds": seconds}
+    return make_plan(texts, texts, **settings | options)
+
+
+def test_with_time_enough_nothing_is_left_out() -> None:
+    whole = plan(1e9)
+    assert whole.greedy and not whole.left_out
+    assert whole.stages == (12, 30, 60)
+
+
+def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
+    whole = plan(1e9)
+    less = plan(0.5 * whole.estimate)
+    assert less.estimate <= 0.5 * whole.estimate
+    assert less.left_out
+    assert less.search_deadline < 0.5 * whole.estimate
+    least = plan(1e-3)
+    assert not least.greedy and len(least.search) >= 7
+    assert "influence" in least.left_out and "documents" in least.left_out
+
+
+def test_what_was_asked_for_is_not_left_out() -> None:
+    assert plan(1e-3, order="greedy").greedy
+    assert len(plan(1e-3, all_documents=True).search) == 60
+    assert not plan(1e9, order="influence").greedy
+
+
+# Documents.
+
+
+def test_documents_are_drawn_by_seed_and_hashed_whatever_their_order() -> None:
+    texts = list(documents())
+    assert choose(texts, 20, 1) == choose(texts, 20, 1) != choose(texts, 20, 2)
+    assert choose(texts, 10_000, 1) == texts
+    assert hash_documents(texts) == hash_documents(texts[::-1])
+    assert hash_documents(texts) != hash_documents(texts[1:])
+    with pytest.raises(UsageError, match="too few"):
+        choose(texts, 15, 0)
