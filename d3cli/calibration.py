@@ -73,16 +73,17 @@ class Calibrator:
     ) -> None:
         self.model, self.settings, self.outcome = model, settings, Outcome()
         self._began = time.monotonic() if began is None else began
-        self._kinds = _kinds(model, settings.units)
+        kinds = _kinds(model, settings.units)
         search, unseen = split(documents, settings.seed)
         left = settings.max_seconds - self._elapsed()
         self.plan: Plan = make_plan(
             search,
             unseen,
-            units=[len(units_of(model, kind)) for kind in self._kinds],
+            units={kind: len(units_of(model, kind)) for kind in kinds},
             order=settings.order,
             pace=measure_pace(model, search),
             seconds=left * (1 - REPLIES_SHARE) if settings.replies else left,
+            all_kinds=settings.units != "auto",
             all_documents=all_documents,
         )
         if self.plan.left_out:
@@ -95,9 +96,9 @@ class Calibrator:
     def __iter__(self) -> Iterator[Progress]:
         self._clock = Clock(self.plan.search_deadline)
         evaluator = Evaluator(self.model, self._search, self.plan.stages, self._clock)
-        for number, kind in enumerate(self._kinds):
+        for number, kind in enumerate(self.plan.kinds):
             left = self.plan.search_deadline - self._clock.elapsed
-            ends = self._clock.elapsed + left / (len(self._kinds) - number)
+            ends = self._clock.elapsed + left / (len(self.plan.kinds) - number)
             try:
                 yield from self._search_kind(kind, evaluator, ends)
             except OutOfTime:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.drop import Losses
+from d3cli.errors import GenerationError
 from d3cli.memory import available_memory, kv_bytes_per_position
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
@@ -18,6 +19,8 @@ from d3cli.scoring import Document, ResponseScores, Scorer, score
 
 # Positions of one batch. Larger ones gain nothing on a CPU; a GPU wants more at once.
 CPU_BATCH, GPU_BATCH = 2048, 16384
+# Nats lost by a token to which D³ gives no probability, or none that is a number.
+WORST = 100.0
 # What may be kept between schedules: a share of what is free, and never more than this.
 KEPT_SHARE, MOST_KEPT = 0.25, 8 << 30
 
@@ -153,6 +156,11 @@ class _Batch:
                 self._scorer = Scorer(self.model, self.documents)
                 took = needed
             self._full = [s.log_probs.numpy() for s in self._score(self._full_depth())]
+            if not all(np.isfinite(log_probs).all() for log_probs in self._full):
+                raise GenerationError(
+                    "the model's log-probabilities are not finite",
+                    "the weights may be damaged, or --dtype too narrow: try --dtype float32",
+                )
         if self._scorer is not None and self._scorer.shared_layers != shared_layers:
             self._scorer.share_layers(shared_layers)
         return took
@@ -161,7 +169,8 @@ class _Batch:
         assert self._full is not None
         scores = self._score(schedule)
         return {
-            row: full - score.log_probs.numpy()
+            # Dropping units may take a narrow dtype out of its range; that is a loss like others.
+            row: np.nan_to_num(full - score.log_probs.numpy(), nan=WORST, posinf=WORST)
             for row, full, score in zip(self.rows, self._full, scores, strict=True)
         }
 

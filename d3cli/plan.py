@@ -1,17 +1,23 @@
 """How much a calibration can look at in the time it has: documents, order, an estimate."""
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from d3cli.errors import CalibrationError
 from d3cli.evaluation import batch_rows
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
 from d3cli.search import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
-from d3cli.skip_order import BEST_BEFORE, LEAST_INFLUENCE
+from d3cli.skip_order import BEST_BEFORE, LEAST_INFLUENCE, UnitKind
 
+# Seconds that a pass may take to measure the pace.
+LONG = 2.0
+# A search that is expected to take so many times the time that there is, is not begun.
+HOPELESS = 2.0
 # Below so many documents in a half, an interval over documents means little.
 LEAST_HALF = 8
 # A candidate's pass, beside full depth over all positions: prompts and first layers are reused.
@@ -27,6 +33,7 @@ class Plan:
     Attributes:
         search, unseen: the documents of the two halves.
         stages: how many of the search half the rounds look at.
+        kinds: of units, to be searched.
         greedy: whether the order is measured greedily; else by influence.
         positions: work, in token positions at full depth.
         seconds: all the time there is.
@@ -38,6 +45,7 @@ class Plan:
     search: Sequence[Document]
     unseen: Sequence[Document]
     stages: tuple[int, int, int]
+    kinds: tuple[UnitKind, ...]
     greedy: bool
     positions: float
     seconds: float
@@ -49,27 +57,28 @@ class Plan:
 def measure_pace(model: LoadedModel, documents: Sequence[Document]) -> float:
     """Positions per second of a full-depth pass with scores, over a batch of the usual size."""
     rows = batch_rows(model, documents, range(len(documents)))
-    batch = [documents[row] for row in rows[len(rows) // 2]][:8]
-    positions = len(batch) * max(map(len, batch))
+    batch = [documents[row] for row in rows[len(rows) // 2]]
     full = DepthSchedule.full(model.num_layers)
-    begun = time.monotonic()
-    score(model, batch, full)
-    took = time.monotonic() - begun
-    if took < 2.0:  # else the warm-up is small beside it
+    # The first pass warms up; where one document takes long already, it is measured itself.
+    for count in (1, 1, 8):
+        part = batch[:count]
         begun = time.monotonic()
-        score(model, batch, full)
+        score(model, part, full)
         took = time.monotonic() - begun
-    return positions / max(took, 1e-6)
+        if took > LONG:
+            break
+    return len(part) * max(map(len, part)) / max(took, 1e-6)
 
 
 def make_plan(
     search: Sequence[Document],
     unseen: Sequence[Document],
     *,
-    units: Sequence[int],
+    units: Mapping[UnitKind, int],
     order: Literal["influence", "greedy", "auto"],
     pace: float,
     seconds: float,
+    all_kinds: bool = True,
     all_documents: bool = False,
 ) -> Plan:
     """The most thorough search that fits into `seconds`, or the least one where none fits.
@@ -77,7 +86,11 @@ def make_plan(
     Args:
         units: how many units each kind has.
         pace: full-depth positions per second.
+        all_kinds: search them all, however long it takes; else the first one may do.
         all_documents: never use fewer than there are.
+
+    Raises:
+        CalibrationError: even the least search would take far longer.
     """
     halves = [len(search)]
     while not all_documents and halves[-1] // 2 >= LEAST_HALF:
@@ -89,25 +102,45 @@ def make_plan(
         # Greedy on very few documents orders noise: influence on more of them comes first.
         for half in (halves if not (greedy and order == "auto") else halves[:2])
     ]
+    if not all_kinds:
+        first = dict(list(units.items())[:1])
+        plans += [
+            _plan(search[:half], unseen[:half], first, orders[-1], pace, seconds)
+            for half in halves[-2:]
+        ]
     chosen = next((plan for plan in plans if plan.estimate <= seconds), plans[-1])
-    if chosen is plans[0]:
-        return chosen
+    if chosen.estimate > HOPELESS * seconds:
+        raise CalibrationError(
+            f"this calibration takes about {in_words(chosen.estimate)} here, and --max-time leaves "
+            f"{in_words(seconds)}",
+            f"give --max-time {math.ceil(chosen.estimate / 60)}m, or use a GPU",
+        )
+    return replace(chosen, left_out=_left_out(plans[0], chosen))
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _left_out(whole: Plan, chosen: Plan) -> str:
     left_out = []
-    if chosen.greedy != plans[0].greedy:
+    if chosen.kinds != whole.kinds:
+        left_out.append(f"only {chosen.kinds[0]}s are searched")
+    if chosen.greedy != whole.greedy:
         left_out.append("the order is by influence instead of greedy")
-    if len(chosen.search) < len(search):
-        used = len(chosen.search) + len(chosen.unseen)
-        left_out.append(f"{used} of {len(search) + len(unseen)} documents are used")
-    return Plan(
-        **{name: getattr(chosen, name) for name in Plan.__slots__ if name != "left_out"},
-        left_out=" and ".join(left_out),
-    )
+    used, there = (len(plan.search) + len(plan.unseen) for plan in (chosen, whole))
+    if used < there:
+        left_out.append(f"{used} of {there} documents are used")
+    return " and ".join(left_out)
 
 
 def _plan(
     search: Sequence[Document],
     unseen: Sequence[Document],
-    units: Sequence[int],
+    units: Mapping[UnitKind, int],
     greedy: bool,
     pace: float,
     seconds: float,
@@ -118,8 +151,8 @@ def _plan(
     stages = (few, more, half)
     at_few, at_more, at_all = (sum(map(len, search[:stage])) for stage in stages)
     work = 2.2 * at_all
-    for count in units:
-        work += 3 * at_few  # influence
+    for kind, count in units.items():
+        work += at_few * (1 if kind == "layer" else 3)  # influence: a sublayer's layer runs again
         if greedy:
             rounds = 0.5 * count
             work += (count + rounds * (BEST_BEFORE + LEAST_INFLUENCE)) * WITH_REUSE * at_few
@@ -131,6 +164,7 @@ def _plan(
         search=search,
         unseen=unseen,
         stages=stages,
+        kinds=tuple(units),
         greedy=greedy,
         positions=work + test,
         seconds=seconds,

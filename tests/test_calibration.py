@@ -10,7 +10,7 @@ import torch
 
 from d3cli.calibration import Calibrator
 from d3cli.decode import decode_step, prefill
-from d3cli.errors import CalibrationError, UsageError
+from d3cli.errors import CalibrationError, GenerationError, UsageError
 from d3cli.evaluation import Clock, Evaluator
 from d3cli.heldout import builtin_samples, choose, encode_samples, hash_documents
 from d3cli.load import load_model
@@ -96,12 +96,10 @@ def test_a_model_whose_every_layer_matters_gets_nothing() -> None:
 
 
 def test_a_search_without_time_says_so() -> None:
+    calibrator = Calibrator(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    calibrator.plan = replace(calibrator.plan, search_deadline=0.0)
     with pytest.raises(CalibrationError, match="before any schedule was tried"):
-        outcome_of(
-            planted(),
-            list(documents()),
-            Settings(0.01, reply_tokens=40, max_seconds=0.001),
-        )
+        list(calibrator)
 
 
 def test_a_search_short_of_time_tests_what_it_has_and_says_so() -> None:
@@ -209,6 +207,22 @@ def test_losses_are_full_depths_log_probability_less_the_schedules() -> None:
         np.testing.assert_allclose(loss, (f.log_probs - o.log_probs).numpy(), atol=1e-4)
 
 
+def test_a_token_without_probability_is_a_great_loss_and_no_nan() -> None:
+    model = tiny("llama").gated
+    texts = [Document(random_ids(4, seed=s), random_ids(9, seed=50 + s)) for s in range(4)]
+    evaluator = Evaluator(model, texts, (4,), Clock(1e9))
+    evaluator.losses(DepthSchedule.full(8), 4)  # full depth's scores are known from here on
+    own = model.gate.layers[-1].forward
+    model.gate.layers[-1].forward = lambda hidden, *a, **k: own(hidden, *a, **k) * math.nan
+    try:
+        losses = evaluator.losses(static_schedule(model, ["3"]), 4)
+        with pytest.raises(GenerationError, match="not finite"):
+            Evaluator(model, texts, (4,), Clock(1e9)).losses(DepthSchedule.full(8), 4)
+    finally:
+        model.gate.layers[-1].forward = own
+    assert all((loss[1:] == 100).all() for loss in losses)
+
+
 # The built-in model.
 
 
@@ -282,7 +296,12 @@ def test_replies_are_judged_against_full_depths_own(builtin: LoadedModel) -> Non
 
 def plan(seconds: float, **options: object):
     texts = [Document([1] * 60, [1] * 200)] * 60
-    settings = {"units": [14, 28], "order": "auto", "pace": 5000.0, "seconds": seconds}
+    settings = {
+        "units": {"layer": 14, "sublayer": 28},
+        "order": "auto",
+        "pace": 5000.0,
+        "seconds": seconds,
+    }
     return make_plan(texts, texts, **settings | options)
 
 
@@ -298,15 +317,25 @@ def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
     assert less.estimate <= 0.5 * whole.estimate
     assert less.left_out
     assert less.search_deadline < 0.5 * whole.estimate
-    least = plan(1e-3)
-    assert not least.greedy and len(least.search) >= 7
+    least = plan(0.1 * whole.estimate)
+    assert not least.greedy and len(least.search) >= 8
     assert "influence" in least.left_out and "documents" in least.left_out
+    assert plan(0.1 * whole.estimate, all_kinds=False).kinds == ("layer",)
 
 
 def test_what_was_asked_for_is_not_left_out() -> None:
-    assert plan(1e-3, order="greedy").greedy
-    assert len(plan(1e-3, all_documents=True).search) == 60
+    seconds = 0.6 * plan(1e9).estimate
+    assert plan(seconds, order="greedy").greedy
+    assert len(plan(seconds, all_documents=True).search) == 60
+    assert plan(0.2 * seconds).kinds == ("layer", "sublayer")
     assert not plan(1e9, order="influence").greedy
+
+
+def test_a_hopeless_search_is_not_begun() -> None:
+    with pytest.raises(CalibrationError, match="--max-time leaves 60 s") as error:
+        plan(60, pace=20.0)
+    minutes = int(error.value.hint.split("--max-time ")[1].split("m")[0])
+    assert plan(60.0 * minutes, pace=20.0).estimate <= 60 * minutes
 
 
 # Documents.

@@ -395,6 +395,7 @@ def _search(
     count: int | None,
 ) -> "Calibrator":
     from d3cli.calibration import Calibrator
+    from d3cli.plan import in_words
 
     with output.waiting("measuring this model's pace"):
         calibrator = Calibrator(model, texts, settings, began, all_documents=count is not None)
@@ -405,7 +406,7 @@ def _search(
         "one half to search, one to test"
     )
     output.note(
-        f"this takes about {_duration(plan.estimate)}"
+        f"this takes about {in_words(plan.estimate)}"
         + (f"; for the sake of time, {plan.left_out}" if plan.left_out else "")
     )
 
@@ -437,12 +438,6 @@ def _report(
     picture = plot(outcome, settings, output.stdout_width)
     if picture:
         output.write("\n" + picture + "\n")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _show(output: Output, model: str | None, form: Format) -> None:
