@@ -6,12 +6,12 @@ Knows nothing of files, options or terminals.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from d3cli.comparison import compare
-from d3cli.drop import Losses, drop_by_position, measure_drop
+from d3cli.drop import Losses, drop_by_position, measure_drop, measure_rise, total
 from d3cli.errors import CalibrationError, UsageError
 from d3cli.evaluation import Clock, Evaluator, OutOfTime
 from d3cli.heldout import split
@@ -119,7 +119,6 @@ class Calibrator:
 
     def _search_kind(self, kind: UnitKind, evaluator: Evaluator, ends: float) -> Iterator[Progress]:
         target = self.settings.target_drop
-        evaluator.share_layers(1)
         yield self._progress(f"{kind}s: influence")
         few, more, _ = self.plan.stages
         units = units_of(self.model, kind)
@@ -150,7 +149,7 @@ class Calibrator:
         self._pools[kind] = pool
         if not pool:
             return
-        evaluator.share_layers(min(c.schedule.core_first for c in pool))
+        self._start_behind(evaluator, min(c.schedule.core_first for c in pool))
         for tried in race(evaluator, pool, static, target, self.settings.confidence):
             self.outcome.tried[tried.candidate.schedule] = tried
             schedule = tried.candidate.schedule
@@ -158,6 +157,11 @@ class Calibrator:
                 f"{kind}s: alpha {schedule.alpha:.6g} from {schedule.start} on "
                 f"{tried.documents} documents, {tried.drop.value:+.2%}"
             )
+
+    def _start_behind(self, evaluator: Evaluator, core_first: int) -> None:
+        """Runs the first layers, which no schedule from now on drops, once for all of them."""
+        full = DepthSchedule.full(self.model.num_layers)
+        evaluator.remember(full, [core_first - 1] if core_first else [])
 
     def _test(self, evaluator: Evaluator) -> Iterator[Progress]:
         """Fixed-sequence testing on the unseen half: each candidate once, the safest first."""
@@ -167,7 +171,7 @@ class Calibrator:
             self.outcome.why_not = self._nothing_found()
             return
         unseen = Evaluator(self.model, self._unseen, [len(self._unseen)], self._clock)
-        unseen.share_layers(min(t.candidate.schedule.core_first for t in sequence))
+        self._start_behind(unseen, min(t.candidate.schedule.core_first for t in sequence))
         held: Candidate | None = None
         losses: dict[DepthSchedule, Losses] = {}
         for tried in sequence:
@@ -186,9 +190,19 @@ class Calibrator:
                 f"{drop.high:+.2%} at {confidence:.0%} confidence"
             )
             return
-        yield self._progress("the chosen schedule beside full depth")
-        self.outcome.chosen = self._measure(held, losses[held.schedule])
-        yield from self._judge_decay(held, evaluator, unseen)
+        pair = self._constant_and_decaying(held, evaluator)
+        yield self._progress("beside full depth")
+        for candidate in (held, *pair):
+            if candidate.schedule not in losses:
+                found = unseen.losses(candidate.schedule, len(self._unseen))
+                losses[candidate.schedule] = found
+        self.outcome.chosen, *measured = self._measure([held, *pair], losses)
+        if measured:
+            static, decaying = (losses[candidate.schedule] for candidate in pair)
+            difference = [b - a for a, b in zip(static, decaying, strict=True)]
+            self.outcome.verdict = DecayVerdict(
+                measured[0], measured[1], measure_drop(difference, confidence)
+            )
 
     def _sequence(self) -> list[Tried]:
         """What held on the search half, the slowest and safest first."""
@@ -217,58 +231,50 @@ class Calibrator:
             f"at {self.settings.confidence:.0%} confidence"
         )
 
-    def _measure(self, candidate: Candidate, losses: Losses) -> Measured:
-        compared = compare(self.model, self._unseen, candidate.schedule)
-        tokens = sum(len(c.kl) for c in compared)
-        return Measured(
-            candidate,
-            len(self._unseen),
-            tokens,
-            measure_drop(losses, self.settings.confidence),
-            tuple(drop_by_position(losses)),
-            sum(float(c.kl.sum()) for c in compared) / tokens,
-            sum(int(c.same_top.sum()) for c in compared) / tokens,
-            sum(int(c.ranks.sum()) for c in compared) / tokens,
-        )
+    def _measure(
+        self, candidates: Sequence[Candidate], losses: Mapping[DepthSchedule, Losses]
+    ) -> list[Measured]:
+        """Candidates on the unseen half, beside full depth."""
+        schedules = [candidate.schedule for candidate in candidates]
+        measured = []
+        for candidate, compared in zip(
+            candidates, compare(self.model, self._unseen, schedules), strict=True
+        ):
+            own = losses[candidate.schedule]
+            tokens = sum(map(len, own))
+            measured.append(
+                Measured(
+                    candidate,
+                    len(own),
+                    tokens,
+                    measure_drop(own, self.settings.confidence),
+                    tuple(drop_by_position(own)),
+                    kl=sum(float(c.kl.sum()) for c in compared) / tokens,
+                    same_top=sum(int(c.same_top.sum()) for c in compared) / tokens,
+                    mean_rank=sum(int(c.ranks.sum()) for c in compared) / tokens,
+                )
+            )
+        return measured
 
-    def _judge_decay(
-        self, chosen: Candidate, evaluator: Evaluator, unseen: Evaluator
-    ) -> Iterator[Progress]:
+    def _constant_and_decaying(
+        self, chosen: Candidate, evaluator: Evaluator
+    ) -> tuple[Candidate, Candidate] | tuple[()]:
         """The best static depth at the chosen one's bytes, and the best decaying one at those."""
         if self._clock.elapsed > self.plan.seconds:
             self.outcome.cut.append("constant depth was not compared with decay")
-            return
-        pool = [c for pool in self._pools.values() for c in pool]
-        static = front([c for c in pool if c.is_static])
+            return ()
+        pool = [candidate for pool in self._pools.values() for candidate in pool]
+        static = front([candidate for candidate in pool if candidate.is_static])
         if not static:
-            return
+            return ()
         flat = min(static, key=lambda c: abs(c.byte_ratio - chosen.byte_ratio))
         decaying = front([c for c in pool if not c.is_static and c.byte_ratio >= flat.byte_ratio])
         if not decaying:
-            return
-        yield self._progress("constant depth beside decay")
+            return ()
         # The front's first ones have the least loss at these bytes or more; the search half picks.
-        evaluator.share_layers(0)
-        picked = min(
-            decaying[:3],
-            key=lambda c: (
-                measure_drop(
-                    evaluator.losses(c.schedule, len(self._search)), self.settings.confidence
-                ).value
-            ),
-        )
-        unseen.share_layers(0)
-        count = len(self._unseen)
-        flat_losses = unseen.losses(flat.schedule, count)
-        decay_losses = unseen.losses(picked.schedule, count)
-        self.outcome.verdict = DecayVerdict(
-            self._measure(flat, flat_losses),
-            self._measure(picked, decay_losses),
-            measure_drop(
-                [b - a for a, b in zip(flat_losses, decay_losses, strict=True)],
-                self.settings.confidence,
-            ),
-        )
+        count = len(self._search)
+        best = min(decaying[:3], key=lambda c: total(evaluator.losses(c.schedule, count)))
+        return flat, best
 
     def _judge_replies(self, chosen: Candidate) -> Iterator[Progress]:
         """Full depth's perplexity on replies that it, and each schedule of interest, wrote."""
@@ -303,6 +309,13 @@ class Calibrator:
         self.outcome.judged = {
             name: judge(each, own, self.settings.confidence) for name, each in surprises.items()
         }
+        if verdict is not None:
+            self.outcome.verdict = replace(
+                verdict,
+                by_replies=measure_rise(
+                    surprises["decaying"], surprises["constant depth"], self.settings.confidence
+                ),
+            )
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began

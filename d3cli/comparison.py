@@ -13,7 +13,7 @@ from torch import Tensor
 from d3cli.evaluation import batch_rows
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
-from d3cli.scoring import Document, head_chunk, response_states
+from d3cli.scoring import Document, Scorer, head_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +37,61 @@ class Comparison:
 
 
 def compare(
-    model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule
-) -> list[Comparison]:
-    """Compares a schedule with full depth on the same tokens, by two passes.
+    model: LoadedModel, documents: Sequence[Document], schedules: Sequence[DepthSchedule]
+) -> list[list[Comparison]]:
+    """Compares schedules with full depth on the same tokens; one list a schedule.
 
-    Memory: hidden states of one batch, twice, and logits in chunks of 64 MB, of which a handful
-    exist at once.
+    Memory: keys, values and hidden states of one batch, and logits in chunks of 64 MB, of which a
+    handful exist at once.
 
     Raises:
         ScheduleError, PromptError: as for `scoring.score`.
     """
-    model.check_schedule(schedule)
     full = DepthSchedule.full(model.num_layers)
-    found: dict[int, Comparison] = {}
+    found: list[dict[int, Comparison]] = [{} for _ in schedules]
     for rows in batch_rows(model, documents, range(len(documents))):
         batch = [documents[row] for row in rows]
-        ours, theirs = (response_states(model, batch, each) for each in (schedule, full))
-        for at, row in enumerate(rows):
-            ids = torch.tensor(documents[row].response_ids, device=ours.device)
-            parts = [
-                _compare_chunk(model, *chunk)
-                for chunk in zip(
-                    torch.split(ours[at, : len(ids)], head_chunk(model)),
-                    torch.split(theirs[at, : len(ids)], head_chunk(model)),
-                    torch.split(ids, head_chunk(model)),
-                    strict=True,
-                )
-            ]
-            log_probs, full_log_probs, ranks, kl, same_top = map(
-                torch.cat, zip(*parts, strict=True)
-            )
-            depths = torch.tensor([schedule.depth(t) for t in range(len(ids))], dtype=torch.float64)
-            found[row] = Comparison(log_probs, full_log_probs, depths, ranks, kl, same_top)
-    return [found[row] for row in range(len(documents))]
+        scorer = Scorer(model, batch)
+        reference = scorer.states(full)
+        for schedule, comparisons in zip(schedules, found, strict=True):
+            states = scorer.states(schedule)
+            each = _compare_states(model, states, reference, batch, schedule)
+            comparisons |= dict(zip(rows, each, strict=True))
+    return [[comparisons[row] for row in range(len(documents))] for comparisons in found]
+
+
+def _compare_states(
+    model: LoadedModel,
+    states: Tensor,
+    reference: Tensor,
+    documents: Sequence[Document],
+    schedule: DepthSchedule,
+) -> list[Comparison]:
+    """``states`` and ``reference`` are ``[T, H]``, document by document."""
+    lengths = [len(document.response_ids) for document in documents]
+    ids = torch.tensor([id_ for document in documents for id_ in document.response_ids])
+    size = head_chunk(model)
+    parts = [
+        _compare_chunk(model, *chunk)
+        for chunk in zip(
+            torch.split(states, size),
+            torch.split(reference, size),
+            torch.split(ids.to(states.device), size),
+            strict=True,
+        )
+    ]
+    columns = [torch.split(torch.cat(column), lengths) for column in zip(*parts, strict=True)]
+    return [
+        Comparison(
+            log_probs,
+            full_log_probs,
+            torch.tensor([schedule.depth(t) for t in range(len(kl))], dtype=torch.float64),
+            ranks,
+            kl,
+            same_top,
+        )
+        for log_probs, full_log_probs, ranks, kl, same_top in zip(*columns, strict=True)
+    ]
 
 
 def _compare_chunk(

@@ -4,7 +4,7 @@ Batches, reuse and the memory they may take are decided here; which schedules to
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,7 +75,10 @@ class Evaluator:
     ) -> None:
         assert list(stages) == sorted(set(stages)) and stages[-1] == len(documents)
         self.model, self.documents, self.stages, self.clock = model, documents, stages, clock
-        self.shared_layers = 0
+        self._remember: tuple[DepthSchedule, tuple[int, ...]] = (
+            DepthSchedule.full(model.num_layers),
+            (),
+        )
         if kept_bytes is None:
             kept_bytes = min(MOST_KEPT, int(KEPT_SHARE * available_memory(model.device)))
         self._left = kept_bytes
@@ -88,16 +91,19 @@ class Evaluator:
             ]
             begin = stage
 
-    def share_layers(self, count: int) -> None:
-        """Says that no schedule from now on drops from the first `count` layers."""
-        self.shared_layers = count
+    def remember(self, schedule: DepthSchedule, layers: Iterable[int]) -> None:
+        """Makes what agrees with this schedule in its first layers cheap; see `Scorer.remember`.
+
+        Done for a batch when it is next scored, and for as many of the layers as there is room.
+        """
+        self._remember = (schedule, tuple(layers))
 
     def losses(self, schedule: DepthSchedule, count: int) -> Losses:
         """The losses of the first `count` documents, which must be one of the stages.
 
         Raises:
             OutOfTime: the clock has run out.
-            ScheduleError: the schedule does not fit the model, or drops from a shared layer.
+            ScheduleError: the schedule does not fit the model.
         """
         found: dict[int, NDArray[np.float64]] = {}
         for stage in self.stages[: self.stages.index(count) + 1]:
@@ -111,7 +117,7 @@ class Evaluator:
         effect = batch.effect(schedule)
         if effect not in batch.known:
             self.clock.check()
-            self._left -= batch.prepare(self.shared_layers, self._left)
+            self._left -= batch.prepare(*self._remember, room=self._left)
             batch.known[effect] = batch.losses(schedule)
             self.clock.scored += batch.positions * batch.share_run(schedule)
         return batch.known[effect]
@@ -131,6 +137,8 @@ class _Batch:
         self.known: dict[object, dict[int, NDArray[np.float64]]] = {}
         self._full: list[NDArray[np.float64]] | None = None
         self._scorer: Scorer | None = None
+        self._remembered: tuple[DepthSchedule, tuple[int, ...]] | None = None
+        self._kept = self._states = 0  # bytes: all, and those of what is remembered
 
     def effect(self, schedule: DepthSchedule) -> object:
         """Equal for schedules that drop the same units at the same steps of these responses."""
@@ -144,26 +152,38 @@ class _Batch:
         depth = schedule.mean_depth(self.response)
         return depth / self.model.num_layers if self._scorer is None else 0.6
 
-    def prepare(self, shared_layers: int, room: int) -> int:
-        """Computes full depth's scores, and keeps what fits into `room`; returns what that took."""
-        took = 0
+    def prepare(self, schedule: DepthSchedule, layers: tuple[int, ...], room: int) -> int:
+        """Computes full depth's scores once, and remembers a schedule.
+
+        Returns:
+            How many bytes more than before it keeps, within `room`.
+        """
+        before = self._kept
         if self._full is None:
-            config, dtype = self.model.causal_lm.config, self.model.causal_lm.dtype
-            needed = self.positions * (
-                kv_bytes_per_position(config, dtype) + config.hidden_size * dtype.itemsize
+            needed = self.positions * kv_bytes_per_position(
+                self.model.causal_lm.config, self.model.causal_lm.dtype
             )
             if needed <= room:
                 self._scorer = Scorer(self.model, self.documents)
-                took = needed
-            self._full = [s.log_probs.numpy() for s in self._score(self._full_depth())]
+                self._kept = needed
+            scores = self._score(DepthSchedule.full(self.model.num_layers))
+            self._full = [s.log_probs.numpy() for s in scores]
             if not all(np.isfinite(log_probs).all() for log_probs in self._full):
                 raise GenerationError(
                     "the model's log-probabilities are not finite",
                     "the weights may be damaged, or --dtype too narrow: try --dtype float32",
                 )
-        if self._scorer is not None and self._scorer.shared_layers != shared_layers:
-            self._scorer.share_layers(shared_layers)
-        return took
+        if self._scorer is not None and self._remembered != (schedule, layers):
+            self._remembered = (schedule, layers)
+            self._kept -= self._states
+            one = len(self.rows) * self.response * self.model.causal_lm.config.hidden_size
+            one *= self.model.causal_lm.dtype.itemsize
+            kept = _thin(layers, (room + before - self._kept) // one)
+            if kept:
+                self._scorer.remember(schedule, kept)
+            self._states = one * len(kept)
+            self._kept += self._states
+        return self._kept - before
 
     def losses(self, schedule: DepthSchedule) -> dict[int, NDArray[np.float64]]:
         assert self._full is not None
@@ -179,8 +199,12 @@ class _Batch:
             return self._scorer.score(schedule)
         return score(self.model, self.documents, schedule)
 
-    def _full_depth(self) -> DepthSchedule:
-        return DepthSchedule.full(self.model.num_layers)
+
+def _thin(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """At most `count` of the layers, evenly spread."""
+    if count >= len(layers):
+        return layers
+    return tuple(layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(max(0, count)))
 
 
 def batch_rows(

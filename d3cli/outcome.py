@@ -87,20 +87,28 @@ class DecayVerdict:
 
     Attributes:
         difference: perplexity of the decaying schedule over the static one's, less 1, unseen half.
+        by_replies: the same of full depth's perplexity on replies that each wrote; None where
+            nobody asked for replies.
     """
 
     static: Measured
     decaying: Measured
     difference: Drop
+    by_replies: Drop | None = None
 
     @property
     def words(self) -> str:
-        """Whether decay paid."""
-        if self.difference.high < 0:
-            return "decay paid"
-        if self.difference.low > 0:
-            return "decay did not pay"
-        return "no difference that this text could show"
+        """Whether decay paid, by fixed text."""
+        return decay_paid(self.difference)
+
+
+def decay_paid(difference: Drop) -> str:
+    """What a difference between decay and constant depth says."""
+    if difference.high < 0:
+        return "decay paid"
+    if difference.low > 0:
+        return "decay did not pay"
+    return "no difference that this text could show"
 
 
 @dataclass(slots=True)

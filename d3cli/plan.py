@@ -22,8 +22,9 @@ HOPELESS = 2.0
 LEAST_HALF = 8
 # A candidate's pass, beside full depth over all positions: prompts and first layers are reused.
 WITH_REUSE = 0.55
-# Passes over the unseen half: full depth twice with what is shared, the tests, the comparisons.
-UNSEEN_PASSES = 2.2 + 4 * WITH_REUSE + 3 * 2 + 2 * WITH_REUSE
+# Passes over the unseen half: full depth and what is shared, for the tests and once more for the
+# comparison; then tests, and the chosen one, constant depth and decay.
+UNSEEN_PASSES = 2 * 2 + (4 + 2 + 3) * WITH_REUSE
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ full-depth prefill. Knows nothing of text or sampling.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from d3cli.errors import PromptError, ScheduleError
+from d3cli.errors import PromptError
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
 from d3cli.units import parse_unit
@@ -62,17 +62,6 @@ def score(
     if not documents:
         model.check_schedule(schedule)
         return []
-    return _score_rows(model, response_states(model, documents, schedule), documents)
-
-
-def response_states(
-    model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule
-) -> Tensor:
-    """The final hidden states that predict the responses, ``[B, N, H]``; row b's end is padding.
-
-    Raises:
-        ScheduleError, PromptError: as for `score`.
-    """
     model.check_schedule(schedule)
     _check(model, documents)
     prompt_len = max(len(document.prompt_ids) for document in documents)
@@ -80,29 +69,26 @@ def response_states(
     ids, mask, positions = _pad(documents, prompt_len, new_tokens, model.device)
     lengths = schedule.prefix_lengths(prompt_len, new_tokens)
     hidden = model.hidden_states(ids, attention_mask=mask, position_ids=positions, limits=lengths)
-    return hidden[:, prompt_len - 1 :]  # response token t is predicted at prompt_len + t - 1
+    # Response token t is predicted at position prompt_len + t - 1.
+    states = _pack(hidden[:, prompt_len - 1 :], documents)
+    return _score_states(model, states, documents)
 
 
 class Scorer:
-    """Scores the same documents under many schedules; what all of them share is computed once.
+    """Scores the same documents under many schedules; what they share is computed once.
 
-    The prompts run at full depth under every schedule, and so do the first layers, which none may
-    drop: their keys, values and hidden states are kept. A schedule then costs a pass over the
-    response tokens through the other layers.
+    The prompts run at full depth under every schedule: their keys and values are kept, and a
+    schedule costs a pass over the response tokens. Less still, where it agrees in the first layers
+    with one that is remembered.
 
-    Memory: ``B * (P + N)`` positions of KV cache and ``B * N * H`` hidden states, for B documents,
-    the longest prompt P and the longest response N.
-
-    Args:
-        shared_layers: the first layers that no schedule drops from; more is faster.
+    Memory: ``B * (P + N)`` positions of KV cache, for B documents, the longest prompt P and the
+    longest response N, and ``B * N * H`` hidden states for each layer remembered.
 
     Raises:
         PromptError: a document has an empty prompt or response, or exceeds the model's context.
     """
 
-    def __init__(
-        self, model: LoadedModel, documents: Sequence[Document], shared_layers: int = 0
-    ) -> None:
+    def __init__(self, model: LoadedModel, documents: Sequence[Document]) -> None:
         _check(model, documents)
         self.model, self.documents = model, list(documents)
         self._prompt_len = prompt_len = max(len(document.prompt_ids) for document in documents)
@@ -120,42 +106,71 @@ class Scorer:
         )
         self._cache.commit(prompt_len, full_depth=True)
         self._first_hidden = prefilled[:, -1:]  # predicts response token 0, [B, 1, H]
-        self.share_layers(shared_layers)
+        self._remembered: dict[str, int] = {}
+        self._states: dict[int, Tensor] = {}  # layer -> what it gave under the one remembered
 
-    def share_layers(self, count: int) -> None:
-        """Says that no schedule from now on drops from the first `count` layers."""
-        self.shared_layers = count
-        self._states: dict[str, Tensor] = {}
-        if count and self._new_tokens > 1:
-            self._keep_states()
+    def remember(self, schedule: DepthSchedule, layers: Iterable[int]) -> None:
+        """Runs a schedule once and keeps what the given layers give, in place of what was kept.
 
-    @property
-    def kept_bytes(self) -> int:
-        """What it holds between schedules: keys and values, and the shared layers' states."""
-        return self._cache.nbytes + sum(state.nbytes for state in self._states.values())
+        A schedule that drops the same units at the same steps in all layers up to one of these
+        then starts behind it. Full depth serves all that drop nothing from the first layers.
+
+        Raises:
+            ScheduleError: the schedule does not fit the model.
+        """
+        self.model.check_schedule(schedule)
+        self._remembered, self._states = self._limits(schedule), {}
+        if self._new_tokens == 1:
+            return
+        kept: dict[int, Tensor] = {}
+
+        def keep(layer: int, output: Any) -> None:
+            kept[layer] = output if isinstance(output, Tensor) else output[0]
+
+        hooks = [
+            self.model.gate.layers[layer].register_forward_hook(
+                lambda _module, _inputs, output, layer=layer: keep(layer, output)
+            )
+            for layer in layers
+        ]
+        try:
+            self._respond(self._remembered, {})
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._states = kept
 
     def score(self, schedule: DepthSchedule) -> list[ResponseScores]:
         """As the function `score`, for this scorer's documents.
 
         Raises:
-            ScheduleError: the schedule does not fit the model, or drops from a shared layer.
+            ScheduleError: the schedule does not fit the model.
+        """
+        return _score_states(self.model, self.states(schedule), self.documents)
+
+    def states(self, schedule: DepthSchedule) -> Tensor:
+        """Final hidden states that predict the response tokens, ``[T, H]``, document by document.
+
+        Raises:
+            ScheduleError: the schedule does not fit the model.
         """
         self.model.check_schedule(schedule)
-        early = [n for n in schedule.skip_order if parse_unit(n).layer < self.shared_layers]
-        if early:
-            raise ScheduleError(
-                f'the schedule drops "{early[0]}", and the first {self.shared_layers} layers are '
-                "shared",
-                "score it with fewer shared layers",
-            )
         hidden = self._first_hidden
         if self._new_tokens > 1:
-            lengths = schedule.prefix_lengths(self._prompt_len, self._new_tokens)
-            limits = {unit: length - self._prompt_len for unit, length in lengths.items()}
-            if self._states:
-                limits |= {str(layer): 0 for layer in range(self.shared_layers - 1)}
-            hidden = torch.cat([hidden, self._respond(limits, self._states)], dim=1)
-        return _score_rows(self.model, hidden, self.documents)
+            limits = self._limits(schedule)
+            agree = _layers_that_agree(limits, self._remembered, self.model.num_layers)
+            start = max((layer for layer in self._states if layer < agree), default=None)
+            states = {} if start is None else {str(start): self._states[start]}
+            skipped = {str(layer): 0 for layer in range(start or 0)}
+            hidden = torch.cat([hidden, self._respond(limits | skipped, states)], dim=1)
+        return _pack(hidden, self.documents)
+
+    def _limits(self, schedule: DepthSchedule) -> dict[str, int]:
+        """On how many response positions each unit runs; only those that do not run on all."""
+        lengths = schedule.prefix_lengths(self._prompt_len, self._new_tokens)
+        positions = self._new_tokens - 1
+        limits = {unit: length - self._prompt_len for unit, length in lengths.items()}
+        return {unit: limit for unit, limit in limits.items() if limit < positions}
 
     def _respond(self, limits: Mapping[str, int], states: Mapping[str, Tensor]) -> Tensor:
         """Hidden states of all response positions but the last, ``[B, N - 1, H]``."""
@@ -171,20 +186,11 @@ class Scorer:
             states=states,
         )
 
-    def _keep_states(self) -> None:
-        """Runs the response once at full depth and keeps what the last shared layer gives."""
-        last = self.shared_layers - 1
-        kept: list[Tensor] = []
 
-        def keep(_module: object, _inputs: object, output: Any) -> None:
-            kept.append(output if isinstance(output, Tensor) else output[0])
-
-        hook = self.model.gate.layers[last].register_forward_hook(keep)
-        try:
-            self._respond({}, {})
-        finally:
-            hook.remove()
-        self._states = {str(last): kept[0]}
+def _layers_that_agree(ours: Mapping[str, int], theirs: Mapping[str, int], layers: int) -> int:
+    """How many of the first layers run alike under two sets of limits."""
+    different = dict(ours.items() ^ theirs.items())
+    return min((parse_unit(unit).layer for unit in different), default=layers)
 
 
 def _check(model: LoadedModel, documents: Sequence[Document]) -> None:
@@ -234,17 +240,23 @@ def head_chunk(model: LoadedModel) -> int:
     return max(1, HEAD_BYTES // (4 * int(model.causal_lm.config.vocab_size)))
 
 
-def _score_rows(
-    model: LoadedModel, hidden: Tensor, documents: Sequence[Document]
+def _pack(hidden: Tensor, documents: Sequence[Document]) -> Tensor:
+    """``[B, >= N, H]``, from the last prompt position on, to ``[T, H]`` without the padding."""
+    return torch.cat(
+        [hidden[row, : len(document.response_ids)] for row, document in enumerate(documents)]
+    )
+
+
+def _score_states(
+    model: LoadedModel, states: Tensor, documents: Sequence[Document]
 ) -> list[ResponseScores]:
-    """Applies the head in chunks; ``hidden`` is ``[B, >= N, H]``, from the last prompt position."""
+    """Applies the head in chunks to ``states`` ``[T, H]``."""
     lengths = [len(document.response_ids) for document in documents]
-    states = torch.cat([hidden[row, :length] for row, length in enumerate(lengths)])  # [T, H]
     targets = torch.tensor([id_ for document in documents for id_ in document.response_ids])
     log_probs, top_ids = [], []
     for part, wanted in zip(
         torch.split(states, head_chunk(model)),
-        torch.split(targets.to(hidden.device), head_chunk(model)),
+        torch.split(targets.to(states.device), head_chunk(model)),
         strict=True,
     ):
         logits = model.logits(part)  # [S, V]

@@ -24,7 +24,7 @@ UnitKind = Literal["layer", "sublayer"]
 
 # Of the units left, each round tries those that looked best the last time, and those of the least
 # influence: losses change little from one drop to the next, so one far down is not about to lead.
-BEST_BEFORE, LEAST_INFLUENCE = 5, 3
+BEST_BEFORE, LEAST_INFLUENCE = 4, 2
 
 
 def units_of(model: LoadedModel, kind: UnitKind) -> list[str]:
@@ -155,6 +155,9 @@ class GreedyOrder:
         looked: dict[str, float] = {}  # nats lost per byte saved, when last tried
         before: NDArray[np.float64] = np.zeros(self.documents)
         while left:
+            # All that is tried in one round agrees until the layer where it drops one unit more.
+            so_far = static_schedule(self.model, self.order)
+            self.evaluator.remember(so_far, range(self.model.num_layers - 1))
             rates: dict[str, NDArray[np.float64]] = {}
             sums: dict[str, NDArray[np.float64]] = {}
             for unit in self._entrants(left, looked):

@@ -59,7 +59,8 @@ def main() -> None:
     documents = [Document(ids(args.prompt), ids(args.response)) for _ in range(args.documents)]
     schedule, full = model.schedule(args.alpha), DepthSchedule.full(model.num_layers)
     begun = time.perf_counter()
-    scorer = Scorer(model, documents, schedule.core_first)
+    scorer = Scorer(model, documents)
+    scorer.remember(full, [schedule.core_first - 1])
     made = time.perf_counter() - begun
     arms: dict[str, Callable[[], object]] = {
         "full depth": lambda: score(model, documents, full),

@@ -188,7 +188,7 @@ def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None
     model, texts = planted(), list(documents())
     schedule = static_schedule(model, ["7", "3"])
     kept = Evaluator(model, texts, (8, len(texts)), Clock(1e9))
-    kept.share_layers(3)
+    kept.remember(DepthSchedule.full(9), [1, 2])
     bare = Evaluator(model, texts, (8, len(texts)), Clock(1e9), kept_bytes=0)
     for count in (8, len(texts)):
         for one, other in zip(

@@ -36,7 +36,8 @@ def test_every_figure_equals_that_of_decoding_token_by_token(name: str, kind: st
         Document(random_ids(9), random_ids(14, seed=1)),
         Document(random_ids(4, seed=2), random_ids(20, seed=3)),
     ]
-    found = compare(model, documents, schedule)
+    found, same = compare(model, documents, [schedule, full])
+    assert all(float(c.kl.max()) < 1e-5 and bool(c.same_top.all()) for c in same)
     for document, comparison in zip(documents, found, strict=True):
         ids = torch.tensor(document.response_ids)[:, None]
         ours = logits_step_by_step(model, document, schedule).double().log_softmax(-1)

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from d3cli.decode import DecodedToken, decode, prefill
 from d3cli.engine import Engine
-from d3cli.errors import ScheduleError
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
@@ -153,16 +152,21 @@ def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_anew(
     decaying, layers = schedules(model.gated)[units], model.gated.num_layers
     late = DepthSchedule(layers, 0.9, 0, 4, 2, ("5", "4"))
     tried = [decaying, DepthSchedule.full(layers), replace(decaying, start=6), decaying, late]
-    for shared in (0, 1, 4):  # all but one of the schedules drop from layer 1 on
-        scorer = Scorer(model.gated, documents, shared)
-        for schedule in tried if shared < 2 else tried[-1:]:
+    scorer = Scorer(model.gated, documents)
+    for remembered, kept in (
+        (None, ()),
+        (DepthSchedule.full(layers), (0, 3)),
+        (decaying, range(layers - 1)),
+        (late, (2, 4, layers - 1)),
+    ):
+        if remembered is not None:
+            scorer.remember(remembered, kept)
+        for schedule in tried:
             for ours, theirs in zip(
                 scorer.score(schedule), score(model.gated, documents, schedule), strict=True
             ):
                 assert (ours.log_probs - theirs.log_probs).abs().max() < TOLERANCE
                 assert torch.equal(ours.top_ids, theirs.top_ids)
-    with pytest.raises(ScheduleError, match="the first 4 layers are shared"):
-        scorer.score(decaying)
 
 
 @family_and_units

@@ -11,7 +11,7 @@ from d3cli.cli.stored import effect, percent
 if TYPE_CHECKING:
     from d3cli.drop import Drop
     from d3cli.model import LoadedModel
-    from d3cli.outcome import Measured, Outcome, Settings
+    from d3cli.outcome import DecayVerdict, Measured, Outcome, Settings
     from d3cli.replies import Judged
     from d3cli.search import Candidate, Tried
 
@@ -68,8 +68,8 @@ def facts(outcome: "Outcome", settings: "Settings", model: "LoadedModel") -> lis
             ("did decay pay?", f"{outcome.verdict.words}: {_bounds(outcome.verdict.difference)}"),
         ]
     rows += [(f"replies by {name}", _judged(judged)) for name, judged in outcome.judged.items()]
-    if outcome.verdict is not None and not outcome.judged:
-        rows.append(("", "by fixed text alone; --replies also judges replies that D³ writes"))
+    if outcome.verdict is not None:
+        rows.append(("  by replies", _by_replies(outcome.verdict)))
     rows += [
         (f"order of {kind}s", " ".join(order) or "none can be dropped")
         for kind, order in outcome.orders.items()
@@ -84,6 +84,14 @@ def facts(outcome: "Outcome", settings: "Settings", model: "LoadedModel") -> lis
     rows.append(("took", f"{outcome.seconds:.0f} s"))
     rows += [("cut for time", cut) for cut in outcome.cut]
     return rows
+
+
+def _by_replies(verdict: "DecayVerdict") -> str:
+    from d3cli.outcome import decay_paid
+
+    if verdict.by_replies is None:
+        return "not asked: --replies lets D³ write replies, and full depth judge them"
+    return f"{decay_paid(verdict.by_replies)}: {_bounds(verdict.by_replies)}"
 
 
 def _influence(outcome: "Outcome") -> Iterator[tuple[str, list[tuple[str, float]]]]:
@@ -209,6 +217,7 @@ def as_json(
             "decaying": _candidate(verdict.decaying.candidate) | measured(verdict.decaying),
             "difference": _drop(verdict.difference),
             "verdict": verdict.words,
+            "by_replies": None if verdict.by_replies is None else _drop(verdict.by_replies),
         },
         "replies": {
             name: {"prompts": j.prompts, "tokens": j.tokens, "perplexity": j.perplexity}
