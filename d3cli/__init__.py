@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from d3cli.audit import Agreement
+    from d3cli.calibration import Calibrator
     from d3cli.engine import Engine, GenerationChunk, Reply
     from d3cli.errors import D3Error
     from d3cli.load import load_model
     from d3cli.model import LoadedModel, wrap_model
+    from d3cli.outcome import CalibrationSettings
     from d3cli.sampling import SamplingParams
     from d3cli.schedule import DepthSchedule
     from d3cli.scoring import Document, Scorer, perplexity, score
@@ -22,6 +24,8 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Agreement",
+    "CalibrationSettings",
+    "Calibrator",
     "D3Error",
     "DepthSchedule",
     "Document",
@@ -40,9 +44,11 @@ __all__ = [
 
 _HOMES = {
     "audit": ("Agreement",),
+    "calibration": ("Calibrator",),
     "engine": ("Engine", "GenerationChunk", "Reply"),
     "errors": ("D3Error",),
     "load": ("load_model",),
+    "outcome": ("CalibrationSettings",),
     "model": ("LoadedModel", "wrap_model"),
     "sampling": ("SamplingParams",),
     "schedule": ("DepthSchedule",),

@@ -5,10 +5,13 @@ raced there, and what survives is tested on the other half, once, from the safes
 Knows nothing of files, options or terminals.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from d3cli.comparison import compare
 from d3cli.drop import Losses, drop_by_position, measure_drop, measure_rise, total
@@ -16,12 +19,22 @@ from d3cli.errors import CalibrationError, UsageError
 from d3cli.evaluation import Clock, Evaluator, OutOfTime
 from d3cli.heldout import split
 from d3cli.model import LoadedModel
-from d3cli.outcome import DecayVerdict, Measured, Outcome, Settings
+from d3cli.outcome import CalibrationSettings, DecayVerdict, Measured, Outcome
 from d3cli.plan import Plan, make_plan, measure_pace
 from d3cli.replies import FEWEST_PROMPTS, FULL_DEPTH, MOST_PROMPTS, judge, surprise, write_reply
-from d3cli.schedule import DepthSchedule
+from d3cli.schedule import TOLERANCE, DepthSchedule
 from d3cli.scoring import Document
-from d3cli.search import Candidate, StaticLosses, Tried, candidates, front, race, score_prefixes
+from d3cli.search import (
+    LEAST_EVIDENCE,
+    Candidate,
+    StaticLosses,
+    Tried,
+    at_least_depth,
+    candidates,
+    front,
+    race,
+    score_prefixes,
+)
 from d3cli.skip_order import (
     GreedyOrder,
     UnitKind,
@@ -35,6 +48,11 @@ LEAST_SAVED = 0.02
 # Units that lose, at constant depth, more than so many times the target are of no use to any
 # schedule: a tenth of the tokens at least would run without them.
 MOST_LOST = 4
+# A KL of so many times the target says that D³ is another model by then, whatever the perplexity of
+# this text says: it is text that the model itself does not know.
+MOST_KL = 20
+# Constant depth and decay are compared where their bytes differ by no more than this.
+SAME_BYTES = 0.01
 # Of the time, what is kept for free-running replies where they are asked for.
 REPLIES_SHARE = 0.4
 # Schedules tested on the unseen half, at most.
@@ -67,12 +85,18 @@ class Calibrator:
         self,
         model: LoadedModel,
         documents: Sequence[Document],
-        settings: Settings,
+        settings: CalibrationSettings,
         began: float | None = None,
         all_documents: bool = False,
     ) -> None:
         self.model, self.settings, self.outcome = model, settings, Outcome()
         self._began = time.monotonic() if began is None else began
+        if settings.reply_tokens > model.context_length:
+            raise UsageError(
+                f"--reply-tokens is {settings.reply_tokens:,}, and the model's context holds "
+                f"{model.context_length:,}",
+                "give fewer",
+            )
         kinds = _kinds(model, settings.units)
         search, unseen = split(documents, settings.seed)
         left = settings.max_seconds - self._elapsed()
@@ -196,7 +220,15 @@ class Calibrator:
             if candidate.schedule not in losses:
                 found = unseen.losses(candidate.schedule, len(self._unseen))
                 losses[candidate.schedule] = found
-        self.outcome.chosen, *measured = self._measure([held, *pair], losses)
+        chosen, *measured = self._measure([held, *pair], losses)
+        if chosen.kl > MOST_KL * math.log1p(target):
+            self.outcome.why_not = (
+                f"full depth's perplexity on this text is {chosen.full_perplexity:.3g}, and what "
+                f"costs {chosen.drop.value:+.2%} of it departs by a KL of {chosen.kl:.2g} nats a "
+                "token: the text does not suit the model (--self-replies, --data)"
+            )
+            return
+        self.outcome.chosen = chosen
         if measured:
             static, decaying = (losses[candidate.schedule] for candidate in pair)
             difference = [b - a for a, b in zip(static, decaying, strict=True)]
@@ -206,11 +238,13 @@ class Calibrator:
 
     def _sequence(self) -> list[Tried]:
         """What held on the search half, the slowest and safest first."""
+        responses = [len(document.response_ids) for document in self._unseen]
         held = [
             tried
             for tried in self.outcome.tried.values()
-            if tried.drop.high <= self.settings.target_drop
+            if -self.settings.target_drop <= tried.drop.high <= self.settings.target_drop
             and 1 - 1 / tried.candidate.byte_ratio >= LEAST_SAVED
+            and at_least_depth(tried.candidate.schedule, responses) >= LEAST_EVIDENCE / 2
         ]
         kept: list[Tried] = []
         for tried in sorted(held, key=lambda t: (-t.candidate.byte_ratio, t.drop.high)):
@@ -225,6 +259,18 @@ class Calibrator:
         if not self.outcome.tried:
             return "no unit can be dropped at this target"
         best = min(self.outcome.tried.values(), key=lambda t: t.drop.high)
+        if best.drop.high < -self.settings.target_drop:
+            return (
+                f"on this text the model does better without parts of it ({best.drop.value:+.2%}), "
+                "so it does not suit the model (--self-replies, --data)"
+            )
+        if best.drop.high <= self.settings.target_drop:
+            fastest = max(
+                t.candidate.byte_ratio
+                for t in self.outcome.tried.values()
+                if t.drop.high <= self.settings.target_drop
+            )
+            return f"what keeps within the target saves {1 - 1 / fastest:.1%} of the bytes at most"
         return (
             f"the safest schedule tried, byte ratio {best.candidate.byte_ratio:.2f}, costs "
             f"{best.drop.value:+.2%} on {best.documents} documents, at most {best.drop.high:+.2%} "
@@ -242,6 +288,11 @@ class Calibrator:
         ):
             own = losses[candidate.schedule]
             tokens = sum(map(len, own))
+            full = sum(float(c.full_log_probs.sum()) for c in compared)
+            floor = candidate.schedule.floor + TOLERANCE
+            at_floor = np.concatenate(
+                [loss[c.depths.numpy() <= floor] for loss, c in zip(own, compared, strict=True)]
+            )
             measured.append(
                 Measured(
                     candidate,
@@ -252,6 +303,9 @@ class Calibrator:
                     kl=sum(float(c.kl.sum()) for c in compared) / tokens,
                     same_top=sum(int(c.same_top.sum()) for c in compared) / tokens,
                     mean_rank=sum(int(c.ranks.sum()) for c in compared) / tokens,
+                    full_perplexity=math.exp(-full / tokens),
+                    floor_tokens=len(at_floor),
+                    floor_drop=math.expm1(float(at_floor.mean())) if len(at_floor) else 0.0,
                 )
             )
         return measured
@@ -261,19 +315,22 @@ class Calibrator:
     ) -> tuple[Candidate, Candidate] | tuple[()]:
         """The best static depth at the chosen one's bytes, and the best decaying one at those."""
         if self._clock.elapsed > self.plan.seconds:
-            self.outcome.cut.append("constant depth was not compared with decay")
+            self.outcome.no_verdict = "there was no time to compare constant depth with decay"
             return ()
         pool = [candidate for pool in self._pools.values() for candidate in pool]
-        static = front([candidate for candidate in pool if candidate.is_static])
+        decaying = [candidate for candidate in pool if not candidate.is_static]
+
+        def rivals(flat: Candidate) -> list[Candidate]:
+            return front([c for c in decaying if _same_bytes(c, flat)])
+
+        static = [c for c in front([c for c in pool if c.is_static]) if rivals(c)]
         if not static:
+            self.outcome.no_verdict = "no constant depth and no decay save the same bytes here"
             return ()
         flat = min(static, key=lambda c: abs(c.byte_ratio - chosen.byte_ratio))
-        decaying = front([c for c in pool if not c.is_static and c.byte_ratio >= flat.byte_ratio])
-        if not decaying:
-            return ()
-        # The front's first ones have the least loss at these bytes or more; the search half picks.
+        # The front's first ones are foretold to lose least at these bytes; the search half picks.
         count = len(self._search)
-        best = min(decaying[:3], key=lambda c: total(evaluator.losses(c.schedule, count)))
+        best = min(rivals(flat)[:3], key=lambda c: total(evaluator.losses(c.schedule, count)))
         return flat, best
 
     def _judge_replies(self, chosen: Candidate) -> Iterator[Progress]:
@@ -319,6 +376,10 @@ class Calibrator:
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
+
+
+def _same_bytes(one: Candidate, other: Candidate) -> bool:
+    return abs(one.byte_ratio / other.byte_ratio - 1) <= SAME_BYTES
 
 
 def _kinds(model: LoadedModel, units: Literal["layer", "sublayer", "auto"]) -> list[UnitKind]:

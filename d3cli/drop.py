@@ -73,22 +73,23 @@ def _bootstrap(
     value = float(np.expm1(statistic(*samples, axis=0)))
     if len(samples[0]) < 2 or not samples[0].any():
         return Drop(value, value, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a degenerate distribution is dealt with below
-        bounds = bootstrap(
-            samples,
-            statistic,
-            n_resamples=RESAMPLES,
-            confidence_level=2 * confidence - 1,  # two-sided, so that each side has ours
-            method="BCa",
-            paired=True,
-            vectorized=True,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    low, high = float(np.expm1(bounds.low)), float(np.expm1(bounds.high))
-    if not (math.isfinite(low) and math.isfinite(high)):  # all documents are alike
-        return Drop(value, value, value)
-    return Drop(value, low, high)
+    for method in ("BCa", "percentile"):  # too few documents that differ are too few for the first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bounds = bootstrap(
+                samples,
+                statistic,
+                n_resamples=RESAMPLES,
+                confidence_level=2 * confidence - 1,  # two-sided, so that each side has ours
+                method=method,
+                paired=True,
+                vectorized=True,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+        low, high = float(np.expm1(bounds.low)), float(np.expm1(bounds.high))
+        if math.isfinite(low) and math.isfinite(high):
+            break
+    return Drop(value, min(low, value), max(high, value))
 
 
 def drop_by_position(losses: Losses) -> Iterator[tuple[int, int, int, float]]:

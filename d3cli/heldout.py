@@ -20,7 +20,7 @@ from d3cli.text import Message, encode_chat
 PROMPT_TOKENS = 64  # of a plain text, read before what is scored
 PASSAGE_TOKENS = 320  # a plain text's passages, prompt and response together
 LONGEST_RESPONSE = 1024  # tokens scored of one document
-FEWEST_DOCUMENTS, FEWEST_TOKENS = 16, 1024
+FEWEST_DOCUMENTS, FEWEST_TOKENS = 32, 1024
 LARGEST_FILE = 64 << 20
 
 
@@ -57,15 +57,21 @@ def read_samples(path: Path) -> list[Sample]:
         UsageError: it cannot be read, or a row is none of these; with the row's number.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise UsageError(f"{path} is not a regular file", "copy the text into a file")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
             raise UsageError(f"{path} is larger than 64 MB", "a few hundred documents are enough")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-    if path.suffix != ".jsonl":
-        return [Sample(text)] if text.strip() else []
+    if not text.strip():
+        raise UsageError(f"{path} is empty", "give a file with text")
+    if path.suffix.lower() != ".jsonl":
+        return [Sample(text)]
     return [
         _read_row(f"{path}, line {number}", line)
         for number, line in enumerate(text.split("\n"), start=1)
@@ -100,6 +106,8 @@ def _text(where: str, row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f'{where} has no text as "{key}"', _FORM)
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UsageError(f'{where} has half a character in "{key}"', "correct its escapes")
     return value
 
 
@@ -119,7 +127,8 @@ def encode_samples(
     """Samples as documents of the model's own tokens, by its chat template.
 
     A plain text is cut into passages of 320 tokens, the first `prompt_tokens` of each the prompt.
-    Documents that exceed the context are cut; those without two tokens of response are left out.
+    Documents that exceed the context are cut; those without two tokens of response, and repeated
+    ones, are left out.
 
     Raises:
         UsageError: too little text is left; with the amount needed.
@@ -136,21 +145,22 @@ def encode_samples(
         for begin in range(0, len(ids), size):
             passage = ids[begin : begin + size]
             documents.append(Document(passage[:prompt_tokens], passage[prompt_tokens:]))
-    fitting = []
+    fitting: dict[tuple[tuple[int, ...], ...], Document] = {}  # the same text twice counts once
     for document in documents:
         room = min(model.context_length - len(document.prompt_ids), LONGEST_RESPONSE)
         response = document.response_ids[: max(room, 0)]
         if document.prompt_ids and len(response) >= 2:
-            fitting.append(Document(document.prompt_ids, response))
-    tokens = sum(len(document.response_ids) for document in fitting)
+            key = (tuple(document.prompt_ids), tuple(response))
+            fitting.setdefault(key, Document(document.prompt_ids, response))
+    tokens = sum(len(document.response_ids) for document in fitting.values())
     if len(fitting) < FEWEST_DOCUMENTS or tokens < FEWEST_TOKENS:
         raise UsageError(
             f"there are {len(fitting)} documents with {tokens:,} response tokens that fit the "
-            f"model's context of {model.context_length:,}",
+            f"model's context of {model.context_length:,} (repeated ones count once)",
             f"at least {FEWEST_DOCUMENTS} documents and {FEWEST_TOKENS:,} tokens are needed, and "
             "a hundred documents are better",
         )
-    return fitting
+    return list(fitting.values())
 
 
 def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], list[Document]]:

@@ -19,7 +19,7 @@ from d3cli.skip_order import UnitKind
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CalibrationSettings:
     """What to look for.
 
     Attributes:
@@ -50,9 +50,10 @@ class Settings:
             raise UsageError(
                 f"the target drop is {self.target_drop:.6g}", "it lies above 0% and at most at 100%"
             )
-        if not 0.5 < self.confidence < 1:
+        if not 0.5 < self.confidence <= 0.99:
             raise UsageError(
-                f"the confidence is {self.confidence:g}", "it lies between 0.5 and 1, say 0.9"
+                f"the confidence is {self.confidence:g}",
+                "it lies above 0.5, and at most at 0.99: a few dozen documents support no more",
             )
         if self.reply_tokens < 2:
             raise UsageError(f"--reply-tokens is {self.reply_tokens}", "it must be 2 or more")
@@ -69,6 +70,9 @@ class Measured:
         kl: mean nats per response token.
         same_top: share of response tokens where full depth has the same top choice.
         mean_rank: of the text's own tokens, by D³'s logits.
+        full_perplexity: full depth's, on the same tokens.
+        floor_tokens: how many ran at the schedule's least depth.
+        floor_drop: the drop over those.
     """
 
     candidate: Candidate
@@ -79,6 +83,9 @@ class Measured:
     kl: float
     same_top: float
     mean_rank: float
+    full_perplexity: float
+    floor_tokens: int
+    floor_drop: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,7 @@ class Outcome:
         orders: the skip order of each kind of unit.
         influence: of every unit.
         verdict: whether decay paid; None where it could not be asked.
+        no_verdict: why it could not.
         judged: full depth's verdict on replies, by who wrote them; empty where nobody asked.
         cut: what the time did not allow; empty where nothing was cut.
     """
@@ -134,12 +142,17 @@ class Outcome:
     orders: dict[UnitKind, tuple[str, ...]] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     verdict: DecayVerdict | None = None
+    no_verdict: str = ""
     judged: Mapping[str, Judged] = field(default_factory=dict)
     cut: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def record(
-        self, settings: Settings, source: str, documents: Sequence[Document], model: LoadedModel
+        self,
+        settings: CalibrationSettings,
+        source: str,
+        documents: Sequence[Document],
+        model: LoadedModel,
     ) -> Calibration:
         """What is stored of it.
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from d3cli.errors import CalibrationError
+from d3cli.errors import CalibrationError, UsageError
 from d3cli.evaluation import batch_rows
+from d3cli.heldout import FEWEST_DOCUMENTS, FEWEST_TOKENS
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
@@ -19,7 +20,7 @@ LONG = 2.0
 # A search that is expected to take so many times the time that there is, is not begun.
 HOPELESS = 2.0
 # Below so many documents in a half, an interval over documents means little.
-LEAST_HALF = 8
+LEAST_HALF = FEWEST_DOCUMENTS // 2
 # A candidate's pass, beside full depth over all positions: prompts and first layers are reused.
 WITH_REUSE = 0.55
 # Passes over the unseen half: full depth and what is shared, for the tests and once more for the
@@ -91,10 +92,19 @@ def make_plan(
         all_documents: never use fewer than there are.
 
     Raises:
+        UsageError: there is too little text in a half.
         CalibrationError: even the least search would take far longer.
     """
+    if not _enough(search, unseen):
+        tokens = [sum(len(document.response_ids) for document in half) for half in (search, unseen)]
+        raise UsageError(
+            f"there is too little text: halves of {len(search)} and {len(unseen)} documents, with "
+            f"{tokens[0]:,} and {tokens[1]:,} response tokens",
+            f"each needs {LEAST_HALF} documents and {FEWEST_TOKENS // 2} tokens: give more "
+            "--documents or --data",
+        )
     halves = [len(search)]
-    while not all_documents and halves[-1] // 2 >= LEAST_HALF:
+    while not all_documents and _enough(search[: halves[-1] // 2], unseen[: halves[-1] // 2]):
         halves.append(halves[-1] // 2)
     orders = {"greedy": [True], "influence": [False], "auto": [True, False]}[order]
     plans = [
@@ -117,6 +127,15 @@ def make_plan(
             f"give --max-time {math.ceil(chosen.estimate / 60)}m, or use a GPU",
         )
     return replace(chosen, left_out=_left_out(plans[0], chosen))
+
+
+def _enough(*halves: Sequence[Document]) -> bool:
+    """Whether each half has the documents and tokens without which an interval means little."""
+    return all(
+        len(half) >= LEAST_HALF
+        and sum(len(document.response_ids) for document in half) >= FEWEST_TOKENS // 2
+        for half in halves
+    )
 
 
 def in_words(seconds: float) -> str:

@@ -116,8 +116,10 @@ def candidates(
     saved_by = np.cumsum([0, *(bytes_.of(unit) for unit in static.order)])
     weights = [bytes_.weight(unit) for unit in static.order]
     found, seen = [], set[bytes]()
-    steps = np.arange(1, max(reply_tokens, len(tokens)))
+    # Behind the last start and pace, every token runs at the floor.
+    steps = np.arange(1, max(STARTS[-1] + PACES[-1] + 1, len(tokens)))
     measured = np.arange(1, len(tokens))
+    full = bytes_.total * (reply_tokens - 1)
     for floor in range(1, len(sums)):
         dropped_weight = np.cumsum([0.0, *weights[:floor]])
         for start, pace in _start_and_pace(reply_tokens):
@@ -126,16 +128,24 @@ def candidates(
             dropped = np.minimum(np.searchsorted(dropped_weight, needed), floor)
             in_reply = dropped[: reply_tokens - 1]
             here = dropped[: len(measured)]
-            evidence = tokens[1:][here >= in_reply[-1]].sum() / tokens.sum()
+            evidence = tokens[1:][here == floor].sum() / tokens.sum()
             if in_reply[-1] < floor or evidence < LEAST_EVIDENCE or dropped.tobytes() in seen:
                 continue
             seen.add(dropped.tobytes())
-            full = bytes_.total * len(in_reply)
-            ratio = full / (full - saved_by[in_reply].sum() + bytes_.total)
+            at_floor = reply_tokens - 1 - len(in_reply)
+            saved = saved_by[in_reply].sum() + at_floor * saved_by[floor]
+            ratio = full / (full - saved + bytes_.total)
             lost = sums[here, measured].sum() / tokens.sum()
             schedule = schedule_of(model, static.order[:floor], alpha, start)
             found.append(Candidate(schedule, kind, float(ratio), float(lost)))
     return found
+
+
+def at_least_depth(schedule: DepthSchedule, responses: Sequence[int]) -> float:
+    """The share of tokens, of responses so long, that run at a schedule's least depth."""
+    longest, units = max(responses), len(schedule.skip_order)
+    first = next((t for t in range(longest) if schedule.num_dropped(t) == units), longest)
+    return sum(max(0, length - first) for length in responses) / sum(responses)
 
 
 def _start_and_pace(reply_tokens: int) -> Iterator[tuple[int, int]]:
@@ -204,10 +214,11 @@ def _safe(ordered: Sequence[Candidate], most: float) -> list[Candidate]:
     """Slower ones on the front than the fastest that is foretold to keep within the target."""
     within = [c for c in ordered if c.foretold <= most]
     savings = [1 - 1 / c.byte_ratio for c in within]
+    if not within or savings[-1] <= 0:  # nothing, or nothing that pays for its repair
+        return []
     return [
         next(c for c, saved in zip(within, savings, strict=True) if saved >= share * savings[-1])
         for share in SAFE_SHARES
-        if within
     ]
 
 

@@ -20,13 +20,13 @@ from d3cli.drop import Losses
 from d3cli.heldout import builtin_samples, encode_samples
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
-from d3cli.outcome import Outcome, Settings
+from d3cli.outcome import CalibrationSettings, Outcome
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
 
 
 def calibrated(
-    model: LoadedModel, texts: list[Document], settings: Settings
+    model: LoadedModel, texts: list[Document], settings: CalibrationSettings
 ) -> tuple[Outcome, Calibrator]:
     calibrator = Calibrator(model, texts, settings)
     for _ in calibrator:
@@ -76,7 +76,7 @@ def main() -> None:
             order = list(texts)
             random.Random(1000 + number).shuffle(order)
             aside, rest = order[: len(order) // 3], order[len(order) // 3 :]
-            outcome, _ = calibrated(model, rest, Settings(target, seed=number))
+            outcome, _ = calibrated(model, rest, CalibrationSettings(target, seed=number))
             third = None
             if outcome.chosen is not None:
                 third = drop_on(model, aside, outcome.chosen.candidate.schedule)
@@ -88,7 +88,7 @@ def main() -> None:
     print("| target | seed | chosen | unseen half | KL, same top | bytes, net | decay | s |")
     for target in args.targets:
         for seed in range(args.seeds):
-            outcome, calibrator = calibrated(model, texts, Settings(target, seed=seed))
+            outcome, calibrator = calibrated(model, texts, CalibrationSettings(target, seed=seed))
             print(
                 f"| {target:.0%} | {seed} | {words(outcome)} | {outcome.seconds:.0f} (about "
                 f"{calibrator.plan.estimate:.0f}) |",

@@ -5,7 +5,7 @@ schedule, and the free-running replies to 50 held-out prompts. The skip order an
 chosen on the even rows of the held-out set; every figure printed is over the odd rows.
 
     python scripts/eval_demo_model.py
-    python scripts/eval_demo_model.py --model DIR --order measure --json result.json
+    python scripts/eval_demo_model.py --model DIR --json result.json
 """
 
 import argparse
@@ -166,7 +166,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=BUILTIN, help="default: the built-in model")
     parser.add_argument("--heldout", type=Path, default=BUILTIN / "heldout.jsonl")
     parser.add_argument("--schedule", type=Path, help="default: schedule.json of the model")
-    parser.add_argument("--order", choices=("schedule", "measure"), default="schedule")
     parser.add_argument("--prompts", action="store_true", help="also answer the 50 prompts")
     parser.add_argument("--show", action="store_true", help="print stories and wrong replies")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -178,10 +177,7 @@ def main() -> None:
     chosen_on, unseen = rows[0::2], rows[1::2]
     stored = args.schedule or args.model / "schedule.json"
     schedule = read_schedule(stored) if stored.exists() else None
-    if args.order == "measure" or schedule is None:
-        order = measure_order(model, chosen_on)
-    else:
-        order = list(schedule.skip_order)
+    order = measure_order(model, chosen_on)
 
     tested = {f"depth {model.num_layers}": DepthSchedule.full(model.num_layers)}
     for dropped in (2, 4, 6, 8):

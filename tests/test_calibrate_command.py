@@ -19,7 +19,7 @@ from d3cli.store import file_of
 from tests.conftest import D3, Result, check
 
 # Few documents, one kind, no greedy search: seconds instead of a minute.
-QUICK = ("--documents", "24", "--units", "layer", "--order", "influence", "--dtype", "bfloat16")
+QUICK = ("--documents", "32", "--units", "layer", "--order", "influence", "--dtype", "bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
         "layer_ratio",
         "byte_ratio",
     } <= found["unseen"].keys()
-    assert found["unseen"]["documents"] == 12
+    assert found["unseen"]["documents"] == 16
     assert found["unseen"]["drop_interval"][1] <= 0.05
     assert (
         sum(part["tokens"] for part in found["unseen"]["by_position"])
@@ -130,7 +130,7 @@ def test_csv_lists_what_was_tried(d3: D3) -> None:
 
 def test_your_own_text_is_used(d3: D3, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
-    path.write_text("Once upon a time a fox called Rufus lived near the river bank. " * 600)
+    path.write_text("".join(f"Once {n} foxes lived near the river bank. " for n in range(2000)))
     result = d3(
         "calibrate", *QUICK[2:], "--data", path, "--target-drop", "100%", "--max-time", "60s"
     )
@@ -206,6 +206,7 @@ def test_targets_are_percentages_or_fractions(text: str, target: float) -> None:
         ("101%", "at most at 100%"),
         ("nan", "above 0%"),
         ("inf%", "at most at 100%"),
+        ("1e400", "at most at 100%"),
         ("much", "1%"),
         ("", "1%"),
     ],
@@ -240,7 +241,9 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     short.write_text('{"prompt": "Why?", "response": "a"}\n' * 50)
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "fine"}\n{"text": \n')
-    check(bad(d3, "--data", empty), 2, "there are 0 documents")
+    check(bad(d3, "--data", empty), 2, "is empty")
+    check(bad(d3, "--data", "/dev/zero"), 2, "not a regular file")
+    check(bad(d3, "--reply-tokens", "9999"), 2, "the model's context holds 1,024")
     check(bad(d3, "--data", tiny), 2, "there are 1 documents")
     check(bad(d3, "--data", short), 2, "there are 0 documents")
     check(bad(d3, "--data", broken), 2, "line 2")
@@ -249,7 +252,7 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     check(bad(d3, "--target-drop", "0%"), 2, "--target-drop is")
     check(bad(d3, "--max-time", "10"), 2, "--max-time is")
     check(bad(d3, "--confidence", "1"), 2, "confidence is 1")
-    check(bad(d3, "--documents", "5"), 2, "greater than or equal to 16")
+    check(bad(d3, "--documents", "5"), 2, "greater than or equal to 32")
     check(bad(d3, "--show", "--remove"), 2, "exclude each other")
     check(bad(d3, "--show", "-o", "csv"), 2, "no csv")
     check(bad(d3, "no-such-model"), 2, "no model or directory")

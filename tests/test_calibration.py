@@ -15,19 +15,19 @@ from d3cli.evaluation import Clock, Evaluator
 from d3cli.heldout import builtin_samples, choose, encode_samples, hash_documents
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
-from d3cli.outcome import Outcome, Settings
+from d3cli.outcome import CalibrationSettings, Outcome
 from d3cli.plan import make_plan
 from d3cli.replies import judge, self_replies, surprise
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
-from d3cli.search import StaticLosses, candidates, score_prefixes
+from d3cli.search import StaticLosses, at_least_depth, candidates, score_prefixes
 from d3cli.skip_order import static_schedule
 from tests.families import random_ids, tiny
 from tests.planted import IDLE, QUIET, documents, planted
 
 
 def outcome_of(
-    model: LoadedModel, texts: list[Document], settings: Settings, **options: object
+    model: LoadedModel, texts: list[Document], settings: CalibrationSettings, **options: object
 ) -> Outcome:
     calibrator = Calibrator(model, texts, settings, **options)
     shares = [progress.share for progress in calibrator]
@@ -37,7 +37,7 @@ def outcome_of(
 
 @pytest.fixture(scope="module")
 def planted_outcome() -> Outcome:
-    return outcome_of(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    return outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40))
 
 
 def test_the_search_finds_all_that_the_construction_allows(planted_outcome: Outcome) -> None:
@@ -63,7 +63,7 @@ def test_both_kinds_of_units_are_reported(planted_outcome: Outcome) -> None:
 
 
 def test_the_same_seed_gives_the_same_result(planted_outcome: Outcome) -> None:
-    again = outcome_of(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    again = outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40))
     assert replace(again, seconds=0) == replace(planted_outcome, seconds=0)
 
 
@@ -79,7 +79,9 @@ def test_only_what_held_on_unseen_text_is_chosen(planted_outcome: Outcome) -> No
 
 
 def test_the_halves_share_no_document() -> None:
-    calibrator = Calibrator(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    calibrator = Calibrator(
+        planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
+    )
     search, unseen = calibrator.plan.search, calibrator.plan.unseen
     assert len(search) + len(unseen) == len(documents())
     assert not {id(d) for d in search} & {id(d) for d in unseen}
@@ -88,15 +90,17 @@ def test_the_halves_share_no_document() -> None:
 def test_a_model_whose_every_layer_matters_gets_nothing() -> None:
     model = tiny("llama").gated
     texts = list(
-        self_replies(model, [Document(random_ids(5, seed=s), [1]) for s in range(20)], 30, 0)
+        self_replies(model, [Document(random_ids(5, seed=s), [1]) for s in range(40)], 40, 0)
     )
-    outcome = outcome_of(model, texts, Settings(0.001, reply_tokens=30))
+    outcome = outcome_of(model, texts, CalibrationSettings(0.001, reply_tokens=30))
     assert outcome.chosen is None
     assert outcome.why_not
 
 
 def test_a_search_without_time_says_so() -> None:
-    calibrator = Calibrator(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    calibrator = Calibrator(
+        planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
+    )
     calibrator.plan = replace(calibrator.plan, search_deadline=0.0)
     with pytest.raises(CalibrationError, match="before any schedule was tried"):
         list(calibrator)
@@ -104,9 +108,9 @@ def test_a_search_without_time_says_so() -> None:
 
 def test_a_search_short_of_time_tests_what_it_has_and_says_so() -> None:
     begun = time.monotonic()
-    outcome_of(planted(), list(documents()), Settings(0.01, reply_tokens=40))
+    outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40))
     whole = time.monotonic() - begun
-    settings = Settings(0.01, reply_tokens=40, max_seconds=0.4 * whole)
+    settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=0.4 * whole)
     outcome = outcome_of(planted(), list(documents()), settings)
     assert outcome.cut
     assert outcome.chosen is not None and outcome.chosen.drop.high <= 0.01
@@ -128,15 +132,15 @@ def test_a_search_short_of_time_tests_what_it_has_and_says_so() -> None:
 )
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        Settings(**{"target_drop": 0.01} | bad)
+        CalibrationSettings(**{"target_drop": 0.01} | bad)
 
 
 def test_a_family_without_sublayers_is_searched_by_layers_alone() -> None:
     model = tiny("opt").gated
-    texts = [Document(random_ids(4, seed=s), random_ids(20, seed=100 + s)) for s in range(16)]
+    texts = [Document(random_ids(4, seed=s), random_ids(40, seed=100 + s)) for s in range(32)]
     with pytest.raises(UsageError, match="no sublayers"):
-        Calibrator(model, texts, Settings(0.5, units="sublayer"))
-    outcome = outcome_of(model, texts, Settings(0.5, reply_tokens=20))
+        Calibrator(model, texts, CalibrationSettings(0.5, units="sublayer"))
+    outcome = outcome_of(model, texts, CalibrationSettings(0.5, reply_tokens=20))
     assert list(outcome.orders) == ["layer"]
 
 
@@ -179,6 +183,44 @@ def test_no_depth_is_promised_that_was_not_measured() -> None:
         least = schedule.depth(999)
         at_least = sum(schedule.depth(t) == least for t in range(48))
         assert at_least >= 0.1 * 48
+
+
+def test_long_replies_are_counted_without_being_laid_out() -> None:
+    model, texts = planted(), list(documents())
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))
+    pool = candidates(model, "layer", StaticLosses(("7", "3"), losses), 100_000)
+    assert pool
+    for candidate in pool[:: len(pool) // 5]:
+        expected = candidate.schedule.byte_ratio(100_000, model.weight_bytes, net_of_repair=True)
+        assert candidate.byte_ratio == pytest.approx(expected)
+
+
+def test_savings_below_the_repairs_price_are_no_candidates() -> None:
+    outcome = outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=2))
+    assert outcome.chosen is None
+    assert "saves" in outcome.why_not
+
+
+def test_the_share_of_tokens_at_the_least_depth() -> None:
+    schedule = DepthSchedule(9, 0.5, 4, 1, 1, ("2", "3"))
+    first = next(t for t in range(99) if schedule.depth(t) == 7)
+    expected = sum(max(0, n - first) for n in (3, 9, 30)) / 42
+    assert at_least_depth(schedule, [3, 9, 30]) == pytest.approx(expected)
+    assert 0 < expected < 1
+
+
+def test_text_that_the_model_does_not_know_is_not_calibrated_on() -> None:
+    model = planted()
+    unlikely = [
+        Document(d.prompt_ids, [2 + i % 59 for i in random_ids(40, seed=n)])
+        for n, d in enumerate(documents(80))
+    ]
+    outcome = outcome_of(model, unlikely, CalibrationSettings(0.05, reply_tokens=40))
+    if outcome.chosen is not None:  # only what truly does nothing may go
+        assert outcome.chosen.kl < 1e-3
+    else:
+        assert "does not suit" in outcome.why_not or "costs" in outcome.why_not
 
 
 # Evaluation.
@@ -233,7 +275,7 @@ def builtin() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def builtin_texts(builtin: LoadedModel) -> list[Document]:
-    return choose(encode_samples(builtin, builtin_samples(builtin)), 24, 3)
+    return choose(encode_samples(builtin, builtin_samples(builtin)), 32, 3)
 
 
 @torch.inference_mode()
@@ -254,7 +296,7 @@ def log_probs_step_by_step(
 def test_the_drop_found_is_that_of_decoding_token_by_token(
     builtin: LoadedModel, builtin_texts: list[Document]
 ) -> None:
-    settings = Settings(0.03, units="layer", order="influence", reply_tokens=128)
+    settings = CalibrationSettings(0.03, units="layer", order="influence", reply_tokens=128)
     calibrator = Calibrator(builtin, builtin_texts, settings)
     for _ in calibrator:
         pass
@@ -317,18 +359,25 @@ def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
     assert less.estimate <= 0.5 * whole.estimate
     assert less.left_out
     assert less.search_deadline < 0.5 * whole.estimate
-    least = plan(0.1 * whole.estimate)
-    assert not least.greedy and len(least.search) >= 8
+    least = plan(0.3 * whole.estimate)
+    assert not least.greedy and len(least.search) >= 15
     assert "influence" in least.left_out and "documents" in least.left_out
-    assert plan(0.1 * whole.estimate, all_kinds=False).kinds == ("layer",)
+    assert plan(0.2 * whole.estimate, all_kinds=False).kinds == ("layer",)
 
 
 def test_what_was_asked_for_is_not_left_out() -> None:
     seconds = 0.6 * plan(1e9).estimate
     assert plan(seconds, order="greedy").greedy
     assert len(plan(seconds, all_documents=True).search) == 60
-    assert plan(0.2 * seconds).kinds == ("layer", "sublayer")
+    assert plan(0.4 * seconds).kinds == ("layer", "sublayer")
     assert not plan(1e9, order="influence").greedy
+
+
+def test_too_little_text_in_a_half_is_refused() -> None:
+    short = [Document([1] * 9, [1] * 20)] * 20  # 400 tokens
+    settings = {"units": {"layer": 14}, "order": "auto", "pace": 5000.0, "seconds": 600.0}
+    with pytest.raises(UsageError, match="too little text"):
+        make_plan(short, short, **settings)
 
 
 def test_a_hopeless_search_is_not_begun() -> None:
@@ -343,9 +392,9 @@ def test_a_hopeless_search_is_not_begun() -> None:
 
 def test_documents_are_drawn_by_seed_and_hashed_whatever_their_order() -> None:
     texts = list(documents())
-    assert choose(texts, 20, 1) == choose(texts, 20, 1) != choose(texts, 20, 2)
+    assert choose(texts, 32, 1) == choose(texts, 32, 1) != choose(texts, 32, 2)
     assert choose(texts, 10_000, 1) == texts
     assert hash_documents(texts) == hash_documents(texts[::-1])
     assert hash_documents(texts) != hash_documents(texts[1:])
     with pytest.raises(UsageError, match="too few"):
-        choose(texts, 15, 0)
+        choose(texts, 31, 0)

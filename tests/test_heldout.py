@@ -1,6 +1,7 @@
 """Held-out text: rows, passages, halves, and what is refused."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_plain_text_is_cut_into_passages(model: LoadedModel, tmp_path: Path) -> None:
-    story = "Once upon a time there was a fox called Rufus who lived near the river bank. "
-    (tmp_path / "book.txt").write_text(story * 300)
+    story = "".join(f"Once there were {n} foxes who lived near the river. " for n in range(1500))
+    (tmp_path / "book.txt").write_text(story)
     samples = read_samples(tmp_path / "book.txt")
-    ids = list(model.tokenizer(story * 300, add_special_tokens=False)["input_ids"])
+    ids = list(model.tokenizer(story, add_special_tokens=False)["input_ids"])
     documents = encode_samples(model, samples, prompt_tokens=50)
     joined = [i for d in documents for i in (*d.prompt_ids, *d.response_ids)]
     assert joined == ids[: len(joined)]
@@ -86,16 +87,19 @@ def test_a_plain_text_is_cut_into_passages(model: LoadedModel, tmp_path: Path) -
 def test_too_little_text_is_refused_with_the_amount(model: LoadedModel) -> None:
     with pytest.raises(UsageError, match="there are 1 documents with 2 response tokens") as error:
         encode_samples(model, [Sample("yes", ({"role": "user", "content": "Why?"},))])
-    assert "at least 16 documents and 1,024 tokens" in error.value.hint
+    assert "at least 32 documents and 1,024 tokens" in error.value.hint
     with pytest.raises(UsageError, match="there are 0 documents"):
         encode_samples(model, [])
 
 
 def test_documents_end_with_the_context() -> None:
     short = tiny("llama").gated  # a context of 256
-    samples = [Sample(" ".join(["w5"] * 300), ({"role": "user", "content": "w6 w7"},))] * 17
+    samples = [
+        Sample(" ".join(["w5"] * 300), ({"role": "user", "content": f"w6 w{n}"},))
+        for n in range(1, 40)
+    ]
     assert {len(document) for document in encode_samples(short, samples)} == {256}
-    long = [Sample("w5 w6", ({"role": "user", "content": " ".join(["w5"] * 300)},))] * 17
+    long = [Sample("w5 w6", ({"role": "user", "content": " ".join(["w5"] * 300)},))] * 40
     with pytest.raises(UsageError, match="fit the model's context of 256"):
         encode_samples(short, long)
 
@@ -122,3 +126,30 @@ def test_the_pairs_for_all_other_models() -> None:
     for sample in samples:
         # 120 to 400 tokens, as the tokenizers of today count: about three tokens in four words.
         assert 85 <= len(sample.response.split()) <= 300, sample
+
+
+def test_the_same_text_twice_counts_once(model: LoadedModel) -> None:
+    samples = builtin_samples(model)
+    once = encode_samples(model, samples)
+    assert encode_samples(model, [*samples, *samples[:50]]) == once
+
+
+def test_half_a_character_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "half.jsonl").write_text('{"text": "a\\ud800"}\n')
+    with pytest.raises(UsageError, match=r"line 1 has half a character"):
+        read_samples(tmp_path / "half.jsonl")
+
+
+def test_a_mark_at_the_beginning_and_a_loud_suffix_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "MARKED.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "Fine."}\n')
+    assert [sample.response for sample in read_samples(tmp_path / "MARKED.JSONL")] == ["Fine."]
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UsageError, match="not a regular file"):
+            read_samples(path)
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(UsageError, match="is empty"):
+        read_samples(tmp_path / "blank.txt")

@@ -1,8 +1,10 @@
 """``d3 calibrate``: the fastest depth schedule within a quality target, tested and stored."""
 
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,19 +18,20 @@ from d3cli.cli.output import Output
 from d3cli.cli.stored import as_json as stored_as_json
 from d3cli.cli.stored import describe, with_reasons
 from d3cli.config import default_model
-from d3cli.errors import CalibrationError, TargetNotMetError, UsageError
+from d3cli.errors import CalibrationError, StoreError, TargetNotMetError, UsageError
 from d3cli.files import model_identity
 from d3cli.store import StoredFile, all_calibrations, calibrations_of, check_writable, remove, save
 
 if TYPE_CHECKING:
     from d3cli.calibration import Calibrator, Progress
     from d3cli.model import LoadedModel
-    from d3cli.outcome import Settings
+    from d3cli.outcome import CalibrationSettings
     from d3cli.scoring import Document
 
 SEARCH, TEXT, STORE = "Search", "Text", "Store"
 # Documents that are used where nobody says how many; more change a result little.
 DOCUMENTS = 240
+REPLY_TOKENS = 256
 
 
 class UnitsName(StrEnum):
@@ -96,15 +99,16 @@ def calibrate(
         ),
     ] = OrderName.auto,
     reply_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=2,
             max=1 << 20,
             metavar="N",
             rich_help_panel=SEARCH,
-            help="The length of replies that savings are counted for.",
+            help="The length of replies that savings are counted for. Default: 256, or the model's "
+            "context where it is shorter.",
         ),
-    ] = 256,
+    ] = None,
     replies: Annotated[
         bool,
         typer.Option(
@@ -148,7 +152,7 @@ def calibrate(
     documents: Annotated[
         int | None,
         typer.Option(
-            min=16,
+            min=32,
             metavar="N",
             rich_help_panel=TEXT,
             help=f"How many documents to use, in both halves. Default: {DOCUMENTS} at most, fewer "
@@ -219,14 +223,14 @@ def calibrate(
     name = model or default_model()
     with output.waiting("loading"):
         output.quiet_libraries()
-        from d3cli.outcome import Settings
+        from d3cli.outcome import CalibrationSettings
 
-        settings = Settings(
+        settings = CalibrationSettings(
             target_drop=target,
             units=units.value,
             order=order.value,
             confidence=confidence,
-            reply_tokens=reply_tokens,
+            reply_tokens=reply_tokens or REPLY_TOKENS,
             seed=seed,
             max_seconds=seconds,
             replies=replies,
@@ -242,6 +246,8 @@ def calibrate(
         prompt_tokens=1024,
         force=force,
     )
+    if reply_tokens is None:
+        settings = replace(settings, reply_tokens=min(REPLY_TOKENS, loaded.context_length))
     began = time.monotonic()
     if loaded.key is not None:
         check_writable(loaded.key)
@@ -287,14 +293,20 @@ def _finish(
             f"perplexity, so nothing was stored: {outcome.why_not}",
             "allow a larger --target-drop, or give more --data",
         )
-    stored = None
     try:
-        if model.key is not None:
-            stored = save(model.key, outcome.record(settings, source, texts, model))
-    finally:
+        stored = (
+            None
+            if model.key is None
+            else save(model.key, outcome.record(settings, source, texts, model))
+        )
+    except StoreError:
+        _report(output, model, calibrator, None, form)
+        raise
+    try:
         _report(output, model, calibrator, stored, form)
-    if stored is not None:
-        output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
+    finally:  # whether or not the report could be written
+        if stored is not None:
+            output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
 
 
 def parse_target(text: str) -> float:
@@ -308,6 +320,8 @@ def parse_target(text: str) -> float:
         number = float(text.strip().removesuffix("%"))
     except ValueError:
         raise UsageError(f'--target-drop is "{text}"', "give a percentage: 1%") from None
+    if not math.isfinite(number):
+        raise UsageError(f'--target-drop is "{text}"', "it lies above 0% and at most at 100%")
     if not percent and number >= 1:
         raise UsageError(
             f'--target-drop is "{text}", which would be {100 * number:g}%',
@@ -353,7 +367,7 @@ def _write_replies(
     output: Output,
     model: "LoadedModel",
     prompts: Sequence["Document"],
-    settings: "Settings",
+    settings: "CalibrationSettings",
     began: float,
 ) -> list["Document"]:
     """The model's own replies, as many as half of the time allows.
@@ -390,7 +404,7 @@ def _search(
     output: Output,
     model: "LoadedModel",
     texts: list["Document"],
-    settings: "Settings",
+    settings: "CalibrationSettings",
     began: float,
     count: int | None,
 ) -> "Calibrator":

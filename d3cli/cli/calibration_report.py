@@ -11,22 +11,25 @@ from d3cli.cli.stored import effect, percent
 if TYPE_CHECKING:
     from d3cli.drop import Drop
     from d3cli.model import LoadedModel
-    from d3cli.outcome import DecayVerdict, Measured, Outcome, Settings
+    from d3cli.outcome import CalibrationSettings, DecayVerdict, Measured, Outcome
     from d3cli.replies import Judged
     from d3cli.search import Candidate, Tried
 
 SCHEMA = 1
+DOUBTFUL_KL = 5  # times the target, in nats
 PLOT_HEIGHT, WIDEST_PLOT, NARROWEST_PLOT = 14, 72, 24
 KINDS = {"layer": "whole layers", "sublayer": "sublayers"}
 
 
-def facts(outcome: "Outcome", settings: "Settings", model: "LoadedModel") -> list[tuple[str, str]]:
+def facts(
+    outcome: "Outcome", settings: "CalibrationSettings", model: "LoadedModel"
+) -> list[tuple[str, str]]:
     """Rows of a name and a value."""
     rows = [
         (
             "asked",
             f"at most {percent(settings.target_drop)} perplexity, with "
-            f"{settings.confidence:.0%} confidence",
+            f"{100 * settings.confidence:g}% confidence",
         )
     ]
     chosen = outcome.chosen
@@ -57,9 +60,27 @@ def facts(outcome: "Outcome", settings: "Settings", model: "LoadedModel") -> lis
         rows.append(
             (
                 "  beside full depth",
-                f"KL {chosen.kl:.4f} nats a token, same top choice {chosen.same_top:.1%}",
+                f"KL {chosen.kl:.4f} nats a token, same top choice {chosen.same_top:.1%}; its own "
+                f"perplexity {chosen.full_perplexity:.4g}",
             )
         )
+        rows.append(
+            (
+                "  at the least depth",
+                f"{percent(chosen.floor_drop)} ({chosen.floor_tokens:,} tokens)",
+            )
+        )
+        longest = chosen.by_position[-1][1]
+        if settings.reply_tokens > longest:
+            rows.append(
+                (
+                    "  mind",
+                    f"no reply scored is longer than {longest} tokens; behind them, replies of "
+                    f"{settings.reply_tokens} run at the least depth",
+                )
+            )
+        if chosen.kl > DOUBTFUL_KL * math.log1p(settings.target_drop):
+            rows.append(("  mind", "KL is far beyond the target: try --self-replies"))
     rows += _best_of_kinds(outcome, settings)
     if outcome.verdict is not None:
         rows += [
@@ -70,6 +91,8 @@ def facts(outcome: "Outcome", settings: "Settings", model: "LoadedModel") -> lis
     rows += [(f"replies by {name}", _judged(judged)) for name, judged in outcome.judged.items()]
     if outcome.verdict is not None:
         rows.append(("  by replies", _by_replies(outcome.verdict)))
+    elif outcome.no_verdict:
+        rows.append(("did decay pay?", outcome.no_verdict))
     rows += [
         (f"order of {kind}s", " ".join(order) or "none can be dropped")
         for kind, order in outcome.orders.items()
@@ -105,7 +128,9 @@ def _influence(outcome: "Outcome") -> Iterator[tuple[str, list[tuple[str, float]
             yield kind, sorted(found, key=lambda pair: pair[1])
 
 
-def _best_of_kinds(outcome: "Outcome", settings: "Settings") -> Iterator[tuple[str, str]]:
+def _best_of_kinds(
+    outcome: "Outcome", settings: "CalibrationSettings"
+) -> Iterator[tuple[str, str]]:
     for kind in outcome.orders:
         best = outcome.best(kind, settings.target_drop)
         text = "none held" if best is None else f"bytes {best.candidate.byte_ratio:.2f}× net"
@@ -135,7 +160,7 @@ def _judged(judged: "Judged") -> str:
     return text if judged.rise is None else f"{text}: {_bounds(judged.rise)}"
 
 
-def plot(outcome: "Outcome", settings: "Settings", width: int) -> str:
+def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str:
     """Everything that was tried: drop against byte ratio. Empty where there is nothing to see."""
     import plotille
 
@@ -168,7 +193,7 @@ def plot(outcome: "Outcome", settings: "Settings", width: int) -> str:
 
 
 def as_json(
-    outcome: "Outcome", settings: "Settings", model: "LoadedModel", stored: Path | None
+    outcome: "Outcome", settings: "CalibrationSettings", model: "LoadedModel", stored: Path | None
 ) -> dict[str, Any]:
     """The documented object: docs/calibration.md."""
     chosen = outcome.chosen
@@ -184,6 +209,8 @@ def as_json(
             "kl": one.kl,
             "same_top": one.same_top,
             "mean_rank": one.mean_rank,
+            "full_perplexity": one.full_perplexity,
+            "least_depth": {"tokens": one.floor_tokens, "drop": one.floor_drop},
             "layer_ratio": schedule.layer_ratio(steps),
             "byte_ratio": schedule.byte_ratio(steps, model.weight_bytes),
             "byte_ratio_net": one.candidate.byte_ratio,

@@ -62,7 +62,9 @@ def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
     """One calibration in full, as rows of a name and a value."""
     key, calibration = entry.key, entry.calibration
     schedule = calibration.schedule
-    settings = [(name, str(value)) for name, value in calibration.settings.items()]
+    settings = [
+        (name, str(value)) for name, value in calibration.settings.items() if value is not None
+    ]
     return [
         ("model", key.model),
         ("in", key.form),
@@ -86,8 +88,8 @@ def _measured(calibration: Calibration) -> list[tuple[str, str]]:
         (
             "measured",
             f"{percent(unseen.drop)} on {unseen.documents:,} unseen documents; at least "
-            f"{percent(low)} and at most {percent(high)}, each with {calibration.confidence:.0%} "
-            "confidence",
+            f"{percent(low)} and at most {percent(high)}, each with "
+            f"{100 * calibration.confidence:g}% confidence",
         ),
         ("KL", f"{unseen.kl:.4g} nats a token"),
         ("same top token", f"{unseen.same_top:.1%}"),
