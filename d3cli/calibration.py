@@ -52,7 +52,7 @@ MOST_LOST = 4
 # this text says: it is text that the model itself does not know.
 MOST_KL = 20
 # Constant depth and decay are compared where their bytes differ by no more than this.
-SAME_BYTES = 0.01
+SAME_BYTES = 0.005
 # Of the time, what is kept for free-running replies where they are asked for.
 REPLIES_SHARE = 0.4
 # Schedules tested on the unseen half, at most.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 DOUBTFUL_KL = 5  # times the target, in nats
-PLOT_HEIGHT, WIDEST_PLOT, NARROWEST_PLOT = 14, 72, 24
+PLOT_HEIGHT, WIDEST_PLOT, NARROWEST_PLOT = 14, 72, 20
+PLOT_MARGIN = 36  # the labels of both axes
 KINDS = {"layer": "whole layers", "sublayer": "sublayers"}
 
 
@@ -165,13 +166,13 @@ def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str
     import plotille
 
     tried = list(outcome.tried.values())
-    if not tried or width < NARROWEST_PLOT + 24:
+    if not tried or width < NARROWEST_PLOT + PLOT_MARGIN:
         return ""
     ratios = [t.candidate.byte_ratio for t in tried]
     highest = max(2 * settings.target_drop, *(t.drop.value for t in tried if t.drop.value < 10))
     figure = plotille.Figure()
     figure.with_colors = False
-    figure.width, figure.height = min(width - 24, WIDEST_PLOT), PLOT_HEIGHT
+    figure.width, figure.height = min(width - PLOT_MARGIN, WIDEST_PLOT), PLOT_HEIGHT
     figure.x_label, figure.y_label = "byte ratio, net", "drop"
     figure.set_x_limits(min(ratios), max([*ratios, min(ratios) + 0.01]))
     figure.set_y_limits(min(0.0, *(t.drop.value for t in tried)), highest)
