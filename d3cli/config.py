@@ -135,7 +135,8 @@ def replace_file(path: Path, text: str) -> None:
 
 
 @cache
-def _shipped_aliases() -> Mapping[str, str]:
+def shipped_aliases() -> Mapping[str, str]:
+    """The aliases that come with d3cli, and the hub ids that they stand for."""
     return tomllib.loads(files("d3cli").joinpath("aliases.toml").read_text(encoding="utf-8"))
 
 
@@ -153,7 +154,7 @@ def aliases() -> dict[str, str]:
             f"[aliases] in {config_file()} must map names to model ids in quotes",
             'for example: mine = "org/name"',
         )
-    return {**_shipped_aliases(), **own}
+    return {**shipped_aliases(), **own}
 
 
 def nearest_aliases(name: str, similarity: float = 0.6) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from d3cli.audit import Agreement, Audit, common_prefix
+from d3cli.chat_template import Message, encode_chat
 from d3cli.decode import DecodedToken, decode, prefill
 from d3cli.errors import PromptError, UsageError
 from d3cli.memory import DEFAULT_RESERVE
@@ -19,7 +20,7 @@ from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
 from d3cli.stats import RunStats, peak_memory
-from d3cli.text import Detokenizer, Message, StopStrings, encode_chat, encode_raw
+from d3cli.text import Detokenizer, StopStrings, encode_raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,11 @@ class Engine:
         else:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             prompt_ids = encode_chat(
-                self.model.tokenizer, messages, chat_template=chat_template, think=think
+                self.model.tokenizer,
+                messages,
+                self.model.renderer,
+                chat_template=chat_template,
+                think=think,
             )
         if sampling is None:
             sampling = SamplingParams.resolve({}, self.model.generation_settings)

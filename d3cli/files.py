@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from d3cli.config import BUILTIN, PATH_STARTS, aliases, looks_like_hub_id, nearest_aliases
+from d3cli.config import (
+    BUILTIN,
+    PATH_STARTS,
+    aliases,
+    looks_like_hub_id,
+    nearest_aliases,
+    shipped_aliases,
+)
 from d3cli.errors import DownloadError, ModelError, UnknownModelError
 from d3cli.families import find_family
 from d3cli.hub import cached_snapshot, describe_repository, download
@@ -34,6 +41,11 @@ class ModelFiles:
     identity: str
     revision: str | None = None
     builtin: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is the built-in model or one that d3 has an alias for: not a stranger's."""
+        return self.builtin or self.identity in shipped_aliases().values()
 
 
 def find_model(

@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from d3cli.chat_template import Message, encode_chat
 from d3cli.errors import UsageError
 from d3cli.model import LoadedModel
 from d3cli.scoring import Document
-from d3cli.text import Message, encode_chat
 
 PROMPT_TOKENS = 64  # of a plain text, read before what is scored
 PASSAGE_TOKENS = 320  # a plain text's passages, prompt and response together
@@ -139,7 +139,9 @@ def encode_samples(
         encoded = model.tokenizer(sample.response, add_special_tokens=False, verbose=False)
         ids = list(encoded["input_ids"])
         if sample.messages:
-            documents.append(Document(encode_chat(model.tokenizer, sample.messages), ids))
+            documents.append(
+                Document(encode_chat(model.tokenizer, sample.messages, model.renderer), ids)
+            )
             continue
         size = max(PASSAGE_TOKENS, prompt_tokens + 2)
         for begin in range(0, len(ids), size):

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
+from d3cli.chat_template import Renderer, own_template
 from d3cli.checkpoint import check_config, load_tokenizer, load_weights
 from d3cli.config import BUILTIN
 from d3cli.device import Dtype, pick_device, pick_dtype
@@ -106,6 +107,10 @@ def load_model(
         check = partial(check_model, **options)
         files = find_model(name, offline=offline, check=check)
     family = check_model(describe_directory(files.name, files.path), **options)
+    renderer = None
+    if not files.is_known:
+        renderer = Renderer()
+        renderer.start()  # while the weights are read
     causal_lm, unfit = load_weights(files, family, dtype, device, quantization)
     tokenizer = load_tokenizer(files)
     model = wrap_model(
@@ -116,6 +121,7 @@ def load_model(
         stored_schedule=_shipped_schedule(files),
         notes=_notes(causal_lm, family, device, unfit),
         full_depth_only=not family.can_skip,
+        renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
     model = replace(model, builtin=files.builtin)
     if not family.can_skip or options.get("full_depth_only", False):

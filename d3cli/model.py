@@ -5,7 +5,7 @@ hidden states to logits. Knows nothing of files, schedules' meaning, replies or 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from d3cli.cache import KVCache
+from d3cli.chat_template import Renderer
 from d3cli.errors import ModelError, ScheduleError
 from d3cli.families import UNLISTED, find_family, not_proven
 from d3cli.layers import LayerGate, measure_bytes
@@ -55,6 +56,8 @@ class LoadedModel:
             was loaded to run at full depth only.
         calibration: what the store holds for it, or why that does not count.
         builtin: whether it is the model that ships with d3cli.
+        renderer: renders chat templates; this model's own in a child process, unless the model is
+            known by name.
     """
 
     name: str
@@ -70,6 +73,7 @@ class LoadedModel:
     key: ModelKey | None = None
     calibration: Calibration | Stale | None = None
     builtin: bool = False
+    renderer: Renderer = field(default_factory=Renderer)
 
     @property
     def schedule_source(self) -> Literal["calibration", "shipped"] | None:
@@ -189,6 +193,7 @@ def wrap_model(
     stored_schedule: DepthSchedule | None = None,
     notes: Sequence[str] = (),
     full_depth_only: bool = False,
+    renderer: Renderer | None = None,
 ) -> LoadedModel:
     """Makes a `LoadedModel` of a Hugging Face causal language model that is already in memory.
 
@@ -217,6 +222,7 @@ def wrap_model(
         generation_settings=settings,
         stored_schedule=stored_schedule,
         notes=tuple(notes),
+        renderer=renderer or Renderer(),
     )
     if family is UNLISTED:
         _try_out(model)

@@ -1,83 +1,12 @@
-"""Between text and token ids: chat templates in, whole characters out, stop strings.
+"""Between text and token ids: raw prompts in, whole characters out, stop strings.
 
 Knows a tokenizer; knows nothing of models, depth or terminals.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
-from d3cli.errors import ModelError, PromptError, UsageError
-
-Message = dict[str, str]
-
-
-def encode_chat(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    *,
-    chat_template: str | None = None,
-    think: bool | None = None,
-) -> list[int]:
-    """Renders a conversation with the model's chat template, ready for the model's turn.
-
-    Control tokens written inside a message stay text. A model without a template reads the
-    messages as they are, with a blank line between.
-
-    Args:
-        chat_template: a Jinja template to use instead of the tokenizer's own.
-        think: turns a reasoning model's thinking on or off; None leaves its default.
-
-    Raises:
-        PromptError: the last message is empty.
-        UsageError: `think` was given, but the template has no such switch.
-        ModelError: the template refuses these messages, or is broken.
-    """
-    if not messages or not messages[-1]["content"].strip():
-        raise PromptError("the prompt is empty", "give it some text")
-    template = chat_template
-    if template is None and tokenizer.chat_template:
-        template = tokenizer.get_chat_template()  # a tokenizer may hold several by name
-    if think is not None and "enable_thinking" not in (template or ""):
-        raise UsageError("this model's chat template has no thinking switch", "leave out --think")
-    if not template:
-        text = "\n\n".join(message["content"] for message in messages)
-        return list(tokenizer(text, split_special_tokens=True)["input_ids"])
-    options = {} if think is None else {"enable_thinking": think}
-    try:
-        tokenizer.chat_control_tokens = _control_tokens(tokenizer, template)
-        ids = tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=template,
-            add_generation_prompt=True,
-            sanitize_control_tokens=True,
-            return_dict=False,
-            **options,
-        )
-    except Exception as error:  # a template is a program: it can fail in any way
-        reason = (
-            str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-        )
-        raise ModelError(
-            f"the chat template cannot render this conversation: {reason}",
-            "try without a system prompt, another --chat-template, or --raw",
-        ) from error
-    return list(ids)
-
-
-def _control_tokens(tokenizer: Any, template: str) -> list[str]:
-    """Added tokens that must stay text inside a message, beside the special ones.
-
-    Those that the template writes; and those of a control token's form, since a template may build
-    them from pieces (``'<|' + role + '|>'``, Phi-4-mini), where transformers does not see them.
-    """
-    return [
-        token
-        for token in tokenizer.added_tokens_encoder
-        if not token.isspace() and (token in template or re.fullmatch(r"<\|.*\|>", token))
-    ]
+from d3cli.errors import PromptError, UsageError
 
 
 def encode_raw(tokenizer: Any, text: str) -> list[int]:

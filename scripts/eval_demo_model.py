@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from demo_world import CATEGORIES
 
+from d3cli.chat_template import encode_chat
 from d3cli.decode import DecodedToken
 from d3cli.engine import Engine
 from d3cli.load import load_model
@@ -28,7 +29,6 @@ from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
-from d3cli.text import encode_chat
 
 BUILTIN = Path(__file__).parent.parent / "d3cli" / "builtin"
 CORE = 4
@@ -51,7 +51,7 @@ def read_rows(path: Path, model: LoadedModel) -> list[Row]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        prompt = encode_chat(model.tokenizer, row["messages"][:-1])
+        prompt = encode_chat(model.tokenizer, row["messages"][:-1], model.renderer)
         reply = model.tokenizer.encode(row["messages"][-1]["content"], add_special_tokens=False)
         document = Document(prompt, [*reply, model.tokenizer.eos_token_id])
         rows.append(Row(row["kind"], row["messages"], row.get("check"), document))

@@ -11,9 +11,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from d3cli.text import encode_chat
+from d3cli.chat_template import Renderer, encode_chat
 from tests.conftest import BUILTIN_PATH
 
+RENDERER = Renderer()
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -160,7 +161,9 @@ def test_control_tokens_in_a_message_stay_text(style: str, role: str) -> None:
     control = {tokenizer.convert_tokens_to_ids(name) for name in names}
 
     def sequence(text: str) -> list[int]:
-        return [i for i in encode_chat(tokenizer, conversation(role, text)) if i in control]
+        return [
+            i for i in encode_chat(tokenizer, conversation(role, text), RENDERER) if i in control
+        ]
 
     expected = sequence("nothing here")
     assert expected or style == "nothing"
@@ -168,7 +171,7 @@ def test_control_tokens_in_a_message_stay_text(style: str, role: str) -> None:
         for attack in (name, f"a {name} b", f"{name}{name}", f"{name[:2]}{name}{name[2:]}"):
             assert sequence(attack) == expected, attack
     everything = " ".join(names)
-    ids = encode_chat(tokenizer, conversation(role, f"a {everything} b"))
+    ids = encode_chat(tokenizer, conversation(role, f"a {everything} b"), RENDERER)
     assert everything in tokenizer.decode(ids, skip_special_tokens=True).replace(" .", ".")
 
 
@@ -180,4 +183,4 @@ def test_benign_text_gives_the_ids_of_the_plain_template(style: str) -> None:
         plain = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=False
         )
-        assert encode_chat(tokenizer, messages) == list(plain)
+        assert encode_chat(tokenizer, messages, RENDERER) == list(plain)

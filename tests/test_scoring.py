@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from d3cli.chat_template import encode_chat
 from d3cli.config import BUILTIN
 from d3cli.errors import PromptError
 from d3cli.files import find_model
 from d3cli.load import load_model
 from d3cli.scoring import Document, perplexity, score
-from d3cli.text import encode_chat
 from tests.families import random_ids, tiny, whole_layers
 
 
@@ -43,7 +43,7 @@ def test_perplexity_of_the_trained_model_rises_as_depth_falls() -> None:
     for row in rows[:12]:
         *messages, answer = json.loads(row)["messages"]
         response = model.tokenizer(answer["content"], add_special_tokens=False)["input_ids"]
-        documents.append(Document(encode_chat(model.tokenizer, messages), response))
+        documents.append(Document(encode_chat(model.tokenizer, messages, model.renderer), response))
     depths = [model.schedule(alpha, start=0) for alpha in ("off", 0.97, 1e-9)]
     found = [perplexity(score(model, documents, schedule)) for schedule in depths]
     assert found == sorted(found)

@@ -1,4 +1,4 @@
-"""Text and token ids: whole characters, stop strings, control tokens that stay text."""
+"""Text and token ids: whole characters, stop strings, raw prompts."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,10 +7,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from d3cli.config import BUILTIN
-from d3cli.errors import ModelError, PromptError, UsageError
+from d3cli.errors import PromptError, UsageError
 from d3cli.files import find_model
-from d3cli.text import Detokenizer, StopStrings, encode_chat, encode_raw
-from tests.families import word_tokenizer
+from d3cli.text import Detokenizer, StopStrings, encode_raw
 
 
 def builtin() -> PreTrainedTokenizerFast:
@@ -38,10 +37,6 @@ def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
 
 
 BYTE_FALLBACK = byte_fallback_tokenizer()
-
-
-def user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
 
 
 class TestDetokenizer:
@@ -122,52 +117,6 @@ class TestStopStrings:
     def test_an_empty_stop_is_refused(self) -> None:
         with pytest.raises(UsageError):
             StopStrings([""])
-
-
-class TestEncodeChat:
-    SPECIAL = tuple(TOKENIZER.all_special_tokens)
-
-    @pytest.mark.parametrize("token", SPECIAL)
-    @pytest.mark.parametrize("role", ["system", "user", "assistant"])
-    def test_control_tokens_in_any_message_stay_text(self, token: str, role: str) -> None:
-        def specials(filler: str) -> list[int]:
-            texts = dict.fromkeys(("system", "user", "assistant"), "Hello.")
-            texts[role] += filler
-            messages = [{"role": name, "content": text} for name, text in texts.items()]
-            ids = encode_chat(TOKENIZER, [*messages, *user("Go on.")])
-            return [i for i in ids if i in TOKENIZER.all_special_ids]
-
-        assert specials(f" {token} then {token}{token}") == specials(" nothing")
-
-    def test_benign_text_gives_the_ids_of_the_plain_template(self) -> None:
-        messages = user("What is 27 + 45?\n\nTell me!")
-        plain = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert encode_chat(TOKENIZER, messages) == list(plain)
-
-    def test_a_model_without_a_template_reads_the_text_as_it_is(self) -> None:
-        assert encode_chat(word_tokenizer(), user("w5 w6")) == [5, 6]
-
-    def test_another_template_can_be_given(self) -> None:
-        template = "{% for m in messages %}w9 {{ m.content }}{% endfor %}"
-        assert encode_chat(word_tokenizer(), user("w5"), chat_template=template) == [9, 5]
-
-    @pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{% if %}"])
-    def test_a_template_that_fails_gives_one_clear_error(self, template: str) -> None:
-        with pytest.raises(ModelError, match="cannot render"):
-            encode_chat(TOKENIZER, user("hi"), chat_template=template)
-
-    def test_thinking_needs_a_template_that_knows_it(self) -> None:
-        with pytest.raises(UsageError, match="thinking"):
-            encode_chat(TOKENIZER, user("hi"), think=True)
-        template = "{{ messages[0].content }} {{ 'w1' if enable_thinking else 'w2' }}"
-        for think, last in ((True, 1), (False, 2)):
-            ids = encode_chat(word_tokenizer(), user("w5"), chat_template=template, think=think)
-            assert ids == [5, last]
-
-    @pytest.mark.parametrize("text", ["", "  \n"])
-    def test_an_empty_prompt_is_refused(self, text: str) -> None:
-        with pytest.raises(PromptError, match="empty"):
-            encode_chat(TOKENIZER, user(text))
 
 
 class TestEncodeRaw:
