@@ -26,39 +26,45 @@ class Agreement:
 
 
 class Audit:
-    """Compares a reply's raw argmax with full depth's, position by position.
+    """Compares one reply's raw argmax with full depth's, each position once.
 
     Args:
+        prompt_ids: its prompt.
         tokens: the reply.
-        prompt_len: where it begins.
         below: tokens predicted at less than this depth are compared; token 0 never is, since it
             came out of a prefill.
-        unchanged: positions whose context is still what it was; beyond, nothing can be compared.
     """
 
     def __init__(
-        self, tokens: Sequence[DecodedToken], prompt_len: int, below: float, unchanged: int
+        self, prompt_ids: Sequence[int], tokens: Sequence[DecodedToken], below: float
     ) -> None:
         self._compared = self._agreed = 0
+        self._token_ids = [*prompt_ids, *(token.token_id for token in tokens)]
         # Position -> D³'s argmax there. Token t was predicted at position prompt_len + t - 1.
         self._top_ids = {
             position: token.top_id
-            for position, token in enumerate(tokens, start=prompt_len - 1)
-            if token.step and token.depth < below and position < unchanged
+            for position, token in enumerate(tokens, start=len(prompt_ids) - 1)
+            if token.step and token.depth < below
         }
 
-    def compare(self, model: LoadedModel, start: int, hidden: Tensor) -> None:
+    def unchanged(self, token_ids: Sequence[int]) -> int:
+        """How far `token_ids` are the reply's own: beyond, there is nothing to compare."""
+        return common_prefix(self._token_ids, token_ids)
+
+    def compare(self, model: LoadedModel, start: int, hidden: Tensor, unchanged: int) -> None:
         """Audits the positions of one prefill chunk, ``hidden`` ``[S, H]``, in small parts."""
-        positions = [at for at in range(start, start + len(hidden)) if at in self._top_ids]
+        end = min(start + len(hidden), unchanged)
+        positions = [at for at in self._top_ids if start <= at < end]
         for begin in range(0, len(positions), AUDIT_CHUNK):
             part = positions[begin : begin + AUDIT_CHUNK]
             full = model.logits(hidden[[at - start for at in part]]).argmax(dim=-1).tolist()
             self._compared += len(part)
             self._agreed += sum(
-                self._top_ids[at] == top for at, top in zip(part, full, strict=True)
+                self._top_ids.pop(at) == top for at, top in zip(part, full, strict=True)
             )
 
     def result(self) -> Agreement:
+        """What was found so far."""
         return Agreement(self._compared, self._agreed)
 
 

@@ -14,8 +14,8 @@ import torch
 from d3cli.audit import Agreement, Audit, common_prefix
 from d3cli.chat_template import Message, encode_chat
 from d3cli.decode import DecodedToken, decode, prefill
-from d3cli.errors import PromptError, UsageError
-from d3cli.memory import DEFAULT_RESERVE
+from d3cli.errors import ContextFullError, PromptError, UsageError
+from d3cli.memory import DEFAULT_RESERVE, PREFILL_CHUNK
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
@@ -54,6 +54,7 @@ class Engine:
         self.cache = model.new_cache()
         self._token_ids: list[int] = []  # of the last prompt and reply; the cache holds the front
         self._last: Reply | None = None
+        self._hidden = torch.empty(0)  # [H] of the token read last, final
 
     def stream(
         self,
@@ -66,6 +67,7 @@ class Engine:
         chat_template: str | None = None,
         think: bool | None = None,
         raw: bool = False,
+        began: float | None = None,
     ) -> "Reply":
         """A reply to a prompt or a conversation, to be iterated.
 
@@ -80,11 +82,14 @@ class Engine:
             max_tokens: None for what the context leaves.
             stop: texts that end the reply; they are not part of it.
             raw: take the prompt, which is then a string, without a chat template.
+            began: when the user began to wait, by `time.perf_counter`; None for now.
 
         Raises:
             PromptError: the prompt is empty or does not fit the context.
             UsageError: an impossible option.
+            ModelError: the chat template cannot render the conversation.
         """
+        began = time.perf_counter() if began is None else began
         if raw:
             if not isinstance(prompt, str):
                 raise UsageError("a raw prompt is one text, not messages")
@@ -106,6 +111,7 @@ class Engine:
             sampling=sampling,
             max_tokens=max_tokens,
             stop=stop,
+            began=began,
         )
 
     def stream_ids(
@@ -116,6 +122,7 @@ class Engine:
         sampling: SamplingParams,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        began: float | None = None,
     ) -> "Reply":
         """As `stream`, for a prompt that is already token ids."""
         self.model.check_schedule(schedule)
@@ -130,40 +137,63 @@ class Engine:
         if not prompt_ids:
             raise PromptError("the prompt is empty", "give it some text")
         if len(prompt_ids) >= context:
-            raise PromptError(
-                f"the prompt is {len(prompt_ids):,} tokens long, and the model's context holds "
-                f"{context:,} with the reply",
-                "shorten the prompt, or use a model with a longer context",
-            )
+            raise ContextFullError(len(prompt_ids), context)
         stops = (stop,) if isinstance(stop, str) else stop
-        return Reply(self, list(prompt_ids), schedule, sampling.with_seed(), max_tokens, stops)
+        return Reply(
+            self, list(prompt_ids), schedule, sampling.with_seed(), max_tokens, stops, began
+        )
 
     def repair(self, *, recheck: bool = False) -> Agreement:
         """Computes again, at full depth, what the last reply computed below it.
 
         Afterwards the cache holds exactly what the full model would. `stream` does the same in
-        its own prefill, so nobody has to call this.
+        its own prefill, so nobody has to call this. Gives the last reply's agreement.
 
         Args:
             recheck: read the whole reply again and compare the tokens at full depth too. After a
                 reply at ``--alpha off`` the result is the floor of agreement: what rounding
                 alone changes, below float32, between one token at a time and many at once.
         """
+        last = self._last
         held = self._token_ids[: self.cache.position]
-        audit = self._audit(len(held), full_depth_too=recheck)
-        self.cache.crop(self.cache.full_length)
-        if recheck and self._last is not None:
-            self.cache.crop(len(self._last.prompt_ids))
-        for chunk in prefill(self.model, self.cache, held[self.cache.position :]):
-            audit.compare(self.model, chunk.start, chunk.hidden)
-        return audit.result()
+        if recheck and last is not None:
+            last.audit = Audit(last.prompt_ids, last.tokens, below=math.inf)
+            self.cache.crop(len(last.prompt_ids))
+        for _ in self.read_ahead(held):
+            pass
+        return (last and last.agreement) or Agreement(0, 0)
 
-    def _audit(self, unchanged: int, *, full_depth_too: bool = False) -> Audit:
-        """An audit of the last reply, as far as the coming prefill leaves its context unchanged."""
-        if self._last is None:
-            return Audit((), 0, 0, 0)
-        below = math.inf if full_depth_too else self.model.num_layers
-        return Audit(self._last.tokens, len(self._last.prompt_ids), below, unchanged)
+    def read_ahead(
+        self, prompt_ids: Sequence[int], chunk_size: int = PREFILL_CHUNK
+    ) -> Iterator[int]:
+        """Reads what the next prompt will begin with, a chunk of tokens at a time.
+
+        Repairs what the last reply computed below full depth on the way. Gives the positions that
+        the cache holds; may be left after any chunk, and what is left out is read with the prompt.
+        """
+        keep = self._crop(prompt_ids, len(prompt_ids))
+        yield from self._read(prompt_ids, keep, self._last, chunk_size)
+
+    def _crop(self, prompt_ids: Sequence[int], most: int, reply_tokens: int | None = None) -> int:
+        """Keeps of the cache what is a prompt's, at full depth, and at most so much of it."""
+        unchanged = common_prefix(self._token_ids, prompt_ids)
+        self.cache.crop(min(unchanged, self.cache.full_length, most))
+        reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
+        self.cache.reserve(min(len(prompt_ids) + reserve, self.model.context_length))
+        self._token_ids = list(prompt_ids)
+        return self.cache.position
+
+    def _read(
+        self, prompt_ids: Sequence[int], keep: int, before: "Reply | None", chunk_size: int
+    ) -> Iterator[int]:
+        """Prefills, and audits the reply before wherever it is read again."""
+        audit = before and before.begin_audit()
+        unchanged = audit.unchanged(prompt_ids) if audit else 0
+        for chunk in prefill(self.model, self.cache, prompt_ids[keep:], chunk_size):
+            self._hidden = chunk.hidden[-1]
+            if audit:
+                audit.compare(self.model, chunk.start, chunk.hidden, unchanged)
+            yield self.cache.position
 
 
 class Reply:
@@ -175,7 +205,8 @@ class Reply:
         pieces: the text that each token completed, before stop strings cut it.
         text: the reply so far.
         finish_reason: "interrupted" until the reply ends by itself.
-        agreement: what the repair of the reply before this one found, once prefilled.
+        reused: tokens of the prompt that the cache held already, once prefilled.
+        audit: compares it with full depth wherever a repair or a later prompt reads it again.
     """
 
     def __init__(
@@ -186,6 +217,7 @@ class Reply:
         sampling: SamplingParams,
         max_tokens: int | None,
         stop: Sequence[str],
+        began: float | None,
     ) -> None:
         self.model = engine.model
         self.schedule = schedule
@@ -195,12 +227,14 @@ class Reply:
         self.pieces: list[str] = []
         self.text = ""
         self.finish_reason = "interrupted"
-        self.agreement: Agreement | None = None
+        self.reused = 0
+        self.audit: Audit | None = None
         self._engine = engine
         self._max_tokens = max_tokens
         self._stop = StopStrings(stop)
         self._detokenizer = Detokenizer(self.model.tokenizer)
-        self._began = self._first = self._latest = time.perf_counter()
+        self._began = time.perf_counter() if began is None else began
+        self._first = self._latest = self._began
         self._logits: torch.Tensor | None = None
         self._reading = self._read_prompt()
         self._chunks = self._generate()
@@ -216,22 +250,14 @@ class Reply:
         return self._reading
 
     def _read_prompt(self) -> Iterator[int]:
-        engine, cache = self._engine, self._engine.cache
-        held = engine._token_ids[: cache.position]
-        unchanged = common_prefix(held, self.prompt_ids)
-        audit = engine._audit(unchanged)
+        engine, before = self._engine, self._engine._last
         # The last prompt token is always read again: its hidden state gives token 0.
-        keep = min(unchanged, cache.full_length, len(self.prompt_ids) - 1)
-        cache.crop(keep)
-        reply_len = DEFAULT_RESERVE if self._max_tokens is None else self._max_tokens
-        cache.reserve(min(len(self.prompt_ids) + reply_len, self.model.context_length))
-        engine._token_ids, engine._last = list(self.prompt_ids), self
-        for chunk in prefill(self.model, cache, self.prompt_ids[keep:]):
-            audit.compare(self.model, chunk.start, chunk.hidden)
-            yield cache.position
+        self.reused = engine._crop(self.prompt_ids, len(self.prompt_ids) - 1, self._max_tokens)
+        engine._last = self
+        for position in engine._read(self.prompt_ids, self.reused, before, PREFILL_CHUNK):
+            yield position
             self._check_current()
-        self.agreement = audit.result()
-        self._logits = self.model.logits(chunk.hidden[-1])
+        self._logits = self.model.logits(engine._hidden)
 
     def _generate(self) -> Iterator[GenerationChunk]:
         for _ in self._reading:
@@ -259,9 +285,9 @@ class Reply:
             elif token.step == limit - 1:
                 reason = "length" if limit == self._max_tokens else "context"
             self.text += shown
+            self.finish_reason = reason or self.finish_reason
             if reason and not stopped:
                 shown += self.release()
-            self.finish_reason = reason or self.finish_reason
             yield GenerationChunk(shown, token, reason)
             if reason:
                 return
@@ -280,12 +306,26 @@ class Reply:
         self.tokens.append(token)
         self._engine._token_ids.append(token.token_id)
 
-    def release(self) -> str:
-        """The text still held back: an open character, half a stop string; it joins `text`.
+    def begin_audit(self) -> Audit | None:
+        """The reply's audit, begun now if it was not; None for a reply without tokens."""
+        if self.audit is None and self.tokens:
+            self.audit = Audit(self.prompt_ids, self.tokens, below=self.model.num_layers)
+        return self.audit
 
-        A reply that ends by itself does this. Call it where a reply is left early.
+    @property
+    def agreement(self) -> Agreement | None:
+        """How often full depth would have chosen as D³ did, as far as it was read again."""
+        return None if self.audit is None else self.audit.result()
+
+    def release(self) -> str:
+        """The text still held back: half a stop string, say; it joins `text`.
+
+        A reply that ends by itself does this. Call it where a reply is left early. Of a character
+        that was cut in two there is nothing to show.
         """
         rest = self._detokenizer.flush()
+        if self.finish_reason == "interrupted":
+            rest = rest.removesuffix("\ufffd")
         if self.pieces:
             self.pieces[-1] += rest
         shown, stopped = self._stop.push(rest)

@@ -39,6 +39,24 @@ class PromptError(UsageError):
     """A prompt that is empty, unreadable or does not fit the model's context."""
 
 
+class ContextFullError(PromptError):
+    """A prompt that does not fit the model's context.
+
+    Attributes:
+        tokens: how many it has.
+        context: how many the context holds, the reply included.
+    """
+
+    def __init__(self, tokens: int, context: int) -> None:
+        super().__init__(
+            f"the prompt is {tokens:,} tokens long, and the model's context holds {context:,} with "
+            "the reply",
+            "shorten the prompt, or use a model with a longer context",
+        )
+        self.tokens = tokens
+        self.context = context
+
+
 class UnknownModelError(UsageError):
     """A name that is no alias, no directory and no model id that can be had."""
 
@@ -53,6 +71,10 @@ class DownloadError(D3Error):
 
 class StoreError(D3Error):
     """A stored calibration that cannot be read or written."""
+
+
+class TranscriptError(D3Error):
+    """A saved conversation that cannot be read or written."""
 
 
 class NotEnoughMemoryError(D3Error):

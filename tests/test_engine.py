@@ -160,13 +160,16 @@ class TestTurns:
         prompt = random_ids(20)
         reply = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=15))
         follow_up = [*prompt, *reply, *random_ids(9, seed=3)]
+        first = engine._last
         second = greedy(engine, follow_up, self.SCHEDULE, max_tokens=12)
         done = list(second.prefill())
         fresh = greedy(Engine(model), follow_up, self.SCHEDULE, max_tokens=12)
         assert ids(second) == ids(fresh)
         assert done == [len(follow_up)]
-        assert second.agreement is not None
-        assert second.agreement.compared == 13  # 15 tokens, less token 0 and the warm-up
+        assert first.agreement is not None
+        assert first.agreement.compared == 13  # 15 tokens, less token 0 and the warm-up
+        assert second.agreement is None
+        assert second.reused == 21  # the prompt and the warm-up step
 
     def test_the_second_turn_reads_only_what_it_must(self) -> None:
         model = tiny("llama").gated
@@ -241,13 +244,29 @@ class TestTurns:
         model = tiny("llama").gated
         engine = Engine(model)
         prompt = random_ids(30)
-        first = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=9))
+        before = greedy(engine, prompt, self.SCHEDULE, max_tokens=9)
+        first = ids(before)
         second = greedy(engine, [*prompt, *first, 7, 8], self.SCHEDULE, max_tokens=9)
         next(second.prefill())
         fresh = greedy(Engine(model), [*prompt, *first, 7, 8], self.SCHEDULE, max_tokens=9)
         assert ids(second) == ids(fresh)
-        assert second.agreement is not None
-        assert second.agreement.compared == 7
+        assert before.agreement is not None
+        assert before.agreement.compared == 7
+
+    def test_what_was_read_ahead_in_vain_is_read_anew(self) -> None:
+        model = tiny("gemma3").gated
+        engine = Engine(model)
+        prompt = random_ids(20)
+        first = greedy(engine, prompt, self.SCHEDULE, max_tokens=30)
+        written = ids(first)
+        ahead = [*prompt, *written[10:], *random_ids(9, seed=4)]  # a template dropped some of it
+        list(engine.read_ahead(ahead))
+        follow_up = [*ahead, 7, 8]
+        second = greedy(engine, follow_up, self.SCHEDULE, max_tokens=9)
+        assert ids(second) == ids(greedy(Engine(model), follow_up, self.SCHEDULE, max_tokens=9))
+        assert second.reused == len(ahead)
+        assert first.agreement is not None
+        assert first.agreement.compared == 0  # nothing of it was read in its own context
 
     def test_repair_on_demand_and_again_finds_nothing_more(self) -> None:
         model = tiny("llama").gated
@@ -256,7 +275,21 @@ class TestTurns:
         assert engine.cache.is_ragged
         assert engine.repair().compared == 13
         assert not engine.cache.is_ragged
-        assert engine.repair().share is None
+        assert engine.repair().compared == 13  # each token once
+
+    def test_a_repair_left_in_the_middle_goes_on_with_the_next_prompt(self) -> None:
+        model = tiny("qwen3-sliding").gated
+        engine = Engine(model)
+        prompt = random_ids(20)
+        first = greedy(engine, prompt, self.SCHEDULE, max_tokens=40)
+        follow_up = [*prompt, *ids(first), 7, 8]
+        steps = engine.read_ahead(follow_up[:-1], chunk_size=6)
+        assert [next(steps), next(steps)] == [27, 33]
+        assert first.agreement.compared == 12  # those predicted at positions 21 to 32
+        second = greedy(engine, follow_up, self.SCHEDULE, max_tokens=9)
+        assert ids(second) == ids(greedy(Engine(model), follow_up, self.SCHEDULE, max_tokens=9))
+        assert second.reused == 33
+        assert first.agreement.compared == 38
 
 
 class TestRefusals:

@@ -1,0 +1,196 @@
+"""A conversation with a model: messages, turns, what is taken back, what no longer fits.
+
+Knows nothing of terminals, commands or files.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from d3cli.audit import common_prefix
+from d3cli.chat_template import Message, encode_chat
+from d3cli.engine import Engine, Reply
+from d3cli.errors import ContextFullError, D3Error
+from d3cli.model import LoadedModel
+from d3cli.reasoning import opening_tag
+from d3cli.sampling import SamplingParams
+from d3cli.schedule import DepthSchedule
+from d3cli.transcript import ChatMessage
+
+# A chat template's opening tag is found at the end of a prompt: its last tokens tell.
+PROMPT_END = 16
+# Where the oldest messages are dropped: the share of the context that is to be free for the reply,
+# so that it is not done again at every turn.
+FREE_SHARE = 1 / 4
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """How a reply is written; `schedule_source` says where the schedule comes from."""
+
+    schedule: DepthSchedule
+    schedule_source: str
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    chat_template: str | None = None
+    think: bool | None = None
+
+
+class Conversation:
+    """Messages in turn, and one KV cache for all of them.
+
+    Attributes:
+        system: the system prompt; empty for none.
+        messages: the user's and the model's, in order.
+        left_out: how many of them, from the front, the model is not shown any more.
+        reply: the reply that was written last, if it is still the last message.
+    """
+
+    def __init__(
+        self, model: LoadedModel, *, system: str = "", messages: Sequence[ChatMessage] = ()
+    ) -> None:
+        self.engine = Engine(model)
+        self.system = system
+        self.messages = list(messages)
+        self.left_out = 0
+        self.reply: Reply | None = None
+
+    @property
+    def model(self) -> LoadedModel:
+        return self.engine.model
+
+    def record(self) -> list[ChatMessage]:
+        """All that was said, the system prompt first, and what the model is no longer shown too."""
+        system = [ChatMessage("system", self.system)] if self.system else []
+        return [*system, *self.messages]
+
+    def shown(self) -> list[Message]:
+        """What the model is shown."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        messages = self.messages[self.left_out :]
+        return system + [{"role": one.role, "content": one.content} for one in messages]
+
+    def say(self, text: str) -> None:
+        """Adds the user's message."""
+        self.messages.append(ChatMessage("user", text))
+        self.reply = None
+
+    def answer(self, options: ReplyOptions, *, began: float | None = None) -> Reply:
+        """A reply to the last message, to be iterated and then kept.
+
+        Raises:
+            ContextFullError: what the model is shown does not fit its context.
+            D3Error: as for `Engine.stream`.
+        """
+        self.reply = None
+        return self.engine.stream(
+            self.shown(),
+            schedule=options.schedule,
+            sampling=options.sampling,
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+            chat_template=options.chat_template,
+            think=options.think,
+            began=time.perf_counter() if began is None else began,
+        )
+
+    def keep(self, reply: Reply, options: ReplyOptions) -> ChatMessage:
+        """Adds a reply, whole or interrupted, to the conversation."""
+        message = ChatMessage(
+            "assistant",
+            # With the tag that the template wrote, a later reader knows what is reasoning.
+            inside(reply) + reply.text,
+            model=self.model.name,
+            finish_reason=reply.finish_reason,
+            schedule=options.schedule.to_json() | {"source": options.schedule_source},
+            stats=asdict(reply.stats),
+        )
+        self.messages.append(message)
+        self.reply = reply
+        return message
+
+    def take_back(self) -> str | None:
+        """Removes the last message of the user and what follows it; gives its text.
+
+        None where the user has said nothing.
+        """
+        at = self._last("user")
+        if at is None:
+            return None
+        text = self.messages[at].content
+        del self.messages[at:]
+        self.reply = None
+        self.left_out = min(self.left_out, len(self.messages))
+        return text
+
+    def take_back_reply(self) -> ChatMessage | None:
+        """Removes the last message where it is a reply, and gives it."""
+        if not self.messages or self.messages[-1].role != "assistant":
+            return None
+        self.reply = None
+        return self.messages.pop()
+
+    def clear(self) -> None:
+        """Begins anew; the system prompt stays."""
+        self.messages, self.left_out, self.reply = [], 0, None
+
+    def make_room(self, options: ReplyOptions) -> list[ChatMessage]:
+        """Leaves out the oldest turns where the context leaves a reply too little room.
+
+        Gives what the model is no longer shown; it stays part of the conversation.
+
+        Raises:
+            ContextFullError: the last message alone does not fit.
+            D3Error: as for `Engine.stream`.
+        """
+        context = self.model.context_length
+        wanted = context // 8 if options.max_tokens is None else options.max_tokens
+        before = self.left_out
+        if self._prompt_tokens(options) + min(wanted, context // 8) <= context:
+            return []
+        last = self._last("user") or 0
+        free = int(FREE_SHARE * context)
+        while self.left_out < last and self._prompt_tokens(options) + free > context:
+            # A whole turn: the next message of the user begins what is shown.
+            begins = range(self.left_out + 1, last + 1)
+            self.left_out = next(at for at in begins if self.messages[at].role == "user")
+        tokens = self._prompt_tokens(options)
+        if tokens >= context:
+            self.left_out = before
+            raise ContextFullError(tokens, context)
+        return self.messages[before : self.left_out]
+
+    def opening(self, options: ReplyOptions) -> list[int]:
+        """The tokens that the next prompt begins with, whatever the user says: to be read ahead.
+
+        Empty where the chat template does not say.
+        """
+        probes = [[*self.shown(), {"role": "user", "content": text}] for text in ("a", "One?")]
+        try:
+            first, second = (self._encode(probe, options) for probe in probes)
+        except D3Error:  # the user's own message will meet it, and be told
+            return []
+        return first[: common_prefix(first, second)][: self.model.context_length - 1]
+
+    def _prompt_tokens(self, options: ReplyOptions) -> int:
+        return len(self._encode(self.shown(), options))
+
+    def _encode(self, messages: Sequence[Message], options: ReplyOptions) -> list[int]:
+        return encode_chat(
+            self.model.tokenizer,
+            messages,
+            self.model.renderer,
+            chat_template=options.chat_template,
+            think=options.think,
+        )
+
+    def _last(self, role: str) -> int | None:
+        indices = range(len(self.messages) - 1, -1, -1)
+        return next((at for at in indices if self.messages[at].role == role), None)
+
+
+def inside(reply: Reply) -> str:
+    """The tag of reasoning that the reply's prompt ends with; else empty."""
+    end = reply.prompt_ids[-PROMPT_END:]
+    return opening_tag(reply.model.tokenizer.decode(end, skip_special_tokens=False))

@@ -1,0 +1,49 @@
+"""Reads on a thread what the next prompt will begin with, while the user types.
+
+After a reply that is its repair, after a conversation was resumed or edited all of it. torch lets
+go of Python's lock while it computes, so that a prompt beside it stays quick. Knows nothing of
+terminals.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from d3cli.engine import Engine
+
+# Positions read at once: whoever waits for `stop` waits for so many at most.
+CHUNK = 64
+
+
+class ReadAhead:
+    """Reads ahead until it is done or stopped. Nobody else may use the engine meanwhile.
+
+    Args:
+        prompt: gives the tokens that the next prompt will begin with; is called on the thread.
+        done: is called on the thread when all of them are read.
+    """
+
+    def __init__(
+        self, engine: Engine, prompt: Callable[[], Sequence[int]], done: Callable[[], None]
+    ) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(engine, prompt, done), name="read-ahead", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it after the chunk in progress, and waits for that. The engine is then free."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(
+        self, engine: Engine, prompt: Callable[[], Sequence[int]], done: Callable[[], None]
+    ) -> None:
+        try:
+            for _ in engine.read_ahead(prompt(), CHUNK):
+                if self._stopped.is_set():
+                    return
+        except Exception:
+            return
+        if not self._stopped.is_set():
+            done()

@@ -1,0 +1,161 @@
+"""A reply beside full depth, on the reply's own tokens: where they part, and what was saved.
+
+Two passes over the reply and a few timed steps; the conversation before it is not read again.
+Knows nothing of terminals.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d3cli.audit import Agreement
+from d3cli.decode import decode_step
+from d3cli.engine import Engine, Reply
+from d3cli.memory import PREFILL_CHUNK
+from d3cli.sampling import make_sampler
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import head_chunk
+
+# Decode steps that are timed at both depths, spread over the reply.
+TIMED_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyComparison:
+    """What full depth says of a reply.
+
+    Attributes:
+        tokens: how many the reply has.
+        first_difference: the first step at which full depth, with the same seed, would have chosen
+            another token; None where it would have written the same reply.
+        agreement: how often the raw argmax was full depth's, over the tokens below full depth.
+        rounding: how often it is its own where the same depth reads many tokens at once: the
+            highest agreement that the dtype can show.
+        perplexity, full_perplexity: of the reply by the pass that wrote it, and by full depth.
+        speedup: full depth's time for a step over this reply's, of steps timed in turn, now; None
+            for a reply of one token.
+        seconds_saved: of the reply's own decoding time, at that speed-up.
+        steps_timed: how many.
+    """
+
+    tokens: int
+    first_difference: int | None
+    agreement: Agreement
+    rounding: Agreement
+    perplexity: float
+    full_perplexity: float
+    speedup: float | None
+    seconds_saved: float | None
+    steps_timed: int
+
+
+def compare_reply(engine: Engine, reply: Reply) -> ReplyComparison:
+    """Compares the engine's last reply with full depth.
+
+    The engine's cache then holds the prompt and a part of the reply, all at full depth.
+    """
+    for _ in engine.read_ahead(reply.prompt_ids[:-1]):
+        pass
+    ids = torch.tensor([token.token_id for token in reply.tokens])
+    ours = torch.cat(list(_states(engine, reply, reply.schedule)))
+    full = torch.cat(list(_states(engine, reply, DepthSchedule.full(reply.model.num_layers))))
+    our_tops = torch.tensor([token.top_id for token in reply.tokens])
+    below = torch.tensor(
+        [token.step > 0 and token.depth < reply.model.num_layers for token in reply.tokens]
+    )
+    tops, surprise, first = _full_depth(reply, full, ids)
+    one_pass = torch.cat([reply.model.logits(part).argmax(dim=-1) for part in _parts(reply, ours)])
+    speedup, steps = _measure_speedup(engine, reply)
+    return ReplyComparison(
+        tokens=len(ids),
+        first_difference=first,
+        agreement=_agreement(our_tops, tops, below),
+        rounding=_agreement(our_tops, one_pass.cpu(), below),
+        perplexity=math.exp(-math.fsum(token.logprob for token in reply.tokens) / len(ids)),
+        full_perplexity=math.exp(surprise / len(ids)),
+        speedup=speedup,
+        seconds_saved=None if speedup is None else reply.stats.decode_s * (speedup - 1),
+        steps_timed=steps,
+    )
+
+
+def _states(engine: Engine, reply: Reply, schedule: DepthSchedule) -> Iterator[Tensor]:
+    """Final hidden states that predict the reply's tokens, ``[S, H]`` a chunk.
+
+    As in one-pass scoring, each unit runs on a prefix of the positions; here behind a prompt that
+    the cache holds, which must be all but its last token.
+    """
+    model, cache = engine.model, engine.cache
+    prompt_len = len(reply.prompt_ids)
+    cache.crop(prompt_len - 1)
+    token_ids = [reply.prompt_ids[-1], *(token.token_id for token in reply.tokens[:-1])]
+    lengths = schedule.prefix_lengths(prompt_len, len(reply.tokens))
+    for offset in range(0, len(token_ids), PREFILL_CHUNK):
+        ids = torch.tensor([token_ids[offset : offset + PREFILL_CHUNK]], device=model.device)
+        end = cache.position + ids.shape[1]
+        limits = {
+            unit: max(0, length - cache.position)
+            for unit, length in lengths.items()
+            if length < end
+        }
+        hidden = model.hidden_states(ids, cache, limits=limits)
+        cache.commit(ids.shape[1], full_depth=not limits)
+        yield hidden[0]
+
+
+def _full_depth(reply: Reply, states: Tensor, ids: Tensor) -> tuple[Tensor, float, int | None]:
+    """Full depth's top choices ``[N]``, its surprise at the reply in nats, the first difference."""
+    sampler = make_sampler(reply.sampling, str(reply.model.device))
+    context, first, surprise, tops = list(reply.prompt_ids), None, 0.0, []
+    for part in _parts(reply, states):
+        logits = reply.model.logits(part)  # [S, V]
+        tops.append(logits.argmax(dim=-1).cpu())
+        for row in logits:
+            step = len(context) - len(reply.prompt_ids)
+            token_id = int(ids[step])
+            surprise += float(row.logsumexp(dim=-1) - row[token_id])
+            # The same seed draws the same numbers for as long as the replies are the same.
+            if first is None and sampler(row, context) != token_id:
+                first = step
+            context.append(token_id)
+    return torch.cat(tops), surprise, first
+
+
+def _measure_speedup(engine: Engine, reply: Reply) -> tuple[float | None, int]:
+    """Times steps of the reply at full depth and at its own, in turn.
+
+    From the last to the first, so that the cache before each is still whole.
+    """
+    steps = len(reply.tokens) - 1
+    count = min(steps, TIMED_STEPS)
+    if not count:
+        return None, 0
+    full_s = own_s = 0.0
+    for number in range(count, 0, -1):
+        step = max(1, round(number * steps / count))
+        dropped = reply.schedule.dropped(step)
+        # Each is first as often as the other: what comes second finds the caches warm.
+        turns = ((), dropped) if number % 2 else (dropped, ())
+        for turn, units in enumerate(turns):
+            engine.cache.crop(len(reply.prompt_ids) + step - 1)
+            began = time.perf_counter()
+            decode_step(engine.model, engine.cache, reply.tokens[step - 1].token_id, units)
+            seconds = time.perf_counter() - began
+            if turn == number % 2:
+                own_s += seconds
+            else:
+                full_s += seconds
+    engine.cache.crop(engine.cache.full_length)
+    return full_s / own_s, count
+
+
+def _agreement(ours: Tensor, theirs: Tensor, below: Tensor) -> Agreement:
+    return Agreement(int(below.sum()), int((ours == theirs)[below].sum()))
+
+
+def _parts(reply: Reply, states: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(states, head_chunk(reply.model))

@@ -1,0 +1,258 @@
+"""Conversations: whatever happened before, a reply is that of a fresh process."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from d3cli.conversation import Conversation, ReplyOptions, inside
+from d3cli.engine import Engine, Reply
+from d3cli.errors import ContextFullError
+from d3cli.load import load_model
+from d3cli.read_ahead import ReadAhead
+from d3cli.reply_comparison import compare_reply
+from d3cli.sampling import SamplingParams
+from d3cli.transcript import ChatMessage
+
+MODEL = load_model(dtype="float32", device="cpu", threads=1)
+TEXTS = ["What is 27 + 45?", "Tell me a story about a fox.", "Go on.", "Why?", "é 漢 🦊"]
+# Shows only the last messages, and of replies only a part: what was read before is rewritten.
+FORGETFUL = (
+    "{% for m in messages[-3:] %}<|user|>{{ m.content[:20] if m.role == 'assistant' else m.content "
+    "}}{% endfor %}<|assistant|>"
+)
+
+
+def options(alpha: float | str = 0.9, max_tokens: int = 12, **others: Any) -> ReplyOptions:
+    schedule = MODEL.schedule(alpha, start=None if alpha in ("off", "auto") else 2)
+    return ReplyOptions(schedule, "flags", **({"sampling": SamplingParams()} | others),
+                        max_tokens=max_tokens)  # fmt: skip
+
+
+def write(conversation: Conversation, how: ReplyOptions, interrupt_at: int = 99) -> Reply:
+    reply = conversation.answer(how)
+    for number, _ in enumerate(reply, start=1):
+        if number == interrupt_at:
+            break
+    reply.release()
+    conversation.keep(reply, how)
+    return reply
+
+
+def ids(reply: Reply) -> list[int]:
+    return [token.token_id for token in reply.tokens]
+
+
+def fresh(conversation: Conversation, how: ReplyOptions) -> list[int]:
+    """The tokens of a new engine, given what the model was shown before the last reply."""
+    shown = conversation.shown()[:-1]
+    reply = Engine(MODEL).stream(
+        shown,
+        schedule=how.schedule,
+        sampling=how.sampling,
+        max_tokens=how.max_tokens,
+        chat_template=how.chat_template,
+    )
+    list(reply)
+    return ids(reply)
+
+
+class Chat(RuleBasedStateMachine):
+    """Turns, edits, repetitions, interruptions, changes of depth, reading ahead, comparing."""
+
+    @initialize(template=st.sampled_from([None, FORGETFUL]), system=st.sampled_from(["", "Short."]))
+    def begin(self, template: str | None, system: str) -> None:
+        self.conversation = Conversation(MODEL, system=system)
+        self.template = template
+        self.how = options(chat_template=template)
+
+    def reply(self, interrupt_at: int) -> None:
+        reply = write(self.conversation, self.how, interrupt_at)
+        assert ids(reply) == fresh(self.conversation, self.how)[: len(reply.tokens)]
+
+    @rule(
+        alpha=st.sampled_from(["off", "auto", 0.5, 0.9, 0.97]),
+        max_tokens=st.integers(1, 16),
+        temperature=st.sampled_from([0.0, 0.0, 1.3]),
+        penalty=st.sampled_from([1.0, 1.3]),
+    )
+    def choose(
+        self, alpha: float | str, max_tokens: int, temperature: float, penalty: float
+    ) -> None:
+        sampling = SamplingParams(temperature=temperature, repetition_penalty=penalty, seed=4)
+        self.how = options(alpha, max_tokens, sampling=sampling, chat_template=self.template)
+
+    @rule(text=st.sampled_from(TEXTS), interrupt_at=st.integers(1, 30))
+    def turn(self, text: str, interrupt_at: int) -> None:
+        self.conversation.say(text)
+        self.reply(interrupt_at)
+
+    @precondition(lambda self: self.conversation.messages)
+    @rule(interrupt_at=st.integers(1, 30))
+    def regenerate(self, interrupt_at: int) -> None:
+        assert self.conversation.take_back_reply()
+        self.reply(interrupt_at)
+
+    @precondition(lambda self: self.conversation.messages)
+    @rule()
+    def edit(self) -> None:
+        text = self.conversation.take_back()
+        assert text in TEXTS
+        assert all(one.role == "assistant" for one in self.conversation.messages[-1:])
+
+    @rule(system=st.sampled_from(["", "Be brief.", "Be kind."]))
+    def change_system(self, system: str) -> None:
+        self.conversation.system = system
+
+    @rule()
+    def clear(self) -> None:
+        self.conversation.clear()
+
+    @rule(chunk=st.integers(1, 40), chunks=st.integers(0, 6))
+    def read_ahead(self, chunk: int, chunks: int) -> None:
+        steps = self.conversation.engine.read_ahead(self.conversation.opening(self.how), chunk)
+        for _, _position in zip(range(chunks), steps, strict=False):
+            pass
+
+    @precondition(lambda self: self.conversation.reply)
+    @rule()
+    def compare(self) -> None:
+        reply = self.conversation.reply
+        assert reply is not None
+        found = compare_reply(self.conversation.engine, reply)
+        full = options("off", len(reply.tokens), sampling=reply.sampling,
+                       chat_template=self.template)  # fmt: skip
+        pairs = zip(ids(reply), fresh(self.conversation, full), strict=False)
+        first = next((at for at, (a, b) in enumerate(pairs) if a != b), None)
+        assert found.first_difference == first
+        assert found.rounding.share in (None, 1)
+
+    @precondition(lambda self: self.conversation.reply)
+    @rule()
+    def repair(self) -> None:
+        self.conversation.engine.repair()
+
+
+TestWhateverHappenedBefore = Chat.TestCase
+TestWhateverHappenedBefore.settings = settings(
+    max_examples=80,
+    stateful_step_count=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class TestMessages:
+    def test_a_turn_is_recorded_as_generate_prints_it(self) -> None:
+        conversation, how = Conversation(MODEL, system="Short."), options(max_tokens=5)
+        conversation.say("Hello.")
+        reply = write(conversation, how)
+        system, user, message = conversation.record()
+        assert (system.role, system.content) == ("system", "Short.")
+        assert (user.role, user.content) == ("user", "Hello.")
+        assert message.content == reply.text
+        assert message.model == "the built-in model"
+        assert message.finish_reason == "length"
+        assert message.schedule == how.schedule.to_json() | {"source": "flags"}
+        assert message.stats is not None
+        assert message.stats["completion_tokens"] == 5
+
+    def test_nothing_can_be_taken_back_from_nothing(self) -> None:
+        conversation = Conversation(MODEL)
+        assert conversation.take_back() is None
+        assert conversation.take_back_reply() is None
+
+    def test_a_prompt_that_opens_reasoning_is_seen(self) -> None:
+        template = "{{ messages[0].content }}<|assistant|><think>\n"
+        conversation, how = Conversation(MODEL), options(max_tokens=3, chat_template=template)
+        conversation.say("Hello.")
+        reply = write(conversation, how)
+        assert inside(reply) == "<think>"
+        assert conversation.messages[-1].content == "<think>" + reply.text
+
+
+class TestOverflow:
+    """The built-in model's context holds 1,024 tokens."""
+
+    def long(self, turns: int) -> Conversation:
+        words = "one two three four five six seven eight nine ten " * 8
+        messages = []
+        for number in range(turns):
+            messages += [ChatMessage("user", f"{number} {words}"), ChatMessage("assistant", words)]
+        return Conversation(MODEL, messages=messages)
+
+    def test_a_full_context_is_refused_with_both_numbers(self) -> None:
+        conversation = self.long(8)
+        conversation.say("Hello?")
+        with pytest.raises(ContextFullError) as refused:
+            conversation.answer(options())
+        assert refused.value.tokens >= refused.value.context == MODEL.context_length
+
+    def test_the_oldest_turns_make_room(self) -> None:
+        conversation, how = self.long(8), options()
+        conversation.say("Hello?")
+        before = list(conversation.messages)
+        dropped = conversation.make_room(how)
+        assert dropped
+        assert dropped == before[: len(dropped)]
+        assert conversation.messages == before  # they stay in the record
+        assert conversation.shown()[0]["role"] == "user"
+        reply = write(conversation, how)
+        assert len(reply.prompt_ids) <= 0.75 * MODEL.context_length
+        assert ids(reply) == fresh(conversation, how)
+        conversation.say("And?")
+        assert conversation.make_room(how) == []
+
+    def test_one_message_that_is_too_long_is_refused(self) -> None:
+        conversation = self.long(1)
+        conversation.say("word " * 2000)
+        with pytest.raises(ContextFullError):
+            conversation.make_room(options())
+        assert conversation.left_out == 0
+        assert conversation.take_back() == "word " * 2000
+
+    def test_what_fits_is_left_alone(self) -> None:
+        conversation = self.long(1)
+        conversation.say("Hello?")
+        assert conversation.make_room(options()) == []
+
+
+class TestReadAhead:
+    def test_the_next_turn_reads_only_what_the_user_wrote(self) -> None:
+        conversation, how = Conversation(MODEL), options(max_tokens=60)
+        conversation.say(TEXTS[1])
+        first = write(conversation, how)
+        assert conversation.engine.cache.is_ragged
+        done: list[bool] = []
+        ahead = ReadAhead(
+            conversation.engine, lambda: conversation.opening(how), lambda: done.append(True)
+        )
+        ahead._thread.join()
+        ahead.stop()
+        assert done == [True]
+        assert not conversation.engine.cache.is_ragged
+        assert first.agreement is not None
+        assert first.agreement.compared == sum(t.depth < MODEL.num_layers for t in first.tokens)
+        conversation.say("Go on.")
+        second = write(conversation, how)
+        assert len(second.prompt_ids) - second.reused < 12
+        assert ids(second) == fresh(conversation, how)
+
+    def test_it_can_be_stopped_at_any_moment(self) -> None:
+        how = options()
+        for _ in range(5):
+            conversation = TestOverflow().long(5)
+            ahead = ReadAhead(
+                conversation.engine, lambda c=conversation: c.opening(how), lambda: None
+            )
+            ahead.stop()
+            conversation.say("Go on.")
+            assert ids(write(conversation, how)) == fresh(conversation, how)
+
+    def test_a_template_that_fails_is_left_for_the_next_prompt(self) -> None:
+        conversation = Conversation(MODEL)
+        how = options(chat_template="{{ raise_exception('no') }}")
+        assert conversation.opening(how) == []
