@@ -36,6 +36,10 @@ class ReadAhead:
         self._stopped.set()
         self._thread.join()
 
+    def abandon(self) -> None:
+        """Ends it after the chunk in progress, for nobody who needs the engine."""
+        self._stopped.set()
+
     def _run(
         self, engine: Engine, prompt: Callable[[], Sequence[int]], done: Callable[[], None]
     ) -> None:

@@ -11,6 +11,7 @@ import typer
 from d3cli import __version__
 from d3cli.cli import options
 from d3cli.cli.calibrate import calibrate
+from d3cli.cli.chat import chat
 from d3cli.cli.doctor import doctor
 from d3cli.cli.generate import generate
 from d3cli.cli.models import models_app
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(chat)
 app.command()(generate)
 app.command()(calibrate)
 app.add_typer(models_app, name="models")
@@ -71,7 +73,11 @@ def _defaults() -> dict[str, Any]:
     # As text, the way an environment variable would come, so that one parser reads them all.
     texts = {name: str(value) for name, value in values.items()}
     of_models = {name: text for name, text in texts.items() if name in options.OF_MODELS}
-    return {"generate": texts, "calibrate": of_models}
+    return {
+        "chat": texts,
+        "generate": {name: text for name, text in texts.items() if name not in options.OF_CHAT},
+        "calibrate": of_models,
+    }
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import typer
 
 from d3cli.cli import options, signals
 from d3cli.cli.depth import choose_schedule, parse_alpha, parse_start
+from d3cli.cli.figures import speed
 from d3cli.cli.loading import load
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.prompt import check_utf8, estimate_tokens, read_arguments, read_text
@@ -167,17 +168,8 @@ def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
     output.end_line()
     if not stats.completion_tokens:
         return
-    count = stats.completion_tokens
-    parts = [f"{count} token{'' if count == 1 else 's'}"]
-    if stats.tokens_per_second is not None:
-        parts.append(f"{stats.tokens_per_second:.1f} tok/s")
-    if stats.ttft_s is not None:
-        parts.append(f"TTFT {stats.ttft_s:.2f} s")
+    parts = speed(reply)
     if stats.mean_depth is not None:
-        parts.append(
-            f"layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g} of "
-            f"{reply.model.num_layers}"
-        )
         parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
     parts.append(f"peak {stats.peak_memory_bytes / 1e9:.2f} GB")
     parts.append(f"stopped: {reply.finish_reason}")

@@ -271,19 +271,24 @@ Debug = Annotated[
 
 # What config.toml may set, beside `model` and `[aliases]`: how a model is loaded, and how it runs.
 OF_MODELS = frozenset({"dtype", "quantization", "device", "threads", "offline"})
-CONFIGURABLE = OF_MODELS | frozenset(
-    {
-        "alpha",
-        "start",
-        "core_first",
-        "core_last",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "seed",
-        "max_tokens",
-        "system",
-    }
+OF_CHAT = frozenset({"keys", "on_overflow"})
+CONFIGURABLE = (
+    OF_MODELS
+    | OF_CHAT
+    | frozenset(
+        {
+            "alpha",
+            "start",
+            "core_first",
+            "core_last",
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "seed",
+            "max_tokens",
+            "system",
+        }
+    )
 )

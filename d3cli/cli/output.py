@@ -156,7 +156,8 @@ class Output:
 
     def _say(self, text: Text) -> None:
         try:
-            self._stderr.print(text, soft_wrap=True)
+            # Only a terminal is folded at words; a log keeps its lines.
+            self._stderr.print(text, soft_wrap=not self.is_terminal)
         except OSError:  # nobody can be told; the reply on stdout must not suffer for it
             return
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: at once while loading, in an orderly way while generating.
+"""Ctrl-C, SIGTERM and SIGHUP: at once while loading, in an orderly way while there is text to keep.
 
 Imports nothing heavy: it takes charge before anything else is imported. Raising an exception out
 of a signal handler is safe only where Python code of ours runs; inside torch's import and loading
@@ -9,10 +9,13 @@ simply ends the process.
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 SHOW_CURSOR = "\x1b[?25h"  # a spinner may have hidden it
+INTERRUPT = int(signal.SIGINT)
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one is not on Windows
 
 
@@ -21,10 +24,12 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
+        self.number = number
         self.exit_code = 128 + number
 
 
 _arrived: list[int] = []  # a signal whose exception some callback may have swallowed
+_deferred = False
 
 
 def exit_at_once() -> None:
@@ -38,14 +43,42 @@ def stop_in_order() -> None:
     _handle(_raise)
 
 
+def stop_once() -> None:
+    """From now on the first signal raises `Stopped`, and those after it only arrive."""
+    _arrived.clear()
+    _handle(_raise_first)
+
+
+def tell(callback: Callable[[int], object]) -> None:
+    """From now on SIGTERM and SIGHUP call this; Ctrl-C is left to whoever reads the keys."""
+    _arrived.clear()
+    _handle(lambda number, _frame: callback(number), NAMES[1:])
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within, signals only arrive: nothing is cut in two, and `check` raises afterwards."""
+    global _deferred
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = False
+
+
+def arrived() -> tuple[int, ...]:
+    """The signals that have arrived, in order, since the last change of what they do."""
+    return tuple(_arrived)
+
+
 def check() -> None:
     """Raises `Stopped` if a signal came and its exception was lost on the way."""
     if _arrived:
         raise Stopped(_arrived[0])
 
 
-def _handle(handler: "signal._HANDLER") -> None:
-    for name in NAMES:
+def _handle(handler: "signal._HANDLER", names: tuple[str, ...] = NAMES) -> None:
+    for name in names:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), handler)
 
@@ -62,3 +95,9 @@ def _exit(number: int, _frame: FrameType | None) -> NoReturn:
 def _raise(number: int, _frame: FrameType | None) -> NoReturn:
     _arrived.append(number)
     raise Stopped(number)
+
+
+def _raise_first(number: int, _frame: FrameType | None) -> None:
+    _arrived.append(number)
+    if len(_arrived) == 1 and not _deferred:
+        raise Stopped(number)

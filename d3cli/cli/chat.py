@@ -1,0 +1,257 @@
+"""``d3 chat``: a conversation at the terminal."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from d3cli import transcript
+from d3cli.cli import options
+from d3cli.cli.depth import parse_alpha, parse_start
+from d3cli.cli.loading import load
+from d3cli.cli.output import Output
+from d3cli.cli.prompt import check_utf8, read_text
+from d3cli.config import BUILTIN, default_model, state_dir
+from d3cli.errors import UsageError
+from d3cli.files import find_local
+from d3cli.sampling import SamplingParams
+from d3cli.store import calibrate_command
+
+if TYPE_CHECKING:
+    from d3cli.load import LoadOptions
+
+KEPT = "Conversations"
+
+
+class Keys(StrEnum):
+    """Which editor's keys the prompt has."""
+
+    emacs = "emacs"
+    vi = "vi"
+
+
+class Overflow(StrEnum):
+    """What happens where the context is full."""
+
+    stop = "stop"
+    drop_oldest = "drop-oldest"
+
+
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="An alias, a hub id or a directory. Default: the configured model, else the "
+            "built-in one; the one that wrote the last reply where a conversation goes on.",
+        ),
+    ] = None,
+    resume_last: Annotated[
+        bool,
+        typer.Option(
+            "--continue", "-c", rich_help_panel=KEPT, help="Go on with the last conversation."
+        ),
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", rich_help_panel=KEPT, help="Go on with this one; a beginning will do."
+        ),
+    ] = None,
+    list_all: Annotated[
+        bool, typer.Option("--list", rich_help_panel=KEPT, help="List the conversations.")
+    ] = False,
+    no_save: Annotated[
+        bool,
+        typer.Option(
+            "--no-save",
+            rich_help_panel=KEPT,
+            help="Keep neither this conversation nor what is typed.",
+        ),
+    ] = False,
+    system: options.System = None,
+    system_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=options.INPUT,
+            help="Read the system prompt from it.",
+        ),
+    ] = None,
+    chat_template: options.ChatTemplate = None,
+    think: options.ThinkSwitch = None,
+    keys: Annotated[
+        Keys,
+        typer.Option(envvar="D3_KEYS", rich_help_panel=options.INPUT, help="Keys of the prompt."),
+    ] = Keys.emacs,
+    on_overflow: Annotated[
+        Overflow,
+        typer.Option(
+            envvar="D3_ON_OVERFLOW",
+            rich_help_panel=options.INPUT,
+            help="Where the context is full: say so and stop, or show the model the oldest turns "
+            "no longer, and say which.",
+        ),
+    ] = Overflow.stop,
+    alpha: options.Alpha = "auto",
+    start: options.Start = None,
+    core_first: options.CoreFirst = None,
+    core_last: options.CoreLast = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    dtype: options.Dtype = options.DtypeName.auto,
+    quantization: options.QuantizationOption = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    force: options.Force = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", rich_help_panel=options.OUTPUT, help="Show replies as text, not as Markdown."
+        ),
+    ] = False,
+    no_stats: Annotated[
+        bool,
+        typer.Option(
+            "--no-stats", rich_help_panel=options.OUTPUT, help="No line of figures after a reply."
+        ),
+    ] = False,
+    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
+) -> int:
+    """Talk with a model, turn by turn.
+
+    Depth can be turned in the middle of a conversation: /alpha 0.99, /alpha off; /regen alpha off
+    writes the last reply again at full depth, /compare shows the price. /? lists all commands.
+
+    Examples:
+    - `d3 chat`
+
+    - `d3 chat llama-3-8b --alpha 0.99`
+
+    - `d3 chat -c`
+    """
+    output = Output()
+    if list_all:
+        _list(output)
+        return 0
+    _check_terminal()
+    if resume_last and resume is not None:
+        raise UsageError("--continue and --resume ask for two conversations", "give one of them")
+    decay = parse_alpha(alpha)
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    SamplingParams.resolve(given, {})
+    start_tokens = parse_start(start, max_tokens)
+    template = None if chat_template is None else read_text(chat_template, "chat template")
+    system_text = _system(system, system_file)
+    for name, text in (("--system", system_text), *(("--stop", text) for text in stop or ())):
+        check_utf8(text or "", name)
+    id_ = transcript.latest() if resume_last else resume and transcript.find(resume)
+    messages = transcript.read(transcript.path_of(id_)) if id_ else []
+    name = model or _last_model(messages) or default_model()
+    find_local(name)  # a wrong name is told at once
+    form = None if quantization is None else quantization.value
+    loading: LoadOptions = {
+        "dtype": dtype.value,
+        "quantization": None if quantization is None else quantization.value,
+        "device": device,
+        "force": force,
+    }
+    if max_tokens is not None:
+        loading["reply_tokens"] = max_tokens
+    loaded = load(output, name, offline, threads, **loading)
+
+    from d3cli.cli.chat_commands import COMMANDS
+    from d3cli.cli.chat_prompt import ChatPrompt
+    from d3cli.cli.chat_session import Chat, give_back_unanswered, split_system
+    from d3cli.cli.chat_settings import ChatSettings
+    from d3cli.cli.reply_view import reply_console
+    from d3cli.conversation import Conversation
+
+    kept_system, rest = split_system(messages)
+    conversation = Conversation(
+        loaded, system=kept_system if system_text is None else system_text, messages=rest
+    )
+    draft = give_back_unanswered(conversation)
+    session = Chat(
+        output,
+        reply_console(),
+        conversation,
+        ChatSettings(
+            alpha=decay,
+            start=start_tokens,
+            core_first=core_first,
+            core_last=core_last,
+            sampling=given,
+            max_tokens=max_tokens,
+            stop=tuple(stop or ()),
+            think=None if think is None else think is options.Think.on,
+            chat_template=template,
+            stats=not no_stats,
+            plain=plain,
+            on_overflow=_overflow(on_overflow),
+        ),
+        model_name=name,
+        load=lambda other: load(output, other, offline, threads, **loading),
+        calibrate_with=lambda other: calibrate_command(other, dtype.value, form),
+        prompt=ChatPrompt(
+            output,
+            history=None if no_save else state_dir() / "chat-history",
+            vi=keys is Keys.vi,
+            commands={name: one.arguments for name, one in COMMANDS.items()},
+        ),
+        commands=COMMANDS,
+        id_=None if no_save else id_ or transcript.new_id(),
+        draft=draft,
+    )
+    if not (template or loaded.tokenizer.chat_template):
+        output.note("this model has no chat template: it continues the conversation as it is")
+    if messages:
+        session.show_last()
+    return session.run()
+
+
+def _check_terminal() -> None:
+    for stream in (sys.stdin, sys.stdout):
+        if stream is None or not stream.isatty():
+            raise UsageError("d3 chat needs a terminal", "for pipes and files there is d3 generate")
+
+
+def _list(output: Output) -> None:
+    from d3cli.cli.chat_report import listing
+
+    found = transcript.all_conversations()
+    if not found:
+        output.note("no conversations yet")
+    output.table(("id", "changed", "messages", "model", "begins"), listing(found))
+
+
+def _system(text: str | None, file: Path | None) -> str | None:
+    if text is not None and file is not None:
+        raise UsageError("--system and --system-file both give a system prompt", "give one of them")
+    return text if file is None else read_text(file, "system prompt")
+
+
+def _last_model(messages: "list[transcript.ChatMessage]") -> str | None:
+    """The name of the model that wrote the last reply, as a user would type it."""
+    wrote = transcript.Summary("", 0.0, tuple(messages)).model
+    return BUILTIN if wrote == "the built-in model" else wrote
+
+
+def _overflow(chosen: Overflow) -> Literal["stop", "drop-oldest"]:
+    return "stop" if chosen is Overflow.stop else "drop-oldest"

@@ -1,0 +1,198 @@
+"""Where the user types: keys, several lines, history, completion; by prompt_toolkit.
+
+Knows nothing of models or conversations.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import completion_is_selected, is_searching
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+
+from d3cli.cli import signals
+from d3cli.cli.output import Output, inert
+from d3cli.config import make_directory
+
+BLOCK = '"""'
+PLACEHOLDER = "a message, or /? for help"
+STYLE = Style.from_dict({"quiet": "dim", "placeholder": "dim"})
+
+# The words that may follow a command, or None where a file's name may.
+Arguments = Callable[[], Sequence[str] | None]
+
+
+class ChatPrompt:
+    """Reads what the user says.
+
+    Args:
+        history: the file that keeps what was typed; None keeps it for this run only.
+        vi: vi's keys in place of emacs'.
+        commands: name, with its slash, -> what may follow it.
+    """
+
+    def __init__(
+        self, output: Output, *, history: Path | None, vi: bool, commands: dict[str, Arguments]
+    ) -> None:
+        self._above = ""
+        self._first = True
+        self._session: PromptSession[str] = PromptSession(
+            message=self._message,
+            multiline=True,
+            prompt_continuation="... ",
+            key_bindings=_bindings(),
+            history=_open_history(output, history),
+            completer=CommandCompleter(commands),
+            complete_while_typing=False,
+            enable_suspend=True,
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
+            style=STYLE,
+            placeholder=self._placeholder,
+        )
+
+    def read(self, default: str = "") -> str:
+        """What the user says next, begun with `default`; ``\"\"\"`` around it is taken off.
+
+        Raises:
+            EOFError: Ctrl-D, or the terminal has gone.
+            KeyboardInterrupt: Ctrl-C.
+            Stopped: SIGTERM or SIGHUP.
+        """
+        signals.tell(self._leave)
+        try:
+            text = self._session.prompt(default=default)
+        finally:
+            self._above, self._first = "", False
+            signals.stop_once()
+        return whole(text)
+
+    def show_above(self, text: str) -> None:
+        """A quiet line above the prompt, now or when it next appears; from any thread."""
+        self._above = text
+        self._session.app.invalidate()
+
+    def _message(self) -> StyleAndTextTuples:
+        above = self._above
+        parts: StyleAndTextTuples = [("class:quiet", inert(above) + "\n")] if above else []
+        return [*parts, ("bold", ">>> ")]
+
+    def _placeholder(self) -> StyleAndTextTuples:
+        return [("class:placeholder", PLACEHOLDER)] if self._first else []
+
+    def _leave(self, number: int) -> None:
+        app = self._session.app
+        if app.loop is not None:  # from a signal's handler: the loop must be woken, too
+            app.loop.call_soon_threadsafe(lambda: _exit(app, number))
+
+
+def _exit(app: "object", number: int) -> None:
+    with suppress(Exception):  # it may have ended by itself meanwhile
+        app.exit(exception=signals.Stopped(number))  # type: ignore[attr-defined]
+
+
+def block_is_open(text: str) -> bool:
+    """Whether a text begins with ``\"\"\"`` and does not end with another."""
+    begun = text.strip()
+    return begun.startswith(BLOCK) and not (begun.endswith(BLOCK) and len(begun) >= 2 * len(BLOCK))
+
+
+def whole(text: str) -> str:
+    """What was typed, without the quotes of a block and with no half characters in it."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    begun = text.strip()
+    if begun.startswith(BLOCK):
+        return begun.removeprefix(BLOCK).removesuffix(BLOCK).strip("\n")
+    return text
+
+
+def _bindings() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter", filter=~is_searching & ~completion_is_selected)
+    def _(event: KeyPressEvent) -> None:
+        if block_is_open(event.current_buffer.text):
+            event.current_buffer.insert_text("\n")
+        else:
+            event.current_buffer.validate_and_handle()
+
+    @keys.add("enter", filter=completion_is_selected)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.complete_state = None  # what is chosen stays; Enter again sends
+
+    @keys.add("c-j", filter=~is_searching)
+    @keys.add("escape", "enter", filter=~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-g", filter=~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    return keys
+
+
+class CommandCompleter(Completer):
+    """Completes commands and what follows them; a message is left alone."""
+
+    def __init__(self, commands: dict[str, Arguments]) -> None:
+        self._commands = commands
+        self._files = PathCompleter(expanduser=True)
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        """What may stand where the cursor is."""
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        name, space, rest = text.partition(" ")
+        if not space:
+            yield from _matching(self._commands, name)
+            return
+        arguments = self._commands.get(name)
+        words = () if arguments is None else arguments()
+        if words is None:
+            yield from self._files.get_completions(Document(rest, len(rest)), complete_event)
+            return
+        yield from _matching(words, rest)
+
+
+def _matching(words: Iterable[str], begun: str) -> Iterator[Completion]:
+    for word in words:
+        if word.startswith(begun):
+            yield Completion(word, start_position=-len(begun))
+
+
+class _PrivateHistory(FileHistory):
+    """A file that only its owner reads, and whose failures do not end a conversation."""
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string.encode(errors="replace").decode())
+
+    def load_history_strings(self) -> Iterable[str]:
+        with suppress(OSError):
+            return list(super().load_history_strings())
+        return []
+
+
+def _open_history(output: Output, path: Path | None) -> History:
+    if path is None:
+        return InMemoryHistory()
+    try:
+        make_directory(path.parent)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
+    except OSError as error:
+        output.note(f"what you type is not kept: {path}: {error.strerror}")
+        return InMemoryHistory()
+    return _PrivateHistory(str(path))

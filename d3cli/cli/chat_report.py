@@ -1,0 +1,232 @@
+"""What a chat's commands show, as text."""
+
+import math
+from typing import TYPE_CHECKING
+
+from d3cli import transcript
+from d3cli.cli import figures
+from d3cli.cli.chat_settings import ChatSettings, Totals
+from d3cli.cli.stored import effect
+from d3cli.conversation import Conversation, ReplyOptions
+from d3cli.reply_comparison import ReplyComparison
+from d3cli.transcript import ChatMessage
+
+if TYPE_CHECKING:
+    from d3cli.engine import Reply
+
+KEYS = """\
+Enter sends · Ctrl-J or Alt-Enter begins a new line · \"\"\" around several lines
+Tab completes · Ctrl-G opens $EDITOR · Up and Ctrl-R look back
+Ctrl-C stops a reply · Ctrl-D leaves
+A message that begins with a slash: type // for the first one."""
+# Of a curve: the columns beside it, the widest, its lines, and how many tokens it shows at least.
+CURVE_MARGIN, WIDEST_CURVE, MOST_LINES, CURVE_TOKENS = 24, 72, 16, 64
+
+
+Rows = list[tuple[str, str]]  # names and values
+
+
+def depth_in_words(options: ReplyOptions) -> str:
+    """What the schedule does, and where it comes from."""
+    schedule, source = options.schedule, options.schedule_source
+    if schedule.alpha == 1 or not schedule.skip_order:
+        return f"full, all {schedule.num_layers} layers"
+    sources = {
+        "flags": "as asked for",
+        "calibration": "calibrated for this model",
+        "shipped": "ships with this model",
+        "default": "a cautious default",
+    }
+    return f"{effect(schedule)} ({sources[source]})"
+
+
+def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> str:
+    """Layers used by token: of the present schedule, and of the last reply."""
+    import plotille
+
+    schedule = options.schedule
+    used = [] if reply is None else [token.depth for token in reply.tokens]
+    tokens = max(CURVE_TOKENS, len(used), 2 * schedule.start)
+    step = math.ceil(schedule.num_layers / MOST_LINES)  # layers a line of text
+    figure = plotille.Figure()
+    figure.with_colors = figure.origin = False
+    figure.width = max(16, min(width - CURVE_MARGIN, WIDEST_CURVE))
+    figure.height = 1 + math.ceil(schedule.num_layers / step)
+    figure.x_label, figure.y_label = "token", "layers"
+    figure.set_x_limits(0, tokens)
+    figure.set_y_limits(0, step * figure.height)
+    figure.x_ticks_fkt = lambda value, _: f"{value:.0f}"
+    figure.y_ticks_fkt = lambda value, _: f"{value:.0f}"
+    figure.plot(range(tokens), [schedule.depth(t) for t in range(tokens)])
+    legend = f"the line: {depth_in_words(options)}"
+    if used:
+        every = max(1, len(used) // figure.width)
+        figure.scatter(range(0, len(used), every), used[::every], marker="o")
+        mean = sum(used[1:]) / max(1, len(used) - 1)
+        legend += f"\no: the last reply, {len(used):,} tokens, mean {mean:.1f} layers"
+    return f"{figure.show()}\n{legend}"
+
+
+def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
+    """Every setting in words, by the name that /set knows."""
+    sampling, schedule = options.sampling, options.schedule
+    think = {None: "as the model does by itself", True: "on", False: "off"}[now.think]
+    on = {True: "on", False: "off"}
+    return {
+        "temperature": f"{sampling.temperature:g}{' (greedy)' if sampling.is_greedy else ''}",
+        "top-p": f"{sampling.top_p:g}",
+        "top-k": f"{sampling.top_k}",
+        "min-p": f"{sampling.min_p:g}",
+        "repetition-penalty": f"{sampling.repetition_penalty:g}",
+        "seed": "drawn for each reply" if sampling.seed is None else str(sampling.seed),
+        "max-tokens": "what the context leaves" if now.max_tokens is None else f"{now.max_tokens}",
+        "stop": " ".join(map(repr, now.stop)) or "none",
+        "start": str(schedule.start),
+        "core-first": str(schedule.core_first),
+        "core-last": str(schedule.core_last),
+        "think": think,
+        "stats": on[now.stats],
+        "plain": on[now.plain],
+        "on-overflow": now.on_overflow,
+    }
+
+
+def overview(
+    conversation: Conversation, now: ChatSettings, options: ReplyOptions, saved_as: str | None
+) -> Rows:
+    """Model, depth, sampling, what of the context is used, where it is saved."""
+    model, chosen = conversation.model, settings(now, options)
+    sampling = ", ".join(
+        f"{name} {chosen[name]}"
+        for name in ("temperature", "top-p", "top-k", "min-p", "repetition-penalty", "seed")
+    )
+    used = len(conversation.opening(options))
+    share = used / model.context_length
+    left_out = conversation.left_out
+    form = "" if model.key is None else f", {model.key.form}"
+    return [
+        ("model", f"{model.name}{form}, {model.num_layers} layers"),
+        ("depth", depth_in_words(options)),
+        ("sampling", "greedy" if options.sampling.is_greedy else sampling),
+        ("max-tokens", chosen["max-tokens"]),
+        ("system", conversation.system.partition("\n")[0][:60] or "none"),
+        (
+            "context",
+            f"{used:,} of {model.context_length:,} tokens ({share:.0%}), "
+            f"{len(conversation.messages)} messages"
+            + (f", of which {left_out} are no longer shown" if left_out else ""),
+        ),
+        ("saved", "no" if saved_as is None else str(transcript.path_of(saved_as))),
+    ]
+
+
+def stats_line(reply: "Reply") -> str:
+    """A reply's figures in one line."""
+    parts = figures.speed(reply)
+    if reply.stats.byte_ratio is not None:
+        parts.append(f"byte ratio {reply.stats.byte_ratio:.2f}×")
+    if reply.finish_reason != "stop":
+        parts.append(f"stopped: {reply.finish_reason}")
+    return " · ".join(parts)
+
+
+def totals(total: Totals, reply: "Reply | None") -> Rows:
+    """Figures of the last reply and of all replies of this session."""
+    pairs: Rows = []
+    if reply is not None:
+        stats = reply.stats
+        pairs += [
+            ("last reply", stats_line(reply)),
+            ("prompt", f"{stats.prompt_tokens:,} tokens, {reply.reused:,} of them from the cache"),
+        ]
+        if stats.layer_ratio is not None and stats.byte_ratio is not None:
+            net = reply.schedule.byte_ratio(
+                stats.completion_tokens, reply.model.weight_bytes, net_of_repair=True
+            )
+            pairs.append(
+                (
+                    "ratios",
+                    f"layers {stats.layer_ratio:.2f}×, bytes {stats.byte_ratio:.2f}×, "
+                    f"{net:.2f}× net of repair",
+                )
+            )
+        if reply.agreement is not None and reply.agreement.share is not None:
+            pairs.append(("agreement", f"{figures.agreement(reply.agreement)} tokens"))
+        if stats.seed is not None:
+            pairs.append(("seed", str(stats.seed)))
+        pairs.append(("peak memory", f"{stats.peak_memory_bytes / 1e9:.2f} GB"))
+    mean = f", layers mean {total.depth / total.steps:.1f}" if total.steps else ""
+    speed = f", {total.steps / total.decode_s:.1f} tok/s" if total.decode_s > 0 else ""
+    pairs.append(("all replies", f"{total.replies}: {total.tokens:,} tokens{speed}{mean}"))
+    if total.compared:
+        share = total.agreed / total.compared
+        pairs.append(("agreement", f"{share:.1%} of {total.compared:,} tokens"))
+    return pairs
+
+
+def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
+    """The last reply beside full depth."""
+    step = found.first_difference
+    if step is None:
+        first = "none: full depth would have written the same reply"
+    else:
+        at = "".join(reply.pieces[:step])[-40:].replace("\n", " ")
+        first = f'token {step:,}, after "…{at}"'
+    ratio = found.perplexity / found.full_perplexity
+    pairs = [
+        ("first different token", first),
+        ("agreement", f"{figures.agreement(found.agreement)} tokens below full depth"),
+        ("  by rounding alone", f"{figures.agreement(found.rounding)}, the most this dtype shows"),
+        (
+            "perplexity of this reply",
+            f"{found.perplexity:.3f} as written, {found.full_perplexity:.3f} by full depth: "
+            f"ratio {ratio:.3f}",
+        ),
+    ]
+    if found.speedup is not None and found.seconds_saved is not None:
+        saved = found.seconds_saved
+        pairs.append(
+            (
+                "seconds saved" if saved >= 0 else "seconds lost",
+                f"about {abs(saved):.2f} of {reply.stats.decode_s + saved:.2f} "
+                f"({found.speedup:.2f}× by the clock; {found.steps_timed} steps timed at both "
+                "depths just now)",
+            )
+        )
+    return pairs
+
+
+def where_they_differ(old: ChatMessage, before: "Reply | None", new: "Reply") -> str:
+    """At which token two replies to the same message part."""
+    if before is None:  # of an earlier session: only its text is known
+        same = old.content == new.text
+        return "the same text as before" if same else "the text differs from the one before"
+    pairs = zip(before.tokens, new.tokens, strict=False)
+    step = next((at for at, (a, b) in enumerate(pairs) if a.token_id != b.token_id), None)
+    shorter = min(len(before.tokens), len(new.tokens))
+    if step is None and len(before.tokens) == len(new.tokens):
+        return f"the same {shorter:,} tokens as before"
+    if step is None:
+        return f"the same as before for {shorter:,} tokens, where the shorter one ends"
+    was, now = (_word_at(reply.pieces, step) for reply in (before, new))
+    return f'the two first differ at token {step:,}: "{was}" before, "{now}" now'
+
+
+def _word_at(pieces: list[str], step: int) -> str:
+    return " ".join("".join(pieces[step : step + 6]).split())[:40]
+
+
+def listing(found: list[transcript.Summary]) -> list[tuple[str, ...]]:
+    """Rows for a table of conversations."""
+    from datetime import datetime
+
+    return [
+        (
+            one.id,
+            f"{datetime.fromtimestamp(one.changed):%Y-%m-%d %H:%M}",
+            "" if one.problem else str(len(one.messages)),
+            one.model or "",
+            one.problem or one.title[:60],
+        )
+        for one in found
+    ]

@@ -1,0 +1,249 @@
+"""A reply on a terminal while it arrives: Markdown or plain, reasoning dimmed, all of it inert.
+
+Finished blocks go to the scrollback at once and stay; only the block that is still open is drawn
+again, and of that only what fits the screen.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.live import Live
+from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
+from rich.segment import Segment, SegmentLines
+from rich.syntax import Syntax
+from rich.text import Text
+from rich.theme import Theme
+
+from d3cli.cli.output import inert
+from d3cli.reasoning import ReasoningSplitter
+
+# Colours that the terminal's own palette defines read well on light and dark.
+CODE_THEME = "ansi_dark"
+THEME = Theme(
+    {
+        "markdown.code": "cyan",
+        "markdown.h1": "bold underline",
+        "markdown.h2": "bold underline",
+        "markdown.h3": "bold",
+        "markdown.h4": "bold",
+        "markdown.h5": "bold",
+        "markdown.h6": "bold",
+        "markdown.block_quote": "dim",
+        "markdown.item.bullet": "bold",
+        "markdown.item.number": "bold",
+    }
+)
+# Seconds between two drawings at least, and the share of the time that drawing may take.
+INTERVAL, SHARE = 0.08, 0.2
+# Lines of the screen that the open block leaves free.
+FREE_LINES = 2
+
+
+class ReplyView:
+    """Shows one reply.
+
+    Args:
+        console: stdout's.
+        plain: the text as it comes, without Markdown.
+        inside: the reply begins within reasoning that this tag opened.
+
+    Raises (from all methods):
+        OSError: the terminal has gone.
+    """
+
+    def __init__(self, console: Console, *, plain: bool, inside: str = "") -> None:
+        self._console = console
+        self._splitter = ReasoningSplitter(inside)
+        self._answer = PlainText(console) if plain else MarkdownText(console)
+        self._reasoning = PlainText(console, style="dim")
+
+    def push(self, text: str) -> None:
+        """Shows more of the reply."""
+        for part, thinking in self._splitter.push(text):
+            self._show(part, thinking)
+
+    def finish(self) -> None:
+        """Shows what is left, and ends the line."""
+        for part, thinking in self._splitter.flush():
+            self._show(part, thinking)
+        self._reasoning.finish()
+        self._answer.finish()
+
+    def _show(self, part: str, thinking: bool) -> None:
+        if thinking:
+            self._reasoning.push(part)
+            return
+        self._reasoning.finish()
+        self._answer.push(part)
+
+
+class PlainText:
+    """Text as it comes."""
+
+    def __init__(self, console: Console, style: str = "") -> None:
+        self._console, self._style = console, style
+        self._open_line = False
+
+    def push(self, text: str) -> None:
+        """Shows text at once."""
+        # Not folded to the width: a terminal does that itself, and anew when it is resized.
+        self._console.print(Text(inert(text), style=self._style), end="", soft_wrap=True)
+        self._console.file.flush()
+        self._open_line = not text.endswith("\n") and (bool(text) or self._open_line)
+
+    def finish(self) -> None:
+        """Ends the line."""
+        if self._open_line:
+            self._console.print()
+        self._open_line = False
+
+
+class MarkdownText:
+    """Markdown, block by block."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open = ""  # the source of the block that is still open, and of what follows it
+        self._printed = 0  # lines of it that did not fit the screen and were printed already
+        self._begun = False  # whether a block stands above
+        self._live: Live | None = None
+        self._next = 0.0
+
+    def push(self, text: str) -> None:
+        """Takes more of the text, and draws where it is time to."""
+        self._open += inert(text)
+        began = time.monotonic()
+        if began < self._next:
+            return
+        self._draw()
+        now = time.monotonic()
+        self._next = now + max(INTERVAL, (now - began) / SHARE)
+
+    def finish(self) -> None:
+        """Prints what is open, as it is, and ends the line."""
+        self._end_blocks(split_blocks(self._open))
+        self._open = ""
+        if self._live is not None:
+            self._live.update("")
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> None:
+        *finished, self._open = split_blocks(self._open)
+        self._end_blocks(finished)
+        lines = self._render(self._open)
+        excess = len(lines) - self._printed - max(1, self._console.height - FREE_LINES)
+        if excess > 0:
+            self._print(lines[self._printed : self._printed + excess])
+            self._printed += excess
+        self._show(lines[self._printed :])
+
+    def _end_blocks(self, blocks: Sequence[str]) -> None:
+        for block in blocks:
+            lines = self._render(block)[self._printed :]
+            self._show([])
+            self._print(lines)
+            self._printed = 0
+            self._begun = self._begun or bool(block.strip())
+
+    def _show(self, lines: list[list[Segment]]) -> None:
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                vertical_overflow="visible",
+            )
+            self._live.start()
+            self._console.show_cursor(True)  # a stopped process must not leave it hidden
+        self._live.update(SegmentLines(lines, new_lines=True) if lines else "", refresh=True)
+
+    def _print(self, lines: list[list[Segment]]) -> None:
+        if lines:
+            self._console.print(SegmentLines(lines, new_lines=True), end="")
+
+    def _render(self, source: str) -> list[list[Segment]]:
+        """Lines, without the blanks that Rich fills them up with, so that code can be copied."""
+        lines = self._console.render_lines(ReplyMarkdown(source), pad=False)
+        lines = [_stripped(line) for line in lines]
+        while lines and not lines[-1]:
+            lines.pop()
+        while lines and not lines[0]:
+            lines.pop(0)
+        return [[], *lines] if self._begun and lines else lines
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    """A line without blanks at its end and control codes; its text inert.
+
+    Markdown's own escapes (``&#27;``) could else bring back what `inert` took away.
+    """
+    kept = [Segment(inert(text), style) for text, style, control in line if not control]
+    while kept:
+        text, style, _ = kept.pop()
+        if text.rstrip():
+            return [*kept, Segment(text.rstrip(), style)]
+    return []
+
+
+class _Heading(Heading):
+    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
+
+
+class _CodeBlock(CodeBlock):
+    """Code in its colours on the terminal's own background, between dim fences."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        language = "" if self.lexer_name == "text" else self.lexer_name
+        yield Text(f"```{language}", style="dim", overflow="fold")
+        code = str(self.text).removesuffix("\n")
+        if code:
+            yield Syntax(
+                code, self.lexer_name, theme=self.theme, word_wrap=True, background_color="default"
+            )
+        yield Text("```", style="dim")
+
+
+class ReplyMarkdown(Markdown):
+    """What models write: HTML is text, a line's end ends a line, and nothing is a hyperlink."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = Markdown.elements | {
+        "heading_open": _Heading,
+        "fence": _CodeBlock,
+        "code_block": _CodeBlock,
+    }
+
+    def __init__(self, source: str) -> None:
+        # Not Rich's own parser, which drops HTML without a word.
+        super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
+        self.parsed = _parse(source)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
+
+
+def _parse(source: str) -> list[Token]:
+    return (
+        MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(source)
+    )
+
+
+def split_blocks(source: str) -> list[str]:
+    """An inert Markdown text cut where its blocks begin; all but the last one are finished."""
+    starts = [token.map[0] for token in _parse(source) if token.level == 0 and token.map]
+    lines = re.findall(r"[^\n]*\n|[^\n]+", source)  # Markdown knows no other end of a line
+    ends = [*starts[1:], len(lines)]
+    return ["".join(lines[start:end]) for start, end in zip([0, *starts[1:]], ends, strict=True)]
+
+
+def reply_console() -> Console:
+    """Stdout's console, as replies are shown on it."""
+    return Console(theme=THEME, highlight=False, markup=False, emoji=False)
