@@ -16,7 +16,7 @@ class Terminal:
     """One command in a terminal of its own.
 
     Args:
-        arguments: what follows ``python``.
+        arguments: what follows the program.
         home: where d3 keeps its files.
     """
 
@@ -26,6 +26,7 @@ class Terminal:
         home: Path,
         columns: int = 80,
         rows: int = 24,
+        program: str = sys.executable,
         **environment: str,
     ) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
@@ -33,7 +34,7 @@ class Terminal:
         self.raw = ""  # every byte that was written, as text
         kept = {name: value for name, value in os.environ.items() if not name.startswith("D3_")}
         self.child = pexpect.spawn(
-            sys.executable,
+            program,
             [str(argument) for argument in arguments],
             dimensions=(rows, columns),
             encoding="utf-8",
@@ -82,7 +83,7 @@ class Terminal:
         """Types a line and Enter."""
         self.child.send(text + "\r")
 
-    def wait(self, what: str | Callable[[], bool], seconds: float = 60) -> None:
+    def wait(self, what: str | Callable[[], bool], seconds: float = 40) -> None:
         """Until this text has appeared since the last wait, or this is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

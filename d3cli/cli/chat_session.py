@@ -224,9 +224,15 @@ class Chat:
 
     def _say_full(self, error: ContextFullError) -> None:
         over = 1 + error.tokens - error.context
+        room = f"{over:,} more than the model's context of {error.context:,} leaves room for"
+        if self.settings.on_overflow == "drop-oldest" or len(self.conversation.shown()) == 1:
+            self.output.error(
+                f"the message is {error.tokens:,} tokens long, {room}",
+                "shorten it; it stands at the prompt",
+            )
+            return
         self.output.error(
-            f"the conversation is {error.tokens:,} tokens long: {over:,} "
-            f"more than the model's context of {error.context:,} leaves room for",
+            f"the conversation is {error.tokens:,} tokens long, {room}",
             "/clear begins anew, /undo takes back a turn, /set on-overflow drop-oldest leaves out "
             "the oldest",
         )
@@ -442,7 +448,7 @@ class Chat:
 
     def print(self, text: str, style: str = "") -> None:
         """Text on stdout, inert."""
-        self.console.print(Text(inert(text), style=style), soft_wrap=True)
+        self.console.print(Text(inert(text), style=style, overflow="fold"))
 
     def print_rows(self, rows: Sequence[tuple[str, str]]) -> None:
         """Names and values on stdout, inert."""

@@ -1,0 +1,207 @@
+"""Replies on a terminal: nothing lost, nothing twice, nothing that commands it."""
+
+import re
+
+import pyte
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from d3cli.cli import reply_view
+from d3cli.cli.reply_view import THEME, ReplyView, split_blocks
+
+SAMPLE = """\
+# A heading
+
+Some *emphasis*, **bold**, `code`, a [link](http://example.com) and <b>html</b>.
+A second line of the same paragraph.
+
+1. one
+2. two
+   - nested
+10. three
+
+```python
+def double(x: int) -> int:
+    return 2 * x
+```
+
+| left | right |
+|---|---|
+| 1 | 漢字 |
+
+> A quote
+
+The end. 🦊
+"""
+
+
+class Screen:
+    """A terminal in memory: what is written to it, and what it then shows."""
+
+    encoding = "utf-8"
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self.screen = pyte.HistoryScreen(columns, rows, history=100_000)
+        self._stream = pyte.Stream(self.screen)
+        self.raw = ""
+        self.console = Console(
+            file=self,  # type: ignore[arg-type]
+            width=columns,
+            height=rows,
+            force_terminal=True,
+            color_system="standard",
+            theme=THEME,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            _environ={},
+        )
+
+    def write(self, text: str) -> int:
+        self.raw += text
+        self._stream.feed(text.replace("\n", "\r\n"))
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        above = [
+            "".join(line[column].data for column in range(self.screen.columns))
+            for line in self.screen.history.top
+        ]
+        lines = [line.rstrip() for line in [*above, *self.screen.display]]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+
+def shown(
+    chunks: list[str], *, columns: int = 60, rows: int = 40, plain: bool = False, inside: str = ""
+) -> Screen:
+    screen = Screen(columns, rows)
+    view = ReplyView(screen.console, plain=plain, inside=inside)
+    for chunk in chunks:
+        view.push(chunk)
+    view.finish()
+    return screen
+
+
+@pytest.fixture(autouse=True)
+def _draw_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply_view, "INTERVAL", 0.0)
+    monkeypatch.setattr(reply_view, "SHARE", 1e9)
+
+
+def test_markdown_is_shown_as_what_it_means() -> None:
+    screen = shown([SAMPLE])
+    text = "\n".join(screen.lines)
+    for part in ("A heading\n", "<b>html</b>", "link (http://example.com)", " 3 three", "The end."):
+        assert part in text
+    for mark in ("# A", "**", "*emphasis*", "`code`", "|---|"):
+        assert mark not in text
+    assert "of the same paragraph." in text.split("\n")[4]  # a line's end ends a line
+    assert "```python\ndef double(x: int) -> int:\n    return 2 * x\n```" in text
+    assert "\x1b[" in screen.raw.split("def")[0]
+    assert "\x1b]8" not in screen.raw
+
+
+@given(cuts=st.lists(st.integers(1, 30), max_size=60), rows=st.sampled_from([5, 10, 40]))
+@settings(max_examples=40, deadline=None)
+def test_chunk_boundaries_and_the_screen_s_height_make_no_difference(
+    cuts: list[int], rows: int
+) -> None:
+    chunks, rest = [], SAMPLE.replace("| 1 |", "| 1234 |")  # a table's columns grow with it
+    for cut in cuts:
+        chunks.append(rest[:cut])
+        rest = rest[cut:]
+    expected = shown([SAMPLE.replace("| 1 |", "| 1234 |")]).lines
+    assert shown([*chunks, rest], rows=rows).lines == expected
+
+
+def test_a_reply_of_many_screens_is_all_in_the_scrollback() -> None:
+    code = "".join(f"line_{number} = {number}\n" for number in range(300))
+    chunks = [
+        f"Here:\n\n```python\n{code[:1500]}",
+        *re.findall(".{1,200}", code[1500:], re.S),
+        "```",
+    ]
+    screen = shown(chunks, rows=8)
+    numbers = [int(line.split(" = ")[1]) for line in screen.lines if line.startswith("line_")]
+    assert numbers == list(range(300))
+
+
+def test_plain_text_is_left_as_it_is() -> None:
+    assert shown([SAMPLE], plain=True, columns=100).lines == SAMPLE.rstrip().split("\n")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_reasoning_is_dim_and_the_answer_is_not(plain: bool) -> None:
+    screen = shown(["<thi", "nk>\nHm.\n</th", "ink>\n\nYes."], plain=plain)
+    assert "\x1b[2m" in screen.raw.split("Hm.")[0]
+    after = screen.raw.split("ink>")[-1]
+    assert "Yes." in after
+    assert "\x1b[2m" not in after
+    assert screen.lines[:3] == ["<think>", "Hm.", "</think>"]
+    assert screen.lines[-1] == "Yes."
+
+
+def test_reasoning_that_the_prompt_opened_is_dim_too() -> None:
+    screen = shown(["Hm.</think>Yes."], inside="<think>")
+    assert screen.raw.startswith("\x1b[2mHm.")
+
+
+OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[2K|\x1b\[[0-9]*A|\r|\n|\t")
+FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+HOSTILE = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(
+        [
+            "\x1b[2J",
+            "\x1b]8;;http://x\x1b\\click\x1b]8;;\x1b\\",
+            "\x1b]52;c;aGk=\x07",
+            "\x9b31m",
+            "\u202egnp.exe",
+            "[bold red]x[/]",
+            ":smile:",
+            "&#27;[31m",
+            "&#x202e;",
+            "&#155;1m",
+            "\r\x08",
+            "[a](javascript:\x1b[0m)",
+            "![\x1b](\x9b)",
+            "```\x1b[5m\n\x1b]0;t\x07\n```",
+            "|\x1b|\n|-|\n|\x9b|\n",
+            "<think>\x1b[1m</think>",
+            "\x1bPq\x1b\\",
+        ]
+    ),
+)
+
+
+@given(chunks=st.lists(HOSTILE, max_size=12), plain=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_no_text_commands_the_terminal(chunks: list[str], plain: bool) -> None:
+    text = "".join(chunks)
+    for cut in ([text], list(text)):
+        raw = shown(cut, plain=plain).raw
+        assert not FORBIDDEN.search(OWN.sub("", raw))
+
+
+def test_markup_and_emoji_codes_stay_text() -> None:
+    for plain in (True, False):
+        lines = shown(["[bold red]x[/] :smile: [link=http://x]y[/link]"], plain=plain).lines
+        assert lines == ["[bold red]x[/] :smile: [link=http://x]y[/link]"]
+
+
+@given(st.text(alphabet="ab#`-*>| \n\u2028\x0c\r1.", max_size=60))
+@settings(deadline=None)
+def test_blocks_are_cut_without_loss(source: str) -> None:
+    from d3cli.cli.output import inert
+
+    assert "".join(split_blocks(inert(source))) == inert(source)

@@ -1,0 +1,159 @@
+"""Conversations on disk: written whole, read with care, found again."""
+
+import json
+import multiprocessing
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d3cli import transcript
+from d3cli.config import state_dir
+from d3cli.errors import TranscriptError, UsageError
+from d3cli.transcript import ChatMessage
+
+USER, REPLY = ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi!", model="demo")
+
+
+def kept(*messages: ChatMessage, id_: str = "20260101-000000-aaaa") -> Path:
+    path = transcript.path_of(id_)
+    transcript.write(path, messages or (USER, REPLY))
+    return path
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@given(
+    st.lists(
+        st.builds(
+            ChatMessage,
+            role=st.just("assistant"),
+            content=texts,
+            model=st.none() | texts,
+            finish_reason=st.sampled_from(["stop", "length", "interrupted", None]),
+            schedule=st.none() | st.just({"alpha": 0.9}),
+            stats=st.none() | st.dictionaries(texts, st.integers() | st.none(), max_size=3),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_what_is_written_is_read(messages: list[ChatMessage]) -> None:
+    path = transcript.path_of("20260101-000000-bbbb")
+    transcript.write(path, messages)
+    assert transcript.read(path) == messages
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(messages)
+    assert all(json.loads(line)["schema"] == 1 for line in lines)
+
+
+def test_only_the_user_may_read_it() -> None:
+    path = kept()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"hello\n", "line 1 is damaged"),
+        (b"[" * 100_000, "line 1 is damaged"),
+        (b"\xff\xfe", "it is no text"),
+        (b'{"role": "user", "content": "no schema"}\n', "line 1 is damaged"),
+        (b'{"schema": 2, "role": "user", "content": "x"}\n', r"newer d3 wrote it \(schema 2\)"),
+        (b'{"schema": true, "role": "user", "content": "x"}\n', "line 1 is damaged"),
+        (b'{"schema": 1, "role": "tool", "content": "x"}\n', "line 1 is damaged"),
+        (b'{"schema": 1, "role": "user", "content": 3}\n', "line 1 is damaged"),
+        (b'{"schema": 1, "role": "user", "content": "\\ud800"}\n', "line 1 is damaged"),
+        (b'{"schema": 1, "role": "user", "content": "x", "stats": []}\n', "line 1 is damaged"),
+        (b'{"schema": 1, "role": "user", "content": "x", "stats": {"a": NaN}}\n', "line 1"),
+        (b'{"schema": 1, "role": "user", "content": "x"}\n{"schema": 1, "ro', "line 2 is damaged"),
+        (
+            b'{"schema": 1, "role": "user", "content": "x"}\n'
+            b'{"schema": 1, "role": "system", "content": "late"}\n',
+            "line 2 is damaged",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_reported_and_left_alone(data: bytes, says: str) -> None:
+    path = kept()
+    path.write_bytes(data)
+    with pytest.raises(TranscriptError, match=says):
+        transcript.read(path)
+    assert path.read_bytes() == data
+    [summary] = transcript.all_conversations()
+    assert summary.problem
+
+
+def test_other_ends_of_lines_in_a_text_are_no_ends_of_lines() -> None:
+    path = kept()
+    line = json.dumps({"schema": 1, "role": "user", "content": "a\u2028b\x85c"}, ensure_ascii=False)
+    path.write_text(line + "\n", encoding="utf-8")
+    assert transcript.read(path)[0].content == "a\u2028b\x85c"
+
+
+def test_a_file_that_grows_beyond_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcript, "LARGEST_FILE", 100)
+    path = kept(ChatMessage("user", "x" * 200))
+    with pytest.raises(TranscriptError):
+        transcript.read(path)
+
+
+def test_the_latest_and_a_beginning_are_found() -> None:
+    with pytest.raises(UsageError, match="no conversation to go on with"):
+        transcript.latest()
+    first = kept(id_="20260101-000000-aaaa")
+    kept(id_="20260102-000000-bbbb")
+    os.utime(first, (time.time() + 9,) * 2)
+    assert transcript.latest() == "20260101-000000-aaaa"
+    assert transcript.find("20260102") == "20260102-000000-bbbb"
+    assert [one.id[:8] for one in transcript.all_conversations()] == ["20260101", "20260102"]
+    with pytest.raises(UsageError, match="more than one"):
+        transcript.find("2026")
+    for wrong in ("", "x", "../20260101-000000-aaaa", "20260103"):
+        with pytest.raises(UsageError, match=r"no conversation|more than one"):
+            transcript.find(wrong)
+
+
+def test_a_summary_says_what_it_is_about() -> None:
+    kept(ChatMessage("system", "Be kind."), ChatMessage("user", "\nWhy?\nTell me."), REPLY)
+    [summary] = transcript.all_conversations()
+    assert (summary.title, summary.model, len(summary.messages)) == ("Why?", "demo", 3)
+
+
+def test_a_full_or_forbidden_directory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    state_dir().mkdir(exist_ok=True)
+    (state_dir() / "conversations").write_text("a file")
+    with pytest.raises(TranscriptError, match="cannot be saved"):
+        kept()
+    assert transcript.all_conversations() == []
+
+
+def _hold(id_: str, held: "multiprocessing.synchronize.Event", home: str) -> None:
+    os.environ["D3_HOME"] = home
+    with transcript.in_use(id_):
+        held.set()
+        time.sleep(60)
+
+
+def test_two_processes_do_not_go_on_with_the_same_one() -> None:
+    kept(id_="c")
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    other = context.Process(target=_hold, args=("c", held, os.environ["D3_HOME"]))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(UsageError, match="open in another"), transcript.in_use("c"):
+        pass
+    other.kill()
+    other.join()
+    with transcript.in_use("c"):  # a lock ends with its process, also where that was killed
+        pass
+    assert [path.name for path in transcript.path_of("c").parent.iterdir()] == ["c.jsonl"]
