@@ -47,12 +47,16 @@ class Conversation:
         reply: the reply that was written last, if it is still the last message.
     """
 
-    def __init__(
-        self, model: LoadedModel, *, system: str = "", messages: Sequence[ChatMessage] = ()
-    ) -> None:
+    def __init__(self, model: LoadedModel, record: Sequence[ChatMessage] = ()) -> None:
+        """Args: record: what was said before, the system prompt first."""
         self.engine = Engine(model)
-        self.system = system
-        self.messages = list(messages)
+        self.resume(record)
+
+    def resume(self, record: Sequence[ChatMessage]) -> None:
+        """Goes on with what was said before, the system prompt first, in place of this."""
+        has_system = bool(record) and record[0].role == "system"
+        self.system = record[0].content if has_system else ""
+        self.messages = list(record[has_system:])
         self.left_out = 0
         self.reply: Reply | None = None
 
@@ -123,6 +127,17 @@ class Conversation:
         self.reply = None
         self.left_out = min(self.left_out, len(self.messages))
         return text
+
+    def take_back_unanswered(self) -> str:
+        """Removes the user's last message where it has no reply; gives its text, else nothing."""
+        if self.messages and self.messages[-1].role == "user":
+            return self.take_back() or ""
+        return ""
+
+    def put_back_reply(self, message: ChatMessage, reply: Reply | None) -> None:
+        """Undoes `take_back_reply`."""
+        self.messages.append(message)
+        self.reply = reply
 
     def take_back_reply(self) -> ChatMessage | None:
         """Removes the last message where it is a reply, and gives it."""

@@ -4,6 +4,8 @@ Models write it at the beginning of a reply, between tags; some chat templates w
 tag themselves, into the prompt.
 """
 
+from collections.abc import Sequence
+
 TAGS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -30,6 +32,20 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return "", answer
 
 
+def count_thinking(pieces: Sequence[str], inside: str = "") -> int:
+    """How many of a reply's pieces are reasoning, the one that closes it included.
+
+    Args:
+        inside: the tag that the prompt opened.
+    """
+    splitter = ReasoningSplitter(inside)
+    for number, piece in enumerate(pieces, start=1):
+        parts = splitter.push(piece)
+        if splitter.is_answering:
+            return number if any(thinking for _, thinking in parts) else 0
+    return len(pieces) if splitter.is_thinking else 0
+
+
 class ReasoningSplitter:
     """Tells reasoning from answer while a reply arrives, wherever chunk boundaries fall.
 
@@ -41,6 +57,16 @@ class ReasoningSplitter:
         self._end = dict(TAGS).get(inside, "")
         self._held = ""
         self._at_start = not inside
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the reply is known to be within its reasoning."""
+        return bool(self._end)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the reply is known to be past its reasoning, or to have none."""
+        return not self._end and not self._at_start
 
     def push(self, text: str) -> list[tuple[str, bool]]:
         """The text that is decided now, in parts; True for reasoning, whose tags are part of it."""

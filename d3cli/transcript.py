@@ -138,6 +138,22 @@ def write(path: Path, messages: Sequence[ChatMessage]) -> None:
         ) from error
 
 
+def remove(path: Path) -> None:
+    """Removes a conversation of which nothing is left.
+
+    Raises:
+        TranscriptError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise TranscriptError(
+            f"the conversation {path} cannot be removed: {error.strerror}", "check the permissions"
+        ) from error
+
+
 def read(path: Path) -> list[ChatMessage]:
     """The messages of a conversation's file.
 

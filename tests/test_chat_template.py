@@ -16,7 +16,13 @@ from d3cli.config import BUILTIN
 from d3cli.errors import ModelError, PromptError, UsageError
 from d3cli.files import ModelFiles, find_model
 from d3cli.load import load_model
-from d3cli.reasoning import TAGS, ReasoningSplitter, opening_tag, split_reasoning
+from d3cli.reasoning import (
+    TAGS,
+    ReasoningSplitter,
+    count_thinking,
+    opening_tag,
+    split_reasoning,
+)
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import word_tokenizer
 
@@ -107,6 +113,15 @@ class TestReasoning:
     def test_a_plain_reply_is_all_answer(self) -> None:
         assert split_reasoning("  plain < text") == ("", "  plain < text")
         assert opening_tag("Tell me about <think>ing") == ""
+
+    def test_its_tokens_are_counted(self) -> None:
+        pieces = ["<th", "ink>", "Hm", ".</", "think>", "Yes", "."]
+        assert count_thinking(pieces) == 5
+        assert count_thinking(["Hm.</think>Y", "es."], "<think>") == 1
+        assert count_thinking(pieces[:3]) == 3
+        assert (
+            count_thinking(["Yes", "."]) == count_thinking(["<", "b>"]) == count_thinking([]) == 0
+        )
 
     @given(
         st.sampled_from(

@@ -64,7 +64,7 @@ class Chat(RuleBasedStateMachine):
 
     @initialize(template=st.sampled_from([None, FORGETFUL]), system=st.sampled_from(["", "Short."]))
     def begin(self, template: str | None, system: str) -> None:
-        self.conversation = Conversation(MODEL, system=system)
+        self.conversation = Conversation(MODEL, [ChatMessage("system", system)] if system else [])
         self.template = template
         self.how = options(chat_template=template)
 
@@ -147,7 +147,10 @@ TestWhateverHappenedBefore.settings = settings(
 
 class TestMessages:
     def test_a_turn_is_recorded_as_generate_prints_it(self) -> None:
-        conversation, how = Conversation(MODEL, system="Short."), options(max_tokens=5)
+        conversation, how = (
+            Conversation(MODEL, [ChatMessage("system", "Short.")]),
+            options(max_tokens=5),
+        )
         conversation.say("Hello.")
         reply = write(conversation, how)
         system, user, message = conversation.record()
@@ -182,7 +185,7 @@ class TestOverflow:
         messages = []
         for number in range(turns):
             messages += [ChatMessage("user", f"{number} {words}"), ChatMessage("assistant", words)]
-        return Conversation(MODEL, messages=messages)
+        return Conversation(MODEL, messages)
 
     def test_a_full_context_is_refused_with_both_numbers(self) -> None:
         conversation = self.long(8)

@@ -165,7 +165,6 @@ def chat(
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
     name = model or _last_model(messages) or default_model()
     find_local(name)  # a wrong name is told at once
-    form = None if quantization is None else quantization.value
     loading: LoadOptions = {
         "dtype": dtype.value,
         "quantization": None if quantization is None else quantization.value,
@@ -178,46 +177,42 @@ def chat(
 
     from d3cli.cli.chat_commands import COMMANDS
     from d3cli.cli.chat_prompt import ChatPrompt
-    from d3cli.cli.chat_session import Chat, give_back_unanswered, split_system
+    from d3cli.cli.chat_saving import Saving
+    from d3cli.cli.chat_session import Chat, Models
     from d3cli.cli.chat_settings import ChatSettings
     from d3cli.cli.reply_view import reply_console
     from d3cli.conversation import Conversation
 
-    kept_system, rest = split_system(messages)
-    conversation = Conversation(
-        loaded, system=kept_system if system_text is None else system_text, messages=rest
+    conversation = Conversation(loaded, messages)
+    if system_text is not None:
+        conversation.system = system_text
+    settings = ChatSettings(
+        alpha=decay,
+        start=start_tokens,
+        core_first=core_first,
+        core_last=core_last,
+        sampling=given,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        think=None if think is None else think is options.Think.on,
+        chat_template=template,
+        stats=not no_stats,
+        plain=plain,
+        on_overflow=_overflow(on_overflow),
     )
-    draft = give_back_unanswered(conversation)
-    session = Chat(
+    prompt = ChatPrompt(
         output,
-        reply_console(),
-        conversation,
-        ChatSettings(
-            alpha=decay,
-            start=start_tokens,
-            core_first=core_first,
-            core_last=core_last,
-            sampling=given,
-            max_tokens=max_tokens,
-            stop=tuple(stop or ()),
-            think=None if think is None else think is options.Think.on,
-            chat_template=template,
-            stats=not no_stats,
-            plain=plain,
-            on_overflow=_overflow(on_overflow),
-        ),
-        model_name=name,
+        history=None if no_save else state_dir() / "chat-history",
+        vi=keys is Keys.vi,
+        commands={name: one.arguments for name, one in COMMANDS.items()},
+    )
+    models = Models(
         load=lambda other: load(output, other, offline, threads, **loading),
-        calibrate_with=lambda other: calibrate_command(other, dtype.value, form),
-        prompt=ChatPrompt(
-            output,
-            history=None if no_save else state_dir() / "chat-history",
-            vi=keys is Keys.vi,
-            commands={name: one.arguments for name, one in COMMANDS.items()},
-        ),
-        commands=COMMANDS,
-        id_=None if no_save else id_ or transcript.new_id(),
-        draft=draft,
+        calibrate_with=lambda other: calibrate_command(other, dtype.value, loading["quantization"]),
+    )
+    saving = Saving(output, None if no_save else id_ or transcript.new_id())
+    session = Chat(
+        output, reply_console(), prompt, saving, models, COMMANDS, conversation, settings, name
     )
     if not (template or loaded.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the conversation as it is")

@@ -28,7 +28,7 @@ def _help(chat: Chat, _: str) -> None:
 
 def _alpha(chat: Chat, argument: str) -> None:
     if argument:
-        chat.change(alpha=_as_option("alpha", lambda: parse_alpha(argument)))
+        _as_option("alpha", lambda: chat.change(alpha=parse_alpha(argument)))
     chat.print(f"depth: {chat_report.depth_in_words(chat.options)}", "dim")
 
 
@@ -129,7 +129,9 @@ def _as_option(name: str, action: Callable[[], Any]) -> Any:
 
 
 def _show(chat: Chat, _: str) -> None:
-    chat.print_rows(chat_report.overview(chat.conversation, chat.settings, chat.options, chat.id))
+    chat.print_rows(
+        chat_report.overview(chat.conversation, chat.settings, chat.options, chat.saving.id)
+    )
 
 
 def _system(chat: Chat, argument: str) -> None:
@@ -148,9 +150,9 @@ def _model(chat: Chat, argument: str) -> None:
 
 
 def _stats(chat: Chat, _: str) -> None:
-    if not chat.totals.replies:
+    if not chat.replies.totals.replies:
         raise UsageError("there are no replies yet", "say something first")
-    chat.print_rows(chat_report.totals(chat.totals, chat.conversation.reply))
+    chat.print_rows(chat_report.totals(chat.replies.totals, chat.conversation.reply))
 
 
 def _regen(chat: Chat, argument: str) -> None:
@@ -159,7 +161,7 @@ def _regen(chat: Chat, argument: str) -> None:
         word, _, value = argument.partition(" ")
         if word != "alpha" or not value.strip():
             raise UsageError(f"/regen {argument} cannot be", "/regen, or /regen alpha 0.99")
-        options = chat.options_at(_as_option("alpha", lambda: parse_alpha(value.strip())))
+        options = _as_option("alpha", lambda: chat.options_with(alpha=parse_alpha(value.strip())))
     before = conversation.reply
     if argument and before is not None:
         # With the seed of the reply before, the depth is all that differs.
@@ -172,8 +174,7 @@ def _regen(chat: Chat, argument: str) -> None:
         new = chat.respond(options)
     finally:
         if new is None:  # nothing came, so the old one stays
-            conversation.messages.append(old)
-            conversation.reply = before
+            conversation.put_back_reply(old, before)
             chat.save()
     if new is not None:
         chat.print(chat_report.where_they_differ(old, before, new), "dim")
@@ -217,11 +218,11 @@ def _save(chat: Chat, argument: str) -> None:
     if not chat.conversation.messages:
         raise UsageError("there is nothing to save yet", "say something first")
     if not argument:
-        if chat.id is None:
-            chat.keep_as(transcript.new_id())
+        id_ = chat.saving.id or transcript.new_id()
+        if chat.saving.id is None:
+            chat.saving.save_as(id_)
             chat.save()
-        assert chat.id is not None
-        chat.print(f"saved: {transcript.path_of(chat.id)}", "dim")
+        chat.print(f"saved: {transcript.path_of(id_)}", "dim")
         return
     path = _path(argument)
     if path.exists():

@@ -1,7 +1,10 @@
 """What a chat's commands may change, and what its replies add up to: values."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from d3cli.engine import Reply
 
 
 @dataclass(slots=True)
@@ -38,3 +41,12 @@ class Totals:
     depth: float = 0.0  # summed over the decode steps
     compared: int = 0
     agreed: int = 0
+
+    def add(self, reply: "Reply") -> None:
+        """Counts one more reply; its agreement is known later."""
+        stats = reply.stats
+        self.replies += 1
+        self.tokens += stats.completion_tokens
+        self.decode_s += stats.decode_s
+        self.steps += max(0, stats.completion_tokens - 1)
+        self.depth += sum(token.depth for token in reply.tokens[1:])

@@ -154,6 +154,15 @@ class Output:
         if hint:
             self._say(Text("hint: " + inert(_one_line(hint)), style="dim"))
 
+    def failure(self, error: Exception) -> None:
+        """An error after which the command goes on."""
+        if isinstance(error, D3Error):
+            self.error(error.message, error.hint)
+        elif isinstance(error, MemoryError):
+            self.error(f"out of memory: {error or 'MemoryError'}", "/clear, or a shorter message")
+        else:
+            self.error(f"the system refused: {error}", "check the disk and the permissions")
+
     def _say(self, text: Text) -> None:
         try:
             # Only a terminal is folded at words; a log keeps its lines.
