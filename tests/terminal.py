@@ -11,6 +11,8 @@ from pathlib import Path
 import pexpect
 import pyte
 
+WHERE = "\x1b[6n"  # where is the cursor? a terminal answers
+
 
 class Terminal:
     """One command in a terminal of its own.
@@ -56,10 +58,12 @@ class Terminal:
             except (pexpect.EOF, OSError):
                 return
             self.raw += new
-            if "\x1b[6n" in new:  # where is the cursor? a real terminal answers
+            *parts, last = new.split(WHERE)
+            for part in parts:
+                self._stream.feed(part)
                 row, column = self.screen.cursor.y + 1, self.screen.cursor.x + 1
                 self.child.send(f"\x1b[{row};{column}R")
-            self._stream.feed(new)
+            self._stream.feed(last)
 
     @property
     def text(self) -> str:

@@ -176,7 +176,7 @@ def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
     pairs = [
         ("first different token", first),
         ("agreement", f"{figures.agreement(found.agreement)} tokens below full depth"),
-        ("  by rounding alone", f"{figures.agreement(found.rounding)}, the most this dtype shows"),
+        ("rounding alone", f"{figures.agreement(found.rounding)}, the most this dtype shows"),
         (
             "perplexity of this reply",
             f"{found.perplexity:.3f} as written, {found.full_perplexity:.3f} by full depth: "
@@ -189,8 +189,7 @@ def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
             (
                 "seconds saved" if saved >= 0 else "seconds lost",
                 f"about {abs(saved):.2f} of {reply.stats.decode_s + saved:.2f} "
-                f"({found.speedup:.2f}× by the clock; {found.steps_timed} steps timed at both "
-                "depths just now)",
+                f"({found.speedup:.2f}× by the clock, {found.steps_timed} steps timed just now)",
             )
         )
     return pairs

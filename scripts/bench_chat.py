@@ -1,0 +1,140 @@
+"""Times a conversation turn by turn: with and without the KV cache of the turns before, and in all.
+
+Four conversations go on side by side, turn by turn, in an order that changes: D³ with what the
+next turn needs read ahead while the user types; D³ that repairs in the next prefill; D³ that reads
+the whole conversation anew; and full depth. Replies have a fixed length, so that all do as much.
+
+    python scripts/bench_chat.py
+    python scripts/bench_chat.py --model DIRECTORY --alpha 0.97 --reply 48
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from d3cli.conversation import Conversation, ReplyOptions
+from d3cli.engine import Engine
+from d3cli.load import load_model
+from d3cli.model import LoadedModel
+from d3cli.sampling import SamplingParams
+
+MESSAGES = (
+    "What is 27 + 45?",
+    "Tell me a story about a fox.",
+    "Why is the sky blue?",
+    "Go on.",
+    "What is the opposite of warm?",
+)
+AHEAD, REUSE, ANEW, FULL = "read ahead", "repaired in the prefill", "read anew", "full depth"
+
+
+@dataclass
+class Arm:
+    """One conversation and its times, in seconds a turn."""
+
+    conversation: Conversation
+    options: ReplyOptions
+    ttft: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    ahead: list[float] = field(default_factory=list)
+    prompt_tokens: list[int] = field(default_factory=list)
+
+    def turn(self, message: str, name: str) -> None:
+        """Says something, reads the reply, and times both."""
+        conversation = self.conversation
+        if name == ANEW:
+            conversation.engine = Engine(conversation.model)
+        began = time.perf_counter()
+        if name == AHEAD:
+            for _ in conversation.engine.read_ahead(conversation.opening(self.options), 64):
+                pass
+        self.ahead.append(time.perf_counter() - began)
+        conversation.say(message)
+        reply = conversation.answer(self.options)
+        for _ in reply:
+            pass
+        conversation.keep(reply, self.options)
+        assert reply.stats.ttft_s is not None
+        self.ttft.append(reply.stats.ttft_s)
+        self.decode.append(reply.stats.decode_s)
+        self.prompt_tokens.append(len(reply.prompt_ids))
+
+    @property
+    def total(self) -> float:
+        """What the user waited for, in all."""
+        return sum(self.ttft) + sum(self.decode)
+
+
+def play(
+    model: LoadedModel, alpha: float | str, turns: int, reply: int, first: int
+) -> dict[str, Arm]:
+    """One conversation of `turns` in all four ways; `first` rotates their order."""
+    schedule = model.schedule(alpha)  # type: ignore[arg-type]
+    decayed = ReplyOptions(schedule, "flags", SamplingParams(), max_tokens=reply)
+    full = replace(decayed, schedule=model.schedule("off"))
+    arms = {
+        name: Arm(Conversation(model), full if name == FULL else decayed)
+        for name in (AHEAD, REUSE, ANEW, FULL)
+    }
+    names = list(arms)
+    for turn in range(turns):
+        at = (turn + first) % len(names)
+        order = names[at:] + names[:at]
+        for name in order if turn % 2 else reversed(order):
+            arms[name].turn(MESSAGES[turn % len(MESSAGES)], name)
+    return arms
+
+
+def median(rounds: Sequence[dict[str, Arm]], name: str, turn: int) -> float:
+    """TTFT in milliseconds."""
+    return 1000 * statistics.median(arms[name].ttft[turn] for arms in rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--alpha", default="auto")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--reply", type=int, default=64, help="tokens in each reply")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    alpha = arguments.alpha if arguments.alpha in ("auto", "off") else float(arguments.alpha)
+    model = load_model(arguments.model, dtype=arguments.dtype, threads=arguments.threads)
+    model = replace(model, eos_token_ids=frozenset())  # every reply has its full length
+    play(model, alpha, 1, 8, 0)  # warm
+    rounds = [
+        play(model, alpha, arguments.turns, arguments.reply, number)
+        for number in range(arguments.rounds)
+    ]
+    print(
+        f"{model.name}, {arguments.turns} turns of {arguments.reply} tokens, "
+        f"{arguments.rounds} rounds, medians; TTFT in milliseconds"
+    )
+    print(f"{'turn':>4} {'prompt':>6}  " + "  ".join(f"{name:>12.12}" for name in rounds[0]))
+    for turn in range(arguments.turns):
+        times = "  ".join(f"{median(rounds, name, turn):12.0f}" for name in rounds[0])
+        print(f"{turn + 1:>4} {rounds[0][REUSE].prompt_tokens[turn]:>6}  {times}")
+    schedule = model.schedule(alpha)  # type: ignore[arg-type]
+    print("\nthe whole conversation, what the user waits for, over full depth's:")
+    for name in (AHEAD, REUSE, ANEW):
+        ratios = sorted(arms[FULL].total / arms[name].total for arms in rounds)
+        print(
+            f"  {name:<24} {statistics.median(ratios):.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+    decode = [sum(arms[FULL].decode) / sum(arms[REUSE].decode) for arms in rounds]
+    ahead = [sum(arms[AHEAD].ahead) / arguments.turns for arms in rounds]
+    bytes_ = model.weight_bytes
+    print(
+        f"decoding alone: {statistics.median(decode):.2f}×; byte ratio "
+        f"{schedule.byte_ratio(arguments.reply, bytes_):.2f}×, net of repair "
+        f"{schedule.byte_ratio(arguments.reply, bytes_, net_of_repair=True):.2f}×"
+    )
+    print(f"reading ahead takes {statistics.median(ahead):.2f} s a turn, while the user types")
+
+
+if __name__ == "__main__":
+    main()
