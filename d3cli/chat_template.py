@@ -41,6 +41,12 @@ class Renderer:
         self._trusted = frozenset(trusted)
         self._child: subprocess.Popen[str] | None = None
         self._ready = False
+        self._asking = False
+
+    def interrupt(self) -> None:
+        """Ends a rendering that goes on in the child, from another thread: it fails then."""
+        if self._asking and self._child is not None:
+            self._child.kill()
 
     def start(self) -> None:
         """Begins to start the child, so that it is ready when the first template comes."""
@@ -67,7 +73,9 @@ class Renderer:
             ModelError: the template fails, or goes beyond a limit.
         """
         if len(template) > LARGEST_TEMPLATE:
-            raise _unusable(f"it has {len(template):,} characters")
+            raise _unusable(
+                f"it has {len(template):,} characters, and may have {LARGEST_TEMPLATE:,}"
+            )
         length = len(template) + sum(len(text) for one in messages for text in one.values())
         largest = LARGEST_GROWTH * length + LARGEST_ADDITION
         request = {
@@ -87,6 +95,7 @@ class Renderer:
     def _ask(self, line: str, largest: int) -> dict[str, Any]:
         self.start()
         assert self._child is not None and self._child.stdin and self._child.stdout
+        self._asking = True
         try:
             if not self._ready:
                 self._ready = bool(_read_line(self._child, START_LIMIT, 100))
@@ -96,6 +105,8 @@ class Renderer:
         except BaseException:  # interrupted: an answer that nobody has read must not meet the next
             _stop(self._child)
             raise
+        finally:
+            self._asking = False
         if not answer:
             _stop(self._child)
             return {"error": "it takes more time or memory than a chat template may"}
@@ -183,7 +194,7 @@ def _control_tokens(tokenizer: Any, template: str) -> "re.Pattern[str]":
 def _unusable(reason: str) -> ModelError:
     return ModelError(
         f"the chat template cannot render this conversation: {reason}",
-        "try without a system prompt, another --chat-template, or --raw",
+        "try another --chat-template; some refuse a system prompt; d3 generate --raw uses none",
     )
 
 

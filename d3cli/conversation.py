@@ -19,6 +19,8 @@ from d3cli.transcript import ChatMessage
 
 # A chat template's opening tag is found at the end of a prompt: its last tokens tell.
 PROMPT_END = 16
+# Replies that can still be compared after others were taken back.
+REPLIES_KEPT = 8
 # Where the oldest messages are dropped: the share of the context that is to be free for the reply,
 # so that it is not done again at every turn.
 FREE_SHARE = 1 / 4
@@ -44,7 +46,6 @@ class Conversation:
         system: the system prompt; empty for none.
         messages: the user's and the model's, in order.
         left_out: how many of them, from the front, the model is not shown any more.
-        reply: the reply that was written last, if it is still the last message.
     """
 
     def __init__(self, model: LoadedModel, record: Sequence[ChatMessage] = ()) -> None:
@@ -58,7 +59,13 @@ class Conversation:
         self.system = record[0].content if has_system else ""
         self.messages = list(record[has_system:])
         self.left_out = 0
-        self.reply: Reply | None = None
+        self._written: list[tuple[ChatMessage, Reply]] = []  # the latest ones
+
+    @property
+    def reply(self) -> Reply | None:
+        """The reply that the last message is; None where it is none, or an old one."""
+        last = self.messages[-1] if self.messages else None
+        return next((reply for message, reply in self._written if message is last), None)
 
     @property
     def model(self) -> LoadedModel:
@@ -78,7 +85,6 @@ class Conversation:
     def say(self, text: str) -> None:
         """Adds the user's message."""
         self.messages.append(ChatMessage("user", text))
-        self.reply = None
 
     def answer(self, options: ReplyOptions, *, began: float | None = None) -> Reply:
         """A reply to the last message, to be iterated and then kept.
@@ -87,7 +93,6 @@ class Conversation:
             ContextFullError: what the model is shown does not fit its context.
             D3Error: as for `Engine.stream`.
         """
-        self.reply = None
         return self.engine.stream(
             self.shown(),
             schedule=options.schedule,
@@ -105,13 +110,13 @@ class Conversation:
             "assistant",
             # With the tag that the template wrote, a later reader knows what is reasoning.
             inside(reply) + reply.text,
-            model=self.model.name,
+            model=self.model.name if self.model.key is None else self.model.key.model,
             finish_reason=reply.finish_reason,
             schedule=options.schedule.to_json() | {"source": options.schedule_source},
             stats=asdict(reply.stats),
         )
         self.messages.append(message)
-        self.reply = reply
+        self._written = [*self._written, (message, reply)][-REPLIES_KEPT:]
         return message
 
     def take_back(self) -> str | None:
@@ -124,7 +129,6 @@ class Conversation:
             return None
         text = self.messages[at].content
         del self.messages[at:]
-        self.reply = None
         self.left_out = min(self.left_out, len(self.messages))
         return text
 
@@ -134,21 +138,19 @@ class Conversation:
             return self.take_back() or ""
         return ""
 
-    def put_back_reply(self, message: ChatMessage, reply: Reply | None) -> None:
+    def put_back_reply(self, message: ChatMessage) -> None:
         """Undoes `take_back_reply`."""
         self.messages.append(message)
-        self.reply = reply
 
     def take_back_reply(self) -> ChatMessage | None:
         """Removes the last message where it is a reply, and gives it."""
         if not self.messages or self.messages[-1].role != "assistant":
             return None
-        self.reply = None
         return self.messages.pop()
 
     def clear(self) -> None:
         """Begins anew; the system prompt stays."""
-        self.messages, self.left_out, self.reply = [], 0, None
+        self.messages, self.left_out, self._written = [], 0, []
 
     def make_room(self, options: ReplyOptions) -> list[ChatMessage]:
         """Leaves out the oldest turns where the context leaves a reply too little room.

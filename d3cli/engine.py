@@ -266,10 +266,11 @@ class Reply:
             raise UsageError("the prompt of this reply was not read to its end", "stream it again")
         room = self.model.context_length - len(self.prompt_ids)
         limit = room if self._max_tokens is None else min(self._max_tokens, room)
+        logits, self._logits = self._logits, None  # large, and needed once
         tokens = decode(
             self.model,
             self._engine.cache,
-            self._logits,
+            logits,
             self.schedule,
             make_sampler(self.sampling, str(self.model.device)),
             prompt_ids=self.prompt_ids,

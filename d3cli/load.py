@@ -124,8 +124,8 @@ def load_model(
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
     model = replace(model, builtin=files.builtin)
-    if not family.can_skip or options.get("full_depth_only", False):
-        return model  # nothing will be dropped, so a calibration is of no interest
+    if not family.can_skip:
+        return model  # nothing can be dropped, so a calibration is of no interest
     key = ModelKey(
         model=files.identity,
         fingerprint=fingerprint(files.path),

@@ -53,7 +53,7 @@ class LoadedModel:
         stored_schedule: its own depth schedule, calibrated or shipped with it, if it has one.
         notes: what a user should know of how it was loaded.
         key: what a calibration of it is kept under; None where it does not come from files, or
-            was loaded to run at full depth only.
+            can run at full depth only.
         calibration: what the store holds for it, or why that does not count.
         builtin: whether it is the model that ships with d3cli.
         renderer: renders chat templates; this model's own in a child process, unless the model is

@@ -12,6 +12,8 @@ from d3cli.engine import Engine
 
 # Positions read at once: whoever waits for `stop` waits for so many at most.
 CHUNK = 64
+# Seconds that a chat template may take once someone waits; they take milliseconds.
+PATIENCE = 0.2
 
 
 class ReadAhead:
@@ -25,26 +27,30 @@ class ReadAhead:
     def __init__(
         self, engine: Engine, prompt: Callable[[], Sequence[int]], done: Callable[[], None]
     ) -> None:
+        self._engine = engine
         self._stopped = threading.Event()
         self._thread = threading.Thread(
-            target=self._run, args=(engine, prompt, done), name="read-ahead", daemon=True
+            target=self._run, args=(prompt, done), name="read-ahead", daemon=True
         )
         self._thread.start()
 
     def stop(self) -> None:
         """Ends it after the chunk in progress, and waits for that. The engine is then free."""
         self._stopped.set()
+        self._thread.join(PATIENCE)
+        self._engine.model.renderer.interrupt()  # a chat template that takes its time
         self._thread.join()
 
     def abandon(self) -> None:
         """Ends it after the chunk in progress, for nobody who needs the engine."""
         self._stopped.set()
 
-    def _run(
-        self, engine: Engine, prompt: Callable[[], Sequence[int]], done: Callable[[], None]
-    ) -> None:
+    def _run(self, prompt: Callable[[], Sequence[int]], done: Callable[[], None]) -> None:
         try:
-            for _ in engine.read_ahead(prompt(), CHUNK):
+            prompt_ids = prompt()
+            if self._stopped.is_set():
+                return
+            for _ in self._engine.read_ahead(prompt_ids, CHUNK):
                 if self._stopped.is_set():
                     return
         except Exception:

@@ -45,6 +45,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         text.encode()  # half a surrogate pair is no text
     except MemoryError:
         return {"error": "it takes more memory than a chat template may"}
+    except UnicodeEncodeError:
+        return {"error": "it writes half a character"}
     except RecursionError:
         return {"error": "it is nested too deeply"}
     except Exception as error:

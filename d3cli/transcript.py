@@ -5,7 +5,9 @@ new one. Knows nothing of models or terminals; no torch.
 """
 
 import json
+import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ class ChatMessage:
     """One message of a conversation.
 
     Attributes:
-        model: of a reply, what to call the model that wrote it.
+        model: of a reply, the identity of the model that wrote it.
         finish_reason, schedule, stats: of a reply, as in ``d3 generate --json``.
 
     Raises:
@@ -162,11 +164,15 @@ def read(path: Path) -> list[ChatMessage]:
     """
     number = 0
     try:
-        with path.open("rb") as file:
+        # Without waiting for whoever would write into a pipe.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise TranscriptError(f"{path} is no file", "give the file of a conversation")
             data = file.read(LARGEST_FILE + 1)
         _require(len(data) <= LARGEST_FILE, "size")
         messages = []
-        for number, line in enumerate(data.decode().split("\n"), start=1):
+        for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
             if not line:  # after the last line's end
                 continue
             message = ChatMessage.from_json(json.loads(line, parse_constant=_no_constant))
@@ -269,8 +275,9 @@ def _files() -> list[tuple[float, Path]]:
     try:
         for path in directory.iterdir():
             if path.suffix == SUFFIX and not path.name.startswith("."):
-                with suppress(FileNotFoundError):  # gone since the directory was read
-                    dated.append((path.stat().st_mtime, path))
+                status = _status(path)
+                if status is not None and stat.S_ISREG(status.st_mode):
+                    dated.append((status.st_mtime, path))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -278,6 +285,14 @@ def _files() -> list[tuple[float, Path]]:
             f"{directory} cannot be read: {error.strerror}", "check its permissions"
         ) from error
     return sorted(dated, reverse=True)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None for what is gone since the directory was read, or leads nowhere."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def _directory() -> Path:

@@ -143,6 +143,10 @@ def test_commands(chat: Chat, home: Path, tmp_path: Path) -> None:
     command(terminal, "/set stop \\n", "stop is now '\\n'")
     command(terminal, "/set stop default", "stop is now none")
     command(terminal, "/set start 20%", "start is now 1")
+    command(terminal, "/set start 2000", "beyond the model's context of 1,024")
+    command(terminal, "/set core-first 99", "lower /set core-first or /set core-last")
+    command(terminal, "/model", "/model needs a name")
+    command(terminal, "/", "there is no command /")
     command(terminal, "/set think on", "think is now on")
     command(terminal, "Hello.", "no thinking switch")
     at_prompt(terminal)
@@ -154,8 +158,13 @@ def test_commands(chat: Chat, home: Path, tmp_path: Path) -> None:
     assert "stopped: length" in terminal.plain
     command(terminal, "/show", "max-tokens 5")
     assert "system You are kind." in terminal.plain
+    command(terminal, '/system "Be brief."', "system prompt: Be brief.")
     command(terminal, '/system ""', "no system prompt")
     command(terminal, "/save", "saved: ")
+    command(terminal, f"/save {tmp_path}/no/copy.jsonl", "there is no directory")
+    os.mkfifo(tmp_path / "pipe")
+    command(terminal, f"/save {tmp_path}/pipe", "is no conversation")
+    command(terminal, f"/load {tmp_path}/pipe", "is no file")
     copy = tmp_path / "my copy.jsonl"
     command(terminal, f"/save '{copy}'", "saved: ")
     command(terminal, f"/save {copy}", "saved: ")
@@ -491,12 +500,62 @@ def test_nothing_is_kept_where_nobody_wants_it(chat: Chat, home: Path) -> None:
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
-def test_a_home_that_cannot_be_written_is_said_once(chat: Chat, home: Path) -> None:
+def test_what_cannot_be_saved_is_said_each_time(chat: Chat, home: Path) -> None:
     (home / "chat-history").mkdir(parents=True)
     (home / "conversations").write_text("a file, not a directory")
     terminal = chat("--max-tokens", "2", columns=160)
     assert "what you type is not kept" in terminal.plain
-    turn(terminal, "Hello.")
-    turn(terminal, "Hello.")
-    assert terminal.plain.count("the conversation cannot be saved") == 1
+    for number in (1, 2):
+        turn(terminal, "Hello.")
+        terminal.wait(lambda: terminal.plain.count("cannot be saved") == number)  # noqa: B023
+        assert "2 tokens ·" in terminal.plain.split("cannot be saved")[-2]  # below the reply
+    command(terminal, "/show", "NOT saved: the conversation cannot be saved")
+    before = terminal.plain.count("saved: ")
+    command(terminal, "/save", "check the disk and the permissions")
+    assert terminal.plain.count("saved: ") == before
     leave(terminal)
+
+
+def test_a_full_disk_does_not_garble_the_reply(chat: Chat, home: Path) -> None:
+    limit = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); "
+        "sys.argv[0] = 'd3'; from d3cli.__main__ import main; main()"
+    )
+    words = ["-c", limit, "chat", "--threads", "1", "--dtype", "float32"]
+    terminal = Terminal(*words, home=home, columns=100)
+    try:
+        terminal.wait(">>>")
+        turn(terminal, STORY)
+        terminal.wait("cannot be saved")
+        assert terminal.plain.count("In a quiet corner") == 1
+        assert len(saved(home)) == 1
+        leave(terminal)
+    finally:
+        terminal.close()
+
+
+def test_a_system_prompt_that_is_too_long_is_named(chat: Chat) -> None:
+    terminal = chat("--system", "word " * 1100, "--on-overflow", "drop-oldest", columns=120)
+    command(terminal, "Hi", "the system prompt and the message are")
+    assert '/system "" removes it' in terminal.plain
+    leave_line(terminal)
+
+
+def test_ctrl_c_ends_a_template_that_takes_its_time(chat: Chat, tmp_path: Path) -> None:
+    for file in BUILTIN_PATH.iterdir():
+        if file.name not in ("schedule.json", "chat_template.jinja"):
+            (tmp_path / file.name).symlink_to(file)
+    slow = "{% for a in range(99999) %}" * 2 + "{% endfor %}" * 2
+    (tmp_path / "chat_template.jinja").write_text(slow)
+    terminal = chat(tmp_path, columns=160)
+    terminal.line("Hello.")
+    terminal.read(2)
+    began = time.monotonic()
+    terminal.send(CTRL_C)
+    terminal.wait("stopped before the first token")
+    assert time.monotonic() - began < 4
+    terminal.wait(lambda: terminal.text.endswith(">>> Hello."))
+    assert "^C" not in terminal.text
+    terminal.read(1.1)  # else the next one would be "at once"
+    leave_line(terminal)

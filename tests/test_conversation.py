@@ -157,7 +157,7 @@ class TestMessages:
         assert (system.role, system.content) == ("system", "Short.")
         assert (user.role, user.content) == ("user", "Hello.")
         assert message.content == reply.text
-        assert message.model == "the built-in model"
+        assert message.model == "demo"
         assert message.finish_reason == "length"
         assert message.schedule == how.schedule.to_json() | {"source": "flags"}
         assert message.stats is not None

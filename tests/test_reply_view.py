@@ -124,6 +124,42 @@ def test_chunk_boundaries_and_the_screen_s_height_make_no_difference(
     assert shown([*chunks, rest], rows=rows).lines == expected
 
 
+DEEP = "before\n\n" + "\n".join("  " * n + f"- item{n:02d}" for n in range(60)) + "\n\nafter"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        DEEP,
+        "\n".join(DEEP.split("\n")[:12]) + "\n\nafter",
+        "> " * 25 + "quoted\n\nafter",
+        "> " * 5000 + "x\n\nafter",
+        "- " * 3000 + "x",
+        "*a " * 3000,
+        "[" * 2000 + "x",
+        "|a|b|\n|-|-|\n|1|2|lost|",
+        "| " + " | ".join(f"column{n}" for n in range(30)) + " |\n" + "|-" * 30 + "|\n",
+        "|" + "a|" * 2000 + "\n|" + "-|" * 2000 + "\n" + ("|" + "b|" * 2000 + "\n") * 9,
+        "| site | of |\n|---|---|\n| https://en.wikipedia.org/wiki/Very_long_address_of_it | x |\n",
+        '[secret]: http://x "title"\n\nafter',
+        "![alt text](http://picture)",
+        "&amp; &nbsp; &#65;",
+        "```python title=main.py\nx\n```",
+        "a " * 50_000,
+    ],
+    ids=range(16),
+)
+def test_nothing_is_lost_that_markdown_cannot_show(source: str) -> None:
+    text = "".join("".join(line.split()) for line in shown([source], rows=10).lines)
+    for word in set(re.findall(r"[a-z]+\d*", source)):
+        assert word in text or "wikipedia" in source
+    assert len(re.findall(r"\w", text)) >= len(re.findall(r"\w", source))
+
+
+def test_a_link_that_is_its_own_text_stands_once() -> None:
+    assert shown(["<http://a.b> and [x](http://c)"]).lines == ["http://a.b and x (http://c)"]
+
+
 def test_a_reply_of_many_screens_is_all_in_the_scrollback() -> None:
     code = "".join(f"line_{number} = {number}\n" for number in range(300))
     chunks = [

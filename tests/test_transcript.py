@@ -122,6 +122,26 @@ def test_the_latest_and_a_beginning_are_found() -> None:
             transcript.find(wrong)
 
 
+def test_what_is_no_file_is_passed_over() -> None:
+    path = kept()
+    loop, pipe = path.with_name("loop.jsonl"), path.with_name("pipe.jsonl")
+    loop.symlink_to(loop)
+    os.mkfifo(pipe)
+    path.with_name("directory.jsonl").mkdir()
+    assert [one.id for one in transcript.all_conversations()] == [path.stem]
+    with pytest.raises(TranscriptError, match="is no file"):
+        transcript.read(pipe)
+    for wrong in (loop, path.with_name("directory.jsonl")):
+        with pytest.raises(TranscriptError):
+            transcript.read(wrong)
+
+
+def test_a_byte_order_mark_does_no_harm() -> None:
+    path = kept(USER)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert transcript.read(path) == [USER]
+
+
 def test_a_summary_says_what_it_is_about() -> None:
     kept(ChatMessage("system", "Be kind."), ChatMessage("user", "\nWhy?\nTell me."), REPLY)
     [summary] = transcript.all_conversations()

@@ -13,7 +13,7 @@ from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.prompt import check_utf8, read_text
-from d3cli.config import BUILTIN, default_model, state_dir
+from d3cli.config import default_model, state_dir
 from d3cli.errors import UsageError
 from d3cli.files import find_local
 from d3cli.sampling import SamplingParams
@@ -163,13 +163,14 @@ def chat(
         check_utf8(text or "", name)
     id_ = transcript.latest() if resume_last else resume and transcript.find(resume)
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
-    name = model or _last_model(messages) or default_model()
+    name = model or transcript.Summary("", 0.0, tuple(messages)).model or default_model()
     find_local(name)  # a wrong name is told at once
     loading: LoadOptions = {
         "dtype": dtype.value,
         "quantization": None if quantization is None else quantization.value,
         "device": device,
         "force": force,
+        "full_depth_only": decay == "off",
     }
     if max_tokens is not None:
         loading["reply_tokens"] = max_tokens
@@ -210,7 +211,7 @@ def chat(
         load=lambda other: load(output, other, offline, threads, **loading),
         calibrate_with=lambda other: calibrate_command(other, dtype.value, loading["quantization"]),
     )
-    saving = Saving(output, None if no_save else id_ or transcript.new_id())
+    saving = Saving(None if no_save else id_ or transcript.new_id())
     session = Chat(
         output, reply_console(), prompt, saving, models, COMMANDS, conversation, settings, name
     )
@@ -240,12 +241,6 @@ def _system(text: str | None, file: Path | None) -> str | None:
     if text is not None and file is not None:
         raise UsageError("--system and --system-file both give a system prompt", "give one of them")
     return text if file is None else read_text(file, "system prompt")
-
-
-def _last_model(messages: "list[transcript.ChatMessage]") -> str | None:
-    """The name of the model that wrote the last reply, as a user would type it."""
-    wrote = transcript.Summary("", 0.0, tuple(messages)).model
-    return BUILTIN if wrote == "the built-in model" else wrote
 
 
 def _overflow(chosen: Overflow) -> Literal["stop", "drop-oldest"]:

@@ -1,5 +1,6 @@
 """The commands of a chat: what begins with a slash."""
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -98,7 +99,9 @@ def _change(chat: Chat, name: str, value: str) -> None:
             raise UsageError(f"{name} is {number}", "it counts, and this is too little")
         chat.change(**{field: number})
     elif name == "stop":
-        chat.change(stop=() if is_default else (value.replace("\\n", "\n").replace("\\t", "\t"),))
+        chat.change(
+            stop=() if is_default else (_unquoted(value).replace("\\n", "\n").replace("\\t", "\t"),)
+        )
     elif name == "on-overflow":
         chat.change(on_overflow="stop" if is_default else _word(value, ("stop", "drop-oldest")))
     else:
@@ -125,19 +128,30 @@ def _as_option(name: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except UsageError as error:
-        raise UsageError(error.message.replace(f"--{name}", name), error.hint) from error
+        hint = re.sub(r"--([a-z][a-z-]*)", r"/set \1", error.hint)
+        raise UsageError(error.message.replace(f"--{name}", name), hint) from error
+
+
+def _unquoted(text: str) -> str:
+    """A text without the quotes around it."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
 
 
 def _show(chat: Chat, _: str) -> None:
-    chat.print_rows(
-        chat_report.overview(chat.conversation, chat.settings, chat.options, chat.saving.id)
-    )
+    saved = "no"
+    if chat.saving.id is not None:
+        saved = str(transcript.path_of(chat.saving.id))
+    if chat.saving.problem is not None:
+        saved = f"NOT saved: {chat.saving.problem.message}"
+    overview = chat_report.overview(chat.conversation, chat.settings, chat.options)
+    chat.print_rows([*overview, ("saved", saved)])
 
 
 def _system(chat: Chat, argument: str) -> None:
     conversation = chat.conversation
     if argument:
-        conversation.system = "" if argument in ('""', "''") else argument
+        conversation.system = _unquoted(argument)
         chat.save()
     system = conversation.system
     chat.print(f"system prompt: {system}" if system else "no system prompt", "dim")
@@ -174,7 +188,7 @@ def _regen(chat: Chat, argument: str) -> None:
         new = chat.respond(options)
     finally:
         if new is None:  # nothing came, so the old one stays
-            conversation.put_back_reply(old, before)
+            conversation.put_back_reply(old)
             chat.save()
     if new is not None:
         chat.print(chat_report.where_they_differ(old, before, new), "dim")
@@ -196,7 +210,10 @@ def _compare(chat: Chat, _: str) -> None:
 def _last_reply(chat: Chat) -> "Reply":
     reply = chat.conversation.reply
     if reply is None:
-        raise UsageError("there is no reply of this session to compare", "say something first")
+        raise UsageError(
+            "the last message is no reply that this chat has written just now",
+            "say something first, or /regen",
+        )
     return reply
 
 
@@ -221,7 +238,9 @@ def _save(chat: Chat, argument: str) -> None:
         id_ = chat.saving.id or transcript.new_id()
         if chat.saving.id is None:
             chat.saving.save_as(id_)
-            chat.save()
+        chat.saving.save(chat.conversation)
+        if chat.saving.problem is not None:
+            raise chat.saving.problem
         chat.print(f"saved: {transcript.path_of(id_)}", "dim")
         return
     path = _path(argument)
@@ -232,6 +251,8 @@ def _save(chat: Chat, argument: str) -> None:
             raise UsageError(
                 f"{path} is there already, and is no conversation", "give another name"
             ) from None
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no directory {path.parent}", "make it first")
     transcript.write(path, chat.conversation.record())
     chat.print(f"saved: {path}", "dim")
 

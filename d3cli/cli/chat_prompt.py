@@ -70,7 +70,7 @@ class ChatPrompt:
         """
         signals.tell(self._leave)
         try:
-            text = self._session.prompt(default=default)
+            text = self._session.prompt(default=default, handle_sigint=False)
         finally:
             self._above, self._first = "", False
             signals.stop_once()
@@ -89,15 +89,19 @@ class ChatPrompt:
     def _placeholder(self) -> StyleAndTextTuples:
         return [("class:placeholder", PLACEHOLDER)] if self._first else []
 
-    def _leave(self, number: int) -> None:
+    def _leave(self, number: int) -> bool:
+        """Ends the prompt for a signal; False where it has ended by itself."""
         app = self._session.app
-        if app.loop is not None:  # from a signal's handler: the loop must be woken, too
-            app.loop.call_soon_threadsafe(lambda: _exit(app, number))
+        if app.loop is None or not app.is_running or app.is_done:
+            return False
+        error = KeyboardInterrupt() if number == signals.INTERRUPT else signals.Stopped(number)
 
+        def leave() -> None:
+            if app.is_running and not app.is_done:
+                app.exit(exception=error)
 
-def _exit(app: "object", number: int) -> None:
-    with suppress(Exception):  # it may have ended by itself meanwhile
-        app.exit(exception=signals.Stopped(number))  # type: ignore[attr-defined]
+        app.loop.call_soon_threadsafe(leave)  # from a signal's handler: the loop must be woken
+        return True
 
 
 def block_is_open(text: str) -> bool:

@@ -12,7 +12,6 @@ from d3cli.cli.chat_settings import ChatSettings, Totals
 from d3cli.cli.output import Output
 from d3cli.cli.reply_view import ReplyView
 from d3cli.cli.signals import Stopped
-from d3cli.cli.terminal import quiet_keys
 from d3cli.conversation import Conversation, ReplyOptions, inside
 from d3cli.errors import ContextFullError, D3Error
 from d3cli.read_ahead import ReadAhead
@@ -62,14 +61,14 @@ class Replies:
                 self._make_room(conversation, options)
             reply = conversation.answer(options, began=began)
             view = self.view(settings, inside(reply))
-            with quiet_keys():
-                self._read_prompt(conversation, reply, settings)
-                for chunk in reply:
-                    with signals.deferred():
-                        view.push(chunk.text)
-                    signals.check()
+            self._read_prompt(conversation, reply, settings)
+            for chunk in reply:
+                with signals.deferred():
+                    view.push(chunk.text)
+                signals.check()
         except Stopped:
-            pass
+            if reply is None or not reply.tokens:
+                self._output.note("stopped before the first token")
         except ContextFullError as error:
             self._say_full(conversation, settings, error)
         except (D3Error, MemoryError) as error:
@@ -130,17 +129,18 @@ class Replies:
     ) -> None:
         over = 1 + error.tokens - error.context
         room = f"{over:,} more than the model's context of {error.context:,} leaves room for"
-        if settings.on_overflow == "drop-oldest" or len(conversation.shown()) == 1:
-            self._output.error(
-                f"the message is {error.tokens:,} tokens long, {room}",
-                "shorten it; it stands at the prompt",
+        turns = sum(message["role"] != "system" for message in conversation.shown())
+        what, hint = "message is", "shorten it; it stands at the prompt"
+        if conversation.system:
+            what = "system prompt and the message are"
+            hint = 'shorten the message at the prompt, or the system prompt: /system "" removes it'
+        if settings.on_overflow != "drop-oldest" and turns > 1:
+            what = "conversation is"
+            hint = (
+                "/clear begins anew, /undo takes back a turn, /set on-overflow drop-oldest leaves "
+                "out the oldest"
             )
-            return
-        self._output.error(
-            f"the conversation is {error.tokens:,} tokens long, {room}",
-            "/clear begins anew, /undo takes back a turn, /set on-overflow drop-oldest leaves out "
-            "the oldest",
-        )
+        self._output.error(f"the {what} {error.tokens:,} tokens long, {room}", hint)
 
     def _read_prompt(
         self, conversation: Conversation, reply: "Reply", settings: ChatSettings
@@ -166,13 +166,18 @@ class Replies:
         return rest
 
     def _close(self, reply: "Reply", settings: ChatSettings) -> None:
+        if not reply.text.strip():
+            self._output.note("(an empty reply)")
         if settings.stats:
             self._output.note(stats_line(reply))
+        if self._saving.problem is not None:
+            self._output.failure(self._saving.problem)
         if reply.finish_reason == "context":
-            self._output.note(
-                f"the context is full, {reply.model.context_length:,} tokens: /clear begins anew, "
-                "/set on-overflow drop-oldest leaves out the oldest turns"
-            )
+            what = "/clear begins anew, /set on-overflow drop-oldest leaves out the oldest turns"
+            if settings.on_overflow == "drop-oldest":
+                what = "the next message leaves out the oldest turns"
+            context = reply.model.context_length
+            self._output.note(f"the context is full, {context:,} tokens: {what}")
         self._warn_of_thinking(reply)
 
     def _agreement(self, reply: "Reply") -> str:

@@ -91,10 +91,8 @@ def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
     }
 
 
-def overview(
-    conversation: Conversation, now: ChatSettings, options: ReplyOptions, saved_as: str | None
-) -> Rows:
-    """Model, depth, sampling, what of the context is used, where it is saved."""
+def overview(conversation: Conversation, now: ChatSettings, options: ReplyOptions) -> Rows:
+    """Model, depth, sampling, what of the context is used."""
     model, chosen = conversation.model, settings(now, options)
     sampling = ", ".join(
         f"{name} {chosen[name]}"
@@ -116,7 +114,6 @@ def overview(
             f"{len(conversation.messages)} messages"
             + (f", of which {left_out} are no longer shown" if left_out else ""),
         ),
-        ("saved", "no" if saved_as is None else str(transcript.path_of(saved_as))),
     ]
 
 
@@ -204,9 +201,9 @@ def where_they_differ(old: ChatMessage, before: "Reply | None", new: "Reply") ->
     step = next((at for at, (a, b) in enumerate(pairs) if a.token_id != b.token_id), None)
     shorter = min(len(before.tokens), len(new.tokens))
     if step is None and len(before.tokens) == len(new.tokens):
-        return f"the same {shorter:,} tokens as before"
+        return f"the same {shorter:,} token{'' if shorter == 1 else 's'} as before"
     if step is None:
-        return f"the same as before for {shorter:,} tokens, where the shorter one ends"
+        return f"the same as before up to token {shorter:,}, where the shorter one ends"
     was, now = (_word_at(reply.pieces, step) for reply in (before, new))
     return f'the two first differ at token {step:,}: "{was}" before, "{now}" now'
 

@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 
 from d3cli import transcript
-from d3cli.cli.output import Output
 from d3cli.conversation import Conversation
 from d3cli.errors import TranscriptError
 
@@ -16,16 +15,16 @@ class Saving:
 
     Attributes:
         id: what it is saved under now.
+        problem: why the last save failed; None where it did not.
 
     Raises:
         UsageError: another d3 has it.
     """
 
-    def __init__(self, output: Output, id_: str | None) -> None:
+    def __init__(self, id_: str | None) -> None:
         self.id: str | None = None
-        self._output = output
         self._held = ExitStack()  # keeps other processes off it
-        self._said = ""
+        self.problem: TranscriptError | None = None
         if id_ is not None:
             self.save_as(id_)
 
@@ -40,7 +39,7 @@ class Saving:
         self.id = id_
 
     def save(self, conversation: Conversation) -> None:
-        """Saves all that was said; says once why that fails, and lets the chat go on."""
+        """Saves all that was said, where it is to be saved; `problem` says if that failed."""
         if self.id is None:
             return
         path = transcript.path_of(self.id)
@@ -49,11 +48,9 @@ class Saving:
                 transcript.write(path, conversation.record())
             else:
                 transcript.remove(path)
-            self._said = ""
+            self.problem = None
         except TranscriptError as error:
-            if error.message != self._said:
-                self._said = error.message
-                self._output.error(error.message, error.hint)
+            self.problem = error
 
     def close(self) -> None:
         """Lets other processes have it."""

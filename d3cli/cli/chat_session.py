@@ -21,8 +21,10 @@ from d3cli.cli.chat_settings import ChatSettings
 from d3cli.cli.depth import choose_schedule
 from d3cli.cli.output import Output, inert
 from d3cli.cli.signals import Stopped
+from d3cli.cli.terminal import echo
 from d3cli.conversation import Conversation, ReplyOptions
 from d3cli.errors import D3Error, UsageError
+from d3cli.files import find_local
 from d3cli.sampling import SamplingParams
 from d3cli.transcript import ChatMessage
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 # A second Ctrl-C within these seconds leaves, also where the prompt has come back meanwhile.
 AT_ONCE = 1.0
 HUNG_UP, INTERRUPTED = 129, 130
+# Of each message of a conversation that goes on, so much is shown.
+MOST_LINES, MOST_CHARACTERS = 100, 8000
 # What the system says where there is no terminal any more.
 GONE = (errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF, errno.ENOTTY)
 
@@ -64,6 +68,10 @@ class Models:
 
     load: Callable[[str], "LoadedModel"]
     calibrate_with: Callable[[str], str]
+
+
+class NoModelLeftError(D3Error):
+    """Neither the model that was asked for nor the one before can be loaded."""
 
 
 class Chat:
@@ -114,9 +122,12 @@ class Chat:
             if isinstance(text, int):
                 return text
             try:
-                code = self._take(text, time.perf_counter())
+                with echo(False):
+                    code = self._take(text, time.perf_counter())
             except Stopped:
                 code = None
+            except NoModelLeftError:
+                raise
             except (D3Error, MemoryError) as error:
                 self.output.failure(error)
                 code = None
@@ -156,7 +167,7 @@ class Chat:
         if text.startswith("/") and not text.startswith("//"):
             return self._run(text)
         self.conversation.say(text[1:] if text.startswith("//") else text)
-        self.save()
+        self.saving.save(self.conversation)  # if that fails, it is said with the reply
         if self.respond(self.options, began) is None:
             # Nothing came: what the user wrote is theirs again.
             self.draft = self.conversation.take_back() or ""
@@ -174,7 +185,7 @@ class Chat:
         command = self._commands.get(name.lower())
         if command is None:
             short = name[:40].partition("\n")[0]
-            near = get_close_matches(name.lower(), self._commands, n=2)
+            near = get_close_matches(name.lower(), self._commands, n=2) if len(name) > 1 else []
             meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise UsageError(
                 f"there is no command {short}",
@@ -197,8 +208,10 @@ class Chat:
         return self.replies.write(self.conversation, options, self.settings, began)
 
     def save(self) -> None:
-        """Saves the conversation as it is."""
+        """Saves the conversation as it is; says why that fails, and goes on."""
         self.saving.save(self.conversation)
+        if self.saving.problem is not None:
+            self.output.failure(self.saving.problem)
 
     def _choose_options(self) -> ReplyOptions:
         """How replies are written by the present settings; says what a user should know.
@@ -207,6 +220,12 @@ class Chat:
             UsageError: the settings do not fit the model.
         """
         settings, model = self.settings, self.conversation.model
+        if settings.start is not None and settings.start > model.context_length:
+            raise UsageError(
+                f"start is {settings.start:,}, beyond the model's context of "
+                f"{model.context_length:,} tokens",
+                "give fewer tokens",
+            )
         schedule, source = choose_schedule(
             self.output,
             model,
@@ -260,17 +279,21 @@ class Chat:
         Raises:
             D3Error: it cannot be loaded.
         """
-        record, failure = self.conversation.record(), None
+        find_local(name)  # a wrong name is told before anything is given up
+        record, old_name = self.conversation.record(), self.model_name
+        failure: Exception | None = None
         self.replies.forget()
         del self.conversation, self.options
         gc.collect()
         signals.exit_at_once()  # all is saved; loading cannot be left in the middle
         try:
-            model = self._models.load(name)
+            with echo(True):  # as it is to be, should a signal end the process
+                model = self._models.load(name)
             self.model_name = name
-        except D3Error as error:
+        except Exception as error:  # whatever it was, first there must be a model again
             failure = error
-            model = self._models.load(self.model_name)
+            with echo(True):
+                model = self._load_again(old_name, error)
         finally:
             signals.stop_once()
         self.conversation = Conversation(model, record)
@@ -281,6 +304,18 @@ class Chat:
             self.change(alpha="auto", start=None, core_first=None, core_last=None)
         if failure is not None:
             raise failure
+
+    def _load_again(self, name: str, failure: Exception) -> "LoadedModel":
+        """The model that was given up for another.
+
+        Raises:
+            NoModelLeftError: it is no longer there.
+        """
+        try:
+            return self._models.load(name)
+        except D3Error as error:
+            self.output.failure(failure)
+            raise NoModelLeftError(error.message, error.hint) from error
 
     def begin_anew(self) -> None:
         """A new conversation; the one before stays on disk."""
@@ -303,14 +338,15 @@ class Chat:
         """
         self.draft = self.conversation.take_back_unanswered()
         messages = self.conversation.messages
-        count = len(messages)
-        self.output.note(f"{count} message{'' if count == 1 else 's'} so far; the last:")
+        if messages:
+            self.output.note(f"{len(messages)} messages so far; the last:")
         for message in messages[-2:]:
+            text = shortened(message.content)
             if message.role == "user":
-                self.print(f">>> {message.content}", "dim")
+                self.print(f">>> {text}", "dim")
             else:
                 view = self.replies.view(self.settings)
-                view.push(message.content)
+                view.push(text)
                 view.finish()
         if self.draft:
             self.output.note("the message at the prompt has no reply yet")
@@ -327,3 +363,12 @@ class Chat:
         for name, value in rows:
             grid.add_row(Text(inert(name)), Text(inert(value)))
         self.console.print(grid)
+
+
+def shortened(text: str) -> str:
+    """The end of a text that is longer than anyone would read again."""
+    lines = text.split("\n")
+    shown = "\n".join(lines[-MOST_LINES:])[-MOST_CHARACTERS:]
+    return (
+        shown if len(shown) == len(text) else f"… {len(text) - len(shown):,} characters …\n{shown}"
+    )

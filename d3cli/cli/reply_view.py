@@ -6,12 +6,14 @@ again, and of that only what fits the screen.
 
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
 from rich.segment import Segment, SegmentLines
@@ -40,6 +42,8 @@ THEME = Theme(
 )
 # Seconds between two drawings at least, and the share of the time that drawing may take.
 INTERVAL, SHARE = 0.08, 0.2
+# What is larger is shown as plain text: nesting, columns of a table, characters of a block.
+DEEPEST, MOST_COLUMNS, LONGEST_BLOCK = 40, 40, 65536
 # Lines of the screen that the open block leaves free.
 FREE_LINES = 2
 
@@ -171,13 +175,24 @@ class MarkdownText:
 
     def _render(self, source: str) -> list[list[Segment]]:
         """Lines, without the blanks that Rich fills them up with, so that code can be copied."""
-        lines = self._console.render_lines(ReplyMarkdown(source), pad=False)
-        lines = [_stripped(line) for line in lines]
+        lines = self._lines(readable(source))
+        if _characters(source) - _characters("".join(text for line in lines for text, *_ in line)):
+            # Something is not shown: cells that do not fit, a reference's target, a picture's.
+            lines = self._lines(Text(source, overflow="fold"))
         while lines and not lines[-1]:
             lines.pop()
         while lines and not lines[0]:
             lines.pop(0)
         return [[], *lines] if self._begun and lines else lines
+
+    def _lines(self, shown: RenderableType) -> list[list[Segment]]:
+        return [_stripped(line) for line in self._console.render_lines(shown, pad=False)]
+
+
+def _characters(text: str) -> Counter[str]:
+    """Letters and digits, which no rendering may lose; but for the numbers that lists have."""
+    text = re.sub(r"(?m)^[ \t>]*\d+[.)]", "", text)
+    return Counter(filter(str.isalnum, text))
 
 
 def _stripped(line: list[Segment]) -> list[Segment]:
@@ -225,15 +240,41 @@ class ReplyMarkdown(Markdown):
         super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
         self.parsed = _parse(source)
         for token in self.parsed:
+            if token.children:
+                token.children = list(_without_doubled_links(token.children))
             for child in token.children or ():
                 if child.type == "softbreak":
                     child.type = "hardbreak"
 
 
 def _parse(source: str) -> list[Token]:
-    return (
-        MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(source)
-    )
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": DEEPEST})
+    return parser.enable(["strikethrough", "table"]).parse(source)
+
+
+def readable(source: str) -> Markdown | Text:
+    """A block as Markdown; as plain text where that would lose something or take long."""
+    if len(source) > LONGEST_BLOCK:
+        return Text(source, overflow="fold")
+    markdown = ReplyMarkdown(source)
+    columns = sum(token.type == "th_open" for token in markdown.parsed)
+    # The parser passes over all that is nested more deeply, without a word.
+    deepest = max((token.level for token in markdown.parsed), default=0)
+    if columns > MOST_COLUMNS or deepest >= DEEPEST - 1:
+        return Text(source, overflow="fold")
+    return markdown
+
+
+def _without_doubled_links(children: Sequence[Token]) -> Iterator[Token]:
+    """Links whose text is their target need not be followed by it."""
+    doubled = {
+        index
+        for index, (start, text) in enumerate(pairwise(children))
+        if start.type == "link_open" and text.content == start.attrs.get("href")
+    }
+    for index, child in enumerate(children):
+        if not (index in doubled or (child.type == "link_close" and index - 2 in doubled)):
+            yield child
 
 
 def split_blocks(source: str) -> list[str]:

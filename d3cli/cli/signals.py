@@ -45,14 +45,16 @@ def stop_in_order() -> None:
 
 def stop_once() -> None:
     """From now on the first signal raises `Stopped`, and those after it only arrive."""
-    _arrived.clear()
     _handle(_raise_first)
 
 
-def tell(callback: Callable[[int], object]) -> None:
-    """From now on SIGTERM and SIGHUP call this; Ctrl-C is left to whoever reads the keys."""
+def tell(callback: Callable[[int], bool]) -> None:
+    """From now on a signal calls this; where that gives False it arrives, and no more.
+
+    What arrived before is forgotten.
+    """
     _arrived.clear()
-    _handle(lambda number, _frame: callback(number), NAMES[1:])
+    _handle(lambda number, _frame: None if callback(number) else _arrived.append(number))
 
 
 @contextmanager
@@ -77,8 +79,8 @@ def check() -> None:
         raise Stopped(_arrived[0])
 
 
-def _handle(handler: "signal._HANDLER", names: tuple[str, ...] = NAMES) -> None:
-    for name in names:
+def _handle(handler: "signal._HANDLER") -> None:
+    for name in NAMES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), handler)
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def quiet_keys() -> Iterator[None]:
-    """Within, what is typed does not show; it is there when the prompt is."""
+def echo(shown: bool) -> Iterator[None]:
+    """Within, what is typed shows, or does not; it waits for the next prompt either way."""
     try:
         import termios
     except ImportError:  # Windows
@@ -21,18 +21,18 @@ def quiet_keys() -> Iterator[None]:
     except termios.error:
         yield
         return
-    quiet = before[:]
-    quiet[3] &= ~termios.ECHO
+    wanted = before[:]
+    wanted[3] = wanted[3] | termios.ECHO if shown else wanted[3] & ~termios.ECHO
 
-    def hide(*_: object) -> None:
-        with suppress(termios.error):
-            termios.tcsetattr(stdin, termios.TCSANOW, quiet)
+    def change(*_: object) -> None:
+        with suppress(termios.error):  # the terminal may be what has gone
+            termios.tcsetattr(stdin, termios.TCSANOW, wanted)
 
-    previous = signal.signal(signal.SIGCONT, hide)  # a shell changes it while this is stopped
-    hide()
+    previous = signal.signal(signal.SIGCONT, change)  # a shell changes it while this is stopped
+    change()
     try:
         yield
     finally:
         signal.signal(signal.SIGCONT, previous)
-        with suppress(termios.error):  # the terminal may be what has gone
+        with suppress(termios.error):
             termios.tcsetattr(stdin, termios.TCSANOW, before)
