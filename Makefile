@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/d3 generate "Tell me a story about a fox."
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

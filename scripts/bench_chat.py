@@ -2,7 +2,9 @@
 
 Four conversations go on side by side, turn by turn, in an order that changes: D³ with what the
 next turn needs read ahead while the user types; D³ that repairs in the next prefill; D³ that reads
-the whole conversation anew; and full depth. Replies have a fixed length, so that all do as much.
+the whole conversation anew; and full depth. Replies have a fixed length, so that all
+do as much; token ids go from turn to turn, since random weights write no text that would survive
+being written down.
 
     python scripts/bench_chat.py
     python scripts/bench_chat.py --model DIRECTORY --alpha 0.97 --reply 48
@@ -14,11 +16,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from d3cli.conversation import Conversation, ReplyOptions
 from d3cli.engine import Engine
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
+from d3cli.read_ahead import CHUNK
 from d3cli.sampling import SamplingParams
+from d3cli.schedule import DepthSchedule
 
 MESSAGES = (
     "What is 27 + 45?",
@@ -32,30 +35,38 @@ AHEAD, REUSE, ANEW, FULL = "read ahead", "repaired in the prefill", "read anew",
 
 @dataclass
 class Arm:
-    """One conversation and its times, in seconds a turn."""
+    """One conversation, as token ids, and its times, in seconds a turn."""
 
-    conversation: Conversation
-    options: ReplyOptions
+    model: LoadedModel
+    schedule: DepthSchedule
+    max_tokens: int
+    ids: list[int] = field(default_factory=list)
     ttft: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     ahead: list[float] = field(default_factory=list)
     prompt_tokens: list[int] = field(default_factory=list)
 
-    def turn(self, message: str, name: str) -> None:
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.model)
+
+    def turn(self, message: Sequence[int], name: str) -> None:
         """Says something, reads the reply, and times both."""
-        conversation = self.conversation
         if name == ANEW:
-            conversation.engine = Engine(conversation.model)
+            self.engine = Engine(self.model)
         began = time.perf_counter()
         if name == AHEAD:
-            for _ in conversation.engine.read_ahead(conversation.opening(self.options), 64):
+            for _ in self.engine.read_ahead(self.ids, CHUNK):
                 pass
         self.ahead.append(time.perf_counter() - began)
-        conversation.say(message)
-        reply = conversation.answer(self.options)
+        reply = self.engine.stream_ids(
+            [*self.ids, *message],
+            schedule=self.schedule,
+            sampling=SamplingParams(),
+            max_tokens=self.max_tokens,
+        )
         for _ in reply:
             pass
-        conversation.keep(reply, self.options)
+        self.ids = [*reply.prompt_ids, *(token.token_id for token in reply.tokens)]
         assert reply.stats.ttft_s is not None
         self.ttft.append(reply.stats.ttft_s)
         self.decode.append(reply.stats.decode_s)
@@ -71,19 +82,18 @@ def play(
     model: LoadedModel, alpha: float | str, turns: int, reply: int, first: int
 ) -> dict[str, Arm]:
     """One conversation of `turns` in all four ways; `first` rotates their order."""
-    schedule = model.schedule(alpha)  # type: ignore[arg-type]
-    decayed = ReplyOptions(schedule, "flags", SamplingParams(), max_tokens=reply)
-    full = replace(decayed, schedule=model.schedule("off"))
+    schedule, full = model.schedule(alpha), model.schedule("off")  # type: ignore[arg-type]
     arms = {
-        name: Arm(Conversation(model), full if name == FULL else decayed)
+        name: Arm(model, full if name == FULL else schedule, reply)
         for name in (AHEAD, REUSE, ANEW, FULL)
     }
+    messages = [model.tokenizer(text)["input_ids"] for text in MESSAGES]
     names = list(arms)
     for turn in range(turns):
         at = (turn + first) % len(names)
         order = names[at:] + names[:at]
         for name in order if turn % 2 else reversed(order):
-            arms[name].turn(MESSAGES[turn % len(MESSAGES)], name)
+            arms[name].turn(messages[turn % len(messages)], name)
     return arms
 
 

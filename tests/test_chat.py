@@ -500,6 +500,27 @@ def test_nothing_is_kept_where_nobody_wants_it(chat: Chat, home: Path) -> None:
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
+def test_a_conversation_that_goes_on_keeps_its_system_prompt(chat: Chat, home: Path) -> None:
+    (home / "conversations").mkdir(parents=True)
+    (home / "config.toml").write_text('system = "From the config."\nkeys = "vi"\n')
+    lines = [
+        {"schema": 1, "role": "system", "content": "Its own."},
+        {"schema": 1, "role": "user", "content": "Hello."},
+        {"schema": 1, "role": "assistant", "content": "Hi.", "model": "demo"},
+    ]
+    path = home / "conversations" / "20260101-000000-aaaa.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    terminal = chat("-c")
+    command(terminal, "/system", "system prompt: Its own.")
+    leave(terminal)
+    terminal = chat("-c", "--system", "Another.")
+    command(terminal, "/system", "system prompt: Another.")
+    leave(terminal)
+    terminal = chat()
+    command(terminal, "/system", "system prompt: From the config.")
+    leave(terminal)
+
+
 def test_what_cannot_be_saved_is_said_each_time(chat: Chat, home: Path) -> None:
     (home / "chat-history").mkdir(parents=True)
     (home / "conversations").write_text("a file, not a directory")

@@ -40,6 +40,7 @@ class Overflow(StrEnum):
 
 
 def chat(
+    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -158,8 +159,13 @@ def chat(
     SamplingParams.resolve(given, {})
     start_tokens = parse_start(start, max_tokens)
     template = None if chat_template is None else read_text(chat_template, "chat template")
-    system_text = _system(system, system_file)
-    for name, text in (("--system", system_text), *(("--stop", text) for text in stop or ())):
+    # A conversation that goes on keeps its own, unless this command line gives another.
+    typed = system if _was_typed(ctx, "system") else None
+    system_text = _system(typed, system_file)
+    for name, text in (
+        ("--system", system_text or system),
+        *(("--stop", text) for text in stop or ()),
+    ):
         check_utf8(text or "", name)
     id_ = transcript.latest() if resume_last else resume and transcript.find(resume)
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
@@ -185,8 +191,8 @@ def chat(
     from d3cli.conversation import Conversation
 
     conversation = Conversation(loaded, messages)
-    if system_text is not None:
-        conversation.system = system_text
+    if system_text is not None or not messages:
+        conversation.system = system_text or system or ""
     settings = ChatSettings(
         alpha=decay,
         start=start_tokens,
@@ -235,6 +241,12 @@ def _list(output: Output) -> None:
     if not found:
         output.note("no conversations yet")
     output.table(("id", "changed", "messages", "model", "begins"), listing(found))
+
+
+def _was_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, not in the environment or config.toml."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _system(text: str | None, file: Path | None) -> str | None:

@@ -4,6 +4,7 @@ Knows nothing of models or conversations.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +49,7 @@ class ChatPrompt:
             message=self._message,
             multiline=True,
             prompt_continuation="... ",
-            key_bindings=_bindings(),
+            key_bindings=_bindings(self.show_above),
             history=_open_history(output, history),
             completer=CommandCompleter(commands),
             complete_while_typing=False,
@@ -119,7 +120,7 @@ def whole(text: str) -> str:
     return text
 
 
-def _bindings() -> KeyBindings:
+def _bindings(tell: Callable[[str], None]) -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("enter", filter=~is_searching & ~completion_is_selected)
@@ -140,9 +141,19 @@ def _bindings() -> KeyBindings:
 
     @keys.add("c-g", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
-        event.current_buffer.open_in_editor()
+        if has_editor():
+            event.current_buffer.open_in_editor()
+        else:
+            tell("there is no editor: set $EDITOR to one")
 
     return keys
+
+
+def has_editor() -> bool:
+    """Whether prompt_toolkit will find an editor; without one it does nothing at all."""
+    named = [os.environ.get(name, "") for name in ("VISUAL", "EDITOR")]
+    usual = [f"/usr/bin/{name}" for name in ("editor", "nano", "pico", "vi", "emacs")]
+    return any(shutil.which(command.split()[0]) for command in (*named, *usual) if command.strip())
 
 
 class CommandCompleter(Completer):
