@@ -4,6 +4,7 @@ Knows nothing of terminals, commands or files.
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -166,12 +167,16 @@ class Conversation:
         before = self.left_out
         if self._prompt_tokens(options) + min(wanted, context // 8) <= context:
             return []
-        last = self._last("user") or 0
         free = int(FREE_SHARE * context)
-        while self.left_out < last and self._prompt_tokens(options) + free > context:
-            # A whole turn: the next message of the user begins what is shown.
-            begins = range(self.left_out + 1, last + 1)
-            self.left_out = next(at for at in begins if self.messages[at].role == "user")
+
+        def fits(left_out: int) -> bool:
+            self.left_out = left_out
+            return self._prompt_tokens(options) + free <= context
+
+        # A message of the user begins what is shown: the first one that leaves room, else the last.
+        later = range(before + 1, len(self.messages))
+        begins = [at for at in later if self.messages[at].role == "user"] or [before]
+        self.left_out = begins[min(bisect_left(begins, True, key=fits), len(begins) - 1)]
         tokens = self._prompt_tokens(options)
         if tokens >= context:
             self.left_out = before

@@ -209,6 +209,22 @@ class TestOverflow:
         conversation.say("And?")
         assert conversation.make_room(how) == []
 
+    def test_many_turns_are_dropped_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        conversation, how = self.long(300), options()
+        conversation.say("Hello?")
+        encoded: list[int] = []
+        whole = conversation._encode
+        monkeypatch.setattr(
+            conversation, "_encode", lambda *words: encoded.append(1) or whole(*words)
+        )
+        dropped = conversation.make_room(how)
+        assert len(encoded) < 15
+        kept = len(conversation.messages) - len(dropped)
+        context = MODEL.context_length
+        assert conversation._prompt_tokens(how) <= 0.75 * context
+        one_more = Conversation(MODEL, conversation.messages[-kept - 2 :])
+        assert one_more._prompt_tokens(how) > 0.75 * context  # no more than had to be
+
     def test_one_message_that_is_too_long_is_refused(self) -> None:
         conversation = self.long(1)
         conversation.say("word " * 2000)

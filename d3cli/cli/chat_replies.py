@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # From so many tokens to read on, a bar shows how far it is.
 PROGRESS_FROM = 1024
+# Turns that are named when they are dropped; those after them are counted.
+MOST_NAMED = 10
 
 
 class Replies:
@@ -119,10 +121,12 @@ class Replies:
         self._untold = None
 
     def _make_room(self, conversation: Conversation, options: ReplyOptions) -> None:
-        for message in conversation.make_room(options):
-            if message.role == "user":
-                title = message.content.strip().partition("\n")[0]
-                self._output.note(f'no longer shown to the model: "{title[:60]}" and its reply')
+        dropped = [one for one in conversation.make_room(options) if one.role == "user"]
+        for message in dropped[:MOST_NAMED]:
+            title = message.content.strip().partition("\n")[0]
+            self._output.note(f'no longer shown to the model: "{title[:60]}" and its reply')
+        if len(dropped) > MOST_NAMED:
+            self._output.note(f"and the {len(dropped) - MOST_NAMED:,} turns after it")
 
     def _say_full(
         self, conversation: Conversation, settings: ChatSettings, error: ContextFullError
