@@ -13,7 +13,7 @@ import torch
 
 from d3cli.audit import Agreement, Audit, common_prefix
 from d3cli.chat_template import Message, encode_chat
-from d3cli.decode import DecodedToken, decode, prefill
+from d3cli.decode import DecodedToken, PrefillChunk, decode, prefill
 from d3cli.errors import ContextFullError, PromptError, UsageError
 from d3cli.memory import DEFAULT_RESERVE, PREFILL_CHUNK
 from d3cli.model import LoadedModel
@@ -54,7 +54,6 @@ class Engine:
         self.cache = model.new_cache()
         self._token_ids: list[int] = []  # of the last prompt and reply; the cache holds the front
         self._last: Reply | None = None
-        self._hidden = torch.empty(0)  # [H] of the token read last, final
 
     def stream(
         self,
@@ -171,29 +170,29 @@ class Engine:
         Repairs what the last reply computed below full depth on the way. Gives the positions that
         the cache holds; may be left after any chunk, and what is left out is read with the prompt.
         """
-        keep = self._crop(prompt_ids, len(prompt_ids))
-        yield from self._read(prompt_ids, keep, self._last, chunk_size)
+        self._crop(prompt_ids, len(prompt_ids))
+        for _ in self._read(prompt_ids, self._last, chunk_size):
+            yield self.cache.position
 
-    def _crop(self, prompt_ids: Sequence[int], most: int, reply_tokens: int | None = None) -> int:
+    def _crop(self, prompt_ids: Sequence[int], most: int, reply_tokens: int | None = None) -> None:
         """Keeps of the cache what is a prompt's, at full depth, and at most so much of it."""
         unchanged = common_prefix(self._token_ids, prompt_ids)
         self.cache.crop(min(unchanged, self.cache.full_length, most))
         reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
         self.cache.reserve(min(len(prompt_ids) + reserve, self.model.context_length))
         self._token_ids = list(prompt_ids)
-        return self.cache.position
 
     def _read(
-        self, prompt_ids: Sequence[int], keep: int, before: "Reply | None", chunk_size: int
-    ) -> Iterator[int]:
-        """Prefills, and audits the reply before wherever it is read again."""
+        self, prompt_ids: Sequence[int], before: "Reply | None", chunk_size: int
+    ) -> Iterator[PrefillChunk]:
+        """Prefills what the cache lacks, and audits the reply before wherever it is read again."""
         audit = before and before.begin_audit()
         unchanged = audit.unchanged(prompt_ids) if audit else 0
-        for chunk in prefill(self.model, self.cache, prompt_ids[keep:], chunk_size):
-            self._hidden = chunk.hidden[-1]
+        rest = prompt_ids[self.cache.position :]
+        for chunk in prefill(self.model, self.cache, rest, chunk_size):
             if audit:
                 audit.compare(self.model, chunk.start, chunk.hidden, unchanged)
-            yield self.cache.position
+            yield chunk
 
 
 class Reply:
@@ -252,12 +251,13 @@ class Reply:
     def _read_prompt(self) -> Iterator[int]:
         engine, before = self._engine, self._engine._last
         # The last prompt token is always read again: its hidden state gives token 0.
-        self.reused = engine._crop(self.prompt_ids, len(self.prompt_ids) - 1, self._max_tokens)
+        engine._crop(self.prompt_ids, len(self.prompt_ids) - 1, self._max_tokens)
+        self.reused = engine.cache.position
         engine._last = self
-        for position in engine._read(self.prompt_ids, self.reused, before, PREFILL_CHUNK):
-            yield position
+        for chunk in engine._read(self.prompt_ids, before, PREFILL_CHUNK):
+            yield chunk.start + len(chunk.hidden)
             self._check_current()
-        self._logits = self.model.logits(engine._hidden)
+        self._logits = self.model.logits(chunk.hidden[-1])
 
     def _generate(self) -> Iterator[GenerationChunk]:
         for _ in self._reading:

@@ -53,7 +53,7 @@ class ReadAhead:
             for _ in self._engine.read_ahead(prompt_ids, CHUNK):
                 if self._stopped.is_set():
                     return
-        except Exception:
+        except Exception:  # nothing is lost: the next prompt meets it, and says so
             return
         if not self._stopped.is_set():
             done()

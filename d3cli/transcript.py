@@ -108,8 +108,12 @@ class Summary:
     @property
     def model(self) -> str | None:
         """The model that wrote the last reply."""
-        replies = (one.model for one in reversed(self.messages) if one.role == "assistant")
-        return next(replies, None)
+        return last_model(self.messages)
+
+
+def last_model(messages: Sequence[ChatMessage]) -> str | None:
+    """The identity of the model that wrote the last reply; None where there is none."""
+    return next((one.model for one in reversed(messages) if one.role == "assistant"), None)
 
 
 def new_id() -> str:

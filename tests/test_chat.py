@@ -13,8 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from d3cli import transcript
+from d3cli.cli.chat_prompt import ChatPrompt
+from d3cli.cli.chat_replies import Replies
+from d3cli.cli.chat_saving import Saving
+from d3cli.cli.chat_settings import ChatSettings
+from d3cli.cli.output import Output
+from d3cli.cli.reply_view import reply_console
+from d3cli.conversation import Conversation, ReplyOptions
+from d3cli.decode import decode_step
 from d3cli.engine import Engine
 from d3cli.load import load_model
+from d3cli.sampling import SamplingParams
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.terminal import Terminal
 
@@ -580,3 +590,27 @@ def test_ctrl_c_ends_a_template_that_takes_its_time(chat: Chat, tmp_path: Path) 
     assert "^C" not in terminal.text
     terminal.read(1.1)  # else the next one would be "at once"
     leave_line(terminal)
+
+
+def test_what_came_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(dtype="float32", device="cpu")
+    output = Output()
+    replies = Replies(output, reply_console(), ChatPrompt(output, history=None, vi=False,
+                      commands={}), Saving("20260101-000000-aaaa"))  # fmt: skip
+    conversation = Conversation(model)
+    conversation.say(STORY)
+    schedule = model.schedule()
+    options = ReplyOptions(schedule, "shipped", SamplingParams(), max_tokens=20)
+    steps = iter(range(9))
+
+    def fail_at_last(*words: object, **named: object) -> object:
+        if next(steps, None) is None:
+            raise RuntimeError("can't allocate memory")
+        return decode_step(*words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("d3cli.decode.decode_step", fail_at_last)
+    with pytest.raises(RuntimeError, match="allocate"):
+        replies.write(conversation, options, ChatSettings(plain=True))
+    kept = transcript.read(transcript.path_of("20260101-000000-aaaa"))
+    assert [one.role for one in kept] == ["user", "assistant"]
+    assert kept[1].stats["completion_tokens"] == 10  # type: ignore[index]

@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -169,7 +169,7 @@ def chat(
         check_utf8(text or "", name)
     id_ = transcript.latest() if resume_last else resume and transcript.find(resume)
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
-    name = model or transcript.Summary("", 0.0, tuple(messages)).model or default_model()
+    name = model or transcript.last_model(messages) or default_model()
     find_local(name)  # a wrong name is told at once
     loading: LoadOptions = {
         "dtype": dtype.value,
@@ -205,7 +205,7 @@ def chat(
         chat_template=template,
         stats=not no_stats,
         plain=plain,
-        on_overflow=_overflow(on_overflow),
+        on_overflow=on_overflow.value,
     )
     prompt = ChatPrompt(
         output,
@@ -253,7 +253,3 @@ def _system(text: str | None, file: Path | None) -> str | None:
     if text is not None and file is not None:
         raise UsageError("--system and --system-file both give a system prompt", "give one of them")
     return text if file is None else read_text(file, "system prompt")
-
-
-def _overflow(chosen: Overflow) -> Literal["stop", "drop-oldest"]:
-    return "stop" if chosen is Overflow.stop else "drop-oldest"

@@ -57,7 +57,7 @@ def _set(chat: Chat, argument: str) -> None:
     chat.print(f"{name} is now {shown}", "dim")
 
 
-# What each setting takes, for the hint.
+# What each setting takes; where it is a choice, the words with "or" between.
 SETTINGS = {
     "temperature": "a number, 0 for greedy",
     "top-p": "a number up to 1",
@@ -103,10 +103,10 @@ def _change(chat: Chat, name: str, value: str) -> None:
             stop=() if is_default else (_unquoted(value).replace("\\n", "\n").replace("\\t", "\t"),)
         )
     elif name == "on-overflow":
-        chat.change(on_overflow="stop" if is_default else _word(value, ("stop", "drop-oldest")))
+        chat.change(on_overflow="stop" if is_default else _choice(name, value))
     else:
         default = {"think": None, "stats": True, "plain": False}[name]
-        chat.change(**{field: default if is_default else _word(value, ("on", "off")) == "on"})
+        chat.change(**{field: default if is_default else _choice(name, value) == "on"})
 
 
 def _number(text: str, kind: Callable[[str], float | int]) -> float | int:
@@ -117,9 +117,15 @@ def _number(text: str, kind: Callable[[str], float | int]) -> float | int:
         raise UsageError(f'"{text}" is no {kinds}', f"give a {kinds}, or default") from None
 
 
-def _word(text: str, words: Sequence[str]) -> str:
-    if text.lower() not in words:
-        raise UsageError(f'"{text}" cannot be', f"give {' or '.join(words)}, or default")
+def _choices(name: str) -> list[str]:
+    """The words that a setting takes; empty where it takes other things."""
+    words = SETTINGS[name].split(" or ")
+    return words if len(words) > 1 else []
+
+
+def _choice(name: str, text: str) -> str:
+    if text.lower() not in _choices(name):
+        raise UsageError(f'"{text}" is no value for {name}', f"give {SETTINGS[name]}, or default")
     return text.lower()
 
 
@@ -174,7 +180,9 @@ def _regen(chat: Chat, argument: str) -> None:
     if argument:
         word, _, value = argument.partition(" ")
         if word != "alpha" or not value.strip():
-            raise UsageError(f"/regen {argument} cannot be", "/regen, or /regen alpha 0.99")
+            raise UsageError(
+                f"/regen knows no {argument}", "type /regen alone, or /regen alpha 0.99"
+            )
         options = _as_option("alpha", lambda: chat.options_with(alpha=parse_alpha(value.strip())))
     before = conversation.reply
     if argument and before is not None:
@@ -282,10 +290,7 @@ def _exit(_: Chat, __: str) -> int:
 
 
 def _setting_words() -> Sequence[str]:
-    words = {"think": ("on", "off"), "stats": ("on", "off"), "plain": ("on", "off")}
-    words["on-overflow"] = ("stop", "drop-oldest")
-    pairs = [f"{name} {word}" for name, choices in words.items() for word in choices]
-    return [*SETTINGS, *pairs]
+    return [*SETTINGS, *(f"{name} {word}" for name in SETTINGS for word in _choices(name))]
 
 
 def _files() -> None:

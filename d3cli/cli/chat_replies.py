@@ -75,7 +75,7 @@ class Replies:
             self._say_full(conversation, settings, error)
         except (D3Error, MemoryError) as error:
             self._output.failure(error)
-        except OSError:  # the terminal has gone: what came is kept before anyone is told
+        except Exception:  # the terminal has gone, a GPU's memory: what came is kept all the same
             if reply is not None and reply.tokens:
                 self._keep(conversation, reply, options)
             raise

@@ -289,6 +289,8 @@ class Chat:
         try:
             with echo(True):  # as it is to be, should a signal end the process
                 model = self._models.load(name)
+            # Refused now, while the present model can still come back.
+            SamplingParams.resolve(self.settings.sampling, model.generation_settings)
             self.model_name = name
         except Exception as error:  # whatever it was, first there must be a model again
             failure = error
@@ -313,9 +315,11 @@ class Chat:
         """
         try:
             return self._models.load(name)
-        except D3Error as error:
+        except Exception as error:
             self.output.failure(failure)
-            raise NoModelLeftError(error.message, error.hint) from error
+            raise NoModelLeftError(
+                f"{name} cannot be loaded again: {error}", "the conversation is saved: d3 chat -c"
+            ) from error
 
     def begin_anew(self) -> None:
         """A new conversation; the one before stays on disk."""
@@ -369,6 +373,5 @@ def shortened(text: str) -> str:
     """The end of a text that is longer than anyone would read again."""
     lines = text.split("\n")
     shown = "\n".join(lines[-MOST_LINES:])[-MOST_CHARACTERS:]
-    return (
-        shown if len(shown) == len(text) else f"… {len(text) - len(shown):,} characters …\n{shown}"
-    )
+    left_out = len(text) - len(shown)
+    return f"… {left_out:,} characters …\n{shown}" if left_out else text
