@@ -412,6 +412,14 @@ def test_what_is_typed_meanwhile_waits_for_the_prompt(chat: Chat) -> None:
     leave_line(terminal)
 
 
+def test_ctrl_d_before_the_prompt_is_back_leaves(chat: Chat) -> None:
+    terminal = chat()
+    terminal.line(STORY)
+    terminal.wait("quiet corner")
+    leave(terminal)
+    assert "byte ratio" in terminal.plain  # the reply was written to its end first
+
+
 @pytest.mark.parametrize(
     "options",
     [{"columns": 20, "rows": 6}, {"columns": 300, "rows": 90}, {"TERM": "dumb"}, {"NO_COLOR": "1"}],

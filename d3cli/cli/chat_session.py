@@ -21,7 +21,7 @@ from d3cli.cli.chat_settings import ChatSettings
 from d3cli.cli.depth import choose_schedule
 from d3cli.cli.output import Output, inert
 from d3cli.cli.signals import Stopped
-from d3cli.cli.terminal import echo
+from d3cli.cli.terminal import line_mode
 from d3cli.conversation import Conversation, ReplyOptions
 from d3cli.errors import D3Error, UsageError
 from d3cli.files import find_local
@@ -106,7 +106,8 @@ class Chat:
     def run(self) -> int:
         """Until the user leaves; gives the exit code."""
         try:
-            return self._loop()
+            with line_mode(False):  # the prompt has its own mode, and comes back to this one
+                return self._loop()
         except OSError as error:  # all is saved, and there is nobody to be told
             if error.errno not in GONE:
                 raise
@@ -122,8 +123,7 @@ class Chat:
             if isinstance(text, int):
                 return text
             try:
-                with echo(False):
-                    code = self._take(text, time.perf_counter())
+                code = self._take(text, time.perf_counter())
             except Stopped:
                 code = None
             except NoModelLeftError:
@@ -287,14 +287,14 @@ class Chat:
         gc.collect()
         signals.exit_at_once()  # all is saved; loading cannot be left in the middle
         try:
-            with echo(True):  # as it is to be, should a signal end the process
+            with line_mode(True):  # as it is to be, should a signal end the process
                 model = self._models.load(name)
             # Refused now, while the present model can still come back.
             SamplingParams.resolve(self.settings.sampling, model.generation_settings)
             self.model_name = name
         except Exception as error:  # whatever it was, first there must be a model again
             failure = error
-            with echo(True):
+            with line_mode(True):
                 model = self._load_again(old_name, error)
         finally:
             signals.stop_once()

@@ -6,8 +6,12 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def echo(shown: bool) -> Iterator[None]:
-    """Within, what is typed shows, or does not; it waits for the next prompt either way."""
+def line_mode(on: bool) -> Iterator[None]:
+    """Within, the terminal shows what is typed and hands it over by the line, or does neither.
+
+    Off, each key waits for the next prompt as it was typed: in line mode a Ctrl-D would reach the
+    prompt as nothing. Ctrl-C and Ctrl-Z are signals either way.
+    """
     try:
         import termios
     except ImportError:  # Windows
@@ -22,7 +26,8 @@ def echo(shown: bool) -> Iterator[None]:
         yield
         return
     wanted = before[:]
-    wanted[3] = wanted[3] | termios.ECHO if shown else wanted[3] & ~termios.ECHO
+    both = termios.ECHO | termios.ICANON
+    wanted[3] = wanted[3] | both if on else wanted[3] & ~both
 
     def change(*_: object) -> None:
         with suppress(termios.error):  # the terminal may be what has gone
