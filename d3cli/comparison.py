@@ -25,7 +25,7 @@ class Comparison:
         depths: ``[N]`` float64, layers that predicted each token.
         ranks: ``[N]`` the token's place among all by D³'s logits; 1 is the top choice.
         kl: ``[N]`` nats, Kullback-Leibler divergence of D³ from full depth, ``KL(full || D³)``.
-        same_top: ``[N]`` whether both have the same top choice.
+        top_ids, full_top_ids: ``[N]`` the top choice of each.
     """
 
     log_probs: Tensor
@@ -33,7 +33,13 @@ class Comparison:
     depths: Tensor
     ranks: Tensor
     kl: Tensor
-    same_top: Tensor
+    top_ids: Tensor
+    full_top_ids: Tensor
+
+    @property
+    def same_top(self) -> Tensor:
+        """``[N]`` whether both have the same top choice."""
+        return self.top_ids == self.full_top_ids
 
 
 def compare(
@@ -88,9 +94,12 @@ def _compare_states(
             torch.tensor([schedule.depth(t) for t in range(len(kl))], dtype=torch.float64),
             ranks,
             kl,
-            same_top,
+            top_ids,
+            full_top_ids,
         )
-        for log_probs, full_log_probs, ranks, kl, same_top in zip(*columns, strict=True)
+        for log_probs, full_log_probs, ranks, kl, top_ids, full_top_ids in zip(
+            *columns, strict=True
+        )
     ]
 
 
@@ -108,5 +117,6 @@ def _compare_chunk(
         .sum(dim=-1)
         .double()
         .cpu(),
-        (ours.argmax(dim=-1) == full.argmax(dim=-1)).cpu(),
+        ours.argmax(dim=-1).cpu(),
+        full.argmax(dim=-1).cpu(),
     )

@@ -37,6 +37,7 @@ class DecodedToken:
         depth: layers used to predict it.
         logprob: its raw log-probability, before penalties, temperature and warpers.
         top_id: the raw argmax at this step.
+        entropy: of the raw distribution, in nats.
     """
 
     step: int
@@ -44,6 +45,7 @@ class DecodedToken:
     depth: float
     logprob: float
     top_id: int
+    entropy: float
 
 
 def prefill(
@@ -111,6 +113,14 @@ def decode(
             depth=schedule.depth(step),
             logprob=float(logits[token_id]) - normalizer,
             top_id=int(logits.argmax()),
+            entropy=_entropy(logits, normalizer),
         )
         if token_id in eos_token_ids:
             return
+
+
+def _entropy(logits: Tensor, normalizer: float) -> float:
+    """Of the distribution that ``logits`` ``[V]`` stand for, in nats; costs one pass over them."""
+    # Clamped: a logit of minus infinity has the probability 0, and 0 times infinity is no number.
+    finite = logits.clamp(min=torch.finfo(logits.dtype).min)
+    return max(0.0, normalizer - float(torch.dot(logits.softmax(dim=-1), finite)))

@@ -1,11 +1,8 @@
 """What this machine has and how fast a model can be on it: the facts behind ``d3 doctor``."""
 
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 
 from d3cli.config import BUILTIN, config_file, default_model
 from d3cli.errors import D3Error
+from d3cli.machine import processor_name, system, versions
 from d3cli.memory import available_memory
 from d3cli.quantization import quantized_bytes
 
@@ -117,11 +115,9 @@ def examine() -> dict[str, Any]:
     available = available_memory(device)
     bandwidth = read_bandwidth(device)
     return {
-        "versions": {name: _version(name) for name in ("d3cli", "torch", "transformers")}
-        | {"bitsandbytes": _version("bitsandbytes"), "python": platform.python_version()}
-        | {"system": platform.platform()},
+        "versions": versions() | {"system": system()},
         "processor": {
-            "name": _processor_name(),
+            "name": processor_name(),
             "matrix_features": [
                 name for name in MATRIX_FEATURES if torch.cpu.get_capabilities().get(name)
             ],
@@ -184,20 +180,3 @@ def _hub_cache() -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return str(HF_HUB_CACHE)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor_name() -> str:
-    """The name that the system gives; Linux keeps it where `platform` does not look."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()

@@ -77,6 +77,10 @@ class TranscriptError(D3Error):
     """A saved conversation that cannot be read or written."""
 
 
+class TraceError(UsageError):
+    """A recorded run that cannot be read: damaged, no trace at all, or of a newer d3."""
+
+
 class NotEnoughMemoryError(D3Error):
     """A model will not fit into the memory there is."""
 

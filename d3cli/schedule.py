@@ -168,6 +168,15 @@ class DepthSchedule:
         used = steps * weight_bytes.total - saved + (weight_bytes.total if net_of_repair else 0)
         return steps * weight_bytes.total / used if steps else 1.0
 
+    def in_words(self) -> str:
+        """What it does: "alpha 0.97 from token 8, down to 9 of 16 layers"."""
+        if self.alpha == 1 or not self.skip_order:
+            return f"full, all {self.num_layers} layers"
+        return (
+            f"alpha {self.alpha:g} from token {self.start}, down to {self.floor:.4g} of "
+            f"{self.num_layers} layers"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A plain object, the same wherever a schedule is written."""
         return {

@@ -7,7 +7,7 @@ full-depth prefill. Knows nothing of text or sampling.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +120,12 @@ class Scorer:
         """
         self.model.check_schedule(schedule)
         self._remembered, self._states = self._limits(schedule), {}
+        self._states = self._outputs(self._remembered, layers)
+
+    def _outputs(self, limits: Mapping[str, int], layers: Iterable[int]) -> dict[int, Tensor]:
+        """What layers give at the response positions, ``[B, N - 1, H]`` each."""
         if self._new_tokens == 1:
-            return
+            return {}
         kept: dict[int, Tensor] = {}
 
         def keep(layer: int, output: Any) -> None:
@@ -134,11 +138,11 @@ class Scorer:
             for layer in layers
         ]
         try:
-            self._respond(self._remembered, {})
+            self._respond(limits, {})
         finally:
             for hook in hooks:
                 hook.remove()
-        self._states = kept
+        return kept
 
     def score(self, schedule: DepthSchedule) -> list[ResponseScores]:
         """As the function `score`, for this scorer's documents.
@@ -164,6 +168,23 @@ class Scorer:
             skipped = {str(layer): 0 for layer in range(start or 0)}
             hidden = torch.cat([hidden, self._respond(limits | skipped, states)], dim=1)
         return _pack(hidden, self.documents)
+
+    def lens(self, layers: Sequence[int]) -> Iterator[Tensor]:
+        """Top choices ``[B, N - 1]`` of the logit lens behind each of these layers.
+
+        The lens reads a layer's output, at full depth, as if the layers behind it did not exist:
+        through the last norm and the LM head (nostalgebraist 2020, "interpreting GPT: the logit
+        lens"). Of the response tokens but the first, which the prompt's pass predicts.
+        """
+        last = self.model.num_layers - 1
+        skipped = {str(layer): 0 for layer in range(last)}
+        for states in self._outputs({}, layers).values():
+            hidden = self._respond(skipped, {str(last): states})
+            tops = [
+                self.model.logits(part).argmax(dim=-1)
+                for part in torch.split(hidden.flatten(0, 1), head_chunk(self.model))
+            ]
+            yield torch.cat(tops).reshape(hidden.shape[:2]).cpu()
 
     def _limits(self, schedule: DepthSchedule) -> dict[str, int]:
         """On how many response positions each unit runs; only those that do not run on all."""

@@ -580,7 +580,7 @@ class TestInterruption:
         def full(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("d3cli.cli.generate.load", full)
+        monkeypatch.setattr("d3cli.cli.request.load", full)
         result = d3("generate", STORY)
         check(result, 1, "out of memory: CUDA out of memory")
         assert "bnb-4bit" in result.err
@@ -642,7 +642,7 @@ class TestDebug:
         def broken(*_: object, **__: object) -> None:
             raise ValueError("oh\x1b[31m no")
 
-        monkeypatch.setattr("d3cli.cli.generate.load", broken)
+        monkeypatch.setattr("d3cli.cli.request.load", broken)
         result = d3("generate", "Hi.", "--debug")
         assert "Traceback" in result.err
         assert "\x1b" not in result.err
@@ -653,7 +653,7 @@ class TestDebug:
         def broken(*_: object, **__: object) -> None:
             raise ZeroDivisionError("oh\x1b[31m no")
 
-        monkeypatch.setattr("d3cli.cli.generate.load", broken)
+        monkeypatch.setattr("d3cli.cli.request.load", broken)
         result = d3("generate", "Hi.")
         check(result, 1, "internal error: ZeroDivisionError: oh␛[31m no")
         assert "--debug" in result.err

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d3cli.cli.stored import effect, percent
+from d3cli.cli.stored import percent
 
 if TYPE_CHECKING:
     from d3cli.drop import Drop
@@ -40,7 +40,7 @@ def facts(
         schedule = chosen.candidate.schedule
         steps = settings.reply_tokens
         rows += [
-            ("chosen", f"{KINDS[chosen.candidate.kind]}: {effect(schedule)}"),
+            ("chosen", f"{KINDS[chosen.candidate.kind]}: {schedule.in_words()}"),
             ("skip order", " ".join(schedule.skip_order)),
             (
                 f"replies of {steps} tokens",
@@ -149,7 +149,7 @@ def _measured(measured: "Measured") -> str:
     return (
         f"{_bounds(measured.drop)}, KL {measured.kl:.4f}, same top choice "
         f"{measured.same_top:.1%}, bytes {candidate.byte_ratio:.2f}× net "
-        f"({KINDS[candidate.kind]}: {effect(candidate.schedule)})"
+        f"({KINDS[candidate.kind]}: {candidate.schedule.in_words()})"
     )
 
 

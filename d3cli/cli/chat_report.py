@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from d3cli import transcript
 from d3cli.cli import figures
 from d3cli.cli.chat_settings import ChatSettings, Totals
-from d3cli.cli.stored import effect
 from d3cli.conversation import Conversation, ReplyOptions
 from d3cli.reply_comparison import ReplyComparison
 from d3cli.transcript import ChatMessage
@@ -30,14 +29,14 @@ def depth_in_words(options: ReplyOptions) -> str:
     """What the schedule does, and where it comes from."""
     schedule, source = options.schedule, options.schedule_source
     if schedule.alpha == 1 or not schedule.skip_order:
-        return f"full, all {schedule.num_layers} layers"
+        return schedule.in_words()
     sources = {
         "flags": "as asked for",
         "calibration": "calibrated for this model",
         "shipped": "ships with this model",
         "default": "a cautious default",
     }
-    return f"{effect(schedule)} ({sources[source]})"
+    return f"{schedule.in_words()} ({sources[source]})"
 
 
 def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> str:

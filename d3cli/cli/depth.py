@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from d3cli.cli.output import Output
-from d3cli.cli.stored import effect, percent
+from d3cli.cli.stored import percent
 from d3cli.errors import UsageError
 from d3cli.record import Calibration
 from d3cli.schedule import DepthSchedule
@@ -85,7 +85,7 @@ def choose_schedule(
         drop, asked = model.calibration.unseen.drop, model.calibration.target_drop
         output.note(
             f"depth: calibrated: {percent(drop)} perplexity ({100 * asked:g}% was allowed), "
-            f"{effect(schedule)}"
+            f"{schedule.in_words()}"
         )
         return schedule, "calibration"
     because, better = "", ""
@@ -93,7 +93,7 @@ def choose_schedule(
         because, better = "this model is not calibrated, so ", f"{command} finds better; "
     what = f"all {schedule.num_layers} layers ({better}--alpha 0.99 drops some)"
     if schedule.skip_order:
-        what = f"{effect(schedule)} ({better}--alpha off for full depth)"
+        what = f"{schedule.in_words()} ({better}--alpha off for full depth)"
     output.note(f"depth: {because}a cautious default: {what}")
     return schedule, "default"
 

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from d3cli.cli import options, signals
-from d3cli.cli.depth import choose_schedule, parse_alpha, parse_start
 from d3cli.cli.figures import speed
-from d3cli.cli.loading import load
 from d3cli.cli.output import ClosedPipe, Output, WriteError
-from d3cli.cli.prompt import check_utf8, estimate_tokens, read_arguments, read_text
-from d3cli.errors import UsageError
-from d3cli.sampling import SamplingParams
-from d3cli.store import calibrate_command
+from d3cli.cli.prompt import read_arguments
+from d3cli.cli.request import Request
 
 if TYPE_CHECKING:
     from d3cli.engine import Reply
@@ -77,62 +73,49 @@ def generate(
     """
     output = Output()
     model_name, prompt_text = read_arguments(model, text, prompt, prompt_file)
-    if raw and (system or chat_template or think):
-        raise UsageError(
-            "--raw uses no chat template, so no --system, --chat-template or --think",
-            "leave those out, or leave out --raw",
-        )
-    # Checked before the slow part: a wrong number should not cost a model's loading.
-    decay = parse_alpha(alpha)
-    start_tokens = parse_start(start, max_tokens)
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    SamplingParams.resolve(given, {})
-    template = None if chat_template is None else read_text(chat_template, "chat template")
-    for name, given_text in (("--system", system), *(("--stop", text) for text in stop or ())):
-        check_utf8(given_text or "", name)
-    loaded = load(
-        output,
-        model_name,
-        offline,
-        threads,
-        dtype=dtype.value,
-        quantization=None if quantization is None else quantization.value,
+    request = Request(
+        raw=raw,
+        system=system,
+        chat_template=chat_template,
+        think=think,
+        alpha=alpha,
+        start=start,
+        core=(core_first, core_last),
+        sampling={
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        },
+        max_tokens=max_tokens,
+        stop=stop,
+        dtype=dtype,
+        quantization=quantization,
         device=device,
-        full_depth_only=decay == "off",
-        prompt_tokens=estimate_tokens(prompt_text, system or ""),
-        **({} if max_tokens is None else {"reply_tokens": max_tokens}),
+        threads=threads,
+        offline=offline,
         force=force,
     )
-    core = (core_first, core_last)
-    form = None if quantization is None else quantization.value
-    command = calibrate_command(model_name, dtype.value, form)
-    schedule, source = choose_schedule(output, loaded, decay, start_tokens, core, command)
+    ready = request.prepare(output, model_name, prompt_text)
     messages = [{"role": "user", "content": prompt_text}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    if not raw and not (template or loaded.tokenizer.chat_template):
-        output.note("this model has no chat template: it continues the prompt as it is")
 
     from d3cli.engine import Engine
 
-    reply = Engine(loaded).stream(
+    reply = Engine(ready.model).stream(
         prompt_text if raw else messages,
-        schedule=schedule,
-        sampling=SamplingParams.resolve(given, loaded.generation_settings),
+        schedule=ready.schedule,
+        sampling=ready.sampling,
         max_tokens=max_tokens,
         stop=stop or (),
-        chat_template=template,
-        think=None if think is None else think is options.Think.on,
+        chat_template=ready.chat_template,
+        think=ready.think,
         raw=raw,
     )
-    _stream(output, reply, source, as_json)
+    _stream(output, reply, ready.source, as_json)
     return 0
 
 

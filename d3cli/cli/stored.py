@@ -7,7 +7,6 @@ from typing import Any
 from d3cli.errors import D3Error
 from d3cli.files import find_on_disk
 from d3cli.record import Calibration, Entry
-from d3cli.schedule import DepthSchedule
 from d3cli.store import Stale, StoredFile, find
 from d3cli.weights import fingerprint
 
@@ -15,14 +14,6 @@ from d3cli.weights import fingerprint
 def percent(rise: float) -> str:
     """A relative rise with its sign: 0.008 is "+0.80%"."""
     return f"{round(100 * rise, 2) + 0.0:+.2f}%"  # + 0.0, since -0.001 rounds to -0.0
-
-
-def effect(schedule: DepthSchedule) -> str:
-    """What a schedule does, in words."""
-    return (
-        f"alpha {schedule.alpha:g} from token {schedule.start}, down to {schedule.floor:.4g} of "
-        f"{schedule.num_layers} layers"
-    )
 
 
 def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
@@ -70,7 +61,7 @@ def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
         ("in", key.form),
         *([("revision", key.revision)] if key.revision else []),
         *([("not used", reason)] if reason else []),
-        ("schedule", effect(schedule)),
+        ("schedule", schedule.in_words()),
         ("core layers", f"{schedule.core_first} first, {schedule.core_last} last"),
         ("skip order", " ".join(schedule.skip_order)),
         *_measured(calibration),

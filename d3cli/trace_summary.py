@@ -1,0 +1,234 @@
+"""What a trace adds up to: ratios, rates, agreement, needed depth by position; no torch.
+
+Depths and ratios are taken over the decode steps ``1 .. N - 1``, as everywhere in d3.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, quantiles, stdev, variance
+
+from d3cli.trace import ReplyTrace, TokenTrace, Trace
+
+MOST_STRETCHES, SHORTEST_STRETCH = 8, 8
+Z95 = 1.96  # standard errors on either side of a mean: 95% of a normal distribution
+FEWEST_STEPS = 32  # below, early and late tokens are too few to be told apart
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over repeats and their standard deviation, None where there was one."""
+
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What tokens would have needed, over the decode steps.
+
+    Attributes:
+        mean, given: mean needed depth, and mean depth that was given.
+        enough: share of steps that were given at least what they needed.
+        saturation: mean layer at which the logit lens is settled: what early exit would need.
+        early, late: mean needed depth of the first and the second half of the replies' steps.
+        margin: of ``late - early``, 95%, as if tokens did not depend on each other; None where
+            there are too few.
+    """
+
+    mean: float
+    given: float
+    enough: float
+    saturation: float
+    early: float
+    late: float
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Steps ``begin`` to ``end`` (exclusive) of all replies together; None where not measured."""
+
+    begin: int
+    end: int
+    tokens: int
+    depth: float
+    ms: float
+    agreement: float | None
+    kl: float | None
+    needed: float | None
+    saturation: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of one reply, or of several together.
+
+    Attributes:
+        tokens, prompt_tokens: counts.
+        ttft_s, tokens_per_second: over repeats; of several replies, their mean and their total.
+        tpot_ms, tpot_p95_ms: median and 95th percentile of a decode step.
+        decode_s: mean over repeats of all decoding.
+        cpu_percent: mean processor use while decoding.
+        layer_ratio, byte_ratio: full depth over this; bytes of weights only.
+        byte_ratio_net: with one more full-depth read a reply, as its repair costs.
+        compared, agreed: tokens below full depth whose choice was compared, and agreed.
+        perplexity, full_perplexity: of the replies, by D³ and by full depth.
+        kl: mean, in nats a token.
+    """
+
+    replies: int
+    tokens: int
+    prompt_tokens: int
+    ttft_s: Spread | None
+    tokens_per_second: Spread | None
+    tpot_ms: float | None
+    tpot_p95_ms: float | None
+    decode_s: float
+    cpu_percent: float | None
+    mean_depth: float | None
+    min_depth: float | None
+    layer_ratio: float | None
+    byte_ratio: float | None
+    byte_ratio_net: float | None
+    compared: int
+    agreed: int
+    perplexity: float | None
+    full_perplexity: float | None
+    kl: float | None
+    needed: Needed | None
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def agreement(self) -> float | None:
+        """The share that agreed; None where nothing was compared."""
+        return self.agreed / self.compared if self.compared else None
+
+
+def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
+    """The figures of these replies of a trace together."""
+    tokens = [token for reply in replies for token in reply.tokens]
+    steps = [token for token in tokens if token.step]
+    times = [token.ms for token in steps if token.ms is not None]
+    layers = trace.model.num_layers
+    mean_depth = fmean(token.depth for token in steps) if steps else None
+    below = [token for token in steps if token.full_token_id is not None and token.depth < layers]
+    whole = bool(tokens) and all(token.full_logprob is not None for token in tokens)
+    repeats = [
+        [reply.repeats[number] for reply in replies]
+        for number in range(min((len(reply.repeats) for reply in replies), default=0))
+    ]
+    rates = [
+        len(steps) / seconds
+        for each in repeats
+        if (seconds := math.fsum(repeat.decode_s for repeat in each)) and steps
+    ]
+    used = [one.cpu_percent for each in repeats for one in each if one.cpu_percent is not None]
+    decode_s = fmean(math.fsum(one.decode_s for one in each) for each in repeats) if repeats else 0
+    return Summary(
+        replies=len(replies),
+        tokens=len(tokens),
+        prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+        ttft_s=_spread([fmean(one.ttft_s for one in each) for each in repeats]),
+        tokens_per_second=_spread(rates),
+        tpot_ms=median(times) if times else None,
+        tpot_p95_ms=_percentile_95(times),
+        decode_s=decode_s,
+        cpu_percent=fmean(used) if used else None,
+        mean_depth=mean_depth,
+        min_depth=min((token.depth for token in steps), default=None),
+        layer_ratio=None if mean_depth is None else layers / mean_depth,
+        byte_ratio=_byte_ratio(trace, replies, repairs=0),
+        byte_ratio_net=_byte_ratio(trace, replies, repairs=len(replies)),
+        compared=len(below),
+        agreed=sum(bool(token.agrees) for token in below),
+        perplexity=_perplexity([token.logprob for token in tokens]) if whole else None,
+        full_perplexity=_perplexity([token.full_logprob or 0.0 for token in tokens])
+        if whole
+        else None,
+        kl=_mean(steps, lambda token: token.kl),
+        needed=_needed(replies),
+        stretches=tuple(_stretches(steps)),
+    )
+
+
+def _spread(values: list[float]) -> Spread | None:
+    if not values:
+        return None
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def _percentile_95(values: list[float]) -> float | None:
+    if len(values) < 2:
+        return values[0] if values else None
+    return quantiles(values, n=20, method="inclusive")[-1]
+
+
+def _perplexity(log_probs: list[float]) -> float:
+    return math.exp(min(-fmean(log_probs), 700.0))  # beyond, a float cannot hold it
+
+
+def _mean(steps: Sequence[TokenTrace], value: Callable[[TokenTrace], float | None]) -> float | None:
+    found = [number for token in steps if (number := value(token)) is not None]
+    return fmean(found) if found else None
+
+
+def bytes_read(trace: Trace, dropped_units: int) -> int:
+    """Bytes of weights that a step reads which drops so many units."""
+    weights = trace.model.weight_bytes
+    order = trace.depth_schedule.skip_order[:dropped_units]
+    return weights.total - sum(weights.of(unit) for unit in order)
+
+
+def _byte_ratio(trace: Trace, replies: Sequence[ReplyTrace], repairs: int) -> float | None:
+    steps = [token.dropped_units for reply in replies for token in reply.tokens[1:]]
+    if not steps:
+        return None
+    full = trace.model.weight_bytes.total
+    by_count = {count: bytes_read(trace, count) for count in set(steps)}
+    read = sum(by_count[count] for count in steps) + repairs * full
+    return len(steps) * full / read if read else None
+
+
+def _needed(replies: Sequence[ReplyTrace]) -> Needed | None:
+    known = [
+        (2 * token.step > len(reply.tokens), token, token.needed_depth, token.saturation_layer)
+        for reply in replies
+        for token in reply.tokens[1:]
+        if token.needed_depth is not None and token.saturation_layer is not None
+    ]
+    if not known:
+        return None
+    needed = [depth for _, _, depth, _ in known]
+    early = [depth for late, _, depth, _ in known if not late] or needed
+    late = [depth for is_late, _, depth, _ in known if is_late] or needed
+    margin = None
+    if len(known) >= FEWEST_STEPS:
+        margin = Z95 * math.sqrt(variance(early) / len(early) + variance(late) / len(late))
+    return Needed(
+        mean=fmean(needed),
+        given=fmean(token.depth for _, token, _, _ in known),
+        enough=fmean(token.depth >= depth - 1e-6 for _, token, depth, _ in known),
+        saturation=fmean(layer for _, _, _, layer in known),
+        early=fmean(early),
+        late=fmean(late),
+        margin=margin,
+    )
+
+
+def _stretches(steps: Sequence[TokenTrace]) -> Iterator[Stretch]:
+    longest = max((token.step for token in steps), default=0)
+    width = max(SHORTEST_STRETCH, math.ceil(longest / MOST_STRETCHES))
+    for begin in range(1, longest + 1, width):
+        here = [token for token in steps if begin <= token.step < begin + width]
+        yield Stretch(
+            begin=begin,
+            end=min(begin + width, longest + 1),
+            tokens=len(here),
+            depth=fmean(token.depth for token in here),
+            ms=_mean(here, lambda token: token.ms) or 0.0,
+            agreement=_mean(here, lambda token: None if token.agrees is None else token.agrees),
+            kl=_mean(here, lambda token: token.kl),
+            needed=_mean(here, lambda token: token.needed_depth),
+            saturation=_mean(here, lambda token: token.saturation_layer),
+        )

@@ -1,0 +1,152 @@
+"""What a trace says, in plain sentences: the same in the terminal and in the HTML report."""
+
+from collections.abc import Iterator, Sequence
+
+from d3cli.trace import ReplyTrace, Trace
+from d3cli.trace_summary import Needed, Spread, Summary
+
+ENDS = {
+    "stop": "ended by itself",
+    "length": "was cut at --max-tokens",
+    "context": "filled the context",
+    "interrupted": "was interrupted",
+}
+
+
+def title(trace: Trace) -> str:
+    """The model and how it was loaded."""
+    model = trace.model
+    form = f"{model.dtype} {model.quantization}" if model.quantization else model.dtype
+    return f"{model.name}, {form} on {model.device}, {model.num_layers} layers"
+
+
+def schedule(trace: Trace) -> str:
+    """What the depth schedule does, and where it comes from."""
+    sources = {
+        "off": "--alpha off",
+        "flags": "as asked for",
+        "calibration": "calibrated for this model",
+        "shipped": "ships with this model",
+        "default": "a cautious default",
+    }
+    source = trace.schedule.get("source")
+    words = sources.get(source) if isinstance(source, str) else None
+    return trace.depth_schedule.in_words() + (f" ({words})" if words else "")
+
+
+def machine(trace: Trace) -> str:
+    """Processor, threads, memory, GPU."""
+    here = trace.machine
+    threads = f"{here.threads} thread{'' if here.threads == 1 else 's'}"
+    parts = [here.gpu or "", here.processor, threads, f"{here.memory_bytes / 1e9:.1f} GB"]
+    return ", ".join(part for part in (*parts, here.system) if part)
+
+
+def versions(trace: Trace) -> str:
+    """What it was made with."""
+    return ", ".join(f"{name} {number}" for name, number in trace.versions.items() if number)
+
+
+def sampling(trace: Trace) -> str:
+    """How tokens were chosen."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    chosen = trace.sampling
+    if not chosen.get("temperature"):
+        penalty = chosen.get("repetition_penalty")
+        return "greedy" + (f", repetition_penalty {penalty:g}" if penalty not in (None, 1) else "")
+    return ", ".join(f"{name} {value:g}" for name in names if (value := chosen.get(name)))
+
+
+def spread(value: Spread, digits: int) -> str:
+    """A mean, with its standard deviation where there were repeats."""
+    text = f"{value.mean:,.{digits}f}"
+    return text if value.sd is None else f"{text} ± {value.sd:,.{digits}f}"
+
+
+def ratios(summary: Summary, replies: Sequence[ReplyTrace]) -> str:
+    """Clock, layers and bytes side by side; empty without a decode step."""
+    if summary.layer_ratio is None or summary.byte_ratio is None:
+        return ""
+    text = f"{summary.layer_ratio:.2f}× by layers, {summary.byte_ratio:.2f}× by bytes"
+    clocks = [reply.clock for reply in replies if reply.clock is not None]
+    if len(clocks) == 1:
+        [clock] = clocks
+        return f"{clock.ratio:.2f}× by the clock ({clock.low:.2f} to {clock.high:.2f}), {text}"
+    if clocks:
+        low, high = min(c.ratio for c in clocks), max(c.ratio for c in clocks)
+        return f"{low:.2f}× to {high:.2f}× by the clock, reply by reply, {text}"
+    return text
+
+
+def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> Iterator[str]:
+    """What the figures mean, one finding a sentence."""
+    if summary.replies == 1:
+        [reply] = replies
+        end = ENDS.get(reply.finish_reason, f"ended: {reply.finish_reason}")
+        yield (
+            f"The prompt has {_count(summary.prompt_tokens, 'token')}, the reply "
+            f"{_count(summary.tokens, 'token')}; it {end}."
+        )
+    else:
+        yield (
+            f"{_count(summary.replies, 'reply', 'replies')} together have "
+            f"{_count(summary.tokens, 'token')}, their prompts {summary.prompt_tokens:,}."
+        )
+    if summary.mean_depth is None or summary.layer_ratio is None:
+        yield "There was no decode step, so nothing ran below full depth."
+        return
+    layers = trace.model.num_layers
+    if summary.layer_ratio == 1:
+        yield f"Every token ran all {layers} layers."
+    else:
+        yield (
+            f"A token ran {summary.mean_depth:.1f} of {layers} layers on average, "
+            f"{summary.min_depth:.4g} at least. Against full depth that is "
+            f"{ratios(summary, replies)}; net of repairing the KV cache afterwards, "
+            f"{summary.byte_ratio_net:.2f}× by bytes."
+        )
+    if trace.compared and summary.perplexity is not None:
+        yield _quality(summary)
+    if summary.needed is not None:
+        yield from _needed(summary.needed, layers)
+
+
+def _quality(summary: Summary) -> str:
+    text = (
+        f"Full depth gives the reply a perplexity of {summary.full_perplexity:.4g}, "
+        f"D³ one of {summary.perplexity:.4g}"
+    )
+    if summary.kl is not None:
+        text += f"; D³ diverges from it by {max(0.0, summary.kl):.4f} nats a token (KL)"
+    if summary.agreement is None:
+        return f"{text}."
+    return (
+        f"Of {_count(summary.compared, 'token')} below full depth, full depth would have made the "
+        f"same first choice at {summary.agreement:.1%}. {text}."
+    )
+
+
+def _needed(needed: Needed, layers: int) -> Iterator[str]:
+    yield (
+        f"To choose as full depth does, tokens needed {needed.mean:.1f} of {layers} layers on "
+        f"average at constant depth, and were given {needed.given:.1f}; {needed.enough:.1%} had "
+        "at least what they needed. By the logit lens, early exit would have needed "
+        f"{needed.saturation:.1f}."
+    )
+    halves = (
+        f"{needed.early:.2f} layers in the first half of the reply, {needed.late:.2f} in the second"
+    )
+    if needed.margin is None:
+        yield f"They needed {halves}: too few tokens to tell whether later ones need fewer."
+        return
+    difference = needed.late - needed.early
+    verdict = "no difference that can be told from chance, so no evidence for D³'s premise here"
+    if difference < -needed.margin:
+        verdict = "later tokens need fewer layers, as D³ presumes"
+    elif difference > needed.margin:
+        verdict = "later tokens need more layers, against D³'s premise"
+    yield f"They needed {halves} ({difference:+.2f}, ±{needed.margin:.2f}): {verdict}."
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
