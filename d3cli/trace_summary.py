@@ -7,8 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, quantiles, stdev, variance
+from typing import Any
 
-from d3cli.trace import ReplyTrace, TokenTrace, Trace
+import msgspec
+
+from d3cli.trace import ReplyTrace, TokenTrace, Trace, to_json
 
 MOST_STRETCHES, SHORTEST_STRETCH = 8, 8
 Z95 = 1.96  # standard errors on either side of a mean: 95% of a normal distribution
@@ -150,6 +153,20 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         needed=_needed(replies),
         stretches=tuple(_stretches(steps)),
     )
+
+
+def with_figures(trace: Trace) -> dict[str, Any]:
+    """The trace as a plain object, with what follows from it: ``stats`` and ``totals``."""
+    data = to_json(trace)
+    for reply, written in zip(trace.replies, data["replies"], strict=True):
+        written["stats"] = figures(summarize(trace, [reply]))
+    return data | {"totals": figures(summarize(trace, trace.replies))}
+
+
+def figures(summary: Summary) -> dict[str, Any]:
+    """A summary as a plain object."""
+    found: dict[str, Any] = msgspec.to_builtins(summary)
+    return found | {"agreement": summary.agreement}
 
 
 def _spread(values: list[float]) -> Spread | None:

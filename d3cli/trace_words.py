@@ -108,7 +108,7 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
     if trace.compared and summary.perplexity is not None:
         yield _quality(summary)
     if summary.needed is not None:
-        yield from _needed(summary.needed, layers)
+        yield from _needed(summary.needed, trace)
 
 
 def _quality(summary: Summary) -> str:
@@ -126,12 +126,14 @@ def _quality(summary: Summary) -> str:
     )
 
 
-def _needed(needed: Needed, layers: int) -> Iterator[str]:
+def _needed(needed: Needed, trace: Trace) -> Iterator[str]:
+    layers, order = trace.model.num_layers, trace.needed_order or ()
+    least = layers - sum(trace.model.weight_bytes.weight(unit) for unit in order)
     yield (
         f"To choose as full depth does, tokens needed {needed.mean:.1f} of {layers} layers on "
-        f"average at constant depth, and were given {needed.given:.1f}; {needed.enough:.1%} had "
-        "at least what they needed. By the logit lens, early exit would have needed "
-        f"{needed.saturation:.1f}."
+        f"average at constant depth ({least:.4g} is the least that was tried), and were given "
+        f"{needed.given:.1f}; {needed.enough:.1%} had at least what they needed. "
+        f"By the logit lens, early exit would have needed {needed.saturation:.1f}."
     )
     halves = (
         f"{needed.early:.2f} layers in the first half of the reply, {needed.late:.2f} in the second"

@@ -15,10 +15,12 @@ from d3cli.cli.chat import chat
 from d3cli.cli.doctor import doctor
 from d3cli.cli.generate import generate
 from d3cli.cli.models import models_app
-from d3cli.cli.output import ClosedPipe, Output, inert
+from d3cli.cli.output import ClosedPipe, Output
+from d3cli.cli.profile import profile
 from d3cli.cli.signals import Stopped
 from d3cli.config import config_file, load_settings
 from d3cli.errors import D3Error, UsageError
+from d3cli.inert import inert
 
 INTERRUPTED = 130
 
@@ -32,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(generate)
+app.command()(profile)
 app.command()(calibrate)
 app.add_typer(models_app, name="models")
 app.command()(doctor)
@@ -73,9 +76,11 @@ def _defaults() -> dict[str, Any]:
     # As text, the way an environment variable would come, so that one parser reads them all.
     texts = {name: str(value) for name, value in values.items()}
     of_models = {name: text for name, text in texts.items() if name in options.OF_MODELS}
+    of_replies = {name: text for name, text in texts.items() if name not in options.OF_CHAT}
     return {
         "chat": texts,
-        "generate": {name: text for name, text in texts.items() if name not in options.OF_CHAT},
+        "generate": of_replies,
+        "profile": of_replies,
         "calibrate": of_models,
     }
 

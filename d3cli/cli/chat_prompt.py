@@ -20,8 +20,9 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
 from d3cli.cli import signals
-from d3cli.cli.output import Output, inert
+from d3cli.cli.output import Output
 from d3cli.config import make_directory
+from d3cli.inert import inert
 
 BLOCK = '"""'
 PLACEHOLDER = "a message, or /? for help"

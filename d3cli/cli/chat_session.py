@@ -19,12 +19,13 @@ from d3cli.cli.chat_replies import Replies
 from d3cli.cli.chat_saving import Saving
 from d3cli.cli.chat_settings import ChatSettings
 from d3cli.cli.depth import choose_schedule
-from d3cli.cli.output import Output, inert
+from d3cli.cli.output import Output
 from d3cli.cli.signals import Stopped
 from d3cli.cli.terminal import line_mode
 from d3cli.conversation import Conversation, ReplyOptions
 from d3cli.errors import D3Error, UsageError
 from d3cli.files import find_local
+from d3cli.inert import inert
 from d3cli.sampling import SamplingParams
 from d3cli.transcript import ChatMessage
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -27,25 +28,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from d3cli.errors import D3Error
+from d3cli.inert import inert
 
 SPINNER_WIDTH = 20  # narrower, a spinner would wrap and redraw over other lines
-_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_INERT: dict[int, str | None] = {
-    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
-    ord("\r"): None,  # CRLF becomes a line end; a lone one would let text overwrite its line
-    0x7F: "\u2421",
-    **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
-    **{code: f"\\u{code:04x}" for code in _BIDI},
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
-}
+SHORTEST_SCREEN = 8  # lines, below which a live table shows nothing
 
 
-def inert(text: str) -> str:
-    """Text that a terminal only shows: control, escape and bidi characters made visible.
-
-    Character by character, so that it does not matter where chunks of a stream are cut.
-    """
-    return text.translate(_INERT)
+def json_line(value: dict[str, Any]) -> str:
+    """One JSON object as a line, ASCII only, so that raw text in it is inert too."""
+    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f") + "\n"
 
 
 class ClosedPipe(Exception):  # noqa: N818 - not an error: the reader has had enough
@@ -95,14 +86,22 @@ class Output:
             ClosedPipe: nobody reads.
             WriteError: it cannot be written.
         """
-        if not text:
-            return
+        if text:
+            self.document(inert(text))
+
+    def document(self, text: str) -> None:
+        """A text that is not for terminals, as it is.
+
+        Raises:
+            ClosedPipe: nobody reads.
+            WriteError: it cannot be written.
+        """
         if self._stdout is None:
             raise WriteError("standard output is closed", "redirect it to a file or a pipe")
         # Before the write, since a signal may come between the two.
         self._at_line_start = text.endswith("\n")
         try:
-            self._stdout.write(inert(text))
+            self._stdout.write(text)
             self._stdout.flush()
         except BrokenPipeError as error:
             self._abandon_stdout()
@@ -119,9 +118,8 @@ class Output:
             self.write("\n")
 
     def json(self, value: dict[str, Any]) -> None:
-        """One JSON object, ASCII only, so that raw text in it is inert too."""
-        text = json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
-        self.write(text + "\n")
+        """One JSON object, inert as it is."""
+        self.write(json_line(value))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns on stdout: aligned on a terminal, separated by tabs in a pipe."""
@@ -178,6 +176,26 @@ class Output:
             return
         with self._stderr.status(Text(inert(text), style="dim")):
             yield
+
+    @contextmanager
+    def live(self) -> Iterator[Live | None]:
+        """A screen that is drawn anew where asked to; None where stderr cannot be redrawn.
+
+        It is the terminal's other screen, so that a window of another size leaves no remains.
+        """
+        console = self._stderr
+        small = console.width < SPINNER_WIDTH or console.height < SHORTEST_SCREEN
+        if not self.is_terminal or console.is_dumb_terminal or small:
+            yield None
+            return
+        with Live(
+            console=console,
+            screen=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as live:
+            yield live
 
     def track(self, done: Iterator[int], total: int, text: str) -> None:
         """Exhausts an iterator of counts, with a progress bar on a terminal."""

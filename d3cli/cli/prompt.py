@@ -1,8 +1,10 @@
 """Where a prompt comes from: arguments, files, pipes; and which argument is the model."""
 
+import json
 import os
 import stat
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,6 +52,84 @@ def read_arguments(
             else f'"{model}" was taken for the model: give a prompt after it, or --prompt',
         )
     return name, whole
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One prompt: what the user asked last, and the whole conversation."""
+
+    text: str
+    messages: tuple[dict[str, str], ...]
+
+    @property
+    def whole_text(self) -> str:
+        """All that is read for it."""
+        return "\n".join(message["content"] for message in self.messages)
+
+    def with_system(self, system: str) -> "PromptRow":
+        """With a system prompt before it, unless it has its own."""
+        if self.messages[0]["role"] == "system":
+            return self
+        return replace(self, messages=({"role": "system", "content": system}, *self.messages))
+
+
+def read_prompts(
+    first: str | None,
+    second: str | None,
+    prompt: str | None,
+    prompt_file: Path | None,
+    path: Path,
+) -> tuple[str, list[PromptRow]]:
+    """The model's name and the prompts of a ``.jsonl`` file; ``-`` reads it from stdin.
+
+    A row has "prompt", or "messages" of which the last one is the user's.
+
+    Raises:
+        UsageError: there is another prompt as well.
+        UnknownModelError, ModelError: no usable model has that name.
+        PromptError: the file cannot be read, or a row is neither; with the row's number.
+    """
+    others = {"an argument": second, "--prompt": prompt, "--prompt-file": prompt_file}
+    for name, value in others.items():
+        if value is not None:
+            raise UsageError(f"the prompt comes from --input and from {name}", "give one of them")
+    model = default_model() if first is None else first
+    find_local(model)
+    text = _read_stdin() if path == Path("-") else read_text(path, "prompts file")
+    rows = [
+        _read_row(f"{path}, line {number}", line)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    if not rows:
+        raise PromptError(f"{path} has no prompts", ROW_FORM)
+    return model, rows
+
+
+ROW_FORM = 'a row is {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
+
+
+def _read_row(where: str, line: str) -> PromptRow:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{where} is not JSON: {error}", ROW_FORM) from error
+    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+        raise PromptError(f'{where} has not one of "prompt" and "messages"', ROW_FORM)
+    messages = row.get("messages", [{"role": "user", "content": row.get("prompt")}])
+    if not isinstance(messages, list) or not messages:
+        raise PromptError(f'{where} has no "messages"', ROW_FORM)
+    for message in messages:
+        known = isinstance(message, dict) and message.get("role") in ("system", "user", "assistant")
+        if not known or not isinstance(message.get("content"), str):
+            raise PromptError(f"{where} has a message without role or content", ROW_FORM)
+        check_utf8(message["content"], f"a text of {where}")
+    text = messages[-1]["content"]
+    if messages[-1]["role"] != "user" or not text.strip():
+        raise PromptError(f"{where} does not end with a user's text", ROW_FORM)
+    return PromptRow(
+        text, tuple({"role": each["role"], "content": each["content"]} for each in messages)
+    )
 
 
 def estimate_tokens(*texts: str) -> int:

@@ -1,0 +1,230 @@
+"""What a profiled run shows while it goes: a live table of tokens, and the figures around it.
+
+Draws; knows nothing of how the figures are measured.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import RenderableType
+from rich.segment import Segment, Segments
+from rich.style import Style
+
+from d3cli.inert import inert, quoted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+    from d3cli.model import LoadedModel
+    from d3cli.profiling import Run
+    from d3cli.schedule import DepthSchedule
+
+# At most so often a second, and never for more than this share of the time: drawing shares the
+# processor with decoding.
+LEAST_INTERVAL, MOST_SHARE = 0.1, 1 / 64
+BLOCKS, PLAIN_BLOCKS = " ▁▂▃▄▅▆▇█", "  ..::||#"
+CURVE_TOKENS = 64  # that a curve shows at least
+MOST_ROWS = 512
+TALL, WIDE = 16, 80  # lines from which on there is a curve, columns from which on all are shown
+FIXED, FIXED_WIDE = 23, 50  # columns of the table beside token and bar
+PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
+CYAN, DIM_CYAN = Style(color="cyan"), Style(color="cyan", dim=True)
+
+_Line = list[tuple[str, Style]]  # texts and their looks
+WIDEST_TOKEN = 24
+
+
+def show_token(text: str, width: int = WIDEST_TOKEN) -> str:
+    """A token in quotes, inert, and cut to a width in cells."""
+    shown = quoted(text)
+    if cell_len(shown) > width:
+        shown = set_cell_size(shown, width - 2).rstrip() + '…"'
+    return shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One token, as the table shows it."""
+
+    step: int
+    token: str
+    depth: float
+    ms: float | None
+    rate: float | None
+    logprob: float
+    entropy: float
+
+
+@dataclass(slots=True)
+class ProfileView:
+    """The screen of one profiled run.
+
+    Args:
+        live: where to draw; None draws nothing.
+        limit: tokens that a reply may have at most; None where nobody set a limit.
+        prompts, repeats: how many there are.
+    """
+
+    live: "Live | None"
+    model: "LoadedModel"
+    schedule: "DepthSchedule"
+    depth_words: str
+    limit: int | None
+    prompts: int
+    repeats: int
+    _rows: deque[_Row] = field(default_factory=lambda: deque(maxlen=MOST_ROWS))
+    _run: "Run | None" = None
+    _prompt: int = 0
+    _read: int = 0
+    _decode_s: float = 0.0
+    _due: float = 0.0
+    _usage: "_Usage | None" = None
+
+    def begin(self, run: "Run", prompt: int) -> None:
+        """Another run begins, of this prompt, counted from 1."""
+        self._rows.clear()
+        self._run, self._prompt, self._read, self._decode_s = run, prompt, 0, 0.0
+        if self.live is not None:
+            self._usage = self._usage or _Usage(self.model)
+            self._draw()
+            self._due = 0.0  # the first drawing imports and measures what later ones do not
+
+    def read(self, tokens: int) -> None:
+        """So many tokens of the prompt are read."""
+        self._read = tokens
+        self._draw_if_due()
+
+    def add(self, run: "Run") -> None:
+        """The run has another token."""
+        token, ms = run.reply.tokens[-1], run.ms[-1] if run.ms else None
+        self._decode_s += (ms or 0.0) / 1000
+        rate = token.step / self._decode_s if self._decode_s else None
+        text = show_token(run.reply.pieces[-1])
+        self._rows.append(
+            _Row(token.step, text, token.depth, ms, rate, token.logprob, token.entropy)
+        )
+        self._draw_if_due()
+
+    def _draw_if_due(self) -> None:
+        if self.live is not None and time.perf_counter() >= self._due:
+            self._draw()
+
+    def _draw(self) -> None:
+        assert self.live is not None
+        began = time.perf_counter()
+        self.live.update(self._render(self.live.console), refresh=True)
+        ended = time.perf_counter()
+        self._due = ended + max(LEAST_INTERVAL, (ended - began) / MOST_SHARE)
+
+    def _render(self, console: "Console") -> RenderableType:
+        """The whole screen as segments: Rich's own tables take twenty times as long to draw."""
+        width, height = console.size
+        plain = not console.encoding.lower().startswith("utf")
+        lines = [[(text, DIM)] for text in self._head(width)]
+        if height >= TALL:
+            lines += self._curve(width, PLAIN_BLOCKS if plain else BLOCKS)
+        lines += self._table(width, max(1, height - len(lines) - 1), plain)
+        segments: list[Segment] = []
+        for line in lines:
+            whole = [Segment(inert(text), style) for text, style in line]
+            segments += [*Segment.adjust_line_length(whole, width, pad=False), Segment.line()]
+        return Segments(segments[:-1])
+
+    def _head(self, width: int) -> list[str]:
+        """The lines above the table, shorter ones where the screen is narrow."""
+        run = self._run
+        if run is None:
+            return []
+        stats, done = run.reply.stats, len(run.reply.tokens)
+        name = self.model.name if self.model.key is None else f"{self.model.name}, "
+        name += "" if self.model.key is None else self.model.key.form
+        place = [f"prompt {self._prompt} of {self.prompts}"] if self.prompts > 1 else []
+        if self.repeats > 1:
+            place.append(f"repeat {run.number} of {self.repeats}" if run.number else "warming up")
+        prompt = f"prompt {len(run.reply.prompt_ids):,} tokens"
+        if stats.ttft_s is None:
+            prompt += f", {self._read:,} read"
+        else:
+            prompt += f" · TTFT {stats.ttft_s:.2f} s"
+        if stats.mean_depth is not None:
+            prompt += f" · layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g}"
+        lines = [
+            " · ".join([name, *place]),
+            f"depth: {self.depth_words}",
+            prompt,
+            self._progress(done, width),
+        ]
+        if self._usage is not None:
+            lines.append(self._usage.words())
+        return lines
+
+    def _progress(self, done: int, width: int) -> str:
+        rate = self._rows[-1].rate if self._rows else None
+        speed = "" if rate is None else f" · {rate:.1f} tok/s"
+        if self.limit is None:
+            return f"{done:,} tokens{speed}"
+        filled = round(min(20, max(4, width // 4)) * min(1, done / self.limit))
+        bar = "━" * filled + "─" * (min(20, max(4, width // 4)) - filled)
+        return f"{bar} {done:,} of at most {self.limit:,}{speed}"
+
+    def _curve(self, width: int, blocks: str) -> list[_Line]:
+        """The schedule from left to right, and where the reply is now."""
+        layers, step = self.model.num_layers, self._rows[-1].step if self._rows else 0
+        tokens = max(CURVE_TOKENS, 2 * self.schedule.start, 1 << step.bit_length())
+        tokens = max(2, tokens if self.limit is None else min(tokens, self.limit))
+        columns = max(1, width - 1)
+        now = min(columns - 1, step * columns // tokens)
+        depths = [self.schedule.depth(column * tokens // columns) for column in range(columns)]
+        marks = "".join(blocks[max(1, round(depth / layers * 8))] for depth in depths)
+        words = f"token {step:,}: {self.schedule.depth(step):.4g} of {layers} layers"
+        label = f"{'':{now}}^ {words}"
+        if len(label) > width:
+            label = f"{words} ^".rjust(now + 1)
+        return [[(marks[: now + 1], CYAN), (marks[now + 1 :], DIM_CYAN)], [(label, DIM)]]
+
+    def _table(self, width: int, rows: int, plain: bool) -> list[_Line]:
+        """Titles, and the newest tokens."""
+        wide = width >= WIDE
+        token_width = min(WIDEST_TOKEN, max(6, width // 3 if not wide else width // 4))
+        others = FIXED_WIDE if wide else FIXED
+        bar = max(0, min(24, width - token_width - others))
+        end = f"{'tok/s':>8} {'logprob':>9} {'entropy':>8}" if wide else ""
+        titles = f"{'step':>5}  {'token':{token_width}} {'layers':>6} {'':{bar}} {'ms':>7}{end}"
+        lines: list[_Line] = [[(titles, BOLD)]]
+        for row in list(self._rows)[-rows:]:
+            filled = round(bar * row.depth / self.model.num_layers)
+            token = set_cell_size(row.token, token_width)
+            ms = "" if row.ms is None else f"{row.ms:.1f}"
+            if wide:
+                rate = "" if row.rate is None else f"{row.rate:.1f}"
+                end = f"{rate:>8} {row.logprob:>z9.3f} {row.entropy:>z8.3f}"
+            lines.append(
+                [
+                    (f"{row.step:>5}  {token} {row.depth:>6.4g} ", PLAIN),
+                    (("#" if plain else "█") * filled + " " * (bar - filled), CYAN),
+                    (f" {ms:>7}{end}", PLAIN),
+                ]
+            )
+        return lines
+
+
+class _Usage:
+    """Memory and processor use of this process, and of the GPU that it is on."""
+
+    def __init__(self, model: "LoadedModel") -> None:
+        import psutil
+
+        self._process, self._device = psutil.Process(), model.device
+        self._process.cpu_percent()  # the first call begins the measurement
+
+    def words(self) -> str:
+        text = f"memory {self._process.memory_info().rss / 1e9:.2f} GB"
+        if self._device.type == "cuda":
+            import torch
+
+            text += f", GPU {torch.cuda.memory_allocated(self._device) / 1e9:.2f} GB"
+        return f"{text} · processor {self._process.cpu_percent():.0f}%"
