@@ -122,5 +122,5 @@ def decode(
 def _entropy(logits: Tensor, normalizer: float) -> float:
     """Of the distribution that ``logits`` ``[V]`` stand for, in nats; costs one pass over them."""
     # Clamped: a logit of minus infinity has the probability 0, and 0 times infinity is no number.
-    finite = logits.clamp(min=torch.finfo(logits.dtype).min)
-    return max(0.0, normalizer - float(torch.dot(logits.softmax(dim=-1), finite)))
+    log_probs = (logits - normalizer).clamp(min=torch.finfo(logits.dtype).min)
+    return max(0.0, -float(torch.dot(log_probs.exp(), log_probs)))

@@ -153,12 +153,12 @@ def _one(trace: Trace, reply: ReplyTrace) -> Summary:
 
 def _label(token: TokenTrace) -> str:
     parts = [
-        f"token {token.step}: {html.escape(quoted(token.text))}",
+        f"token {token.step}: {html.escape(quoted(token.text), quote=False)}",
         f"depth {token.depth:.4g}",
         "prefill" if token.ms is None else f"{token.ms:.1f} ms",
     ]
     if token.full_text is not None:
-        choice = html.escape(quoted(token.full_text))
+        choice = html.escape(quoted(token.full_text), quote=False)
         parts.append("full depth agrees" if token.agrees else f"full depth: {choice}")
     if token.needed_depth is not None:
         parts.append(f"needed {token.needed_depth:.4g}")

@@ -34,7 +34,12 @@ class Terminal:
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
         self._stream = pyte.Stream(self.screen)
         self.raw = ""  # every byte that was written, as text
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("D3_")}
+        # Rich believes COLUMNS and LINES, which pytest-xdist sets, before the terminal itself.
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("D3_") and name not in ("COLUMNS", "LINES")
+        }
         self.child = pexpect.spawn(
             program,
             [str(argument) for argument in arguments],

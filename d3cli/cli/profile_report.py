@@ -69,7 +69,7 @@ def report(trace: Trace, width: int) -> str:
     parts = []
     for number, reply in enumerate(trace.replies, start=1):
         if len(trace.replies) > 1:
-            parts.append(f"{number}: {one_line(reply.prompt, max(20, width - 4))}\n")
+            parts.append(f"{number}: {one_line(reply.prompt, max(10, width - 4))}\n")
         parts.append(tokens_table(reply, width))
         if reply.layers is not None:
             parts.append(layers_table(trace, reply, width))

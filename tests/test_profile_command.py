@@ -1,0 +1,436 @@
+"""`d3 profile` as its users meet it: pipes, terminals, files, interruptions."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from d3cli.cli.output import json_line
+from d3cli.cli.profile_report import against_json, report
+from d3cli.cli.profile_view import ProfileView, show_token
+from d3cli.trace import Trace, parse_trace, read_trace
+from d3cli.trace_summary import with_figures
+from tests.conftest import D3, check
+from tests.terminal import Terminal
+from tests.test_cli import d3_process
+from tests.traces import HOSTILE, STORY, SUM, hostile_trace, profile, prompt, whole_trace
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+FAST = ("--max-tokens", "12", "--threads", "1")
+
+
+@pytest.fixture
+def trace_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.json"
+    path.write_text(json_line(with_figures(whole_trace())))
+    return path
+
+
+class TestPipe:
+    def test_the_result_alone_goes_to_stdout(self, d3: D3) -> None:
+        result = d3("profile", STORY, *FAST)
+        assert result.code == 0
+        assert "\x1b" not in result.out + result.err
+        assert "model: the built-in model" in result.err
+        lines = result.out.splitlines()
+        assert lines[0].split() == ["step", "token", "layers", "ms", "logprob", "entropy"]
+        assert [line.split()[0] for line in lines[2:14]] == [str(step) for step in range(12)]
+        for word in ("TTFT", "tok/s", "TPOT", "peak memory", "by layers", "ships with this model"):
+            assert word in result.out
+
+    def test_json_is_a_trace(self, d3: D3) -> None:
+        result = d3(
+            "profile", SUM, *FAST, "-o", "json", "--compare", "--needed", "--layers",
+            "--temp", "0.7", "--seed", "3", "--alpha", "0.9",
+        )  # fmt: skip
+        assert result.out.count("\n") == 1
+        trace = parse_trace(result.out.encode(), "stdout")
+        (reply,) = trace.replies
+        assert reply.prompt == SUM
+        assert reply.seed == 3
+        assert trace.sampling["temperature"] == 0.7
+        assert trace.schedule["source"] == "flags"
+        assert trace.max_tokens == 12
+        assert reply.clock is not None and reply.layers is not None
+        assert all(token.full_token_id is not None for token in reply.tokens)
+        assert all(token.needed_depth is not None for token in reply.tokens[1:])
+        same = d3(
+            "generate", SUM, "--json", "--max-tokens", "12", "--temp", "0.7", "--seed", "3",
+            "--alpha", "0.9", "--threads", "1",
+        )  # fmt: skip
+        tokens = json.loads(same.out)["tokens"]
+        assert [token["token_id"] for token in tokens] == [t.token_id for t in reply.tokens]
+        assert [token["depth"] for token in tokens] == [t.depth for t in reply.tokens]
+
+    def test_csv_round_trips(self, d3: D3, trace_file: Path) -> None:
+        result = d3("profile", "--from", trace_file, "-o", "csv")
+        rows = list(csv.DictReader(io.StringIO(result.out)))
+        tokens = [token for reply in whole_trace().replies for token in reply.tokens]
+        assert len(rows) == len(tokens)
+        for row, token in zip(rows, tokens, strict=True):
+            assert json.loads(row["text"]) == token.text
+            assert float(row["depth"]) == token.depth
+            assert (float(row["ms"]) if row["ms"] else None) == token.ms
+            assert float(row["kl"]) == token.kl
+            assert int(row["full_token_id"]) == token.full_token_id
+
+    def test_several_prompts_have_totals(self, d3: D3, tmp_path: Path) -> None:
+        path = tmp_path / "p.jsonl"
+        rows = [
+            {"prompt": SUM},
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": "Hi."},
+                    {"role": "assistant", "content": "Hello."},
+                    {"role": "user", "content": "What is 3 + 4?"},
+                ]
+            },
+        ]
+        path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
+        result = d3("profile", "--input", path, *FAST, "--system", "Go.", "--json")
+        data = json.loads(result.out)
+        assert [reply["prompt"] for reply in data["replies"]] == [SUM, "What is 3 + 4?"]
+        tokens = [reply["stats"]["tokens"] for reply in data["replies"]]
+        assert data["totals"]["tokens"] == sum(tokens)
+        assert data["totals"]["replies"] == 2
+        assert data["replies"][1]["prompt_tokens"] > data["replies"][0]["prompt_tokens"]
+        table = d3("profile", "--input", "-", *FAST, stdin=path.read_bytes())
+        assert "2: What is 3 + 4?" in table.out
+        assert "2 replies together" in table.out
+
+    def test_repeats_and_a_prompt_from_a_file(self, d3: D3, tmp_path: Path) -> None:
+        path = tmp_path / "p.txt"
+        path.write_text(SUM)
+        result = d3("profile", "--prompt-file", path, *FAST, "--repeat", "2")
+        assert result.code == 0
+        assert re.search(r"[\d.]+ ± [\d.]+ tok/s", result.out)
+        assert "2, after one that warmed up" in result.out
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("name", "begins"),
+        [("a.json", "{"), ("a.csv", "reply,"), ("a.HTML", "<!doctype"), ("a.txt", "step")],
+    )
+    def test_the_name_tells_the_form(
+        self, d3: D3, tmp_path: Path, trace_file: Path, name: str, begins: str
+    ) -> None:
+        path = tmp_path / name
+        result = d3("profile", "--from", trace_file, "--output-file", path)
+        assert result.code == 0
+        assert result.out == ""
+        assert f"wrote {path}" in " ".join(result.err.split())
+        assert begins in path.read_text(encoding="utf-8")[:60].lstrip() or name == "a.txt"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_a_link_and_a_device_stay_what_they_are(
+        self, d3: D3, tmp_path: Path, trace_file: Path
+    ) -> None:
+        target, link = tmp_path / "target.csv", tmp_path / "link.csv"
+        target.write_text("old")
+        link.symlink_to(target)
+        assert d3("profile", "--from", trace_file, "--output-file", link).code == 0
+        assert link.is_symlink()
+        assert target.read_text().startswith("reply,")
+        pipe = tmp_path / "null"
+        os.mkfifo(pipe)
+        reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+        result = d3("profile", "--from", trace_file, "-o", "csv", "--output-file", pipe)
+        assert result.code == 0
+        assert reader.communicate()[0].startswith(b"reply,")
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+    def test_a_file_that_cannot_be_written_is_told_before_the_run(
+        self, d3: D3, tmp_path: Path
+    ) -> None:
+        began = time.monotonic()
+        for path in (tmp_path, tmp_path / "none" / "a.json"):
+            result = d3("profile", STORY, "--output-file", path)
+            check(result, 1, "directory" if path == tmp_path else "cannot be written")
+        assert time.monotonic() - began < 5
+
+    def test_a_recorded_run_is_drawn_without_torch(self, trace_file: Path, tmp_path: Path) -> None:
+        code = (
+            "import sys; from d3cli.cli.app import run\n"
+            "for form in ('table', 'json', 'csv', 'html'):\n"
+            f"    assert run(['profile', '--from', {str(trace_file)!r}, '-o', form]) == 0\n"
+            f"assert run(['profile', '--from', {str(trace_file)!r}, '--against', "
+            f"{str(trace_file)!r}]) == 0\n"
+            "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def test_a_recorded_run_looks_as_it_did(self, d3: D3, tmp_path: Path) -> None:
+        path = tmp_path / "run.json"
+        first = d3("profile", SUM, *FAST, "--compare", "--output-file", path)
+        assert first.code == 0
+        drawn = d3("profile", "--from", path)
+        assert drawn.out == report(read_trace(path), 160)
+        again = d3("profile", "--from", path, "--json")
+        assert again.out == path.read_text()
+
+
+class TestAgainst:
+    def test_two_runs_line_up(self, d3: D3, tmp_path: Path) -> None:
+        paths = [tmp_path / "a.json", tmp_path / "b.json"]
+        for path, alpha in zip(paths, ("off", "0.9"), strict=True):
+            d3("profile", STORY, "--max-tokens", "30", "--alpha", alpha, "--output-file", path)
+        result = d3("profile", "--from", paths[0], "--against", paths[1])
+        assert result.code == 0
+        assert "first difference" in result.out
+        assert "depth: full, all 16 layers | alpha 0.9" in " ".join(result.out.split())
+        data = json.loads(
+            d3("profile", "--from", paths[0], "--against", paths[1], "-o", "json").out
+        )
+        a, b = (read_trace(path) for path in paths)
+        assert data == against_json(a, b)
+        ids = [[token.token_id for token in trace.replies[0].tokens] for trace in (a, b)]
+        step = next((at for at, pair in enumerate(zip(*ids, strict=False)) if len(set(pair)) > 1))
+        assert data["replies"][0]["step"] == step
+        assert data["replies"][0]["texts"] == [t.replies[0].tokens[step].text for t in (a, b)]
+        depth = data["measures"]["mean depth"]
+        assert depth["from"] == 16
+        assert depth["ratio"] == pytest.approx(depth["against"] / 16)
+
+    def test_a_run_is_like_itself(self, d3: D3, trace_file: Path) -> None:
+        data = json.loads(
+            d3("profile", "--from", trace_file, "--against", trace_file, "--json").out
+        )
+        assert data["differs"] == []
+        assert [reply["step"] for reply in data["replies"]] == [None, None]
+        assert {one["ratio"] for one in data["measures"].values()} == {1.0}
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("--against", "a.json"), "--against lines up two recorded runs"),
+            ((STORY, "-o", "csv", "--json"), "--json and -o csv exclude each other"),
+            ((STORY, "--repeat", "0"), "--repeat"),
+            ((STORY, "--alpha", "2"), "outside (0, 1]"),
+            ((STORY, "--start", "10%"), "--max-tokens"),
+            (("--input", "p.jsonl", "--prompt", "x"), "comes from --input and from --prompt"),
+            (("--input", "/nowhere/p.jsonl"), "there is no prompts file"),
+            (("",), "the prompt is empty"),
+            (("llama-3-9b", "--prompt", "x"), "llama-3-9b"),
+        ],
+    )
+    def test_what_is_typed_wrong(self, d3: D3, arguments: tuple[str, ...], says: str) -> None:
+        check(d3("profile", *arguments), 2, says)
+
+    @pytest.mark.parametrize(
+        ("line", "says"),
+        [
+            ("{", "line 2 is not JSON"),
+            ("[" * 100_000, "line 2 is not JSON"),
+            ("3", 'not one of "prompt" and "messages"'),
+            ('{"prompt": "a", "messages": []}', 'not one of "prompt" and "messages"'),
+            ('{"prompt": 3}', "without role or content"),
+            ('{"prompt": " "}', "does not end with a user's text"),
+            ('{"messages": []}', 'has no "messages"'),
+            ('{"messages": [{"role": "tool", "content": "x"}]}', "without role or content"),
+            ('{"messages": [{"role": "assistant", "content": "x"}]}', "does not end with a user"),
+            ('{"prompt": "\\ud800"}', "is not UTF-8 text"),
+        ],
+    )
+    def test_a_bad_row_is_named(self, d3: D3, tmp_path: Path, line: str, says: str) -> None:
+        path = tmp_path / "p.jsonl"
+        path.write_text('{"prompt": "Hi."}\n' + line + "\n")
+        check(d3("profile", "--input", path), 2, says)
+
+    def test_a_recorded_run_takes_no_other_options(self, d3: D3, trace_file: Path) -> None:
+        for extra in ((STORY,), ("--alpha", "0.9"), ("--compare",), ("--max-tokens", "3")):
+            check(d3("profile", "--from", trace_file, *extra), 2, "--from draws a run")
+        for form in ("csv", "html"):
+            result = d3("profile", "--from", trace_file, "--against", trace_file, "-o", form)
+            check(result, 2, f"have no {form}")
+
+    def test_damaged_traces_are_one_line(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
+        whole = trace_file.read_text()
+        cases = {
+            "newer": whole.replace('"schema": 1', '"schema": 9', 1),
+            "half": whole[: len(whole) // 2],
+            "other": '{"hello": 1}',
+        }
+        for name, text in cases.items():
+            path = tmp_path / f"{name}.json"
+            path.write_text(text)
+            says = "a newer d3" if name == "newer" else "is not a whole trace"
+            check(d3("profile", "--from", path), 2, says)
+            check(d3("profile", "--from", trace_file, "--against", path), 2, says)
+        check(d3("profile", "--from", tmp_path / "none"), 2, "cannot be read")
+
+    def test_hostile_texts_are_inert_in_every_form(self, d3: D3, tmp_path: Path) -> None:
+        path = tmp_path / "h.json"
+        path.write_text(json_line(with_figures(hostile_trace())))
+        for form in ("table", "json", "csv"):
+            result = d3("profile", "--from", path, "-o", form)
+            assert result.code == 0
+            assert not CONTROL.search(result.out), form
+        result = d3("profile", "--from", path, "--against", path)
+        assert not CONTROL.search(result.out)
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_ctrl_c_leaves_a_valid_trace(self, tmp_path: Path, seed: int) -> None:
+        path = tmp_path / "run.json"
+        process = d3_process("profile", STORY, "--repeat", "500", "--output-file", str(path))
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"model" in line:
+                break
+        time.sleep(4 + 0.37 * seed)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        trace = read_trace(path)
+        assert trace.interrupted
+        assert trace.replies[0].tokens
+
+    def test_ctrl_c_on_stdout_in_a_later_phase(self) -> None:
+        """While the many runs of --compare go on, the reply is not lost."""
+        process = d3_process(
+            "profile", STORY, "--max-tokens", "400", "--alpha", "off", "--compare", "-o", "json",
+            env={"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        time.sleep(6.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        if process.returncode == 0:
+            pytest.fail("it ended before the signal")
+        assert process.returncode == 130
+        trace = parse_trace(out, "stdout")
+        assert trace.interrupted
+        assert b"Traceback" not in err
+
+
+@pytest.fixture
+def terminals(tmp_path: Path) -> Iterator[object]:
+    started: list[Terminal] = []
+
+    def start(*arguments: str | Path, **options: object) -> Terminal:
+        words = ["-m", "d3cli", "profile", "--threads", "1", *arguments]
+        started.append(Terminal(*words, home=tmp_path / "home", **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        terminal.close()
+
+
+class TestTerminal:
+    def test_the_live_table_and_then_the_result(self, terminals) -> None:  # type: ignore[no-untyped-def]
+        terminal = terminals(STORY, columns=100, rows=30)
+        terminal.wait(lambda: re.search(r"^ +\d\d  \"", "\n".join(terminal.screen.display), re.M))
+        shown = "\n".join(terminal.screen.display)
+        for word in ("step", "token", "layers", "tok/s", "logprob", "entropy", "TTFT", "memory"):
+            assert word in shown
+        assert "processor" in shown and "█" in shown and "▄" in shown
+        assert terminal.end(60) == 0
+        assert "ships with this model" in terminal.plain
+        assert "\x1b[?1049l" in terminal.raw  # the first screen is back
+        assert "\x1b[?25h" in terminal.raw  # and the cursor
+
+    @pytest.mark.parametrize(("columns", "rows"), [(40, 12), (20, 8), (300, 90)])
+    def test_any_size(self, terminals, columns: int, rows: int) -> None:  # type: ignore[no-untyped-def]
+        terminal = terminals(SUM, columns=columns, rows=rows)
+        assert terminal.end(60) == 0
+        drawn = terminal.raw.split("\x1b[?1049h")[1].split("\x1b[?1049l")[0]
+        frames = [frame for frame in drawn.split("\x1b[H") if "step" in frame]
+        assert frames
+        plain = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", frame) for frame in frames]
+        for frame in plain:
+            lines = frame.rstrip("\r\n").split("\n")
+            assert len(lines) <= rows, frame
+            assert max(cell_len(line.rstrip("\r")) for line in lines) <= columns, frame
+        assert "in words" in terminal.plain or columns == 20
+
+    def test_a_dumb_terminal_gets_the_result(self, terminals) -> None:  # type: ignore[no-untyped-def]
+        terminal = terminals(SUM, TERM="dumb")
+        assert terminal.end(60) == 0
+        assert "\x1b" not in terminal.raw
+        assert "tok/s" in terminal.plain
+
+    def test_no_color_is_honoured(self, terminals) -> None:  # type: ignore[no-untyped-def]
+        terminal = terminals(SUM, NO_COLOR="1", columns=100, rows=30)
+        assert terminal.end(60) == 0
+        codes = {
+            code for run in re.findall(r"\x1b\[([\d;]*)m", terminal.raw) for code in run.split(";")
+        }
+        assert not {code for code in codes if code[:1] in "349" and len(code) > 1}, codes
+
+    def test_html_needs_a_file(self, terminals) -> None:  # type: ignore[no-untyped-def]
+        terminal = terminals(SUM, "-o", "html")
+        assert terminal.end() == 2
+        assert "a terminal cannot show HTML" in terminal.plain
+
+    def test_ctrl_c_gives_the_screen_back(self, terminals, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        path = tmp_path / "run.json"
+        terminal = terminals(STORY, "--repeat", "100", "--output-file", path)
+        terminal.wait("tok/s")
+        terminal.read(0.5)
+        terminal.send("\x03")
+        assert terminal.end(30) == 130
+        assert "\x1b[?1049l" in terminal.raw
+        assert read_trace(path).interrupted
+        assert "interrupted" in terminal.plain
+
+    def test_resized_while_it_runs(self, terminals) -> None:  # type: ignore[no-untyped-def]
+        terminal = terminals(STORY, "--repeat", "3", columns=100, rows=30)
+        terminal.wait("tok/s")
+        terminal.resize(50, 12)
+        terminal.read(1)
+        terminal.resize(120, 40)
+        assert terminal.end(60) == 0
+
+
+class TestView:
+    @pytest.mark.parametrize("width", [20, 40, 80, 120])
+    def test_wide_and_hostile_tokens_keep_to_their_lines(self, width: int) -> None:
+        profiler = profile(max_tokens=len(HOSTILE) + 2)[0]
+        model, schedule = profiler.model, profiler.options.schedule
+        console = Console(
+            file=io.StringIO(), force_terminal=True, width=width, height=30, no_color=True
+        )
+        view = ProfileView(None, model, schedule, schedule.in_words(), None, 1, 1)
+        run = next(iter(profiler.runs(prompt(STORY))))
+        view.begin(run, 1)
+        for at, _ in enumerate(run):
+            run.reply.pieces[-1] = HOSTILE[at % len(HOSTILE)] * (1 + at % 3)
+            view.add(run)
+        lines = console.render_lines(view._render(console), pad=False)
+        for line in lines:
+            text = "".join(segment.text for segment in line)
+            assert cell_len(text) <= width
+            assert not CONTROL.search(text)
+        assert len(lines) <= 30
+
+    def test_tokens_are_shown_as_they_are(self) -> None:
+        assert show_token(" the") == '" the"'
+        assert show_token("\n") == '"\\n"'
+        assert show_token("\x1b[31m") == '"␛[31m"'
+        assert show_token("日本語" * 20, 10) == '"日本語…"'
+        assert cell_len(show_token("日" * 99, 11)) <= 11
+        assert show_token("e\u0301") == '"e\u0301"'
+
+
+def test_a_narrow_report_keeps_to_its_width() -> None:
+    trace: Trace = whole_trace()
+    for width in (20, 40, 80, 200):
+        lines = report(trace, width).splitlines()
+        assert max(cell_len(line) for line in lines) <= width

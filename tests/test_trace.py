@@ -1,0 +1,168 @@
+"""Traces on disk: what is written can be read, and what is damaged says where."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d3cli.errors import TraceError
+from d3cli.trace import TokenTrace, Trace, parse_trace, read_trace, to_json
+from d3cli.trace_summary import with_figures
+from tests.traces import hostile_trace, made_trace, whole_trace
+
+DOCS = Path(__file__).parent.parent / "docs" / "trace.md"
+
+
+def written(trace: Trace) -> dict[str, Any]:
+    return json.loads(json.dumps(with_figures(trace)))
+
+
+def read(data: object) -> Trace:
+    return parse_trace(json.dumps(data).encode(), "t.json")
+
+
+def test_what_is_written_can_be_read() -> None:
+    for trace in (whole_trace(), hostile_trace(), made_trace([4, 3], [1.0])):
+        assert read(written(trace)) == trace
+
+
+def test_figures_beside_the_record_follow_from_it() -> None:
+    data = written(whole_trace())
+    depths = [token["depth"] for token in data["replies"][0]["tokens"]][1:]
+    stats = data["replies"][0]["stats"]
+    assert stats["mean_depth"] == pytest.approx(sum(depths) / len(depths))
+    assert stats["layer_ratio"] == pytest.approx(16 * len(depths) / sum(depths))
+    assert data["totals"]["tokens"] == sum(r["stats"]["tokens"] for r in data["replies"])
+    data["totals"] = {"tokens": "nonsense"}
+    assert read(data) == whole_trace()  # they are not read back
+
+
+def test_every_field_is_documented() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    names: set[str] = set()
+
+    def collect(value: object) -> None:
+        if isinstance(value, dict):
+            names.update(name for name in value if name.isidentifier())
+            for one in value.values():
+                collect(one)
+        elif isinstance(value, list):
+            for one in value[:1]:
+                collect(one)
+
+    data = written(whole_trace())
+    del data["versions"]
+    collect(data)
+    missing = sorted(name for name in names if f"`{name}`" not in text)
+    assert not missing
+
+
+def test_fields_that_a_later_d3_adds_are_passed_over() -> None:
+    data = written(whole_trace())
+    data["more"] = data["replies"][0]["tokens"][0]["more"] = {"x": [1]}
+    assert read(data) == whole_trace()
+
+
+def test_a_newer_schema_is_said_to_be_newer() -> None:
+    data = written(whole_trace()) | {"schema": 2, "replies": "another form altogether"}
+    with pytest.raises(TraceError, match=r"t\.json was written by a newer d3 \(schema 2"):
+        read(data)
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends() -> None:
+    text = json.dumps(written(whole_trace())).encode()
+    for end in range(0, len(text) - 1, 97):
+        with pytest.raises(TraceError, match="is not a whole trace"):
+            parse_trace(text[:end], "t.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("replies", 0, "tokens", 3, "depth"), "deep", r"\$\.replies\[0\]\.tokens\[3\]\.depth"),
+        (("replies", 0, "tokens", 3, "depth"), 17, "step 3 does not fit"),
+        (("replies", 0, "tokens", 3, "depth"), -1, "tokens"),
+        (("replies", 0, "tokens", 3, "dropped_units"), 99, "step 3 does not fit"),
+        (("replies", 0, "tokens", 3, "step"), 4, "do not count from 0"),
+        (("replies", 0, "tokens", 3, "token_id"), 2**40, "token_id"),
+        (("replies", 0, "tokens"), {}, "tokens"),
+        (("replies", 0, "layers", "layers"), [], "not every layer's time"),
+        (("model", "num_layers"), 10**9, "another number of layers"),
+        (("model", "layer_bytes"), [[1, 2, 3]], "not every layer's bytes"),
+        (("model", "fixed_bytes"), -1, "fixed_bytes"),
+        (("schedule", "alpha"), 3, "alpha is 3"),
+        (("schedule", "skip_order"), ["1", "1"], "damaged|weights|twice"),
+        (("schedule",), {}, "damaged"),
+        (("sampling", "temperature"), "hot", "sampling"),
+        (("schema",), "1", "schema"),
+        (("schema",), 0, "schema"),
+        (("replies",), None, "replies"),
+    ],
+)
+def test_a_wrong_field_is_named(path: tuple[Any, ...], value: object, says: str) -> None:
+    data: Any = written(whole_trace())
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(TraceError, match=says):
+        read(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"null", b"[]", b"{}", b"[" * 200_000, b'{"schema": NaN}', b"\xff\xfe", b"\x00" * 64],
+)
+def test_what_is_no_trace_is_refused(text: bytes) -> None:
+    with pytest.raises(TraceError):
+        parse_trace(text, "t.json")
+
+
+def test_not_a_number_is_refused_both_ways() -> None:
+    token = whole_trace().replies[0].tokens[1]
+    for field in fields(TokenTrace):
+        if isinstance(getattr(token, field.name), float):
+            with pytest.raises(ValueError, match=field.name):
+                replace(token, **{field.name: float("nan")})
+    text = json.dumps(written(whole_trace())).replace('"kl": 0.0', '"kl": 1e999', 1)
+    with pytest.raises(TraceError):
+        parse_trace(text.encode(), "t.json")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path, Path("a\0b"), Path("~nobody-here/x")):
+        with pytest.raises(TraceError, match="cannot be read"):
+            read_trace(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
+    """One value anywhere in a valid file is replaced: it reads as a valid trace, or is refused."""
+    whole: Any = json.loads(json.dumps(to_json(made_trace([4, 3, 2], [1.0, 2.0]))))
+    place, key = whole, data.draw(st.sampled_from(sorted(whole)))
+    while isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        keys = sorted(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(list(keys)))
+    place[key] = data.draw(JSON)
+    try:
+        trace = read(whole)
+    except TraceError:
+        return
+    from d3cli.cli.profile_report import csv_text, report
+
+    assert read(written(trace)) == trace
+    assert report(trace, 80)
+    assert csv_text(trace)

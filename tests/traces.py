@@ -1,0 +1,163 @@
+"""Profiled runs for tests: one of the built-in model, and ones made by hand."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from d3cli.config import BUILTIN
+from d3cli.load import load_model
+from d3cli.model import LoadedModel
+from d3cli.profiling import ProfileOptions, Profiler, Prompt, nested_family
+from d3cli.sampling import SamplingParams
+from d3cli.schedule import DepthSchedule
+from d3cli.trace import (
+    MachineTrace,
+    ModelTrace,
+    RepeatTrace,
+    ReplyTrace,
+    TokenTrace,
+    Trace,
+)
+
+STORY, SUM = "Tell me a story about a fox.", "What is 27 + 45?"
+HOSTILE = (
+    "</script><script>window.hacked=1</script>",
+    '"><img src=x onerror="window.hacked=1">',
+    "<!-- <script>",
+    "' onmouseover='window.hacked=1",
+    '<a href="javascript:window.hacked=1">x</a>',
+    "{{ 7 * 7 }}{% include 'x' %}",
+    "&lt;b&gt; &quot; %{customdata} ${7*7} `x`",
+    "=HYPERLINK(1)",
+    "\x1b[31mred\x1b[0m\x1b]52;c;aGFja2Vk\x07",
+    "\u202eback\u2069 \u2028 \u0000",
+    "日本語 e\u0301 👩‍👩‍👧",
+    "\\ \n \t \r end",
+)
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt(text, ({"role": "user", "content": text},))
+
+
+@cache
+def builtin() -> LoadedModel:
+    return load_model(BUILTIN, dtype="float32", device="cpu")
+
+
+def profile(
+    *texts: str, model: LoadedModel | None = None, **options: Any
+) -> tuple[Profiler, Trace]:
+    """A profiled run to its end."""
+    model = model or builtin()
+    schedule = options.pop("schedule", None) or model.schedule(0.97, start=4)
+    profiler = Profiler(
+        model,
+        ProfileOptions(
+            schedule=schedule,
+            source="flags",
+            sampling=options.pop("sampling", SamplingParams()),
+            **options,
+        ),
+    )
+    for text in texts:
+        for run in profiler.runs(prompt(text)):
+            for _ in run:
+                pass
+    for _ in profiler.examine():
+        pass
+    return profiler, profiler.trace()
+
+
+@cache
+def whole_trace() -> Trace:
+    """Two replies of the built-in model, with all that can be measured."""
+    schedule = builtin().schedule(0.97, start=4)
+    order = nested_family(builtin(), schedule, "flags")
+    return profile(STORY, SUM, max_tokens=40, compare=True, needed_order=order, layers=True)[1]
+
+
+def hostile_trace() -> Trace:
+    """A valid trace, each of whose texts is an attack."""
+    whole = whole_trace()
+    first = whole.replies[0]
+    tokens = tuple(
+        replace(
+            token,
+            text=HOSTILE[at % len(HOSTILE)],
+            full_text=HOSTILE[-1 - at % len(HOSTILE)],
+            full_token_id=token.top_token_id + 1,
+        )
+        for at, token in enumerate(first.tokens)
+    )
+    return replace(
+        whole,
+        model=replace(whole.model, name=HOSTILE[0], model_type=HOSTILE[1], dtype=HOSTILE[3]),
+        machine=replace(whole.machine, processor=HOSTILE[4], system=HOSTILE[8]),
+        versions={HOSTILE[0]: HOSTILE[8]},
+        schedule=whole.schedule | {"source": HOSTILE[0]},
+        replies=(
+            replace(first, prompt=HOSTILE[0] + HOSTILE[8], finish_reason=HOSTILE[1], tokens=tokens),
+            replace(whole.replies[1], prompt=HOSTILE[9]),
+        ),
+    )
+
+
+def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Trace:
+    """A trace of one reply by hand: 4 layers of 10 bytes, 20 fixed; whole layers 1, then 2."""
+    schedule = DepthSchedule(4, 0.9, 0, 1, 1, ("1", "2"))
+    count = len(depths)
+    reply = ReplyTrace(
+        prompt="p",
+        prompt_tokens=3,
+        finish_reason="stop",
+        tokens=tuple(
+            TokenTrace(
+                step=step,
+                token_id=step,
+                text=f"t{step}",
+                depth=depths[step],
+                dropped_units=round(4 - depths[step]),
+                active_layers=round(depths[step]),
+                ms=ms[step - 1] if step else None,
+                logprob=-1.0,
+                entropy=0.5,
+                top_token_id=step,
+                **{name: values[step] for name, values in tokens.items()},
+            )
+            for step in range(count)
+        ),
+        repeats=(RepeatTrace(ttft_s=0.1, decode_s=sum(ms) / 1000),),
+    )
+    return Trace(
+        created="2026-01-01T00:00:00+00:00",
+        interrupted=False,
+        versions={"d3cli": "0"},
+        machine=MachineTrace(
+            system="s",
+            processor="p",
+            physical_cores=1,
+            logical_cores=1,
+            threads=1,
+            memory_bytes=10,
+            gpu=None,
+        ),
+        model=ModelTrace(
+            name="m",
+            model_type="llama",
+            num_layers=4,
+            context_length=64,
+            dtype="float32",
+            quantization=None,
+            device="cpu",
+            fingerprint=None,
+            revision=None,
+            layer_bytes=((4, 6, 0),) * 4,
+            fixed_bytes=20,
+        ),
+        schedule=schedule.to_json() | {"source": "flags"},
+        sampling={"temperature": 0.0},
+        max_tokens=None,
+        peak_memory_bytes=5,
+        replies=(reply,),
+    )
