@@ -55,8 +55,9 @@ class StepTimes:
         # From the last to the first, so that the cache before each is still whole.
         for number, step in enumerate(reversed(self.steps)):
             dropped = self.schedule.dropped(step)
-            for units in ((), dropped):  # each depth once, untimed: buffers are made, pages read
-                self._time(step, units)
+            if not number:  # each depth once, untimed: buffers are made, pages are read
+                self._time(step, ())
+                self._time(step, dropped)
             for pair in range(2 * self.rounds):
                 if pair % 2 == 0:
                     self.full[pair] += self._time(step, ())

@@ -8,7 +8,7 @@ forbids every request. No torch.
 import html
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from d3cli import trace_words
 from d3cli.inert import inert, quoted
 from d3cli.trace import ReplyTrace, TokenTrace, Trace
-from d3cli.trace_summary import Summary, summarize
+from d3cli.trace_summary import Stretch, Summary, summarize
 from d3cli.units import parse_unit
 
 # The light theme; the page's script exchanges these for the dark ones. Told apart by people with
@@ -269,6 +269,7 @@ def _depths(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
         lens = [token.saturation_layer for token in known]
         traces += [
             _points("needed at constant depth", steps, needed, AMBER, "circle"),
+            _mean_line("needed, mean", _one(trace, reply), lambda one: one.needed, AMBER),
             _points("early exit by the logit lens", steps, lens, GREEN, "x-thin-open"),
         ]
         note = (
@@ -296,7 +297,8 @@ def _latency(reply: ReplyTrace) -> dict[str, Any]:
 
 
 def _agreement(trace: Trace, reply: ReplyTrace) -> Iterator[dict[str, Any]]:
-    stretches = _one(trace, reply).stretches
+    summary = _one(trace, reply)
+    stretches = summary.stretches
     middles = [(one.begin + one.end - 1) / 2 for one in stretches]
     shares = [None if one.agreement is None else 100 * one.agreement for one in stretches]
     found = [share for share in shares if share is not None]
@@ -323,15 +325,13 @@ def _agreement(trace: Trace, reply: ReplyTrace) -> Iterator[dict[str, Any]]:
     known = [token for token in reply.tokens if token.kl is not None]
     values = [max(0.0, token.kl or 0.0) for token in known]
     steps = [token.step for token in known]
-    means = [one.kl for one in stretches]
     yield _chart(
         "kl",
         "Divergence from full depth",
         "KL(full depth || D³) of each token, in nats, and its mean by stretch.",
         [
             _points("a token", steps, values, VIOLET, "circle"),
-            _line("mean", middles, [max(0.0, mean or 0.0) for mean in means], INK, "linear")
-            | {"customdata": None, "hovertemplate": "mean %{y:.4f}<extra></extra>"},
+            _mean_line("mean", summary, lambda one: one.kl, INK),
         ],
         x="token",
         y="nats",
@@ -372,6 +372,18 @@ def _parts(reply: ReplyTrace) -> dict[str, Any]:
     chart["layout"]["barmode"] = "stack"
     chart["layout"]["xaxis"]["type"] = "category"
     return chart
+
+
+def _mean_line(
+    name: str, summary: Summary, value: Callable[[Stretch], float | None], colour: str
+) -> dict[str, Any]:
+    """A mean by stretch of the reply."""
+    known = [(one, mean) for one in summary.stretches if (mean := value(one)) is not None]
+    middles = [(one.begin + one.end - 1) / 2 for one, _ in known]
+    return _line(name, middles, [mean for _, mean in known], colour, "linear") | {
+        "customdata": None,
+        "hovertemplate": "mean %{y:.4f}<extra></extra>",
+    }
 
 
 def _line(

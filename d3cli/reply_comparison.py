@@ -5,7 +5,6 @@ Knows nothing of terminals.
 """
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,15 +12,15 @@ import torch
 from torch import Tensor
 
 from d3cli.audit import Agreement
-from d3cli.decode import decode_step
+from d3cli.clock import StepTimes
 from d3cli.engine import Engine, Reply
 from d3cli.memory import PREFILL_CHUNK
 from d3cli.sampling import make_sampler
 from d3cli.schedule import DepthSchedule
-from d3cli.scoring import head_chunk
+from d3cli.scoring import Document, head_chunk
 
-# Decode steps that are timed at both depths, spread over the reply.
-TIMED_STEPS = 12
+# Decode steps that are timed at both depths, each twice, spread over the reply.
+TIMED_STEPS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,29 +127,16 @@ def _full_depth(reply: Reply, states: Tensor, ids: Tensor) -> tuple[Tensor, floa
 def _measure_speedup(engine: Engine, reply: Reply) -> tuple[float | None, int]:
     """Times steps of the reply at full depth and at its own, in turn.
 
-    From the last to the first, so that the cache before each is still whole.
+    The cache holds all but the reply's last token, at full depth.
     """
-    steps = len(reply.tokens) - 1
-    count = min(steps, TIMED_STEPS)
-    if not count:
-        return None, 0
-    full_s = own_s = 0.0
-    for number in range(count, 0, -1):
-        step = max(1, round(number * steps / count))
-        dropped = reply.schedule.dropped(step)
-        # Each is first as often as the other: what comes second finds the caches warm.
-        turns = ((), dropped) if number % 2 else (dropped, ())
-        for turn, units in enumerate(turns):
-            engine.cache.crop(len(reply.prompt_ids) + step - 1)
-            began = time.perf_counter()
-            decode_step(engine.model, engine.cache, reply.tokens[step - 1].token_id, units)
-            seconds = time.perf_counter() - began
-            if turn == number % 2:
-                own_s += seconds
-            else:
-                full_s += seconds
+    document = Document(reply.prompt_ids, [token.token_id for token in reply.tokens])
+    times = StepTimes(engine.model, engine.cache, document, reply.schedule, 1, TIMED_STEPS)
+    for _ in times:
+        pass
     engine.cache.crop(engine.cache.full_length)
-    return full_s / own_s, count
+    if not times.steps:
+        return None, 0
+    return sum(times.full) / sum(times.own), len(times.steps)
 
 
 def _agreement(ours: Tensor, theirs: Tensor, below: Tensor) -> Agreement:

@@ -54,7 +54,9 @@ def sampling(trace: Trace) -> str:
     if not chosen.get("temperature"):
         penalty = chosen.get("repetition_penalty")
         return "greedy" + (f", repetition_penalty {penalty:g}" if penalty not in (None, 1) else "")
-    return ", ".join(f"{name} {value:g}" for name in names if (value := chosen.get(name)))
+    seeds = sorted({reply.seed for reply in trace.replies if reply.seed is not None})
+    words = [f"{name} {value:g}" for name in names if (value := chosen.get(name))]
+    return ", ".join([*words, *(f"seed {seed}" for seed in seeds[:3])])
 
 
 def spread(value: Spread, digits: int) -> str:

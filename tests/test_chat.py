@@ -123,7 +123,7 @@ def test_depth_is_a_dial(chat: Chat, home: Path) -> None:
     command(terminal, "/alpha 0.9", "depth: alpha 0.9 from token 16")
     turn(terminal, STORY)
     command(terminal, "/depth", "o: the last reply")
-    command(terminal, "/compare", "by the clock, 12 steps timed")
+    command(terminal, "/compare", "by the clock, 6 steps timed")
     assert re.search(r"agreement +9\d\.\d% of \d+ tokens below full depth", terminal.text)
     command(terminal, "/stats", "all replies 1:")
     command(terminal, "/regen alpha off", "the two first differ at token")

@@ -14,7 +14,8 @@ from d3cli.cli.request import Ready, Request
 from d3cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from d3cli.profiling import Profiler, Prompt
+    from d3cli.profiled import Prompt
+    from d3cli.profiling import Profiler
     from d3cli.trace import Trace
 
 MEASURE, RECORDED = "Measure", "Recorded runs"
@@ -193,7 +194,8 @@ def profile(
     longest = max((row.whole_text for row in rows), key=len)
     ready = request.prepare(output, model_name, longest)
 
-    from d3cli.profiling import ProfileOptions, Profiler, Prompt, nested_family
+    from d3cli.profiled import ProfileOptions, Prompt
+    from d3cli.profiling import Profiler, nested_family
 
     order = nested_family(ready.model, ready.schedule, ready.source) if needed else None
     profiler = Profiler(

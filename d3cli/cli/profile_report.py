@@ -91,6 +91,8 @@ def facts(trace: Trace, total: Summary) -> Rows:
         ("machine", trace_words.machine(trace)),
         ("versions", trace_words.versions(trace)),
     ]
+    if trace.model.fingerprint:
+        rows.append(("fingerprint", trace.model.fingerprint))
     if trace.interrupted:
         rows.append(("interrupted", "what was there until then is here"))
     repeats = {len(reply.repeats) for reply in replies}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from d3cli.model import LoadedModel
-    from d3cli.profiling import Run
+    from d3cli.profiled import Run
     from d3cli.schedule import DepthSchedule
 
 # At most so often a second, and never for more than this share of the time: drawing shares the

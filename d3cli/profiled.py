@@ -1,0 +1,124 @@
+"""Replies that are being profiled: how they were asked for, timed runs, what is known of each."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from d3cli.chat_template import Message
+from d3cli.comparison import Comparison
+from d3cli.engine import GenerationChunk, Reply
+from d3cli.sampling import SamplingParams
+from d3cli.schedule import DepthSchedule
+from d3cli.scoring import Document
+from d3cli.trace import ClockTrace, LayersTrace, RepeatTrace
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: the conversation, and what the user asked last."""
+
+    text: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    """How replies are made, and what is measured of them.
+
+    Attributes:
+        source: where the schedule comes from, in a word.
+        repeats: timed runs of each prompt. With two or more, one more run before them warms up.
+        compare: hold each reply beside full depth, by value and by the clock.
+        needed_order: the skip order whose nested family is searched for each token's needed
+            depth; None leaves that out.
+        layers: time a decode step part by part.
+    """
+
+    schedule: DepthSchedule
+    source: str
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    chat_template: str | None = None
+    think: bool | None = None
+    raw: bool = False
+    repeats: int = 1
+    compare: bool = False
+    needed_order: tuple[str, ...] | None = None
+    layers: bool = False
+
+
+class Run:
+    """One reply, timed. Iterate it for its chunks.
+
+    Attributes:
+        reply: the reply so far.
+        number: 0 for the run that warms up, else which repeat it is.
+        ms: milliseconds of each decode step so far; what its reader does in between is not in it.
+    """
+
+    def __init__(self, reply: Reply, number: int) -> None:
+        self.reply, self.number = reply, number
+        self.ms: list[float] = []
+        self._cpu_s = 0.0
+
+    def __iter__(self) -> Iterator[GenerationChunk]:
+        chunks = iter(self.reply)
+        while True:
+            cpu, began = time.process_time(), time.perf_counter()
+            chunk = next(chunks, None)
+            ended = time.perf_counter()
+            if chunk is None:
+                return
+            if chunk.token.step:  # token 0 came out of the prefill
+                self.ms.append(1000 * (ended - began))
+                self._cpu_s += time.process_time() - cpu
+            yield chunk
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the reply came to its end."""
+        return self.reply.finish_reason != "interrupted"
+
+    @property
+    def decode_s(self) -> float:
+        return math.fsum(self.ms) / 1000
+
+    def record(self) -> RepeatTrace:
+        """Its figures; it must have a token."""
+        seconds = self.decode_s
+        return RepeatTrace(
+            ttft_s=self.reply.stats.ttft_s or 0.0,
+            decode_s=seconds,
+            cpu_percent=100 * self._cpu_s / seconds if seconds else None,
+        )
+
+
+@dataclass(slots=True)
+class Profiled:
+    """One prompt, and what is known of its reply so far."""
+
+    prompt: Prompt
+    sampling: SamplingParams
+    warm_up: Run | None = None
+    runs: list[Run] = field(default_factory=list)
+    comparison: Comparison | None = None
+    needed: list[float] | None = None
+    saturation: list[int] | None = None
+    clock: ClockTrace | None = None
+    layers: LayersTrace | None = None
+
+    @property
+    def first(self) -> Run | None:
+        """The run whose tokens are shown; that which warms up where there is no other."""
+        begun = [run for run in (*self.runs, self.warm_up) if run is not None]
+        return next((run for run in begun if run.reply.tokens), begun[0] if begun else None)
+
+    @property
+    def document(self) -> Document | None:
+        """Its reply as a document; None for one without a decode step, or cut short."""
+        run = self.first
+        if run is None or not run.is_whole or len(run.reply.tokens) < 2:
+            return None
+        return Document(run.reply.prompt_ids, [token.token_id for token in run.reply.tokens])

@@ -1,0 +1,221 @@
+"""A profiled run as a trace, at any moment: also of what was cut short."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from d3cli.clock import PartTimes, StepTimes
+from d3cli.engine import Reply
+from d3cli.machine import processor_name, system, versions
+from d3cli.model import LoadedModel
+from d3cli.profiled import Profiled, ProfileOptions
+from d3cli.schedule import DepthSchedule
+from d3cli.trace import (
+    ClockTrace,
+    LayersTrace,
+    LayerTime,
+    MachineTrace,
+    ModelTrace,
+    ReplyTrace,
+    TokenTrace,
+    Trace,
+)
+from d3cli.units import parse_unit
+
+CONFIDENCE = 0.95
+
+
+def record_trace(
+    model: LoadedModel,
+    options: ProfileOptions,
+    profiled: Sequence[Profiled],
+    *,
+    created: str,
+    peak_memory_bytes: int,
+    interrupted: bool,
+) -> Trace:
+    """All that is known of these replies."""
+    sampling = asdict(options.sampling)
+    del sampling["seed"]
+    return Trace(
+        created=created,
+        interrupted=interrupted,
+        versions=versions(),
+        machine=_machine_trace(model),
+        model=_model_trace(model),
+        schedule=options.schedule.to_json() | {"source": options.source},
+        sampling=sampling,
+        max_tokens=options.max_tokens,
+        compared=options.compare,
+        needed_order=options.needed_order,
+        peak_memory_bytes=peak_memory_bytes,
+        replies=tuple(
+            _reply_trace(model, options, one) for one in profiled if one.first is not None
+        ),
+    )
+
+
+def _reply_trace(model: LoadedModel, options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
+    run = profiled.first
+    assert run is not None
+    reply = run.reply
+    whole = [run for run in profiled.runs if run.is_whole] or [run] * bool(reply.tokens)
+    return ReplyTrace(
+        prompt=profiled.prompt.text,
+        prompt_tokens=len(reply.prompt_ids),
+        finish_reason=reply.finish_reason,
+        seed=None if profiled.sampling.is_greedy else profiled.sampling.seed,
+        tokens=tuple(
+            _token_trace(model, options, profiled, reply, step, [run.ms for run in whole])
+            for step in range(len(reply.tokens))
+        ),
+        repeats=tuple(run.record() for run in whole),
+        clock=profiled.clock,
+        layers=profiled.layers,
+    )
+
+
+def _token_trace(
+    model: LoadedModel,
+    options: ProfileOptions,
+    profiled: Profiled,
+    reply: Reply,
+    step: int,
+    times: Sequence[Sequence[float]],
+) -> TokenTrace:
+    token, schedule = reply.tokens[step], options.schedule
+    # A signal may have come between a token and its time.
+    ms = [each[step - 1] for each in times if 0 < step <= len(each)]
+    extra: dict[str, Any] = {}
+    if profiled.comparison is not None:
+        full_id = int(profiled.comparison.full_top_ids[step])
+        extra |= {
+            "full_logprob": _finite(profiled.comparison.full_log_probs[step]),
+            "full_token_id": full_id,
+            "full_text": model.tokenizer.decode([full_id]),
+            "kl": _finite(profiled.comparison.kl[step]),
+        }
+    if step and profiled.needed is not None and profiled.saturation is not None:
+        extra |= {
+            "needed_depth": profiled.needed[step],
+            "saturation_layer": profiled.saturation[step - 1],
+        }
+    return TokenTrace(
+        step=step,
+        token_id=token.token_id,
+        text=reply.pieces[step],
+        depth=token.depth,
+        dropped_units=schedule.num_dropped(step) if step else 0,
+        active_layers=active_layers(schedule, step),
+        ms=fmean(ms) if ms else None,
+        ms_sd=stdev(ms) if len(ms) > 1 else None,
+        logprob=token.logprob,
+        entropy=token.entropy,
+        top_token_id=token.top_id,
+        **extra,
+    )
+
+
+def active_layers(schedule: DepthSchedule, step: int) -> int:
+    """Layers of which anything runs at a step."""
+    dropped = [parse_unit(name) for name in schedule.dropped(step)]
+    parts = [unit.layer for unit in dropped]
+    gone = {unit.layer for unit in dropped if unit.part is None or parts.count(unit.layer) == 2}
+    return schedule.num_layers - len(gone)
+
+
+def clock_trace(times: StepTimes) -> ClockTrace:
+    """The clock ratio and its interval."""
+    from scipy.stats import bootstrap  # slow to import, and needed here alone
+
+    ratios = times.ratios
+    interval = bootstrap(
+        (ratios,),
+        np.median,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    count = len(times.steps)
+    return ClockTrace(
+        steps=count,
+        rounds=times.rounds,
+        full_ms=1000 * median(times.full) / count,
+        own_ms=1000 * median(times.own) / count,
+        ratios=tuple(ratios),
+        ratio=median(ratios),
+        low=float(interval.low),
+        high=float(interval.high),
+    )
+
+
+def layers_trace(parts: PartTimes) -> LayersTrace:
+    """Medians of each part."""
+
+    def middle(values: Sequence[float]) -> float:
+        return 1000 * max(0.0, median(values))
+
+    layers = []
+    for layer in range(len(parts.layers[0])):
+        whole = [step[layer] for step in parts.layers]
+        attn = [step[layer] for step in parts.attn]
+        mlp = [step[layer] for step in parts.mlp] or [0.0] * len(whole)
+        other = [w - a - m for w, a, m in zip(whole, attn, mlp, strict=True)]
+        layers.append(
+            LayerTime(
+                attn=middle(attn), mlp=middle(mlp) if parts.mlp else None, other=middle(other)
+            )
+        )
+    rest = [
+        step - head - math.fsum(layers)
+        for step, head, layers in zip(parts.step, parts.head, parts.layers, strict=True)
+    ]
+    return LayersTrace(
+        steps=len(parts.step),
+        layers=tuple(layers),
+        head_ms=middle(parts.head),
+        rest_ms=middle(rest),
+    )
+
+
+def _model_trace(model: LoadedModel) -> ModelTrace:
+    key, weights = model.key, model.weight_bytes
+    return ModelTrace(
+        name=model.name,
+        model_type=model.causal_lm.config.model_type,
+        num_layers=model.num_layers,
+        context_length=model.context_length,
+        dtype=str(model.causal_lm.dtype).removeprefix("torch."),
+        quantization=None if key is None else key.quantization,
+        device=str(model.device),
+        fingerprint=None if key is None else key.fingerprint,
+        revision=None if key is None else key.revision,
+        layer_bytes=tuple((layer.attn, layer.mlp, layer.other) for layer in weights.layers),
+        fixed_bytes=weights.fixed,
+    )
+
+
+def _machine_trace(model: LoadedModel) -> MachineTrace:
+    cuda = model.device.type == "cuda"
+    return MachineTrace(
+        system=system(),
+        processor=processor_name(),
+        physical_cores=psutil.cpu_count(logical=False),
+        logical_cores=psutil.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpu=torch.cuda.get_device_name(model.device) if cuda else None,
+    )
+
+
+def _finite(value: Tensor) -> float | None:
+    """JSON has no NaN: below float32, dropping layers may leave a dtype's range."""
+    number = float(value)
+    return number if math.isfinite(number) else None
