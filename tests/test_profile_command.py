@@ -390,6 +390,22 @@ class TestTerminal:
         assert read_trace(path).interrupted
         assert "interrupted" in terminal.plain
 
+    def test_suspended_it_gives_the_screen_back(self, tmp_path: Path) -> None:
+        shell = Terminal(
+            "--norc", "-i", home=tmp_path, program="/bin/bash", PS1="sh> ", columns=90, rows=24
+        )
+        try:
+            shell.line(f"{sys.executable} -m d3cli profile --threads 1 '{STORY}' --repeat 4")
+            shell.wait("repeat 1 of 4")
+            shell.send("\x1a")
+            shell.wait("Stopped")
+            assert shell.raw.rindex("\x1b[?1049l") > shell.raw.rindex("\x1b[?1049h")
+            shell.line("echo still here; fg")
+            shell.wait("in words", 60)
+            assert shell.raw.count("\x1b[?1049h") == shell.raw.count("\x1b[?1049l") == 2
+        finally:
+            shell.close()
+
     def test_resized_while_it_runs(self, terminals) -> None:  # type: ignore[no-untyped-def]
         terminal = terminals(STORY, "--repeat", "3", columns=100, rows=30)
         terminal.wait("tok/s")

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from d3cli.cli.terminal import screen_left_when_suspended
 from d3cli.errors import D3Error
 from d3cli.inert import inert
 
@@ -188,13 +189,14 @@ class Output:
         if not self.is_terminal or console.is_dumb_terminal or small:
             yield None
             return
-        with Live(
+        screen = Live(
             console=console,
             screen=True,
             auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
-        ) as live:
+        )
+        with screen_left_when_suspended(), screen as live:
             yield live
 
     def track(self, done: Iterator[int], total: int, text: str) -> None:

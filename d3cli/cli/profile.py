@@ -11,7 +11,7 @@ from d3cli.cli.output import ClosedPipe, Output, json_line
 from d3cli.cli.profile_files import SUFFIXES, Destination, Format
 from d3cli.cli.prompt import PromptRow, read_arguments, read_prompts
 from d3cli.cli.request import Ready, Request
-from d3cli.errors import UsageError
+from d3cli.errors import D3Error, UsageError
 
 if TYPE_CHECKING:
     from d3cli.profiled import Prompt
@@ -229,16 +229,24 @@ def _profile(
     """Runs everything, and writes what there is, also where it ends early."""
     try:
         signals.stop_in_order()
-        signals.stop_once()  # while the result is written, no second signal cuts it in two
+        signals.stop_once()  # no second signal cuts in two what the first one leaves
         _run(output, profiler, prompts, ready)
         output.follow(_checked(profiler.examine()))
     except ClosedPipe:
         raise
     except BaseException:
-        _write(output, profiler.trace(interrupted=True), destination)
+        try:
+            _write(output, profiler.trace(interrupted=True), destination)
+        except ClosedPipe:
+            pass  # what ended the run is what is told
+        except D3Error as error:
+            output.failure(error)
+        signals.check()  # a terminal that has gone fails us, too, but its signal came first
         raise
     else:
-        _write(output, profiler.trace(), destination)
+        with signals.deferred():
+            _write(output, profiler.trace(), destination)
+        signals.check()
     finally:
         for note in profiler.notes:
             output.note(note)

@@ -1,5 +1,7 @@
 """The terminal's own settings."""
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +19,6 @@ def line_mode(on: bool) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    import signal
-
     stdin = sys.stdin.fileno()
     try:
         before = termios.tcgetattr(stdin)
@@ -41,3 +41,32 @@ def line_mode(on: bool) -> Iterator[None]:
         signal.signal(signal.SIGCONT, previous)
         with suppress(termios.error):
             termios.tcsetattr(stdin, termios.TCSANOW, before)
+
+
+ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h\x1b[H\x1b[?25l", "\x1b[?1049l\x1b[?25h"
+
+
+@contextmanager
+def screen_left_when_suspended() -> Iterator[None]:
+    """Within, Ctrl-Z gives the terminal's first screen and the cursor back until `fg`."""
+    if not hasattr(signal, "SIGTSTP"):  # Windows
+        yield
+        return
+
+    def suspend(*_: object) -> None:
+        _write(LEAVE_SCREEN)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # comes back when it is continued
+        signal.signal(signal.SIGTSTP, suspend)
+        _write(ENTER_SCREEN)
+
+    previous = signal.signal(signal.SIGTSTP, suspend)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, previous)
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):  # the terminal may be what has gone
+        os.write(sys.stderr.fileno(), text.encode())
