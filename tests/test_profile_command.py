@@ -2,8 +2,10 @@
 
 import csv
 import io
+import itertools
 import json
 import os
+import random
 import re
 import signal
 import stat
@@ -20,6 +22,9 @@ from rich.console import Console
 from d3cli.cli.output import json_line
 from d3cli.cli.profile_report import against_json, report
 from d3cli.cli.profile_view import ProfileView, show_token
+from d3cli.config import replace_file
+from d3cli.profiled import Run
+from d3cli.profiling import Profiler
 from d3cli.trace import Trace, parse_trace, read_trace
 from d3cli.trace_summary import with_figures
 from tests.conftest import D3, check
@@ -287,36 +292,89 @@ class TestBadInput:
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("seed", range(3))
-    def test_ctrl_c_leaves_a_valid_trace(self, tmp_path: Path, seed: int) -> None:
-        path = tmp_path / "run.json"
-        process = d3_process("profile", STORY, "--repeat", "500", "--output-file", str(path))
-        assert process.stderr is not None
-        for line in process.stderr:
-            if b"model" in line:
-                break
-        time.sleep(4 + 0.37 * seed)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+    """A real signal, at a moment that a seed has chosen."""
+
+    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_leaves_a_valid_trace(
+        self, d3: D3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, number: int
+    ) -> None:
+        moment = random.Random(seed).randrange(1, 60)
+        path, seen = tmp_path / "run.json", itertools.count(1)
+        tokens = Run.__iter__
+
+        def watched(run: Run) -> Iterator[object]:
+            for chunk in tokens(run):
+                if next(seen) == moment:
+                    os.kill(os.getpid(), number)
+                yield chunk
+
+        monkeypatch.setattr(Run, "__iter__", watched)
+        result = d3("profile", STORY, *FAST, "--repeat", "4", "--output-file", path)
+        assert result.code == 128 + number
+        assert result.out == ""
         trace = read_trace(path)
         assert trace.interrupted
-        assert trace.replies[0].tokens
+        (reply,) = trace.replies
+        # Twelve tokens to warm up, then twelve a repeat; the first repeat that has begun is shown.
+        shown = moment if moment <= 12 else min(12, moment - 12)
+        assert len(reply.tokens) == shown
+        assert len(reply.repeats) == max(1, moment // 12 - 1)
 
-    def test_ctrl_c_on_stdout_in_a_later_phase(self) -> None:
-        """While the many runs of --compare go on, the reply is not lost."""
-        process = d3_process(
-            "profile", STORY, "--max-tokens", "400", "--alpha", "off", "--compare", "-o", "json",
-            env={"PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        time.sleep(6.5)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        if process.returncode == 0:
-            pytest.fail("it ended before the signal")
-        assert process.returncode == 130
-        trace = parse_trace(out, "stdout")
+    @pytest.mark.parametrize("step", ["full depth's values", "needed depth", "full depth's time"])
+    def test_a_signal_while_it_compares_keeps_the_reply(
+        self, d3: D3, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        steps = Profiler.examine
+
+        def watched(profiler: Profiler) -> Iterator[tuple[str, float]]:
+            for what, share in steps(profiler):
+                if what == step:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield what, share
+
+        monkeypatch.setattr(Profiler, "examine", watched)
+        result = d3("profile", STORY, *FAST, "--compare", "--needed", "--json")
+        assert result.code == 130
+        trace = parse_trace(result.out.encode(), "stdout")
         assert trace.interrupted
-        assert b"Traceback" not in err
+        assert len(trace.replies[0].tokens) == 12
+        assert trace.replies[0].clock is None
+
+    def test_a_signal_while_the_result_is_written_waits(
+        self, d3: D3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(path: Path, text: str) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            replace_file(path, text)
+
+        monkeypatch.setattr("d3cli.cli.profile_files.replace_file", killed)
+        path = tmp_path / "run.json"
+        assert d3("profile", SUM, *FAST, "--output-file", path).code == 130
+        assert not read_trace(path).interrupted
+
+    def test_a_process_of_its_own(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.json"
+        rows = "".join(json.dumps({"prompt": STORY}) + "\n" for _ in range(2000))
+        process = d3_process(
+            "profile", "--input", "-", "--threads", "1", "--output-file", str(path),
+            stdin=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(rows.encode())
+        process.stdin.close()
+        deadline = time.monotonic() + 60
+        status = Path(f"/proc/{process.pid}/stat")
+        while time.monotonic() < deadline:  # until it has computed for longer than loading takes
+            ticks = sum(map(int, status.read_text().rsplit(")", 1)[1].split()[11:13]))
+            if ticks / os.sysconf("SC_CLK_TCK") > 12:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        trace = read_trace(path)
+        assert trace.interrupted
+        assert trace.replies
 
 
 @pytest.fixture
