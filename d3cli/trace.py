@@ -261,6 +261,8 @@ class Trace:
         layers, weights = self.model.num_layers, self.model.weight_bytes
         _require(schedule.num_layers == layers, "the schedule is for another number of layers")
         _require(len(weights.layers) == layers, "not every layer's bytes are there")
+        _require(weights.total > 0, "the model has no weights")
+        _check_order(self.needed_order or (), weights)
         for reply in self.replies:
             _require(
                 reply.layers is None or len(reply.layers.layers) == layers,
@@ -269,6 +271,8 @@ class Trace:
             for token in reply.tokens:
                 fits = token.dropped_units <= len(schedule.skip_order) and token.depth <= layers
                 _require(fits, f"step {token.step} does not fit the schedule")
+                known = token.needed_depth is None or self.needed_order is not None
+                _require(known, "a needed depth without needed_order")
 
     @property
     def depth_schedule(self) -> DepthSchedule:
@@ -333,6 +337,15 @@ class _Head:
     """What every version of the format begins with."""
 
     schema: Annotated[int, Meta(ge=1)]
+
+
+def _check_order(order: tuple[str, ...], weights: WeightBytes) -> None:
+    """Raises ValueError where it is no skip order of these layers."""
+    try:
+        sizes = tuple(weights.weight(unit) for unit in order)
+        DepthSchedule(len(weights.layers), skip_order=order, weights=sizes)
+    except (ScheduleError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"needed_order is no skip order of the model: {error}") from error
 
 
 def _require(holds: bool, problem: str) -> None:

@@ -15,6 +15,7 @@ from d3cli.trace import ReplyTrace, TokenTrace, Trace, to_json
 
 MOST_STRETCHES, SHORTEST_STRETCH = 8, 8
 Z95 = 1.96  # standard errors on either side of a mean: 95% of a normal distribution
+TOLERANCE = 1e-6  # of depths, which are sums of weights
 FEWEST_STEPS = 32  # below, early and late tokens are too few to be told apart
 
 
@@ -32,6 +33,8 @@ class Needed:
 
     Attributes:
         mean, given: mean needed depth, and mean depth that was given.
+        floor: the least depth that was tried, and so the least that can be found.
+        at_floor: share of steps for which that was enough.
         enough: share of steps that were given at least what they needed.
         saturation: mean layer at which the logit lens is settled: what early exit would need.
         early, late: mean needed depth of the first and the second half of the replies' steps.
@@ -41,6 +44,8 @@ class Needed:
 
     mean: float
     given: float
+    floor: float
+    at_floor: float
     enough: float
     saturation: float
     early: float
@@ -150,7 +155,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         if whole
         else None,
         kl=_mean(steps, lambda token: token.kl),
-        needed=_needed(replies),
+        needed=_needed(trace, replies),
         stretches=tuple(_stretches(steps)),
     )
 
@@ -207,7 +212,7 @@ def _byte_ratio(trace: Trace, replies: Sequence[ReplyTrace], repairs: int) -> fl
     return len(steps) * full / read if read else None
 
 
-def _needed(replies: Sequence[ReplyTrace]) -> Needed | None:
+def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:
     known = [
         (2 * token.step > len(reply.tokens), token, token.needed_depth, token.saturation_layer)
         for reply in replies
@@ -217,6 +222,8 @@ def _needed(replies: Sequence[ReplyTrace]) -> Needed | None:
     if not known:
         return None
     needed = [depth for _, _, depth, _ in known]
+    weights = map(trace.model.weight_bytes.weight, trace.needed_order or ())
+    floor = trace.model.num_layers - math.fsum(weights)
     early = [depth for late, _, depth, _ in known if not late] or needed
     late = [depth for is_late, _, depth, _ in known if is_late] or needed
     margin = None
@@ -225,7 +232,9 @@ def _needed(replies: Sequence[ReplyTrace]) -> Needed | None:
     return Needed(
         mean=fmean(needed),
         given=fmean(token.depth for _, token, _, _ in known),
-        enough=fmean(token.depth >= depth - 1e-6 for _, token, depth, _ in known),
+        floor=floor,
+        at_floor=fmean(depth <= floor + TOLERANCE for depth in needed),
+        enough=fmean(token.depth >= depth - TOLERANCE for _, token, depth, _ in known),
         saturation=fmean(layer for _, _, _, layer in known),
         early=fmean(early),
         late=fmean(late),

@@ -13,6 +13,9 @@ ENDS = {
 }
 
 
+MOSTLY = 0.9  # of tokens at the least depth, from which on the search has hit its end
+
+
 def title(trace: Trace) -> str:
     """The model and how it was loaded."""
     model = trace.model
@@ -94,7 +97,7 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
             f"{_count(summary.replies, 'reply', 'replies')} together have "
             f"{_count(summary.tokens, 'token')}, their prompts {summary.prompt_tokens:,}."
         )
-    if summary.mean_depth is None or summary.layer_ratio is None:
+    if summary.mean_depth is None or summary.byte_ratio is None:
         yield "There was no decode step, so nothing ran below full depth."
         return
     layers = trace.model.num_layers
@@ -129,27 +132,32 @@ def _quality(summary: Summary) -> str:
 
 
 def _needed(needed: Needed, trace: Trace) -> Iterator[str]:
-    layers, order = trace.model.num_layers, trace.needed_order or ()
-    least = layers - sum(trace.model.weight_bytes.weight(unit) for unit in order)
     yield (
-        f"To choose as full depth does, tokens needed {needed.mean:.1f} of {layers} layers on "
-        f"average at constant depth ({least:.4g} is the least that was tried), and were given "
-        f"{needed.given:.1f}; {needed.enough:.1%} had at least what they needed. "
-        f"By the logit lens, early exit would have needed {needed.saturation:.1f}."
+        f"To choose as full depth does, tokens needed {needed.mean:.1f} of "
+        f"{trace.model.num_layers} layers on average at constant depth ({needed.floor:.4g} is the "
+        f"least that was tried), and were given {needed.given:.1f}; {needed.enough:.1%} had at "
+        "least what they needed. By the logit lens, early exit would have needed "
+        f"{needed.saturation:.1f}."
     )
     halves = (
         f"{needed.early:.2f} layers in the first half of the reply, {needed.late:.2f} in the second"
     )
-    if needed.margin is None:
+    difference, margin = needed.late - needed.early, needed.margin
+    if margin is None:
         yield f"They needed {halves}: too few tokens to tell whether later ones need fewer."
         return
-    difference = needed.late - needed.early
-    verdict = "no difference that can be told from chance, so no evidence for D³'s premise here"
-    if difference < -needed.margin:
+    if difference < -margin:
         verdict = "later tokens need fewer layers, as D³ presumes"
-    elif difference > needed.margin:
+    elif difference > margin:
         verdict = "later tokens need more layers, against D³'s premise"
-    yield f"They needed {halves} ({difference:+.2f}, ±{needed.margin:.2f}): {verdict}."
+    elif needed.at_floor >= MOSTLY:
+        verdict = (
+            f"but {needed.at_floor:.1%} make do with the least depth that was tried, so this "
+            "tells little of D³'s premise"
+        )
+    else:
+        verdict = "no difference that can be told from chance, so no evidence for D³'s premise here"
+    yield f"They needed {halves} ({difference:+.2f}, ±{margin:.2f}): {verdict}."
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d3cli.cli.profile_report import against_report, csv_text, report
 from d3cli.errors import TraceError
+from d3cli.html_report import _reply
 from d3cli.trace import TokenTrace, Trace, parse_trace, read_trace, to_json
-from d3cli.trace_summary import with_figures
+from d3cli.trace_summary import summarize, with_figures
+from d3cli.trace_words import sentences
 from tests.traces import hostile_trace, made_trace, whole_trace
 
 DOCS = Path(__file__).parent.parent / "docs" / "trace.md"
@@ -97,6 +100,10 @@ def test_a_truncated_file_is_refused_wherever_it_ends() -> None:
         (("schedule", "alpha"), 3, "alpha is 3"),
         (("schedule", "skip_order"), ["1", "1"], "damaged|weights|twice"),
         (("schedule",), {}, "damaged"),
+        (("needed_order",), ["99"], "needed_order is no skip order"),
+        (("needed_order",), ["1", "1.mlp"], "needed_order is no skip order"),
+        (("needed_order",), ["1.x"], "needed_order is no skip order"),
+        (("needed_order",), None, "without needed_order"),
         (("sampling", "temperature"), "hot", "sampling"),
         (("schema",), "1", "schema"),
         (("schema",), 0, "schema"),
@@ -150,7 +157,10 @@ JSON = st.recursive(
 @given(data=st.data())
 def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     """One value anywhere in a valid file is replaced: it reads as a valid trace, or is refused."""
-    whole: Any = json.loads(json.dumps(to_json(made_trace([4, 3, 2], [1.0, 2.0]))))
+    extra = {"needed_depth": [None, 3.0, 2.0], "saturation_layer": [None, 3, 4]}
+    extra |= {"full_token_id": [1, 1, 2], "full_text": ["a"] * 3, "full_logprob": [-1.0] * 3}
+    made = made_trace([4, 3, 2], [1.0, 2.0], kl=[0.0, 0.1, 0.2], **extra)
+    whole: Any = json.loads(json.dumps(to_json(made)))
     place, key = whole, data.draw(st.sampled_from(sorted(whole)))
     while isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
         place = place[key]
@@ -161,8 +171,10 @@ def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
         trace = read(whole)
     except TraceError:
         return
-    from d3cli.cli.profile_report import csv_text, report
-
     assert read(written(trace)) == trace
     assert report(trace, 80)
     assert csv_text(trace)
+    assert against_report(trace, whole_trace(), ("a", "b"), 80)
+    assert list(sentences(summarize(trace, trace.replies), trace, trace.replies))
+    for reply in trace.replies:
+        assert _reply(trace, reply)

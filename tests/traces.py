@@ -159,6 +159,7 @@ def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Tra
         schedule=schedule.to_json() | {"source": "flags"},
         sampling={"temperature": 0.0},
         max_tokens=None,
+        needed_order=("1", "2") if "needed_depth" in tokens else None,
         peak_memory_bytes=5,
         replies=(reply,),
     )
