@@ -111,12 +111,12 @@ def make_directory(path: Path) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Writes a 0600 file at once: a crash at any moment leaves the old one or the new one whole.
 
-    A kill may leave a temporary file beside it, whose name is ``.NAME.`` and a random end.
+    A kill may leave a temporary file beside it, whose name is ``.NAME.``, cut, and a random end.
 
     Raises:
         OSError: it cannot be written; the old one is still there.
     """
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")  # 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)

@@ -29,7 +29,8 @@ BLUE, AMBER, VIOLET, GREEN, EMPTY = "#2f6fd0", "#c77d0a", "#8453c5", "#2a8a64", 
 SKIPPED, NO_MLP, NO_ATTENTION, RUN = range(4)
 STATES = ("skipped", "MLP dropped", "attention dropped", "run")
 STATE_COLOURS = (EMPTY, AMBER, VIOLET, BLUE)
-FEWEST_BINS = 2
+FEWEST_TOKENS = 2  # of a reply that has charts
+MOST_CELLS = 1_000_000  # of the heat map: a browser holds a label for each
 
 
 def html_report(trace: Trace) -> str:
@@ -90,6 +91,7 @@ def _foot(trace: Trace) -> list[tuple[str, str]]:
         ("weights", f"{model.weight_bytes.total / 1e6:,.1f} MB read a step at full depth"),
         ("peak memory", f"{trace.peak_memory_bytes / 1e9:.2f} GB"),
         ("schedule", json.dumps(trace.schedule)),
+        ("options", trace_words.options(trace)),
         ("needed along", " ".join(trace.needed_order or ())),
     ]
     return [row for row in rows if row[1]]
@@ -128,27 +130,22 @@ def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str,
 def _reply(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
     """What the template shows of one reply, and the data of its charts."""
     first = inert(reply.prompt.strip().partition("\n")[0])
+    summary = summarize(trace, [reply])
+    charts = list(_charts(trace, reply, summary))
+    columns = _columns(reply)
     return {
         "name": first if len(first) <= 60 else first[:59] + "…",
-        "words": [inert(one) for one in trace_words.sentences(_one(trace, reply), trace, [reply])],
+        "words": [inert(one) for one in trace_words.sentences(summary, trace, [reply])],
         "text": inert("".join(token.text for token in reply.tokens)),
         "prompt": inert(reply.prompt),
-        "columns": [title for title, _, _ in _columns(reply)],
+        "columns": [title for title, _, _ in columns],
         "rows": [
-            [(cell(token), sort(token)) for _, cell, sort in _columns(reply)]
-            for token in reply.tokens
+            [(cell(token), sort(token)) for _, cell, sort in columns] for token in reply.tokens
         ],
-        "charts": [(chart["id"], chart["title"], chart["note"]) for chart in _charts(trace, reply)],
-        "data": {
-            # plotly.js reads a little HTML in texts, so they are escaped for it, too.
-            "labels": [_label(token) for token in reply.tokens],
-            "charts": list(_charts(trace, reply)),
-        },
+        "charts": [(chart["id"], chart["title"], chart["note"]) for chart in charts],
+        # plotly.js reads a little HTML in texts, so they are escaped for it, too.
+        "data": {"labels": [_label(token) for token in reply.tokens], "charts": charts},
     }
-
-
-def _one(trace: Trace, reply: ReplyTrace) -> Summary:
-    return summarize(trace, [reply])
 
 
 def _label(token: TokenTrace) -> str:
@@ -204,51 +201,56 @@ def _columns(reply: ReplyTrace) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _charts(trace: Trace, reply: ReplyTrace) -> Iterator[dict[str, Any]]:
+def _charts(trace: Trace, reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
     """Charts as plotly.js takes them; a trace's `customdata` are the steps of its points."""
-    if len(reply.tokens) < FEWEST_BINS:
+    if len(reply.tokens) < FEWEST_TOKENS:
         return
     yield _heat_map(trace, reply)
-    yield _depths(trace, reply)
+    yield _depths(trace, reply, summary)
     yield _latency(reply)
     if any(token.kl is not None for token in reply.tokens):
-        yield from _agreement(trace, reply)
+        yield from _agreement(reply, summary)
     if reply.layers is not None:
         yield _parts(reply)
 
 
-def cells(trace: Trace, reply: ReplyTrace) -> list[list[int]]:
+def cells(trace: Trace, tokens: Sequence[TokenTrace]) -> list[list[int]]:
     """What each layer did for each token, ``[layers][tokens]``, as an index of `STATES`."""
-    schedule = trace.depth_schedule
-    table = [[RUN] * len(reply.tokens) for _ in range(trace.model.num_layers)]
-    for at, token in enumerate(reply.tokens):
-        for name in schedule.skip_order[: token.dropped_units]:
-            layer, part = parse_unit(name)
+    units = [parse_unit(name) for name in trace.depth_schedule.skip_order]
+    columns: dict[int, list[int]] = {}
+    for count in {token.dropped_units for token in tokens}:
+        column = columns[count] = [RUN] * trace.model.num_layers
+        for layer, part in units[:count]:
             mine = SKIPPED if part is None else NO_MLP if part == "mlp" else NO_ATTENTION
-            table[layer][at] = mine if table[layer][at] == RUN else SKIPPED
-    return table
+            column[layer] = mine if column[layer] == RUN else SKIPPED
+    each = [columns[token.dropped_units] for token in tokens]
+    return [[column[layer] for column in each] for layer in range(trace.model.num_layers)]
 
 
 def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
     layers, last = trace.model.num_layers, len(STATES) - 1
     edges = [(state + end) / len(STATES) for state in range(len(STATES)) for end in (0, 1)]
     scale = [[edge, STATE_COLOURS[at // 2]] for at, edge in enumerate(edges)]
+    shown = reply.tokens[: max(1, MOST_CELLS // layers)]
+    note = "One column a token, one row a layer, the first layer at the bottom. Hover over a cell."
+    if len(shown) < len(reply.tokens):
+        note += f" The first {len(shown):,} tokens of {len(reply.tokens):,}."
     return _chart(
         "layers",
         "Which layers ran",
-        "One column a token, one row a layer, the first layer at the bottom. Hover over a cell.",
+        note,
         [
             {
                 "type": "heatmap",
-                "x": [token.step for token in reply.tokens],
+                "x": [token.step for token in shown],
                 "y": list(range(layers)),
-                "z": cells(trace, reply),
+                "z": cells(trace, shown),
                 "zmin": -0.5,
                 "zmax": last + 0.5,
                 "colorscale": scale,
                 "showscale": False,
-                "xgap": 1 if len(reply.tokens) <= 150 else 0,
-                "ygap": 1,
+                "xgap": 1 if len(shown) <= 150 else 0,
+                "ygap": 1 if layers <= 150 else 0,
                 "hovertemplate": "%{text}<extra></extra>",
             }
         ],
@@ -258,7 +260,7 @@ def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
     )
 
 
-def _depths(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
+def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]:
     steps = [token.step for token in reply.tokens]
     traces = [_line("depth given", steps, [token.depth for token in reply.tokens], BLUE, "hv")]
     note = "Layers that each token was given."
@@ -269,7 +271,7 @@ def _depths(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
         lens = [token.saturation_layer for token in known]
         traces += [
             _points("needed at constant depth", steps, needed, AMBER, "circle"),
-            _mean_line("needed, mean", _one(trace, reply), lambda one: one.needed, AMBER),
+            _mean_line("needed, mean", summary, lambda one: one.needed, AMBER),
             _points("early exit by the logit lens", steps, lens, GREEN, "x-thin-open"),
         ]
         note = (
@@ -296,20 +298,17 @@ def _latency(reply: ReplyTrace) -> dict[str, Any]:
     return chart
 
 
-def _agreement(trace: Trace, reply: ReplyTrace) -> Iterator[dict[str, Any]]:
-    summary = _one(trace, reply)
-    stretches = summary.stretches
-    middles = [(one.begin + one.end - 1) / 2 for one in stretches]
-    shares = [None if one.agreement is None else 100 * one.agreement for one in stretches]
-    found = [share for share in shares if share is not None]
+def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
+    known = [(one, 100 * one.agreement) for one in summary.stretches if one.agreement is not None]
+    middles = [(one.begin + one.end - 1) / 2 for one, _ in known]
+    shares = [share for _, share in known]
     line = _line("share", middles, shares, BLUE, "linear") | {
         "mode": "lines+markers",
         "customdata": None,
         "hovertemplate": "%{text}<extra></extra>",
         "text": [
             f"tokens {one.begin} to {one.end - 1}: {share:.1f}% of {one.tokens}"
-            for one, share in zip(stretches, shares, strict=True)
-            if share is not None
+            for one, share in known
         ],
     }
     chart = _chart(
@@ -320,11 +319,11 @@ def _agreement(trace: Trace, reply: ReplyTrace) -> Iterator[dict[str, Any]]:
         x="token",
         y="%",
     )
-    chart["layout"]["yaxis"]["range"] = [max(0.0, min(found, default=0.0) - 5), 101]
+    chart["layout"]["yaxis"]["range"] = [max(0.0, min(shares, default=0.0) - 5), 101]
     yield chart
-    known = [token for token in reply.tokens if token.kl is not None]
-    values = [max(0.0, token.kl or 0.0) for token in known]
-    steps = [token.step for token in known]
+    tokens = [token for token in reply.tokens if token.kl is not None]
+    values = [max(0.0, token.kl or 0.0) for token in tokens]
+    steps = [token.step for token in tokens]
     yield _chart(
         "kl",
         "Divergence from full depth",

@@ -6,7 +6,7 @@ _INERT: dict[int, str | None] = {
     ord("\r"): None,  # CRLF becomes a line end; a lone one would let text overwrite its line
     0x7F: "\u2421",
     **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
-    **{code: f"\\u{code:04x}" for code in _BIDI},
+    **{code: f"\\u{code:04x}" for code in (*_BIDI, 0x2028, 0x2029)},  # the last two end lines
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
 }
 

@@ -76,6 +76,11 @@ class Run:
                 self._cpu_s += time.process_time() - cpu
             yield chunk
 
+    def leave_out(self, seconds: float) -> None:
+        """So many seconds of the last step the process was stopped."""
+        if self.ms and self.ms[-1] > 1000 * seconds:  # else it was stopped between two steps
+            self.ms[-1] -= 1000 * seconds
+
     @property
     def is_whole(self) -> bool:
         """Whether the reply came to its end."""

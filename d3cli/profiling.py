@@ -66,6 +66,15 @@ class Profiler:
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
         self._peak = 0
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes all prompts, so that a bad one is told before the first one runs.
+
+        Raises:
+            PromptError, UsageError, ModelError: as for `Engine.stream`.
+        """
+        for prompt in prompts:
+            self._start(Profiled(prompt, self.options.sampling), 0)
+
     def runs(self, prompt: Prompt) -> Iterator[Run]:
         """The runs of one prompt; each is to be iterated to its end before the next.
 
@@ -112,6 +121,13 @@ class Profiler:
         self._engine.cache = self.model.new_cache()  # what is measured below has its own
         found = [(one, one.document) for one in self._profiled]
         whole = [(one, document) for one, document in found if document is not None]
+        options = self.options
+        asked = options.compare or options.layers or options.needed_order is not None
+        if asked and len(whole) < len(found):
+            self.notes.append(
+                f"{len(found) - len(whole)} of {len(found)} replies have no decode step, so there "
+                "is nothing to measure beyond their tokens"
+            )
         for number, (profiled, document) in enumerate(whole, start=1):
             name = f" of reply {number} of {len(whole)}" if len(whole) > 1 else ""
             for what, share in self._examine(profiled, document):
@@ -153,6 +169,11 @@ class Profiler:
             yield "logit lens", count / self.model.num_layers
         profiled.needed = needed_depths(self.model, order, choices)
         profiled.saturation = settled
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether any reply has begun."""
+        return any(one.first is not None and one.first.reply.tokens for one in self._profiled)
 
     def trace(self, *, interrupted: bool = False) -> Trace:
         """What was found so far."""

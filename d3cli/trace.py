@@ -4,6 +4,7 @@ The file's format is documented in docs/trace.md. Knows nothing of how a run is 
 """
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +20,14 @@ SCHEMA = 1
 LARGEST_FILE = 512 << 20
 MOST = 2**31 - 1  # more layers, tokens or token ids than anything has
 
+MOST_LAYERS = 10_000
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Bytes = Annotated[int, Meta(ge=0, le=2**62)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
+# Bounds beyond anything measured, so that no sum of a damaged file's numbers overflows.
+Number = Annotated[float, Meta(ge=-1e12, le=1e12)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
+Positive = Annotated[float, Meta(ge=1e-9, le=1e12)]
+Setting = Number | Annotated[int, Meta(ge=-(2**62), le=2**62)] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +60,13 @@ class TokenTrace:
     active_layers: Count
     ms: NotNegative | None
     ms_sd: NotNegative | None = None
-    logprob: float
-    entropy: float
+    logprob: Number
+    entropy: Number
     top_token_id: Count
-    full_logprob: float | None = None
+    full_logprob: Number | None = None
     full_token_id: Count | None = None
     full_text: str | None = None
-    kl: float | None = None
+    kl: Number | None = None
     needed_depth: Positive | None = None
     saturation_layer: Count | None = None
 
@@ -161,6 +166,8 @@ class ReplyTrace:
 
     Attributes:
         prompt: what the user asked last.
+        prompt_sha256: of the ids of all prompt tokens, which a system prompt and earlier messages
+            are part of, separated by blanks.
         finish_reason: "stop", "length", "context" or "interrupted".
         seed: what sampling was seeded with; None where it was greedy.
         repeats: its timed runs; the last one may be missing where it was interrupted.
@@ -168,6 +175,7 @@ class ReplyTrace:
     """
 
     prompt: str
+    prompt_sha256: str
     prompt_tokens: Count
     finish_reason: str
     seed: int | None = None
@@ -195,7 +203,7 @@ class ModelTrace:
 
     name: str
     model_type: str
-    num_layers: Annotated[int, Meta(ge=1, le=MOST)]
+    num_layers: Annotated[int, Meta(ge=1, le=MOST_LAYERS)]
     context_length: Count
     dtype: str
     quantization: str | None
@@ -235,6 +243,9 @@ class Trace:
         schedule: the depth schedule as everywhere, with its source.
         sampling: as asked for; `ReplyTrace.seed` has the seed.
         max_tokens: None where the context was the limit.
+        stop: texts that ended a reply; its tokens include them.
+        raw, think: whether prompts went without a chat template, and whether thinking was asked
+            for or forbidden.
         compared: whether full depth's values were asked for.
         needed_order: the skip order whose nested family `needed_depth` refers to; None where it
             was not asked for.
@@ -249,8 +260,11 @@ class Trace:
     machine: MachineTrace
     model: ModelTrace
     schedule: dict[str, Any]
-    sampling: dict[str, float | int | None]
+    sampling: dict[str, Setting]
     max_tokens: Count | None
+    stop: tuple[str, ...] = ()
+    raw: bool = False
+    think: bool | None = None
     compared: bool = False
     needed_order: tuple[str, ...] | None = None
     peak_memory_bytes: Bytes
@@ -288,15 +302,16 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """A trace that `d3 profile` wrote.
+    """A trace that `d3 profile` wrote; ``-`` reads stdin.
 
     Raises:
         TraceError: it cannot be read, is damaged, or a newer d3 wrote it.
     """
     try:
-        with path.expanduser().open("rb") as file:
+        with sys.stdin.buffer if path == Path("-") else path.expanduser().open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
-    except (OSError, RuntimeError, ValueError) as error:  # no such home, a NUL in the name
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
+        # No such home, a NUL in the name, a stdin that the shell has closed.
         reason = getattr(error, "strerror", None) or error
         raise TraceError(f"the trace {path} cannot be read: {reason}", "check the path") from error
     if len(data) > LARGEST_FILE:
@@ -311,6 +326,7 @@ def parse_trace(data: bytes, name: str) -> Trace:
         TraceError: it is damaged, or a newer d3 wrote it; `name` is what to call it.
     """
     try:
+        data = data.removeprefix(b"\xef\xbb\xbf")  # editors on Windows put it there
         head = msgspec.json.decode(data, type=_Head)
         if head.schema > SCHEMA:
             raise TraceError(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -53,6 +54,9 @@ def record_trace(
         schedule=options.schedule.to_json() | {"source": options.source},
         sampling=sampling,
         max_tokens=options.max_tokens,
+        stop=options.stop,
+        raw=options.raw,
+        think=options.think,
         compared=options.compare,
         needed_order=options.needed_order,
         peak_memory_bytes=peak_memory_bytes,
@@ -69,6 +73,7 @@ def _reply_trace(model: LoadedModel, options: ProfileOptions, profiled: Profiled
     whole = [run for run in profiled.runs if run.is_whole] or [run] * bool(reply.tokens)
     return ReplyTrace(
         prompt=profiled.prompt.text,
+        prompt_sha256=sha256(" ".join(map(str, reply.prompt_ids)).encode()).hexdigest(),
         prompt_tokens=len(reply.prompt_ids),
         finish_reason=reply.finish_reason,
         seed=None if profiled.sampling.is_greedy else profiled.sampling.seed,

@@ -4,8 +4,10 @@ Depths and ratios are taken over the decode steps ``1 .. N - 1``, as everywhere 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean, median, quantiles, stdev, variance
 from typing import Any
 
@@ -14,9 +16,10 @@ import msgspec
 from d3cli.trace import ReplyTrace, TokenTrace, Trace, to_json
 
 MOST_STRETCHES, SHORTEST_STRETCH = 8, 8
+SHORTEST_S = 1e-6  # of decoding that has a rate
 Z95 = 1.96  # standard errors on either side of a mean: 95% of a normal distribution
 TOLERANCE = 1e-6  # of depths, which are sums of weights
-FEWEST_STEPS = 32  # below, early and late tokens are too few to be told apart
+FEWEST_STEPS = 16  # of either half; below, early and late tokens cannot be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,8 @@ class Needed:
         enough: share of steps that were given at least what they needed.
         saturation: mean layer at which the logit lens is settled: what early exit would need.
         early, late: mean needed depth of the first and the second half of the replies' steps.
-        margin: of ``late - early``, 95%, as if tokens did not depend on each other; None where
-            there are too few.
+        margin: of ``late - early``, 95%, as if tokens did not depend on each other. All three are
+            None where there are too few tokens.
     """
 
     mean: float
@@ -48,8 +51,8 @@ class Needed:
     at_floor: float
     enough: float
     saturation: float
-    early: float
-    late: float
+    early: float | None
+    late: float | None
     margin: float | None
 
 
@@ -129,7 +132,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
     rates = [
         len(steps) / seconds
         for each in repeats
-        if (seconds := math.fsum(repeat.decode_s for repeat in each)) and steps
+        if (seconds := math.fsum(repeat.decode_s for repeat in each)) > SHORTEST_S and steps
     ]
     used = [one.cpu_percent for each in repeats for one in each if one.cpu_percent is not None]
     decode_s = fmean(math.fsum(one.decode_s for one in each) for each in repeats) if repeats else 0
@@ -195,21 +198,14 @@ def _mean(steps: Sequence[TokenTrace], value: Callable[[TokenTrace], float | Non
     return fmean(found) if found else None
 
 
-def bytes_read(trace: Trace, dropped_units: int) -> int:
-    """Bytes of weights that a step reads which drops so many units."""
-    weights = trace.model.weight_bytes
-    order = trace.depth_schedule.skip_order[:dropped_units]
-    return weights.total - sum(weights.of(unit) for unit in order)
-
-
 def _byte_ratio(trace: Trace, replies: Sequence[ReplyTrace], repairs: int) -> float | None:
-    steps = [token.dropped_units for reply in replies for token in reply.tokens[1:]]
-    if not steps:
-        return None
-    full = trace.model.weight_bytes.total
-    by_count = {count: bytes_read(trace, count) for count in set(steps)}
-    read = sum(by_count[count] for count in steps) + repairs * full
-    return len(steps) * full / read if read else None
+    steps = Counter(token.dropped_units for reply in replies for token in reply.tokens[1:])
+    weights, order = trace.model.weight_bytes, trace.depth_schedule.skip_order
+    saved_by = list(accumulate((weights.of(unit) for unit in order), initial=0))
+    full, count = weights.total, steps.total()
+    saved = sum(times * saved_by[dropped] for dropped, times in steps.items())
+    read = (count + repairs) * full - saved
+    return count * full / read if count and read else None
 
 
 def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:
@@ -224,11 +220,9 @@ def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:
     needed = [depth for _, _, depth, _ in known]
     weights = map(trace.model.weight_bytes.weight, trace.needed_order or ())
     floor = trace.model.num_layers - math.fsum(weights)
-    early = [depth for late, _, depth, _ in known if not late] or needed
-    late = [depth for is_late, _, depth, _ in known if is_late] or needed
-    margin = None
-    if len(known) >= FEWEST_STEPS:
-        margin = Z95 * math.sqrt(variance(early) / len(early) + variance(late) / len(late))
+    early = [depth for is_late, _, depth, _ in known if not is_late]
+    late = [depth for is_late, _, depth, _ in known if is_late]
+    enough = min(len(early), len(late)) >= FEWEST_STEPS
     return Needed(
         mean=fmean(needed),
         given=fmean(token.depth for _, token, _, _ in known),
@@ -236,9 +230,11 @@ def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:
         at_floor=fmean(depth <= floor + TOLERANCE for depth in needed),
         enough=fmean(token.depth >= depth - TOLERANCE for _, token, depth, _ in known),
         saturation=fmean(layer for _, _, _, layer in known),
-        early=fmean(early),
-        late=fmean(late),
-        margin=margin,
+        early=fmean(early) if enough else None,
+        late=fmean(late) if enough else None,
+        margin=Z95 * math.sqrt(variance(early) / len(early) + variance(late) / len(late))
+        if enough
+        else None,
     )
 
 

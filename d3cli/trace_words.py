@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from d3cli.inert import quoted
 from d3cli.trace import ReplyTrace, Trace
-from d3cli.trace_summary import Needed, Spread, Summary
+from d3cli.trace_summary import TOLERANCE, Needed, Spread, Summary
 
 ENDS = {
     "stop": "ended by itself",
@@ -62,6 +63,16 @@ def sampling(trace: Trace) -> str:
     return ", ".join([*words, *(f"seed {seed}" for seed in seeds[:3])])
 
 
+def options(trace: Trace) -> str:
+    """What else was asked for; empty where nothing was."""
+    parts = ["no chat template"] if trace.raw else []
+    if trace.think is not None:
+        parts.append(f"thinking {'on' if trace.think else 'off'}")
+    if trace.max_tokens is not None:
+        parts.append(f"at most {trace.max_tokens:,} tokens")
+    return ", ".join([*parts, *(f"stop at {quoted(text)}" for text in trace.stop)])
+
+
 def spread(value: Spread, digits: int) -> str:
     """A mean, with its standard deviation where there were repeats."""
     text = f"{value.mean:,.{digits}f}"
@@ -117,14 +128,15 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
 
 
 def _quality(summary: Summary) -> str:
-    text = (
-        f"Full depth gives the reply a perplexity of {summary.full_perplexity:.4g}, "
-        f"D³ one of {summary.perplexity:.4g}"
-    )
+    full, ours = f"{summary.full_perplexity:.4g}", f"{summary.perplexity:.4g}"
+    if summary.agreement is None:
+        return (
+            f"The reply has a perplexity of {ours} token by token, and of {full} read in one pass: "
+            "both are full depth's, and rounding is all that differs."
+        )
+    text = f"Full depth gives the reply a perplexity of {full}, D³ one of {ours}"
     if summary.kl is not None:
         text += f"; D³ diverges from it by {max(0.0, summary.kl):.4f} nats a token (KL)"
-    if summary.agreement is None:
-        return f"{text}."
     return (
         f"Of {_count(summary.compared, 'token')} below full depth, full depth would have made the "
         f"same first choice at {summary.agreement:.1%}. {text}."
@@ -139,17 +151,14 @@ def _needed(needed: Needed, trace: Trace) -> Iterator[str]:
         "least what they needed. By the logit lens, early exit would have needed "
         f"{needed.saturation:.1f}."
     )
-    halves = (
-        f"{needed.early:.2f} layers in the first half of the reply, {needed.late:.2f} in the second"
-    )
-    difference, margin = needed.late - needed.early, needed.margin
-    if margin is None:
-        yield f"They needed {halves}: too few tokens to tell whether later ones need fewer."
+    if needed.early is None or needed.late is None or needed.margin is None:
+        yield "There are too few tokens to tell whether later ones need fewer layers."
         return
-    if difference < -margin:
+    difference, margin = needed.late - needed.early, needed.margin
+    if abs(difference) > max(margin, TOLERANCE):
         verdict = "later tokens need fewer layers, as D³ presumes"
-    elif difference > margin:
-        verdict = "later tokens need more layers, against D³'s premise"
+        if difference > 0:
+            verdict = "later tokens need more layers, against D³'s premise"
     elif needed.at_floor >= MOSTLY:
         verdict = (
             f"but {needed.at_floor:.1%} make do with the least depth that was tried, so this "
@@ -157,7 +166,10 @@ def _needed(needed: Needed, trace: Trace) -> Iterator[str]:
         )
     else:
         verdict = "no difference that can be told from chance, so no evidence for D³'s premise here"
-    yield f"They needed {halves} ({difference:+.2f}, ±{margin:.2f}): {verdict}."
+    yield (
+        f"They needed {needed.early:.2f} layers in the first half of the reply, {needed.late:.2f} "
+        f"in the second ({difference:+.2f}, ±{margin:.2f}): {verdict}."
+    )
 
 
 def _count(number: int, one: str, many: str = "") -> str:

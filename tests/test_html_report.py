@@ -49,7 +49,7 @@ class Page(HTMLParser):
 def test_what_each_layer_did() -> None:
     trace = whole_trace()
     reply = trace.replies[0]
-    table = cells(trace, reply)
+    table = cells(trace, reply.tokens)
     assert (len(table), {len(row) for row in table}) == (16, {len(reply.tokens)})
     for at, token in enumerate(reply.tokens):
         column = [row[at] for row in table]
@@ -68,7 +68,7 @@ def test_sublayers_have_states_of_their_own() -> None:
     )
     reply = replace(made.replies[0], tokens=tokens)
     trace = replace(made, schedule=schedule.to_json(), replies=(reply,))
-    assert cells(trace, reply) == [
+    assert cells(trace, reply.tokens) == [
         [RUN] * 4,
         [RUN, NO_ATTENTION, NO_ATTENTION, SKIPPED],
         [RUN, RUN, NO_MLP, NO_MLP],

@@ -167,6 +167,70 @@ class TestFiles:
             check(result, 1, "directory" if path == tmp_path else "cannot be written")
         assert time.monotonic() - began < 5
 
+    def test_a_failing_prompt_replaces_nothing(self, d3: D3, tmp_path: Path) -> None:
+        path = tmp_path / "run.json"
+        path.write_text("kept")
+        long = tmp_path / "long.txt"
+        long.write_text("word " * 4000)
+        for arguments in (("--prompt-file", long), (SUM, "--stop", "")):
+            check(d3("profile", *arguments, "--output-file", path), 2, "")
+            assert path.read_text() == "kept"
+            check(d3("profile", *arguments), 2, "")
+        rows = tmp_path / "p.jsonl"
+        rows.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (SUM, "word " * 4000)))
+        result = d3("profile", "--input", rows, "--repeat", "1000")
+        check(result, 2, "the prompt is")  # told before the first one runs a thousand times
+
+    def test_what_is_read_is_not_replaced(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
+        prompt_file, link = tmp_path / "p.txt", tmp_path / "link.txt"
+        prompt_file.write_text(SUM)
+        link.symlink_to(prompt_file)
+        rows = tmp_path / "p.jsonl"
+        rows.write_text(json.dumps({"prompt": SUM}))
+        for arguments in (
+            ("--from", trace_file, "--output-file", trace_file),
+            ("--from", trace_file, "--against", rows, "--output-file", rows),
+            ("--prompt-file", prompt_file, "--output-file", link),
+            ("--input", rows, "--output-file", rows),
+        ):
+            check(d3("profile", *arguments), 2, "is read, so the result cannot replace it")
+        assert read_trace(trace_file) == whole_trace()
+        assert prompt_file.read_text() == SUM
+
+    def test_a_file_that_is_there_keeps_its_mode(
+        self, d3: D3, tmp_path: Path, trace_file: Path
+    ) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("old")
+        path.chmod(0o664)
+        assert d3("profile", "--from", trace_file, "--output-file", path).code == 0
+        assert stat.S_IMODE(path.stat().st_mode) == 0o664
+        path.chmod(0o444)
+        check(d3("profile", "--from", trace_file, "--output-file", path), 1, "is read-only")
+
+    def test_odd_places(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
+        loop, dangling = tmp_path / "loop.json", tmp_path / "dangling.json"
+        loop.symlink_to(loop)
+        dangling.symlink_to(tmp_path / "none" / "x.json")
+        for path in (loop, dangling):
+            result = d3("profile", "--from", trace_file, "--output-file", path)
+            check(result, 1, "cannot be written")
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        result = d3("profile", "--from", trace_file, "-o", "csv", "--output-file", pipe)
+        assert result.code == 1  # nobody reads it: the result is not lost, and nothing hangs
+        assert result.out.startswith("reply,")
+        longest = tmp_path / ("n" * 250 + ".csv")
+        assert d3("profile", "--from", trace_file, "--output-file", longest).code == 0
+
+    def test_a_dash_is_a_pipe(
+        self, d3: D3, trace_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = d3("profile", "--from", trace_file, "-o", "csv", "--output-file", "-").out
+        assert whole.startswith("reply,")
+        data = b"\xef\xbb\xbf" + trace_file.read_bytes()
+        assert d3("profile", "--from", "-", "-o", "csv", stdin=data).out == whole
+
     def test_a_recorded_run_is_drawn_without_torch(self, trace_file: Path, tmp_path: Path) -> None:
         code = (
             "import sys; from d3cli.cli.app import run\n"
@@ -218,6 +282,22 @@ class TestAgainst:
         assert data["differs"] == []
         assert [reply["step"] for reply in data["replies"]] == [None, None]
         assert {one["ratio"] for one in data["measures"].values()} == {1.0}
+
+    def test_it_names_what_the_two_do_not_share(self, d3: D3, tmp_path: Path) -> None:
+        paths = [tmp_path / "a.json", tmp_path / "b.json"]
+        asked = (("--seed", "1"), ("--seed", "2", "--system", "Go.", "--stop", "fox"))
+        for path, extra in zip(paths, asked, strict=True):
+            d3("profile", SUM, "--temp", "1", *extra, *FAST, "--output-file", path)
+        result = d3("profile", "--from", paths[0], "--against", paths[1], "--json")
+        differs = json.loads(result.out)["differs"]
+        assert [line.partition(":")[0] for line in differs] == ["sampling", "options", "prompts"]
+        assert "seed 1" in differs[0] and "seed 2" in differs[0]
+        assert 'stop at "fox"' in differs[1]
+
+    def test_the_header_has_seed_and_fingerprint(self, d3: D3) -> None:
+        result = d3("profile", SUM, "--temp", "1", "--seed", "41", *FAST)
+        assert "seed 41" in result.out
+        assert re.search(r"fingerprint +[0-9a-f]{64}", result.out)
 
 
 class TestBadInput:
@@ -353,6 +433,20 @@ class TestInterruption:
         assert d3("profile", SUM, *FAST, "--output-file", path).code == 130
         assert not read_trace(path).interrupted
 
+    def test_many_signals_end_what_hangs(self, tmp_path: Path) -> None:
+        code = (
+            "import os, signal, time\n"
+            "from d3cli.cli import signals\n"
+            "signals.stop_in_order(); signals.stop_once()\n"
+            "try:\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "except signals.Stopped:\n"
+            "    for _ in range(9): os.kill(os.getpid(), signal.SIGTERM)\n"
+            "time.sleep(30)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=False, timeout=20)
+        assert done.returncode == 143
+
     def test_a_process_of_its_own(self, tmp_path: Path) -> None:
         path = tmp_path / "run.json"
         rows = "".join(json.dumps({"prompt": STORY}) + "\n" for _ in range(2000))
@@ -458,9 +552,13 @@ class TestTerminal:
             shell.send("\x1a")
             shell.wait("Stopped")
             assert shell.raw.rindex("\x1b[?1049l") > shell.raw.rindex("\x1b[?1049h")
+            shell.read(3)
             shell.line("echo still here; fg")
             shell.wait("in words", 60)
             assert shell.raw.count("\x1b[?1049h") == shell.raw.count("\x1b[?1049l") == 2
+            times = re.findall(r'^ +\d+ +".*" +[\d.]+ +([\d.]+)', shell.text, re.M)
+            assert len(times) > 100
+            assert max(map(float, times)) < 600  # the mean of four: being stopped is not decoding
         finally:
             shell.close()
 

@@ -329,8 +329,46 @@ class TestSummary:
         assert found.needed.late - found.needed.early == pytest.approx(late - 3, abs=0.05)
         assert words in " ".join(sentences(found, trace, trace.replies))
 
+    def test_few_tokens_give_no_verdict(self) -> None:
+        from d3cli.trace_words import sentences
+
+        for count in (2, 20, 32):
+            trace = made_trace(
+                [4.0] * count,
+                [1.0] * (count - 1),
+                needed_depth=[3.0] * count,
+                saturation_layer=[3] * count,
+            )
+            found = summarize(trace, trace.replies)
+            assert found.needed.margin is found.needed.early is found.needed.late is None
+            assert "too few tokens" in " ".join(sentences(found, trace, trace.replies))
+
+    def test_rounding_is_no_difference(self) -> None:
+        from d3cli.trace_words import sentences
+
+        count = 50
+        trace = made_trace(
+            [4.0] * count,
+            [1.0] * (count - 1),
+            needed_depth=[10.307692307692308 / 3] * count,
+            saturation_layer=[3] * count,
+        )
+        words = " ".join(sentences(summarize(trace, trace.replies), trace, trace.replies))
+        assert "no difference" in words
+
+    def test_time_stopped_is_not_decoding(self) -> None:
+        profiler = profile(max_tokens=4)[0]
+        run = next(iter(profiler.runs(prompt(STORY))))
+        list(run)
+        before = run.ms[-1]
+        run.leave_out(0.001)
+        assert run.ms[-1] == pytest.approx(before - 1)
+        run.leave_out(1000)  # between two steps
+        assert run.ms[-1] == pytest.approx(before - 1)
+
     def test_a_reply_of_one_token_has_no_rates(self) -> None:
-        trace = profile(STORY, max_tokens=1, compare=True, layers=True)[1]
+        profiler, trace = profile(STORY, max_tokens=1, compare=True, layers=True)
+        assert "1 of 1 replies have no decode step" in profiler.notes[0]
         found = summarize(trace, trace.replies)
         assert found.tokens == 1
         assert found.mean_depth is found.layer_ratio is found.tpot_ms is None

@@ -110,6 +110,7 @@ def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Tra
     count = len(depths)
     reply = ReplyTrace(
         prompt="p",
+        prompt_sha256="0",
         prompt_tokens=3,
         finish_reason="stop",
         tokens=tuple(

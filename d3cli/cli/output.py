@@ -71,6 +71,11 @@ class Output:
             return 0
         return Console().width
 
+    def check_stdout(self) -> None:
+        """Raises WriteError where the shell has closed stdout."""
+        if self._stdout is None:
+            raise WriteError("standard output is closed", "redirect it to a file or a pipe")
+
     def quiet_libraries(self) -> None:
         """What transformers and the hub may say on stderr; they read it once, when imported."""
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -97,8 +102,8 @@ class Output:
             ClosedPipe: nobody reads.
             WriteError: it cannot be written.
         """
-        if self._stdout is None:
-            raise WriteError("standard output is closed", "redirect it to a file or a pipe")
+        self.check_stdout()
+        assert self._stdout is not None
         # Before the write, since a signal may come between the two.
         self._at_line_start = text.endswith("\n")
         try:
@@ -179,15 +184,16 @@ class Output:
             yield
 
     @contextmanager
-    def live(self) -> Iterator[Live | None]:
+    def live(self) -> Iterator[tuple[Live | None, list[float]]]:
         """A screen that is drawn anew where asked to; None where stderr cannot be redrawn.
 
         It is the terminal's other screen, so that a window of another size leaves no remains.
+        Beside it, for how many seconds each Ctrl-Z has stopped the process so far.
         """
         console = self._stderr
         small = console.width < SPINNER_WIDTH or console.height < SHORTEST_SCREEN
         if not self.is_terminal or console.is_dumb_terminal or small:
-            yield None
+            yield None, []
             return
         screen = Live(
             console=console,
@@ -196,8 +202,8 @@ class Output:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        with screen_left_when_suspended(), screen as live:
-            yield live
+        with screen_left_when_suspended() as stops, screen as live:
+            yield live, stops
 
     def track(self, done: Iterator[int], total: int, text: str) -> None:
         """Exhausts an iterator of counts, with a progress bar on a terminal."""

@@ -155,6 +155,7 @@ def profile(
     - `d3 profile --from trace.json --against other.json`
     """
     output = Output()
+    output_file = None if output_file == Path("-") else output_file
     destination = _destination(output, form, as_json, output_file)
     if from_ is not None:
         _check_recorded(ctx)
@@ -163,7 +164,7 @@ def profile(
     if against is not None:
         raise UsageError("--against lines up two recorded runs", "give the other one with --from")
     model_name, rows = _read_prompts(model, text, prompt, prompt_file, prompts, system)
-    destination.check()
+    destination.check(output, (prompt_file, prompts, chat_template))
     request = Request(
         raw=raw,
         system=system,
@@ -235,12 +236,8 @@ def _profile(
     except ClosedPipe:
         raise
     except BaseException:
-        try:
-            _write(output, profiler.trace(interrupted=True), destination)
-        except ClosedPipe:
-            pass  # what ended the run is what is told
-        except D3Error as error:
-            output.failure(error)
+        if profiler.has_tokens:  # else nothing is worth replacing a file for
+            _write_what_there_is(output, profiler, destination)
         signals.check()  # a terminal that has gone fails us, too, but its signal came first
         raise
     else:
@@ -253,12 +250,23 @@ def _profile(
         signals.exit_at_once()
 
 
+def _write_what_there_is(output: Output, profiler: "Profiler", destination: Destination) -> None:
+    """After a failure or a signal: that is what is told, so a second one does not hide it."""
+    try:
+        _write(output, profiler.trace(interrupted=True), destination)
+    except ClosedPipe:
+        return
+    except D3Error as error:
+        output.failure(error)
+
+
 def _run(output: Output, profiler: "Profiler", prompts: Sequence["Prompt"], ready: Ready) -> None:
     """The replies, on a live screen where there is one."""
     from d3cli.cli.profile_view import ProfileView
 
     asked = profiler.options
-    with output.live() as live:
+    profiler.check(prompts)
+    with output.live() as (live, stops):
         view = ProfileView(
             live,
             ready.model,
@@ -275,6 +283,8 @@ def _run(output: Output, profiler: "Profiler", prompts: Sequence["Prompt"], read
                     view.read(done)
                     signals.check()
                 for _ in run:
+                    while stops:
+                        run.leave_out(stops.pop())
                     view.add(run)
                     signals.check()
 
@@ -362,8 +372,8 @@ def _show_recorded(
     from d3cli.trace import read_trace
 
     trace = read_trace(path)
+    destination.check(output, (path, against))
     if against is None:
-        destination.check()
         _write(output, trace, destination)
         return
     if destination.form not in (Format.table, Format.json):
@@ -373,7 +383,6 @@ def _show_recorded(
     from d3cli.cli.profile_report import against_json, against_report
 
     other = read_trace(against)
-    destination.check()
     names = (str(path), str(against))
     table = against_report(trace, other, names, output.stdout_width or PIPE_WIDTH)
     text = table

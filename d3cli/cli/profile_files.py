@@ -1,12 +1,16 @@
 """Where a profile goes: stdout, or a file that is written whole or not at all."""
 
+import os
+import stat
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from d3cli.cli.output import Output, WriteError
 from d3cli.config import replace_file
+from d3cli.errors import UsageError
 
 
 class Format(StrEnum):
@@ -18,6 +22,7 @@ class Format(StrEnum):
     html = "html"
 
 
+WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 SUFFIXES = {".json": Format.json, ".csv": Format.csv, ".html": Format.html, ".htm": Format.html}
 
 
@@ -28,38 +33,55 @@ class Destination:
     form: Format
     path: Path | None
 
-    def check(self) -> None:
-        """Makes sure, before a long run, that the file can be written.
+    def check(self, output: Output, inputs: Iterable[Path | None]) -> None:
+        """Makes sure, before a long run, that the result can be written.
+
+        Args:
+            inputs: files that it is made from, and must not replace.
 
         Raises:
             WriteError: it cannot.
+            UsageError: it is one of the inputs.
         """
         if self.path is None:
+            output.check_stdout()
             return
         try:
-            path = self.path.expanduser()
+            path = self.path.expanduser().resolve()  # what a link points to, not the link
             if path.is_dir():
                 raise WriteError(f"{self.path} is a directory", "give a file's name in it")
+            for other in inputs:
+                if other is not None and path == other.expanduser().resolve():
+                    raise UsageError(
+                        f"{self.path} is read, so the result cannot replace it",
+                        "give another --output-file",
+                    )
+            if path.is_file() and not path.stat().st_mode & WRITABLE:
+                raise WriteError(f"{self.path} is read-only", "give another --output-file")
             if not path.exists() or path.is_file():
-                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".d3-"):
                     pass
-        except (OSError, RuntimeError, ValueError) as error:  # no such home, a NUL in the name
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, no such home
             raise self._problem(error) from error
 
     def write(self, output: Output, text: str) -> None:
         """Writes the file; where that fails, the text goes to stdout, so that it is not lost.
+
+        A new file is 0600, since it holds a prompt; one that is there keeps its mode.
 
         Raises:
             WriteError: it could not be written.
         """
         assert self.path is not None
         try:
-            path = self.path.expanduser()
-            if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
-                path.write_text(text, encoding="utf-8")
+            path = self.path.expanduser().resolve()
+            if path.exists() and not path.is_file():
+                _write_into(path, text)
             else:
-                replace_file(path.resolve(), text)  # what a link points to, not the link
-        except OSError as error:
+                mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
+                replace_file(path, text)
+                path.chmod(mode)
+        except (OSError, RuntimeError) as error:
             output.write(text)
             raise self._problem(error) from error
         output.note(f"wrote {self.path}")
@@ -67,3 +89,11 @@ class Destination:
     def _problem(self, error: Exception) -> WriteError:
         reason = getattr(error, "strerror", None) or error
         return WriteError(f"{self.path} cannot be written: {reason}", "give another --output-file")
+
+
+def _write_into(path: Path, text: str) -> None:
+    """Writes into a device or a pipe, which cannot be replaced; a pipe must have a reader."""
+    flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)  # not to wait for one
+    with os.fdopen(os.open(path, flags), "w", encoding="utf-8") as file:
+        os.set_blocking(file.fileno(), True)
+        file.write(text)

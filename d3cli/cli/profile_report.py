@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -88,11 +88,12 @@ def facts(trace: Trace, total: Summary) -> Rows:
         ("model", trace_words.title(trace)),
         ("depth", trace_words.schedule(trace)),
         ("sampling", trace_words.sampling(trace)),
+        ("options", trace_words.options(trace)),
         ("machine", trace_words.machine(trace)),
         ("versions", trace_words.versions(trace)),
+        ("fingerprint", trace.model.fingerprint or ""),
     ]
-    if trace.model.fingerprint:
-        rows.append(("fingerprint", trace.model.fingerprint))
+    rows = [row for row in rows if row[1]]
     if trace.interrupted:
         rows.append(("interrupted", "what was there until then is here"))
     repeats = {len(reply.repeats) for reply in replies}
@@ -331,18 +332,19 @@ def _differs(ours: Trace, theirs: Trace) -> Iterator[str]:
         ),
         "depth": (ours.depth_schedule.in_words(), theirs.depth_schedule.in_words()),
         "skip order": (ours.depth_schedule.skip_order, theirs.depth_schedule.skip_order),
-        "sampling": (ours.sampling, theirs.sampling),
+        "sampling": (trace_words.sampling(ours), trace_words.sampling(theirs)),
+        "options": (trace_words.options(ours), trace_words.options(theirs)),
         "machine": (trace_words.machine(ours), trace_words.machine(theirs)),
         "versions": (trace_words.versions(ours), trace_words.versions(theirs)),
         "prompts": (
-            [reply.prompt for reply in ours.replies],
-            [reply.prompt for reply in theirs.replies],
+            [reply.prompt_sha256 for reply in ours.replies],
+            [reply.prompt_sha256 for reply in theirs.replies],
         ),
     }
     for name, (one, other) in pairs.items():
         if one != other:
             short = isinstance(one, str) and name not in ("weights", "versions")
-            yield f"{name}: {one} | {other}" if short else name
+            yield f"{name}: {one or 'none'} | {other or 'none'}" if short else name
 
 
 def _first_difference(ours: ReplyTrace, theirs: ReplyTrace) -> dict[str, Any]:
@@ -388,13 +390,14 @@ def aligned(
         table.add_row(*(Text(cell) for cell in row[:count]))
     text = io.StringIO()
     Console(file=text, width=width, no_color=True, force_terminal=False).print(table)
-    return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    lines = text.getvalue().removesuffix("\n").split("\n")
+    return "".join(line.rstrip() + "\n" for line in lines)
 
 
 def one_line(text: str, width: int) -> str:
-    """The first line of a text, cut."""
+    """The first line of a text, cut to so many cells."""
     line = inert(text.strip().partition("\n")[0])
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
 
 def _filled(

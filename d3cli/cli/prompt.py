@@ -47,7 +47,7 @@ def read_arguments(
     if not whole.strip():
         raise PromptError(
             "the prompt is empty",
-            'for example: d3 generate "Tell me a story about a fox."'
+            'give it in quotes, by --prompt or through a pipe: "Tell me a story about a fox."'
             if model is None
             else f'"{model}" was taken for the model: give a prompt after it, or --prompt',
         )

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 SHOW_CURSOR = "\x1b[?25h"  # a spinner may have hidden it
 INTERRUPT = int(signal.SIGINT)
+IMPATIENT = 5  # signals, after which a process that should have ended does
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one is not on Windows
 
 
@@ -43,7 +44,10 @@ def stop_in_order() -> None:
 
 
 def stop_once() -> None:
-    """From now on the first signal raises `Stopped`, and those after it only arrive."""
+    """From now on the first signal raises `Stopped`, and those after it only arrive.
+
+    Many of them end the process all the same: something may hang that nobody foresaw.
+    """
     _handle(_raise_first)
 
 
@@ -98,7 +102,9 @@ def _raise(number: int, _frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
 
 
-def _raise_first(number: int, _frame: FrameType | None) -> None:
+def _raise_first(number: int, frame: FrameType | None) -> None:
     _arrived.append(number)
     if len(_arrived) == 1 and not _deferred:
         raise Stopped(number)
+    if len(_arrived) >= IMPATIENT:
+        _exit(number, frame)

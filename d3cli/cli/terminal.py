@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -47,22 +48,28 @@ ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h\x1b[H\x1b[?25l", "\x1b[?1049l\x1b[?25h
 
 
 @contextmanager
-def screen_left_when_suspended() -> Iterator[None]:
-    """Within, Ctrl-Z gives the terminal's first screen and the cursor back until `fg`."""
+def screen_left_when_suspended() -> Iterator[list[float]]:
+    """Within, Ctrl-Z gives the terminal's first screen and the cursor back until `fg`.
+
+    Gives a list to which the seconds of each such stop are added.
+    """
+    stops: list[float] = []
     if not hasattr(signal, "SIGTSTP"):  # Windows
-        yield
+        yield stops
         return
 
     def suspend(*_: object) -> None:
         _write(LEAVE_SCREEN)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        began = time.perf_counter()
         os.kill(os.getpid(), signal.SIGTSTP)  # comes back when it is continued
+        stops.append(time.perf_counter() - began)
         signal.signal(signal.SIGTSTP, suspend)
         _write(ENTER_SCREEN)
 
     previous = signal.signal(signal.SIGTSTP, suspend)
     try:
-        yield
+        yield stops
     finally:
         signal.signal(signal.SIGTSTP, previous)
 
