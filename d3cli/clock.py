@@ -105,9 +105,9 @@ class PartTimes:
     def __iter__(self) -> Iterator[float]:
         steps = spread_steps(len(self.document.response_ids), self.most_steps)
         for number, step in enumerate(reversed(steps)):
-            self._time(step, keep=number > 0 or len(steps) == 1)
             if not number:
-                self._time(step, keep=True)  # the first one was to warm up
+                self._time(step, keep=False)  # to warm up
+            self._time(step, keep=True)
             yield (number + 1) / len(steps)
 
     def _time(self, step: int, *, keep: bool) -> None:

@@ -71,6 +71,7 @@ def _reply_trace(model: LoadedModel, options: ProfileOptions, profiled: Profiled
     assert run is not None
     reply = run.reply
     whole = [run for run in profiled.runs if run.is_whole] or [run] * bool(reply.tokens)
+    times, active = [run.ms for run in whole], active_layers(options.schedule)
     return ReplyTrace(
         prompt=profiled.prompt.text,
         prompt_sha256=sha256(" ".join(map(str, reply.prompt_ids)).encode()).hexdigest(),
@@ -78,7 +79,7 @@ def _reply_trace(model: LoadedModel, options: ProfileOptions, profiled: Profiled
         finish_reason=reply.finish_reason,
         seed=None if profiled.sampling.is_greedy else profiled.sampling.seed,
         tokens=tuple(
-            _token_trace(model, options, profiled, reply, step, [run.ms for run in whole])
+            _token_trace(model, options, profiled, reply, step, times, active)
             for step in range(len(reply.tokens))
         ),
         repeats=tuple(run.record() for run in whole),
@@ -94,8 +95,9 @@ def _token_trace(
     reply: Reply,
     step: int,
     times: Sequence[Sequence[float]],
+    active: Sequence[int],
 ) -> TokenTrace:
-    token, schedule = reply.tokens[step], options.schedule
+    token, dropped = reply.tokens[step], options.schedule.num_dropped(step)
     # A signal may have come between a token and its time.
     ms = [each[step - 1] for each in times if 0 < step <= len(each)]
     extra: dict[str, Any] = {}
@@ -117,8 +119,8 @@ def _token_trace(
         token_id=token.token_id,
         text=reply.pieces[step],
         depth=token.depth,
-        dropped_units=schedule.num_dropped(step) if step else 0,
-        active_layers=active_layers(schedule, step),
+        dropped_units=dropped,
+        active_layers=active[dropped],
         ms=fmean(ms) if ms else None,
         ms_sd=stdev(ms) if len(ms) > 1 else None,
         logprob=token.logprob,
@@ -128,12 +130,14 @@ def _token_trace(
     )
 
 
-def active_layers(schedule: DepthSchedule, step: int) -> int:
-    """Layers of which anything runs at a step."""
-    dropped = [parse_unit(name) for name in schedule.dropped(step)]
-    parts = [unit.layer for unit in dropped]
-    gone = {unit.layer for unit in dropped if unit.part is None or parts.count(unit.layer) == 2}
-    return schedule.num_layers - len(gone)
+def active_layers(schedule: DepthSchedule) -> list[int]:
+    """Layers of which anything runs, by how many units are dropped, ``0 .. len(skip_order)``."""
+    found, halves = [schedule.num_layers], set[int]()
+    for layer, part in map(parse_unit, schedule.skip_order):
+        gone = part is None or layer in halves
+        halves.add(layer)
+        found.append(found[-1] - gone)
+    return found
 
 
 def clock_trace(times: StepTimes) -> ClockTrace:

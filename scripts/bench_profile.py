@@ -57,13 +57,12 @@ def main() -> None:
     text = "Tell me a story about a fox."
     prompt = Prompt(text, ({"role": "user", "content": text},))
 
-    words = options.schedule.in_words()
     ratios, outside = [], []
     for number in range(asked.rounds + 1):
         [run] = Profiler(model, options).runs(prompt)
         stretches: list[tuple[float, float]] = []  # seconds in all, seconds of decode steps
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            view = ProfileView(live, model, options.schedule, words, asked.tokens, 1, 1)
+            view = ProfileView(live, model, options.schedule, asked.tokens, 1, 1)
             view.begin(run, 1)
             chunks = iter(run)
             next(chunks)  # token 0, with the prompt

@@ -579,7 +579,7 @@ class TestView:
         console = Console(
             file=io.StringIO(), force_terminal=True, width=width, height=30, no_color=True
         )
-        view = ProfileView(None, model, schedule, schedule.in_words(), None, 1, 1)
+        view = ProfileView(None, model, schedule, None, 1, 1)
         run = next(iter(profiler.runs(prompt(STORY))))
         view.begin(run, 1)
         for at, _ in enumerate(run):

@@ -122,12 +122,10 @@ class TestRun:
         assert len(reply.tokens) == 8
         assert len(reply.repeats) == 1
 
-    def test_layers_active_at_a_step(self) -> None:
+    def test_layers_active_by_units_dropped(self) -> None:
         order = ("1.attn", "2.mlp", "1.mlp", "3")
         schedule = DepthSchedule(5, 0.5, 0, 1, 1, order, (0.4, 0.6, 0.6, 1.0))
-        assert active_layers(schedule, 0) == 5
-        assert [schedule.num_dropped(t) for t in (1, 9)] == [4, 4]
-        assert active_layers(schedule, 9) == 3  # layer 2 still has its attention
+        assert active_layers(schedule) == [5, 5, 5, 4, 3]  # layer 2 still has its attention
 
 
 class TestFullDepth:

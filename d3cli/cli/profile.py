@@ -1,6 +1,6 @@
 """``d3 profile``: where the layers go, token by token, and what it costs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -271,7 +271,6 @@ def _run(output: Output, profiler: "Profiler", prompts: Sequence["Prompt"], read
             live,
             ready.model,
             ready.schedule,
-            ready.schedule.in_words(),
             asked.max_tokens,
             len(prompts),
             asked.repeats,
@@ -327,8 +326,13 @@ def _destination(
 
 
 def _write(output: Output, trace: "Trace", destination: Destination) -> None:
-    """The result, to where it was asked for."""
-    text = _render(trace, destination.form, output.stdout_width or PIPE_WIDTH)
+    width = output.stdout_width or PIPE_WIDTH
+    _deliver(output, destination, lambda form: _render(trace, form, width))
+
+
+def _deliver(output: Output, destination: Destination, render: Callable[[Format], str]) -> None:
+    """The result, to where it was asked for; a terminal sees a table beside any file."""
+    text = render(destination.form)
     if destination.path is None:
         if destination.form is Format.html:
             output.document(text)
@@ -337,7 +341,7 @@ def _write(output: Output, trace: "Trace", destination: Destination) -> None:
         return
     destination.write(output, text)
     if output.stdout_width:
-        output.write(_render(trace, Format.table, output.stdout_width))
+        output.write(render(Format.table))
 
 
 def _render(trace: "Trace", form: Format, width: int) -> str:
@@ -382,15 +386,12 @@ def _show_recorded(
         )
     from d3cli.cli.profile_report import against_json, against_report
 
-    other = read_trace(against)
-    names = (str(path), str(against))
-    table = against_report(trace, other, names, output.stdout_width or PIPE_WIDTH)
-    text = table
-    if destination.form is Format.json:
-        text = json_line(against_json(trace, other))
-    if destination.path is None:
-        output.write(text)
-        return
-    destination.write(output, text)
-    if output.stdout_width:
-        output.write(table)
+    other, names = read_trace(against), (str(path), str(against))
+    width = output.stdout_width or PIPE_WIDTH
+
+    def render(form: Format) -> str:
+        if form is Format.json:
+            return json_line(against_json(trace, other))
+        return against_report(trace, other, names, width)
+
+    _deliver(output, destination, render)

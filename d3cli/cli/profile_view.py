@@ -72,7 +72,6 @@ class ProfileView:
     live: "Live | None"
     model: "LoadedModel"
     schedule: "DepthSchedule"
-    depth_words: str
     limit: int | None
     prompts: int
     repeats: int
@@ -88,10 +87,13 @@ class ProfileView:
         """Another run begins, of this prompt, counted from 1."""
         self._rows.clear()
         self._run, self._prompt, self._read, self._decode_s = run, prompt, 0, 0.0
-        if self.live is not None:
-            self._usage = self._usage or _Usage(self.model)
+        if self.live is None:
+            return
+        if self._usage is None:
+            self._usage = _Usage(self.model)
             self._draw()
             self._due = 0.0  # the first drawing imports and measures what later ones do not
+        self._draw_if_due()
 
     def read(self, tokens: int) -> None:
         """So many tokens of the prompt are read."""
@@ -154,7 +156,7 @@ class ProfileView:
             prompt += f" · layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g}"
         lines = [
             " · ".join([name, *place]),
-            f"depth: {self.depth_words}",
+            f"depth: {self.schedule.in_words()}",
             prompt,
             self._progress(done, width),
         ]
