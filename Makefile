@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/d3 generate "Tell me a story about a fox."
@@ -26,6 +26,9 @@ lint: $(VENV)/.test-installed
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_models_docs.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python scripts/bench_decode.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

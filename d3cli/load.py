@@ -18,7 +18,7 @@ from d3cli.families import Family
 from d3cli.files import ModelFiles, find_model
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
-from d3cli.quantization import Quantization
+from d3cli.quantization import Quantization, pack_for_cpu
 from d3cli.record import Calibration, ModelKey
 from d3cli.schedule import DepthSchedule
 from d3cli.store import Stale, find
@@ -123,6 +123,8 @@ def load_model(
         full_depth_only=not family.can_skip,
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
+    if device.type == "cpu":
+        pack_for_cpu(causal_lm)
     model = replace(model, builtin=files.builtin)
     if not family.can_skip:
         return model  # nothing can be dropped, so a calibration is of no interest

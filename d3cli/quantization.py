@@ -98,6 +98,19 @@ def quantized_bytes(numel: int, wanted: Quantization) -> int:
     return numel // 2 + numel // 64 + numel // (64 * 256) * 4
 
 
+@torch.inference_mode()
+def pack_for_cpu(causal_lm: nn.Module) -> None:
+    """Brings 4-bit weights into the order of bitsandbytes' CPU kernel, where there is one.
+
+    bitsandbytes does it in the first forward of each linear, which takes seconds: here, so that
+    the first reply does not wait for it.
+    """
+    for module in causal_lm.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if isinstance(module, nn.Linear) and state is not None:
+            module(torch.zeros(1, module.in_features, dtype=state.dtype))
+
+
 def _unfit_for_cpu(config: Any) -> list[str]:
     """Linears of the layers whose shapes the CPU kernel rejects, by name; nothing is allocated."""
     with torch.device("meta"):

@@ -90,7 +90,21 @@ def test_the_layers_shrink_and_the_head_does_not(quantized: tuple[str, LoadedMod
 def test_4_bit_is_nf4_with_double_quantization() -> None:
     weight = load_model(quantization="bnb-4bit").causal_lm.model.layers[3].mlp.up_proj.weight
     assert weight.quant_state.quant_type == "nf4"
-    assert weight.quant_state.nested
+    state = weight.quant_state  # the CPU kernel keeps another form of the scales
+    assert getattr(state, "original_nested", state.nested)
+
+
+def test_the_first_reply_does_not_wait_for_packing() -> None:
+    model = load_model(quantization="bnb-4bit", device="cpu")
+    states = [
+        (module, module.weight.quant_state)
+        for module in model.causal_lm.modules()
+        if getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    ]
+    assert len(states) == 7 * 16
+    for module, state in states:  # packed where the processor has the kernel
+        packed = getattr(state, "packing_format_for_cpu", False)
+        assert packed == bool(module.support_avx512bf16_for_cpu)
 
 
 def test_the_command_quantizes_and_warns_of_8_bit_on_a_cpu(d3: D3) -> None:
