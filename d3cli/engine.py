@@ -230,6 +230,7 @@ class Reply:
         self.audit: Audit | None = None
         self._engine = engine
         self._max_tokens = max_tokens
+        self._stops = stop
         self._stop = StopStrings(stop)
         self._detokenizer = Detokenizer(self.model.tokenizer)
         self._began = time.perf_counter() if began is None else began
@@ -324,9 +325,9 @@ class Reply:
         A reply that ends by itself does this. Call it where a reply is left early. Of a character
         that was cut in two there is nothing to show.
         """
-        rest = self._detokenizer.flush()
         if self.finish_reason == "interrupted":
-            rest = rest.removesuffix("\ufffd")
+            return self._state_anew()
+        rest = self._detokenizer.flush()
         if self.pieces:
             self.pieces[-1] += rest
         shown, stopped = self._stop.push(rest)
@@ -334,6 +335,27 @@ class Reply:
             shown += self._stop.flush()
         self.text += shown
         return shown
+
+    def _state_anew(self) -> str:
+        """Pieces and text from the tokens alone; gives what is new in the text.
+
+        An exception out of a signal may have come in the middle of taking a token, between its
+        number, its piece and its text.
+        """
+        before, tokenizer = self.text, self.model.tokenizer
+        self._detokenizer, self._stop = Detokenizer(tokenizer), StopStrings(self._stops)
+        self.pieces = [self._detokenizer.push(token.token_id) for token in self.tokens]
+        if self.pieces:
+            self.pieces[-1] += self._detokenizer.flush().removesuffix("\ufffd")
+        self.text = ""
+        for piece in self.pieces:
+            shown, stopped = self._stop.push(piece)
+            self.text += shown
+            if stopped:
+                break
+        else:
+            self.text += self._stop.flush()
+        return self.text[len(before) :]
 
     @property
     def stats(self) -> RunStats:

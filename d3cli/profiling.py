@@ -177,6 +177,10 @@ class Profiler:
 
     def trace(self, *, interrupted: bool = False) -> Trace:
         """What was found so far."""
+        for profiled in self._profiled:
+            run = profiled.first
+            if run is not None and not run.is_whole:
+                run.reply.release()
         return record_trace(
             self.model,
             self.options,

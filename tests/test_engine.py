@@ -1,5 +1,6 @@
 """Replies, turns and stats, on a tiny random model and on the built-in trained one."""
 
+import itertools
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
+from d3cli.text import Detokenizer, StopStrings
 from tests.families import random_ids, tiny, whole_layers
 
 STORY = "Tell me a story about a fox."
@@ -116,6 +118,34 @@ class TestReply:
         assert reply.finish_reason == "interrupted"
         assert len(reply.tokens) >= 5
         assert reply.text
+
+    @pytest.mark.parametrize("late", [False, True])
+    @pytest.mark.parametrize("place", [Detokenizer, StopStrings])
+    def test_cut_anywhere_text_and_pieces_are_those_of_the_tokens(
+        self, builtin: LoadedModel, monkeypatch: pytest.MonkeyPatch, place: type, late: bool
+    ) -> None:
+        """As an exception out of a signal may: in the middle of taking a token."""
+        push, calls = place.push, itertools.count(1)
+
+        def cut(self: object, value: object) -> object:
+            if next(calls) == 9:
+                if late:
+                    push(self, value)
+                raise KeyboardInterrupt
+            return push(self, value)
+
+        monkeypatch.setattr(place, "push", cut)
+        reply = Engine(builtin).stream(STORY, stop="never said")
+        shown = ""
+        with pytest.raises(KeyboardInterrupt):
+            for chunk in reply:
+                shown += chunk.text
+        shown += reply.release()
+        ids = [token.token_id for token in reply.tokens]
+        expected = builtin.tokenizer.decode(ids, skip_special_tokens=True)
+        assert shown == reply.text == "".join(reply.pieces) == expected
+        assert len(reply.pieces) == len(ids) == (8 if place is Detokenizer else 9)
+        assert reply.release() == ""
 
     def test_held_text_is_released_where_a_reply_is_left(self, builtin: LoadedModel) -> None:
         whole = Engine(builtin).stream(STORY, max_tokens=12)
