@@ -107,7 +107,8 @@ class Chat:
     def run(self) -> int:
         """Until the user leaves; gives the exit code."""
         try:
-            with line_mode(False):  # the prompt has its own mode, and comes back to this one
+            # The prompt has its own mode, and comes back to this one.
+            with line_mode(False, after_stops=False):
                 return self._loop()
         except OSError as error:  # all is saved, and there is nobody to be told
             if error.errno not in GONE:
@@ -124,7 +125,8 @@ class Chat:
             if isinstance(text, int):
                 return text
             try:
-                code = self._take(text, time.perf_counter())
+                with line_mode(False):
+                    code = self._take(text, time.perf_counter())
             except Stopped:
                 code = None
             except NoModelLeftError:

@@ -9,11 +9,15 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def line_mode(on: bool) -> Iterator[None]:
+def line_mode(on: bool, *, after_stops: bool = True) -> Iterator[None]:
     """Within, the terminal shows what is typed and hands it over by the line, or does neither.
 
     Off, each key waits for the next prompt as it was typed: in line mode a Ctrl-D would reach the
     prompt as nothing. Ctrl-C and Ctrl-Z are signals either way.
+
+    Args:
+        after_stops: set it again whenever the process was stopped, since a shell changes it; not
+            where a prompt has a mode of its own within.
     """
     try:
         import termios
@@ -34,7 +38,9 @@ def line_mode(on: bool) -> Iterator[None]:
         with suppress(termios.error):  # the terminal may be what has gone
             termios.tcsetattr(stdin, termios.TCSANOW, wanted)
 
-    previous = signal.signal(signal.SIGCONT, change)  # a shell changes it while this is stopped
+    previous = signal.getsignal(signal.SIGCONT)
+    if after_stops:
+        signal.signal(signal.SIGCONT, change)
     change()
     try:
         yield
