@@ -21,8 +21,7 @@ from d3cli.trace import ReplyTrace, TokenTrace, Trace
 from d3cli.trace_summary import Stretch, Summary, summarize
 from d3cli.units import parse_unit
 
-# The light theme; the page's script exchanges these for the dark ones. Told apart by people with
-# any colour vision, and on either background.
+# The light theme; the page's script exchanges these for the dark ones.
 INK, QUIET, LINE = "#1c2430", "#5b6675", "#dde2e9"
 BLUE, AMBER, VIOLET, GREEN, EMPTY = "#2f6fd0", "#c77d0a", "#8453c5", "#2a8a64", "#eceff3"
 # What a cell of the heat map says, by its value.

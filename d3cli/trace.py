@@ -249,8 +249,8 @@ class Trace:
         compared: whether full depth's values were asked for.
         needed_order: the skip order whose nested family `needed_depth` refers to; None where it
             was not asked for.
-        peak_memory_bytes: of the timed runs, before anything was compared.
-        gpu_memory: whether that is a GPU's.
+        peak_memory_bytes: of the timed runs, before anything was compared; of the GPU where the
+            model is on one.
     """
 
     schema: int = SCHEMA

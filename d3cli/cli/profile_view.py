@@ -123,7 +123,7 @@ class ProfileView:
         self._due = ended + max(LEAST_INTERVAL, (ended - began) / MOST_SHARE)
 
     def _render(self, console: "Console") -> RenderableType:
-        """The whole screen as segments: Rich's own tables take twenty times as long to draw."""
+        """The whole screen as segments: Rich's own tables take ten times as long to draw."""
         width, height = console.size
         plain = not console.encoding.lower().startswith("utf")
         lines = [[(text, DIM)] for text in self._head(width)]
