@@ -30,6 +30,11 @@ class Spread:
     sd: float | None
 
 
+def mean(spread: Spread | None) -> float | None:
+    """Of repeats, where there were any."""
+    return None if spread is None else spread.mean
+
+
 @dataclass(frozen=True, slots=True)
 class Needed:
     """What tokens would have needed, over the decode steps.
@@ -125,10 +130,8 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
     mean_depth = fmean(token.depth for token in steps) if steps else None
     below = [token for token in steps if token.full_token_id is not None and token.depth < layers]
     whole = bool(tokens) and all(token.full_logprob is not None for token in tokens)
-    repeats = [
-        [reply.repeats[number] for reply in replies]
-        for number in range(min((len(reply.repeats) for reply in replies), default=0))
-    ]
+    timed = [reply.repeats for reply in replies if reply.repeats]  # one may not have begun
+    repeats = list(zip(*timed, strict=False))
     rates = [
         len(steps) / seconds
         for each in repeats
@@ -150,7 +153,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         min_depth=min((token.depth for token in steps), default=None),
         layer_ratio=None if mean_depth is None else layers / mean_depth,
         byte_ratio=_byte_ratio(trace, replies, repairs=0),
-        byte_ratio_net=_byte_ratio(trace, replies, repairs=len(replies)),
+        byte_ratio_net=_byte_ratio(trace, replies, repairs=sum(len(r.tokens) > 1 for r in replies)),
         compared=len(below),
         agreed=sum(bool(token.agrees) for token in below),
         perplexity=_perplexity([token.logprob for token in tokens]) if whole else None,
@@ -249,7 +252,7 @@ def _stretches(steps: Sequence[TokenTrace]) -> Iterator[Stretch]:
             tokens=len(here),
             depth=fmean(token.depth for token in here),
             ms=_mean(here, lambda token: token.ms) or 0.0,
-            agreement=_mean(here, lambda token: None if token.agrees is None else token.agrees),
+            agreement=_mean(here, lambda token: token.agrees),
             kl=_mean(here, lambda token: token.kl),
             needed=_mean(here, lambda token: token.needed_depth),
             saturation=_mean(here, lambda token: token.saturation_layer),

@@ -20,9 +20,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from d3cli.cli.output import json_line
-from d3cli.cli.profile_report import against_json, report
-from d3cli.cli.profile_view import ProfileView, show_token
+from d3cli.cli.profile_against import against_json
+from d3cli.cli.profile_report import report
+from d3cli.cli.profile_view import ProfileView
+from d3cli.cli.tables import cut
 from d3cli.config import replace_file
+from d3cli.inert import quoted
 from d3cli.profiled import Run
 from d3cli.profiling import Profiler
 from d3cli.trace import Trace, parse_trace, read_trace
@@ -50,7 +53,8 @@ class TestPipe:
         assert "\x1b" not in result.out + result.err
         assert "model: the built-in model" in result.err
         lines = result.out.splitlines()
-        assert lines[0].split() == ["step", "token", "layers", "ms", "logprob", "entropy"]
+        columns = ["step", "token", "layers", "ms", "logprob", "entropy", "active"]
+        assert lines[0].split() == columns
         assert [line.split()[0] for line in lines[2:14]] == [str(step) for step in range(12)]
         for word in ("TTFT", "tok/s", "TPOT", "peak memory", "by layers", "ships with this model"):
             assert word in result.out
@@ -308,6 +312,7 @@ class TestBadInput:
             ((STORY, "-o", "csv", "--json"), "--json and -o csv exclude each other"),
             ((STORY, "--repeat", "0"), "--repeat"),
             ((STORY, "--alpha", "2"), "outside (0, 1]"),
+            ((STORY, "--raw", "--system", "Go."), "--raw uses no chat template"),
             ((STORY, "--start", "10%"), "--max-tokens"),
             (("--input", "p.jsonl", "--prompt", "x"), "comes from --input and from --prompt"),
             (("--input", "/nowhere/p.jsonl"), "there is no prompts file"),
@@ -594,12 +599,12 @@ class TestView:
         assert len(lines) <= 30
 
     def test_tokens_are_shown_as_they_are(self) -> None:
-        assert show_token(" the") == '" the"'
-        assert show_token("\n") == '"\\n"'
-        assert show_token("\x1b[31m") == '"␛[31m"'
-        assert show_token("日本語" * 20, 10) == '"日本語…"'
-        assert cell_len(show_token("日" * 99, 11)) <= 11
-        assert show_token("e\u0301") == '"e\u0301"'
+        assert quoted(" the") == '" the"'
+        assert quoted("\n") == '"\\n"'
+        assert quoted("\x1b[31m") == '"␛[31m"'
+        assert quoted("e\u0301") == '"e\u0301"'
+        assert cut(quoted("日本語" * 20), 10) == '"日本語…"'
+        assert cell_len(cut(quoted("日" * 99), 11)) <= 11
 
 
 def test_a_narrow_report_keeps_to_its_width() -> None:

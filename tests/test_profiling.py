@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -327,6 +328,17 @@ class TestSummary:
         assert found.needed.late - found.needed.early == pytest.approx(late - 3, abs=0.05)
         assert words in " ".join(sentences(found, trace, trace.replies))
 
+    def test_a_reply_that_never_began_hides_no_rates(self) -> None:
+        trace = made_trace([4, 3, 2], [10.0, 30.0])
+        [reply] = trace.replies
+        unbegun = replace(reply, tokens=(), repeats=(), finish_reason="interrupted")
+        trace = replace(trace, replies=(reply, unbegun))
+        alone, both = summarize(trace, [reply]), summarize(trace, trace.replies)
+        assert both.tokens_per_second == alone.tokens_per_second
+        assert both.ttft_s == alone.ttft_s
+        assert both.byte_ratio_net == alone.byte_ratio_net
+        assert both.replies == 2
+
     def test_few_tokens_give_no_verdict(self) -> None:
         from d3cli.trace_words import sentences
 
@@ -377,8 +389,6 @@ class TestSummary:
         model = tiny("llama").gated
         one = DepthSchedule.full(1)
         object.__setattr__(one, "num_layers", model.num_layers)
-        from dataclasses import replace
-
         from d3cli.families import UNLISTED
 
         gate = model.gate

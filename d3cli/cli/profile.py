@@ -163,7 +163,10 @@ def profile(
         return 0
     if against is not None:
         raise UsageError("--against lines up two recorded runs", "give the other one with --from")
-    model_name, rows = _read_prompts(model, text, prompt, prompt_file, prompts, system)
+    model_name, rows = _read_prompts(model, text, prompt, prompt_file, prompts)
+    if raw and any(len(row.messages) > 1 for row in rows):
+        raise UsageError("--raw takes one text a prompt, not messages", "leave out --raw")
+    rows = [row.with_system(system) if system else row for row in rows]
     destination.check(output, (prompt_file, prompts, chat_template))
     request = Request(
         raw=raw,
@@ -190,8 +193,6 @@ def profile(
         offline=offline,
         force=force,
     )
-    if raw and any(len(row.messages) > 1 for row in rows):
-        raise UsageError("--raw takes one text a prompt, not messages", "leave out --raw")
     longest = max((row.whole_text for row in rows), key=len)
     ready = request.prepare(output, model_name, longest)
 
@@ -300,15 +301,12 @@ def _read_prompts(
     prompt: str | None,
     prompt_file: Path | None,
     prompts: Path | None,
-    system: str | None,
 ) -> tuple[str, list[PromptRow]]:
-    """The model's name, and the prompts with the system prompt before them."""
-    if prompts is None:
-        name, whole = read_arguments(model, text, prompt, prompt_file)
-        rows = [PromptRow(whole, ({"role": "user", "content": whole},))]
-    else:
-        name, rows = read_prompts(model, text, prompt, prompt_file, prompts)
-    return name, [row.with_system(system) if system else row for row in rows]
+    """The model's name, and the prompts."""
+    if prompts is not None:
+        return read_prompts(model, text, prompt, prompt_file, prompts)
+    name, whole = read_arguments(model, text, prompt, prompt_file)
+    return name, [PromptRow(whole, ({"role": "user", "content": whole},))]
 
 
 def _destination(
@@ -384,7 +382,7 @@ def _show_recorded(
         raise UsageError(
             f"two runs side by side have no {destination.form}", "use -o table or -o json"
         )
-    from d3cli.cli.profile_report import against_json, against_report
+    from d3cli.cli.profile_against import against_json, against_report
 
     other, names = read_trace(against), (str(path), str(against))
     width = output.stdout_width or PIPE_WIDTH

@@ -8,11 +8,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.segment import Segment, Segments
 from rich.style import Style
 
+from d3cli.cli.tables import WIDEST_TEXT, cut
 from d3cli.inert import inert, quoted
 
 if TYPE_CHECKING:
@@ -35,15 +36,6 @@ PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
 CYAN, DIM_CYAN = Style(color="cyan"), Style(color="cyan", dim=True)
 
 _Line = list[tuple[str, Style]]  # texts and their looks
-WIDEST_TOKEN = 24
-
-
-def show_token(text: str, width: int = WIDEST_TOKEN) -> str:
-    """A token in quotes, inert, and cut to a width in cells."""
-    shown = quoted(text)
-    if cell_len(shown) > width:
-        shown = set_cell_size(shown, width - 2).rstrip() + '…"'
-    return shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +97,7 @@ class ProfileView:
         token, ms = run.reply.tokens[-1], run.ms[-1] if run.ms else None
         self._decode_s += (ms or 0.0) / 1000
         rate = token.step / self._decode_s if self._decode_s else None
-        text = show_token(run.reply.pieces[-1])
+        text = cut(quoted(run.reply.pieces[-1]))
         self._rows.append(
             _Row(token.step, text, token.depth, ms, rate, token.logprob, token.entropy)
         )
@@ -191,7 +183,7 @@ class ProfileView:
     def _table(self, width: int, rows: int, plain: bool) -> list[_Line]:
         """Titles, and the newest tokens."""
         wide = width >= WIDE
-        token_width = min(WIDEST_TOKEN, max(6, width // 3 if not wide else width // 4))
+        token_width = min(WIDEST_TEXT, max(6, width // 3 if not wide else width // 4))
         others = FIXED_WIDE if wide else FIXED
         bar = max(0, min(24, width - token_width - others))
         end = f"{'tok/s':>8} {'logprob':>9} {'entropy':>8}" if wide else ""

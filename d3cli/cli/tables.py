@@ -1,0 +1,74 @@
+"""Tables as plain text, for a screen of a given width or for a pipe."""
+
+import io
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from d3cli.inert import inert
+
+GAP = 3  # blanks between columns, as Rich draws them
+WIDEST_TEXT = 24  # of a text in quotes
+
+
+def cut(text: str, width: int = WIDEST_TEXT) -> str:
+    """A text in quotes, cut to a width in cells."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - 2).rstrip() + '…"'
+
+
+def aligned(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], width: int, left: Iterable[int] = ()
+) -> str:
+    """A table as plain text. Columns that do not fit are left out, from the last one.
+
+    Without titles it is names and values, and what is too wide is folded.
+    """
+    shown = [[inert(cell) for cell in row] for row in rows]
+    count = len(titles) or 2
+    if titles:
+        wide = [max(map(cell_len, column)) for column in zip(titles, *shown, strict=True)]
+        sums = accumulate(size + GAP for size in wide)
+        count = sum(total - GAP <= width for total in sums) or 1
+    table = Table(box=box.SIMPLE_HEAD if titles else None, show_edge=False, pad_edge=False)
+    table.show_header = bool(titles)
+    lefts = set(left)
+    for at in range(count):
+        title = titles[at] if titles else ""
+        table.add_column(title, justify="left" if at in lefts else "right", overflow="fold")
+    for row in shown:
+        table.add_row(*(Text(cell) for cell in row[:count]))
+    text = io.StringIO()
+    Console(file=text, width=width, no_color=True, force_terminal=False).print(table)
+    lines = text.getvalue().removesuffix("\n").split("\n")
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def one_line(text: str, width: int) -> str:
+    """The first line of a text, cut to so many cells."""
+    line = inert(text.strip().partition("\n")[0])
+    return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
+
+
+def filled(
+    titles: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Without the columns that are empty throughout."""
+    kept = [at for at in range(len(titles)) if any(row[at] for row in rows)]
+    return [titles[at] for at in kept], [[row[at] for at in kept] for row in rows]
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number, or nothing."""
+    return "" if value is None else f"{value:z,.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share, or nothing."""
+    return "" if share is None else f"{share:.1%}"

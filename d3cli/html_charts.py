@@ -1,0 +1,280 @@
+"""The charts of a trace's HTML report, as plotly.js takes them: plain objects.
+
+Knows nothing of pages or of how a chart is drawn.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from d3cli.trace import ReplyTrace, TokenTrace, Trace
+from d3cli.trace_summary import Stretch, Summary
+from d3cli.units import parse_unit
+
+# The light theme; the page's script exchanges these for the dark ones.
+INK, QUIET, LINE = "#1c2430", "#5b6675", "#dde2e9"
+BLUE, AMBER, VIOLET, GREEN, EMPTY = "#2f6fd0", "#c77d0a", "#8453c5", "#2a8a64", "#eceff3"
+# What a cell of the heat map says, by its value.
+SKIPPED, NO_MLP, NO_ATTENTION, RUN = range(4)
+STATES = ("skipped", "MLP dropped", "attention dropped", "run")
+STATE_COLOURS = (EMPTY, AMBER, VIOLET, BLUE)
+FEWEST_TOKENS = 2  # of a reply that has charts
+MOST_CELLS = 1_000_000  # of the heat map: a browser holds a label for each
+
+
+def charts_of(trace: Trace, reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
+    """Charts as plotly.js takes them; a trace's `customdata` are the steps of its points."""
+    if len(reply.tokens) < FEWEST_TOKENS:
+        return
+    yield _heat_map(trace, reply)
+    yield _depths(trace, reply, summary)
+    yield _latency(reply)
+    if any(token.kl is not None for token in reply.tokens):
+        yield from _agreement(reply, summary)
+    if reply.layers is not None:
+        yield _parts(reply)
+
+
+def cells(trace: Trace, tokens: Sequence[TokenTrace]) -> list[list[int]]:
+    """What each layer did for each token, ``[layers][tokens]``, as an index of `STATES`."""
+    units = [parse_unit(name) for name in trace.depth_schedule.skip_order]
+    columns: dict[int, list[int]] = {}
+    for count in {token.dropped_units for token in tokens}:
+        column = columns[count] = [RUN] * trace.model.num_layers
+        for layer, part in units[:count]:
+            mine = SKIPPED if part is None else NO_MLP if part == "mlp" else NO_ATTENTION
+            column[layer] = mine if column[layer] == RUN else SKIPPED
+    each = [columns[token.dropped_units] for token in tokens]
+    return [[column[layer] for column in each] for layer in range(trace.model.num_layers)]
+
+
+def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
+    layers, last = trace.model.num_layers, len(STATES) - 1
+    edges = [(state + end) / len(STATES) for state in range(len(STATES)) for end in (0, 1)]
+    scale = [[edge, STATE_COLOURS[at // 2]] for at, edge in enumerate(edges)]
+    shown = reply.tokens[: max(1, MOST_CELLS // layers)]
+    note = "One column a token, one row a layer, the first layer at the bottom. Hover over a cell."
+    if len(shown) < len(reply.tokens):
+        note += f" The first {len(shown):,} tokens of {len(reply.tokens):,}."
+    return _chart(
+        "layers",
+        "Which layers ran",
+        note,
+        [
+            {
+                "type": "heatmap",
+                "x": [token.step for token in shown],
+                "y": list(range(layers)),
+                "z": cells(trace, shown),
+                "zmin": -0.5,
+                "zmax": last + 0.5,
+                "colorscale": scale,
+                "showscale": False,
+                "xgap": 1 if len(shown) <= 150 else 0,
+                "ygap": 1 if layers <= 150 else 0,
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        ],
+        x="token",
+        y="layer",
+        height=max(240, min(900, 90 + 11 * layers)),
+    )
+
+
+def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]:
+    steps = [token.step for token in reply.tokens]
+    traces = [_line("depth given", steps, [token.depth for token in reply.tokens], BLUE, "hv")]
+    note = "Layers that each token was given."
+    known = [token for token in reply.tokens if token.needed_depth is not None]
+    if known:
+        steps = [token.step for token in known]
+        needed = [token.needed_depth for token in known]
+        lens = [token.saturation_layer for token in known]
+        traces += [
+            _points("needed at constant depth", steps, needed, AMBER, "circle"),
+            _mean_line("needed, mean", summary, lambda one: one.needed, AMBER),
+            _points("early exit by the logit lens", steps, lens, GREEN, "x-thin-open"),
+        ]
+        note = (
+            "Layers that each token was given, and the least constant depth from which on the "
+            "choice is full depth's. A point above the line was given too few."
+        )
+    chart = _chart("depth", "Depth by position", note, traces, x="token", y="layers")
+    chart["layout"]["yaxis"]["range"] = [0, 1.05 * trace.model.num_layers]
+    return chart
+
+
+def _latency(reply: ReplyTrace) -> dict[str, Any]:
+    timed = [token for token in reply.tokens if token.ms is not None]
+    steps, depths = [token.step for token in timed], [token.depth for token in timed]
+    traces = [_points("a token", steps, [token.ms for token in timed], BLUE, "circle", depths)]
+    note = "Milliseconds of each decode step. If the clock follows the depth, they lie on a line."
+    if reply.clock is not None:
+        note += (
+            f" In turn with full depth on the same tokens: {reply.clock.full_ms:.2f} ms at full "
+            f"depth, {reply.clock.own_ms:.2f} ms at the reply's own."
+        )
+    chart = _chart("latency", "Time against depth", note, traces, x="layers", y="ms")
+    chart["layout"]["yaxis"]["rangemode"] = "tozero"
+    return chart
+
+
+def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
+    known = [(one, 100 * one.agreement) for one in summary.stretches if one.agreement is not None]
+    middles = [(one.begin + one.end - 1) / 2 for one, _ in known]
+    shares = [share for _, share in known]
+    line = _line("share", middles, shares, BLUE, "linear") | {
+        "mode": "lines+markers",
+        "customdata": None,
+        "hovertemplate": "%{text}<extra></extra>",
+        "text": [
+            f"tokens {one.begin} to {one.end - 1}: {share:.1f}% of {one.tokens}"
+            for one, share in known
+        ],
+    }
+    chart = _chart(
+        "agreement",
+        "Agreement with full depth",
+        "The share of tokens whose first choice is full depth's, by stretch of the reply.",
+        [line],
+        x="token",
+        y="%",
+    )
+    chart["layout"]["yaxis"]["range"] = [max(0.0, min(shares, default=0.0) - 5), 101]
+    yield chart
+    tokens = [token for token in reply.tokens if token.kl is not None]
+    values = [max(0.0, token.kl or 0.0) for token in tokens]
+    steps = [token.step for token in tokens]
+    yield _chart(
+        "kl",
+        "Divergence from full depth",
+        "KL(full depth || D³) of each token, in nats, and its mean by stretch.",
+        [
+            _points("a token", steps, values, VIOLET, "circle"),
+            _mean_line("mean", summary, lambda one: one.kl, INK),
+        ],
+        x="token",
+        y="nats",
+    )
+
+
+def _parts(reply: ReplyTrace) -> dict[str, Any]:
+    found = reply.layers
+    assert found is not None
+    names = [*map(str, range(len(found.layers))), "LM head", "else"]
+
+    def bar(name: str, values: list[float], colour: str) -> dict[str, Any]:
+        return {
+            "type": "bar",
+            "name": name,
+            "x": names,
+            "y": values,
+            "marker": {"color": colour},
+            "hovertemplate": f"%{{x}}, {name}: %{{y:.3f}} ms<extra></extra>",
+        }
+
+    chart = _chart(
+        "parts",
+        "Time by layer",
+        f"Milliseconds of a decode step at full depth, medians of {found.steps} steps.",
+        [
+            bar("attention", [one.attn for one in found.layers], BLUE),
+            bar("MLP", [one.mlp or 0.0 for one in found.layers], AMBER),
+            bar(
+                "rest",
+                [*(one.other for one in found.layers), found.head_ms, found.rest_ms],
+                GREEN,
+            ),
+        ],
+        x="layer",
+        y="ms",
+    )
+    chart["layout"]["barmode"] = "stack"
+    chart["layout"]["xaxis"]["type"] = "category"
+    return chart
+
+
+def _mean_line(
+    name: str, summary: Summary, value: Callable[[Stretch], float | None], colour: str
+) -> dict[str, Any]:
+    """A mean by stretch of the reply."""
+    known = [(one, mean) for one in summary.stretches if (mean := value(one)) is not None]
+    middles = [(one.begin + one.end - 1) / 2 for one, _ in known]
+    return _line(name, middles, [mean for _, mean in known], colour, "linear") | {
+        "customdata": None,
+        "hovertemplate": "mean %{y:.4f}<extra></extra>",
+    }
+
+
+def _line(
+    name: str, steps: Sequence[float], values: Sequence[Any], colour: str, shape: str
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": list(steps),
+        "y": list(values),
+        "line": {"color": colour, "width": 2, "shape": shape},
+        "customdata": list(steps),
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def _points(
+    name: str,
+    steps: Sequence[int],
+    values: Sequence[Any],
+    colour: str,
+    symbol: str,
+    x: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": list(steps if x is None else x),
+        "y": list(values),
+        "marker": {"color": colour, "size": 6, "symbol": symbol, "opacity": 0.75},
+        "customdata": list(steps),
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def _chart(
+    name: str,
+    title: str,
+    note: str,
+    traces: list[dict[str, Any]],
+    *,
+    x: str,
+    y: str,
+    height: int = 300,
+) -> dict[str, Any]:
+    axis = {
+        "gridcolor": LINE,
+        "linecolor": LINE,
+        "zeroline": False,
+        "tickfont": {"color": QUIET},
+        "automargin": True,
+    }
+    several = sum("name" in one for one in traces) > 1
+    return {
+        "id": name,
+        "title": title,
+        "note": note,
+        "height": height,
+        "traces": traces,
+        "layout": {
+            "margin": {"l": 48, "r": 12, "t": 32 if several else 8, "b": 40},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
+            "showlegend": several,
+            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+            "hovermode": "closest",
+            "hoverlabel": {"align": "left"},
+            "dragmode": False,
+            "xaxis": axis | {"title": {"text": x, "font": {"color": QUIET}}},
+            "yaxis": axis | {"title": {"text": y, "font": {"color": QUIET}}},
+        },
+    }

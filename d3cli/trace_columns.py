@@ -1,0 +1,68 @@
+"""What tables show of each token of a trace: the same in the terminal and in the HTML report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from d3cli.inert import quoted
+from d3cli.trace import TokenTrace
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    Attributes:
+        cell: what stands in it, inert; empty where there is nothing.
+        value: what it is sorted by; None where there is nothing.
+        is_text: whether it is a text, which may be cut, and stands to the left.
+    """
+
+    title: str
+    cell: Callable[[TokenTrace], str]
+    value: Callable[[TokenTrace], str | float | None]
+    is_text: bool = False
+
+
+def _number(title: str, name: str, form: str) -> Column:
+    def value(token: TokenTrace) -> float | None:
+        found: float | None = getattr(token, name)
+        return found
+
+    def cell(token: TokenTrace) -> str:
+        number = value(token)
+        return "" if number is None else format(number, f"z{form}")  # z: no negative zero
+
+    return Column(title, cell, value)
+
+
+def _text(title: str, cell: Callable[[TokenTrace], str]) -> Column:
+    return Column(title, cell, cell, is_text=True)
+
+
+def _full_choice(token: TokenTrace) -> str:
+    if token.full_text is None:
+        return ""
+    return "same" if token.agrees else quoted(token.full_text)
+
+
+# In the order in which a narrow screen gives them up, from the last one.
+COLUMNS = (
+    _number("step", "step", ".0f"),
+    _text("token", lambda token: quoted(token.text)),
+    _number("layers", "depth", ".4g"),
+    _number("ms", "ms", ".1f"),
+    _text("full depth", _full_choice),
+    _number("needed", "needed_depth", ".4g"),
+    _number("logprob", "logprob", ".3f"),
+    _number("entropy", "entropy", ".3f"),
+    _number("its logprob", "full_logprob", ".3f"),
+    _number("KL", "kl", ".4f"),
+    _number("lens", "saturation_layer", ".0f"),
+    _number("± ms", "ms_sd", ".1f"),
+    _number("active", "active_layers", ".0f"),
+)
+
+
+def columns_of(tokens: Sequence[TokenTrace]) -> list[Column]:
+    """The columns in which any of these tokens has something."""
+    return [column for column in COLUMNS if any(column.cell(token) for token in tokens)]
