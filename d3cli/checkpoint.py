@@ -18,6 +18,7 @@ from d3cli.cache import KVCache
 from d3cli.errors import ModelError
 from d3cli.families import ENCODER_DECODER, UNLISTED, Family, find_family, not_proven
 from d3cli.files import ModelFiles
+from d3cli.packing import can_pack, pack_linears
 from d3cli.quantization import (
     Quantization,
     check_quantization,
@@ -29,6 +30,7 @@ from d3cli.weights import (
     Description,
     lazy_state_dict,
     one_line,
+    read_again,
 )
 
 # Buffers that old checkpoints hold and that are computed today.
@@ -133,7 +135,7 @@ def load_weights(
     """
     options: dict[str, Any] = {}
     unfit: list[str] = []
-    converted = partial(is_converted, dtype=dtype, wanted=quantization)
+    state = lazy_state_dict(files.path, partial(is_converted, dtype=dtype, wanted=quantization))
     try:
         with warnings.catch_warnings(), _no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
@@ -147,7 +149,7 @@ def load_weights(
             model, report = _model_class(config).from_pretrained(
                 None,
                 config=config,
-                state_dict=lazy_state_dict(files.path, converted),
+                state_dict=state,
                 dtype=dtype,
                 attn_implementation=family.attention,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below by name
@@ -161,7 +163,11 @@ def load_weights(
             f"{files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
     _refuse_wrong_tensors(files.name, report)
-    return (model if "device_map" in options else model.to(device)), unfit
+    if "device_map" not in options:
+        model = model.to(device)
+    if can_pack(dtype, device) and family is not UNLISTED:
+        pack_linears(model, partial(read_again, state))
+    return model, unfit
 
 
 def _refuse_wrong_tensors(name: str, report: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from d3cli.errors import ModelError, NotEnoughMemoryError
+from d3cli.packing import can_pack
 from d3cli.quantization import (
     Quantization,
     check_quantization,
@@ -36,7 +37,7 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 # Measured by scripts/measure_memory.py, from the import of torch on: the code of a model's family,
 # bitsandbytes', and a tokenizer's tables for each token of its vocabulary.
-PROGRAM, BITSANDBYTES, TOKENIZER_ENTRY = 108 << 20, 96 << 20, 1 << 10
+PROGRAM, BITSANDBYTES, TOKENIZER_ENTRY = 108 << 20, 64 << 20, 1 << 10
 # bitsandbytes' temporaries, in sizes of the largest weight, and the most they were seen to take.
 TEMPORARIES, MOST_TEMPORARIES = 8, 32 << 20
 
@@ -90,11 +91,12 @@ def predict_memory(
             weights=sum(
                 _bytes_in_memory(tensor, model, dtype, quantization, device)
                 for tensor in model.tensors
-            ),
+            )
+            + _packed_again(config, model, dtype, device),
             kv_cache=positions * kv_bytes_per_position(config, dtype),
             workspace=max(
                 _activations(config, dtype, min(max(prompt_tokens, 1), PREFILL_CHUNK), positions),
-                _conversion(model, dtype, quantization),
+                _conversion(config, model, dtype, quantization, device),
             ),
             program=PROGRAM
             + TOKENIZER_ENTRY * int(config.vocab_size)
@@ -134,16 +136,43 @@ def _bytes_in_memory(
     return tensor.numel * dtype.itemsize if tensor.is_float else tensor.nbytes
 
 
-def _conversion(model: Description, dtype: torch.dtype, quantization: Quantization | None) -> int:
-    """Bytes that are held twice while weights are converted, one after the other."""
+def _packed_again(config: Any, model: Description, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of the LM head where it is packed beside the embeddings that it is tied to.
+
+    Embeddings that stay mapped take no memory then: of them single rows are read.
+    """
+    if not (can_pack(dtype, device) and config.tie_word_embeddings):
+        return 0
+    table = (config.vocab_size, config.hidden_size)
+    mapped = all(
+        not is_converted(tensor, dtype, None) for tensor in model.tensors if tensor.shape == table
+    )
+    return 0 if mapped else _head_bytes(config, dtype)
+
+
+def _head_bytes(config: Any, dtype: torch.dtype) -> int:
+    return int(config.vocab_size * config.hidden_size * dtype.itemsize)
+
+
+def _conversion(
+    config: Any,
+    model: Description,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    device: torch.device,
+) -> int:
+    """Bytes that are held twice while weights are converted or packed, one after the other."""
+    packs = can_pack(dtype, device)
     converted = [
         tensor.nbytes
         for tensor in model.tensors
-        if tensor.layer is not None and is_converted(tensor, dtype, quantization)
+        if tensor.layer is not None and (packs or is_converted(tensor, dtype, quantization))
     ]
     largest = max(converted, default=0)
     if quantization is not None:
-        return min(TEMPORARIES * largest, MOST_TEMPORARIES)
+        # The LM head is packed when the layers are there already.
+        head = _head_bytes(config, dtype) if packs else 0
+        return max(head, min(TEMPORARIES * largest, MOST_TEMPORARIES))
     return largest + REOPEN_AFTER if largest else 0
 
 

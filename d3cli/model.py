@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from d3cli.attention import group_queries
 from d3cli.cache import KVCache
 from d3cli.chat_template import Renderer
 from d3cli.errors import ModelError, ScheduleError
@@ -209,6 +210,7 @@ def wrap_model(
     family = find_family(config.model_type)
     if family is UNLISTED and not full_depth_only:
         raise not_proven(config.model_type)
+    group_queries(causal_lm)
     gate = LayerGate(causal_lm.eval(), family)
     settings = dict(generation_settings or {})
     model = LoadedModel(

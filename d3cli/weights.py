@@ -207,7 +207,7 @@ def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def lazy_state_dict(
     directory: Path, is_converted: Callable[[TensorInfo], bool]
-) -> dict[str, "_LazyTensor"]:
+) -> dict[str, "LazyTensor"]:
     """The weights by name, as transformers takes a state dict, each mapped when it is asked for.
 
     Args:
@@ -215,13 +215,24 @@ def lazy_state_dict(
             lives in a mapping of its own few neighbours, which ends soon after; all others share
             one, and stay mapped as long as the model uses them.
     """
-    state: dict[str, _LazyTensor] = {}
+    state: dict[str, LazyTensor] = {}
     for file in weight_files(directory):
         path = directory / file
         lasting, passing = _Mapping(path, math.inf), _Mapping(path, REOPEN_AFTER)
         for tensor in _read_header(path):
-            state[tensor.name] = _LazyTensor(passing if is_converted(tensor) else lasting, tensor)
+            mapping = passing if is_converted(tensor) else lasting
+            state[tensor.name] = LazyTensor(tensor, mapping, passing)
     return state
+
+
+def read_again(state: dict[str, "LazyTensor"], tensor: Any) -> Any:
+    """A tensor of the model, through a mapping that ends soon; itself where no file holds it so.
+
+    The pages that reading it brings into memory are then gone with what is returned.
+    """
+    found = (lazy for lazy in state.values() if lazy.address == tensor.data_ptr())
+    lazy = next(found, None)
+    return tensor if lazy is None else lazy.again()
 
 
 class _Mapping:
@@ -240,21 +251,34 @@ class _Mapping:
         from safetensors import safe_open
 
         file = self._file
-        if file is None or self._left <= 0:
+        if file is None:
             file = self._file = safe_open(self._path, framework="pt")
             self._left = self._budget
         self._left -= nbytes
+        if self._left <= 0:
+            self._file = None
         return file.get_tensor(name)
 
 
-class _LazyTensor:
-    """One tensor of a file, read by ``[...]``: what transformers asks of safetensors' slices."""
+class LazyTensor:
+    """One tensor of a file, read by ``[...]``: what transformers asks of safetensors' slices.
 
-    def __init__(self, mapping: _Mapping, info: TensorInfo) -> None:
-        self._mapping, self._info = mapping, info
+    Attributes:
+        address: where it was mapped when it was last read; None before.
+    """
+
+    def __init__(self, info: TensorInfo, mapping: _Mapping, passing: _Mapping) -> None:
+        self._info, self._mapping, self._passing = info, mapping, passing
+        self.address: int | None = None
 
     def __getitem__(self, _: object) -> Any:
-        return self._mapping.read(self._info.name, self._info.nbytes)
+        tensor = self._mapping.read(self._info.name, self._info.nbytes)
+        self.address = tensor.data_ptr()
+        return tensor
+
+    def again(self) -> Any:
+        """The same from the mapping of what is converted."""
+        return self._passing.read(self._info.name, self._info.nbytes)
 
     def get_dtype(self) -> str:
         return self._info.dtype

@@ -123,20 +123,21 @@ def hf_arm(name: str, plain: Any, prompt: Sequence[int], tokens: int, **settings
     return Arm(name, run)
 
 
-def gemv_arm(model: LoadedModel, tokens: int) -> Arm:
+def gemv_arm(model: LoadedModel, tokens: int, prefix: str) -> Arm:
     """The products of one step and nothing else, on inputs that are there already."""
-    linears = [m for m in model.causal_lm.modules() if type(m) is nn.Linear]
-    inputs = [torch.rand(m.in_features, dtype=m.weight.dtype) for m in linears]
+    linears = [m for m in model.causal_lm.modules() if isinstance(m, nn.Linear)]
+    dtype = model.causal_lm.dtype
+    inputs = [torch.rand(1, 1, m.in_features, dtype=dtype) for m in linears]
 
     def run() -> float:
         began = time.perf_counter()
         with torch.inference_mode():
             for _ in range(tokens):
                 for linear, vector in zip(linears, inputs, strict=True):
-                    nn.functional.linear(vector, linear.weight)
+                    linear(vector)
         return (time.perf_counter() - began) / tokens
 
-    return Arm(GEMVS, run, model.num_layers, sum(m.weight.nbytes for m in linears))
+    return Arm(prefix + GEMVS, run, model.num_layers, model.weight_bytes.total)
 
 
 def d3_arm(
@@ -171,7 +172,7 @@ def arms_of(
     if plain is not None:
         yield hf_arm(HF, plain, document.prompt_ids, tokens)
         yield hf_arm(HF_STATIC, plain, document.prompt_ids, tokens, cache_implementation="static")
-        yield gemv_arm(model, tokens)
+    yield gemv_arm(model, tokens, prefix)
     early = list(range(1, tokens + 1))
     full = DepthSchedule.full(model.num_layers)
     yield d3_arm(prefix + FULL, model, document, full, early)

@@ -16,6 +16,8 @@ import torch
 from shapes import SHAPES
 from torch import Tensor
 
+from d3cli.packing import ROWS
+
 MOST_BYTES, MOST_COPIES = 600 << 20, 16
 
 
@@ -31,6 +33,9 @@ def kernels(weight: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
         "oneDNN, packed": lambda x: torch.ops.mkldnn._linear_pointwise(
             x, packed, None, "none", [], ""
         ),
+        f"the same, {ROWS} rows": lambda x: torch.ops.mkldnn._linear_pointwise(
+            x.expand(ROWS, -1), packed, None, "none", [], ""
+        )[:1],
         "int8 weights": lambda x: torch._weight_int8pack_mm(x, eight_bits, scale),
     }
 

@@ -1,0 +1,81 @@
+"""Attention of one token, as torch's kernel for a CPU reads keys and values fastest.
+
+A decode step has one query a head. The kernel brings the keys and values of each head into an order
+of its own, so where heads share them (grouped-query attention, Ainslie et al., arXiv 2305.13245)
+it does so once for each of the sharing heads. Given to it as several queries of one head they are
+the same product, and take a tenth of the time in bfloat16 (``docs/performance.md``). Everything
+else is left to transformers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+# transformers' modelling code is imported where it is used: it takes a second and 100 MB.
+PLAIN, GROUPED = "sdpa", "d3_grouped_sdpa"  # transformers' name, and ours
+
+# For one query, bfloat16 products take the kernel's slowest way; two equal ones avoid it.
+QUERIES = 2
+
+
+def group_queries(causal_lm: Any) -> None:
+    """Makes a model that attends by transformers' "sdpa" attend by `grouped_attention`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if causal_lm.config._attn_implementation == PLAIN:
+        AttentionInterface.register(GROUPED, grouped_attention)
+        AttentionMaskInterface.register(GROUPED, sdpa_mask)
+        causal_lm.set_attn_implementation(GROUPED)
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What transformers asks of an attention: ``[B, S, heads, head_dim]`` of a query of S tokens.
+
+    Args:
+        query: ``[B, heads, S, head_dim]``.
+        key, value: ``[B, kv_heads, T, head_dim]``: all that the token may see, where S is 1 and
+            there is no mask.
+    """
+    batch, heads, length, _ = query.shape
+    sharing = heads // key.shape[1]
+    if (
+        length > 1
+        or attention_mask is not None
+        or position_bias is not None
+        or options.get("softcap") is not None
+        or query.device.type != "cpu"
+        or (sharing == 1 and query.dtype == torch.float32)
+    ):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            position_bias=position_bias,
+            **options,
+        )
+        return found
+    if sharing == 1:
+        queries = query.expand(-1, -1, QUERIES, -1)
+    else:
+        queries = query.reshape(batch, key.shape[1], sharing, -1)
+    output = scaled_dot_product_attention(queries, key, value, scale=scaling)
+    if sharing == 1:
+        output = output[:, :, :1]
+    return output.reshape(batch, 1, heads, -1), None

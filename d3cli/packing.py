@@ -1,0 +1,83 @@
+"""bfloat16 linears whose weights lie in the order that the processor's kernel reads fastest.
+
+A decode step multiplies one token by every weight, so it takes as long as reading them takes.
+`F.linear`, on rows as a file has them, reaches half of what memory gives; oneDNN's kernel on blocks
+in its own order comes near it, and multiplies a prompt no slower. The blocks are a copy: a weight
+is read, packed and let go of, one after the other. What each kernel reaches stands in
+``docs/performance.md``. Knows nothing of layers or depth.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# For one row oneDNN's kernel sums up in few registers, which wait for each other; four equal rows
+# keep it busy, and read the weights once all the same. Weights that a cache holds gain nothing.
+ROWS, LARGE = 4, 1 << 20
+
+
+class PackedLinear(nn.Linear):
+    """A bfloat16 linear; its weight is an opaque tensor ``[out, in]`` in oneDNN's order.
+
+    Args:
+        weight: ``[out, in]``, as `nn.Linear` has it.
+        bias: ``[out]``.
+    """
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.register_parameter("bias", bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
+        if input.numel() != self.in_features or self.weight.numel() < LARGE:
+            return self._multiply(input)
+        rows = input.reshape(1, -1).expand(ROWS, -1)
+        return self._multiply(rows)[0].reshape(*input.shape[:-1], -1)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self.weight, self.bias, "none", [], ""
+        )
+        return found
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether linears in `dtype` are packed there.
+
+    The processor decides, and no clock: kernels round differently, so a choice that fell
+    differently from run to run would change replies.
+    """
+    return (
+        dtype == torch.bfloat16
+        and device.type == "cpu"
+        and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    )
+
+
+@torch.inference_mode()
+def pack_linears(model: Any, read: Callable[[Tensor], Tensor]) -> None:
+    """Replaces a causal language model's bfloat16 linears, one after the other.
+
+    Args:
+        read: gives a weight from where it is held for a moment only. What is packed is not read
+            where the model has it: pages of a mapped file would stay in memory beside the copy.
+    """
+    linears = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16
+    ]
+    # The LM head is the largest: first, while nothing else is there.
+    head = model.get_output_embeddings()
+    linears.sort(key=lambda found: found[2] is head)
+    while linears:
+        parent, name, linear = linears.pop()
+        packed = PackedLinear(read(linear.weight.detach()), linear.bias)
+        setattr(parent, name, packed.train(linear.training))
