@@ -25,6 +25,7 @@ from d3cli.quantization import (
     is_converted,
     quantization_config,
 )
+from d3cli.quantized_head import quantize_head
 from d3cli.weights import (
     BROKEN_FILES,
     Description,
@@ -125,6 +126,8 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     quantization: Quantization | None = None,
+    *,
+    head_in_8_bits: bool = False,
 ) -> tuple[Any, list[str]]:
     """The causal language model, in `dtype` or quantized, on `device`.
 
@@ -165,6 +168,8 @@ def load_weights(
     _refuse_wrong_tensors(files.name, report)
     if "device_map" not in options:
         model = model.to(device)
+    if head_in_8_bits:
+        quantize_head(model, partial(read_again, state))
     if can_pack(dtype, device) and family is not UNLISTED:
         pack_linears(model, partial(read_again, state))
     return model, unfit

@@ -16,9 +16,10 @@ from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.errors import ScheduleError, StoreError, UsageError
 from d3cli.families import Family
 from d3cli.files import ModelFiles, find_model
-from d3cli.memory import DEFAULT_RESERVE, check_memory
+from d3cli.memory import DEFAULT_RESERVE, check_memory, is_head_quantized
 from d3cli.model import LoadedModel, wrap_model
 from d3cli.quantization import Quantization, pack_for_cpu
+from d3cli.quantized_head import HeadChoice
 from d3cli.record import Calibration, ModelKey
 from d3cli.schedule import DepthSchedule
 from d3cli.store import Stale, find
@@ -34,6 +35,8 @@ class LoadOptions(TypedDict, total=False):
         dtype: "auto", the default, is bfloat16 where the processor or GPU computes in it, else
             float32.
         quantization: "bnb-4bit" or "bnb-8bit" quantizes the layers' linears while loading.
+        quantize_head: "auto" puts the LM head into 8 bits, on a CPU and where it is a large part of
+            what a token reads; None, the default, is "auto" with 4-bit layers, else "off".
         device: "auto", the default, takes the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
         full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
         prompt_tokens, reply_tokens: what memory is predicted for.
@@ -42,6 +45,7 @@ class LoadOptions(TypedDict, total=False):
 
     dtype: Dtype
     quantization: Quantization | None
+    quantize_head: HeadChoice | None
     device: str
     full_depth_only: bool
     prompt_tokens: int
@@ -66,6 +70,7 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> Family:
             model,
             dtype=pick_dtype(options.get("dtype", "auto"), device),
             quantization=quantization,
+            quantize_head=options.get("quantize_head"),
             device=device,
             prompt_tokens=options.get("prompt_tokens", 0),
             reply_tokens=options.get("reply_tokens", DEFAULT_RESERVE),
@@ -106,12 +111,18 @@ def load_model(
     else:
         check = partial(check_model, **options)
         files = find_model(name, offline=offline, check=check)
-    family = check_model(describe_directory(files.name, files.path), **options)
+    description = describe_directory(files.name, files.path)
+    family = check_model(description, **options)
+    in_8_bits = family.can_skip and is_head_quantized(
+        description, dtype, quantization, options.get("quantize_head"), device
+    )
     renderer = None
     if not files.is_known:
         renderer = Renderer()
         renderer.start()  # while the weights are read
-    causal_lm, unfit = load_weights(files, family, dtype, device, quantization)
+    causal_lm, unfit = load_weights(
+        files, family, dtype, device, quantization, head_in_8_bits=in_8_bits
+    )
     tokenizer = load_tokenizer(files)
     model = wrap_model(
         causal_lm,

@@ -24,6 +24,7 @@ from d3cli.quantization import (
     is_quantized_while_loading,
     quantized_bytes,
 )
+from d3cli.quantized_head import MULTIPLE, HeadChoice
 from d3cli.weights import BROKEN_FILES, REOPEN_AFTER, Description, TensorInfo, one_line
 
 # Positions that one pass of a prefill reads. It bounds the attention mask and the activations of a
@@ -40,6 +41,8 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 PROGRAM, BITSANDBYTES, TOKENIZER_ENTRY = 108 << 20, 64 << 20, 1 << 10
 # bitsandbytes' temporaries, in sizes of the largest weight, and the most they were seen to take.
 TEMPORARIES, MOST_TEMPORARIES = 8, 32 << 20
+# The LM head's least share of what a full-depth step reads, to be worth 8 bits.
+LEAST_HEAD = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ def predict_memory(
     *,
     dtype: torch.dtype,
     quantization: Quantization | None = None,
+    quantize_head: HeadChoice | None = None,
     device: torch.device | None = None,
     prompt_tokens: int = 0,
     reply_tokens: int = DEFAULT_RESERVE,
@@ -86,17 +90,18 @@ def predict_memory(
     config = _parse_config(model)
     try:
         positions = min(prompt_tokens + reply_tokens, int(config.max_position_embeddings))
+        in_8_bits = _in_8_bits(config, model, dtype, quantization, quantize_head, device)
         return MemoryNeed(
             positions=positions,
             weights=sum(
                 _bytes_in_memory(tensor, model, dtype, quantization, device)
                 for tensor in model.tensors
             )
-            + _packed_again(config, model, dtype, device),
+            + _head_copy(config, model, dtype, device, in_8_bits=in_8_bits),
             kv_cache=positions * kv_bytes_per_position(config, dtype),
             workspace=max(
                 _activations(config, dtype, min(max(prompt_tokens, 1), PREFILL_CHUNK), positions),
-                _conversion(config, model, dtype, quantization, device),
+                _conversion(config, model, dtype, quantization, device, in_8_bits=in_8_bits),
             ),
             program=PROGRAM
             + TOKENIZER_ENTRY * int(config.vocab_size)
@@ -136,18 +141,72 @@ def _bytes_in_memory(
     return tensor.numel * dtype.itemsize if tensor.is_float else tensor.nbytes
 
 
-def _packed_again(config: Any, model: Description, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes of the LM head where it is packed beside the embeddings that it is tied to.
+def is_head_quantized(
+    model: Description,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    choice: HeadChoice | None,
+    device: torch.device,
+) -> bool:
+    """Whether loading puts the LM head into 8 bits: on a CPU, and where it is worth it.
 
-    Embeddings that stay mapped take no memory then: of them single rows are read.
+    Args:
+        choice: None is "auto" where the layers are in 4 bits, else "off".
+
+    Raises:
+        ModelError: the config makes no sense.
     """
-    if not (can_pack(dtype, device) and config.tie_word_embeddings):
+    return _in_8_bits(_parse_config(model), model, dtype, quantization, choice, device)
+
+
+def _in_8_bits(
+    config: Any,
+    model: Description,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    choice: HeadChoice | None,
+    device: torch.device,
+) -> bool:
+    stored = model.config.get("quantization_config")
+    in_4_bits = quantization == "bnb-4bit" or (
+        isinstance(stored, dict) and bool(stored.get("load_in_4bit"))
+    )
+    wanted = in_4_bits if choice is None else choice == "auto"
+    if not wanted or device.type != "cpu" or config.hidden_size % MULTIPLE:
+        return False
+    layers = sum(
+        _bytes_in_memory(tensor, model, dtype, quantization, device)
+        for tensor in model.tensors
+        if tensor.layer is not None
+    )
+    head = _head_bytes(config, dtype)
+    return head >= LEAST_HEAD * (head + layers)
+
+
+def _head_copy(
+    config: Any,
+    model: Description,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    in_8_bits: bool,
+) -> int:
+    """Bytes that an LM head of another form takes beyond the tensor that it is made of.
+
+    Embeddings that stay mapped take no memory beside it: of them single rows are read.
+    """
+    as_it_is = _head_bytes(config, dtype)
+    if in_8_bits:
+        taken = as_it_is // dtype.itemsize + config.vocab_size * dtype.itemsize
+    elif can_pack(dtype, device):
+        taken = as_it_is
+    else:
         return 0
     table = (config.vocab_size, config.hidden_size)
     mapped = all(
         not is_converted(tensor, dtype, None) for tensor in model.tensors if tensor.shape == table
     )
-    return 0 if mapped else _head_bytes(config, dtype)
+    return int(taken if config.tie_word_embeddings and not mapped else taken - as_it_is)
 
 
 def _head_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -160,6 +219,8 @@ def _conversion(
     dtype: torch.dtype,
     quantization: Quantization | None,
     device: torch.device,
+    *,
+    in_8_bits: bool,
 ) -> int:
     """Bytes that are held twice while weights are converted or packed, one after the other."""
     packs = can_pack(dtype, device)
@@ -171,7 +232,7 @@ def _conversion(
     largest = max(converted, default=0)
     if quantization is not None:
         # The LM head is packed when the layers are there already.
-        head = _head_bytes(config, dtype) if packs else 0
+        head = _head_bytes(config, dtype) if packs and not in_8_bits else 0
         return max(head, min(TEMPORARIES * largest, MOST_TEMPORARIES))
     return largest + REOPEN_AFTER if largest else 0
 
@@ -257,6 +318,7 @@ def check_memory(
     *,
     dtype: torch.dtype,
     quantization: Quantization | None = None,
+    quantize_head: HeadChoice | None = None,
     device: torch.device | None = None,
     prompt_tokens: int = 0,
     reply_tokens: int = DEFAULT_RESERVE,
@@ -270,6 +332,7 @@ def check_memory(
     settings: dict[str, Any] = {
         "dtype": dtype,
         "quantization": quantization,
+        "quantize_head": quantize_head,
         "device": device,
         "prompt_tokens": prompt_tokens,
         "reply_tokens": reply_tokens,

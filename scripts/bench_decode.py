@@ -44,6 +44,7 @@ from d3cli.files import find_model
 from d3cli.load import load_model
 from d3cli.machine import processor_name, system, versions
 from d3cli.model import LoadedModel
+from d3cli.quantized_head import EightBitLinear
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document
 from d3cli.skip_order import static_schedule
@@ -125,7 +126,8 @@ def hf_arm(name: str, plain: Any, prompt: Sequence[int], tokens: int, **settings
 
 def gemv_arm(model: LoadedModel, tokens: int, prefix: str) -> Arm:
     """The products of one step and nothing else, on inputs that are there already."""
-    linears = [m for m in model.causal_lm.modules() if isinstance(m, nn.Linear)]
+    kinds = (nn.Linear, EightBitLinear)
+    linears = [m for m in model.causal_lm.modules() if isinstance(m, kinds)]
     dtype = model.causal_lm.dtype
     inputs = [torch.rand(1, 1, m.in_features, dtype=dtype) for m in linears]
 

@@ -28,7 +28,10 @@ GREEDY = SamplingParams()
 
 @pytest.fixture(scope="module", params=["bnb-4bit", "bnb-8bit"])
 def quantized(request: pytest.FixtureRequest) -> tuple[str, LoadedModel]:
-    return request.param, load_model(dtype="float32", device="cpu", quantization=request.param)
+    model = load_model(
+        dtype="float32", device="cpu", quantization=request.param, quantize_head="off"
+    )
+    return request.param, model
 
 
 def plain(kind: str, attention: str = "sdpa") -> AutoModelForCausalLM:
@@ -150,6 +153,7 @@ def test_a_checkpoint_that_is_stored_quantized_loads(tmp_path: Path) -> None:
     shutil.copytree(BUILTIN_PATH, path)
     plain("bnb-4bit").save_pretrained(path)
     again = load_model(str(path), dtype="float32")
+    assert again.causal_lm.lm_head.weight.dtype == torch.int8
     assert tokens(again, again.schedule("off")) == expected
     with pytest.raises(ModelError, match="quantized already"):
         load_model(str(path), quantization="bnb-4bit")

@@ -110,6 +110,7 @@ def chat(
     stop: options.Stop = None,
     dtype: options.Dtype = options.DtypeName.auto,
     quantization: options.QuantizationOption = None,
+    quantize_head: options.QuantizeHead = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     offline: options.Offline = False,
@@ -174,6 +175,7 @@ def chat(
     loading: LoadOptions = {
         "dtype": dtype.value,
         "quantization": None if quantization is None else quantization.value,
+        "quantize_head": None if quantize_head is None else quantize_head.value,
         "device": device,
         "force": force,
         "full_depth_only": decay == "off",

@@ -26,6 +26,13 @@ class QuantizationName(StrEnum):
     bnb_8bit = "bnb-8bit"
 
 
+class HeadName(StrEnum):
+    """Whether the LM head is quantized."""
+
+    auto = "auto"
+    off = "off"
+
+
 class Think(StrEnum):
     """Whether a reasoning model thinks before it answers."""
 
@@ -214,6 +221,15 @@ QuantizationOption = Annotated[
         "usually more speed.",
     ),
 ]
+QuantizeHead = Annotated[
+    HeadName | None,
+    typer.Option(
+        envvar="D3_QUANTIZE_HEAD",
+        rich_help_panel=MODEL,
+        help="The LM head in 8 bits, on a CPU and where it is a large part of what a token reads. "
+        "Default: auto with 4-bit layers, else off.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -270,7 +286,7 @@ Debug = Annotated[
 ]
 
 # What config.toml may set, beside `model` and `[aliases]`: how a model is loaded, and how it runs.
-OF_MODELS = frozenset({"dtype", "quantization", "device", "threads", "offline"})
+OF_MODELS = frozenset({"dtype", "quantization", "quantize_head", "device", "threads", "offline"})
 OF_CHAT = frozenset({"keys", "on_overflow"})
 CONFIGURABLE = (
     OF_MODELS

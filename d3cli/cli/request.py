@@ -47,6 +47,7 @@ class Request:
     stop: Sequence[str] | None
     dtype: options.DtypeName
     quantization: options.QuantizationName | None
+    quantize_head: options.HeadName | None
     device: str
     threads: int | None
     offline: bool
@@ -80,6 +81,7 @@ class Request:
             self.threads,
             dtype=self.dtype.value,
             quantization=None if self.quantization is None else self.quantization.value,
+            quantize_head=None if self.quantize_head is None else self.quantize_head.value,
             device=self.device,
             full_depth_only=decay == "off",
             prompt_tokens=estimate_tokens(longest_prompt, self.system or ""),

@@ -1,0 +1,76 @@
+"""The LM head in 8 bits: a row of int8 and one scale for each token of the vocabulary.
+
+Every decode step reads the whole head, at any depth, so it weighs most where the layers are small
+already: a fifth of Llama 3.2 1B in bfloat16, half of it in 4 bits. Each row is rounded to 255
+evenly spaced values, as LLM.int8() rounds weights (arXiv 2208.07339); activations stay as they are.
+What that costs and saves: ``scripts/bench_head.py``. Knows nothing of layers or depth.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+HeadChoice = Literal["auto", "off"]
+
+# torch's kernel takes these, and reads past the end of other rows.
+MULTIPLE = 64
+# Rows converted at once; and up to so many tokens the kernel is faster than a product in `dtype`.
+CHUNK, FEW = 1024, 16
+
+_Read = Callable[[Tensor], Tensor]
+
+
+class EightBitLinear(nn.Module):
+    """A linear with int8 weights.
+
+    Args:
+        weight: ``[out, in]``, of which only the shape and dtype are looked at.
+        bias: ``[out]``.
+        read: gives the weight from where it is held for a moment only.
+
+    Attributes:
+        weight: ``[out, in]``, int8.
+        scales: ``[out]``, in the dtype of what it multiplies.
+    """
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, read: _Read) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        rounded = torch.empty(weight.shape, dtype=torch.int8)
+        scales = torch.empty(len(weight), dtype=weight.dtype)
+        for start in range(0, len(weight), CHUNK):
+            chosen = slice(start, start + CHUNK)
+            # Read anew, so that the pages of the chunk before are gone.
+            rows = read(weight)[chosen].to(torch.float32, copy=True)
+            # The scale as it will be multiplied with, so that its own rounding is no error.
+            scales[chosen] = (rows.abs().amax(dim=1) / 127).clamp(
+                min=torch.finfo(weight.dtype).tiny
+            )
+            rows /= scales[chosen].float()[:, None]
+            rounded[chosen] = rows.round_().clamp_(-127, 127).to(torch.int8)
+        self.weight = nn.Parameter(rounded, requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.bias = bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        rows = hidden.reshape(-1, self.in_features)
+        if len(rows) <= FEW:
+            output = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scales)
+        else:
+            chunks = torch.split(self.weight, CHUNK)
+            parts = [linear(rows, chunk.to(rows.dtype)) for chunk in chunks]
+            output = torch.cat(parts, dim=-1) * self.scales
+        if self.bias is not None:
+            output = output + self.bias
+        return output.reshape(*hidden.shape[:-1], -1)
+
+
+@torch.inference_mode()
+def quantize_head(causal_lm: Any, read: _Read) -> None:
+    """Replaces a causal language model's LM head; `read` as in `EightBitLinear`."""
+    head = causal_lm.get_output_embeddings()
+    causal_lm.set_output_embeddings(EightBitLinear(head.weight.detach(), head.bias, read))
