@@ -14,6 +14,7 @@ import psutil
 import torch
 from transformers import AutoConfig
 
+from d3cli.control_groups import own_groups
 from d3cli.errors import ModelError, NotEnoughMemoryError
 from d3cli.packing import can_pack
 from d3cli.quantization import (
@@ -32,9 +33,6 @@ from d3cli.weights import BROKEN_FILES, REOPEN_AFTER, Description, TensorInfo, o
 PREFILL_CHUNK = 512
 # Positions allocated beyond the prompt where nobody said how long the reply may be.
 DEFAULT_RESERVE = 1024
-
-# Where Linux says which control groups a process is in, and what they allow.
-OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 # Measured by scripts/measure_memory.py, from the import of torch on: the code of a model's family,
 # bitsandbytes', and a tokenizer's tables for each token of its vocabulary.
@@ -276,27 +274,11 @@ def _left_in_control_groups() -> list[int]:
 
     Pages of files count against a limit, but the kernel takes them back.
     """
-    try:
-        lines = OWN_GROUPS.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
+    second = ("memory.max", "memory.current", "inactive_file")
+    first = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     left = []
-    for line in lines:
-        if line.count(":") < 2:
-            continue
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = GROUPS / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        # A group is also held by the limits above it; in a container, its own is the root.
-        group = base / path.lstrip("/")
-        for directory in (group, *group.parents):
-            if directory.is_relative_to(base):
-                left += _left(directory, *names)
+    for version, directory in own_groups("memory"):
+        left += _left(directory, *(second if version == 2 else first))
     return left
 
 

@@ -21,12 +21,19 @@ def load(
     **settings: Unpack["LoadOptions"],
 ) -> "LoadedModel":
     """Says which model runs, finds it and loads it."""
+    reason = ""
     output.note(f"model: {'the built-in model' if name == BUILTIN else name}")
     output.quiet_libraries()
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     with output.waiting("loading"):
         from d3cli.load import check_model, load_model
+        from d3cli.threads import pick_threads
+
+        if threads is None:
+            threads, reason = pick_threads()
+    if reason:
+        output.note(f"{reason}; --threads overrides")
 
     # Without a spinner, since a download shows its own progress.
     files = find_model(name, offline=offline, check=partial(check_model, **settings))

@@ -247,7 +247,8 @@ Threads = Annotated[
         max=1024,
         metavar="N",
         rich_help_panel=MODEL,
-        help="CPU threads.",
+        help="CPU threads. Default: the physical cores there are, or fewer where the machine is "
+        "busy and that is faster.",
     ),
 ]
 Offline = Annotated[

@@ -1,0 +1,33 @@
+"""The control groups that hold this process: where Linux keeps a container's limits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+# Where Linux says which groups a process is in, and what they allow.
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def own_groups(controller: str) -> Iterator[tuple[int, Path]]:
+    """Version (1 or 2) and directory of each group that may limit this process; inner ones first.
+
+    Nothing outside of Linux.
+    """
+    try:
+        lines = OWN_GROUPS.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        if line.count(":") < 2:
+            continue
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            version, base = 2, GROUPS
+        elif controller in controllers.split(","):
+            version, base = 1, GROUPS / controller
+        else:
+            continue
+        # A group is also held by the limits above it; in a container, its own is the root.
+        group = base / path.lstrip("/")
+        for directory in (group, *group.parents):
+            if directory.is_relative_to(base):
+                yield version, directory

@@ -1,0 +1,83 @@
+"""How many CPU threads to compute with.
+
+A decode step reads weights, and the physical cores read them as fast as their hyperthreads too.
+After each product all threads wait for the slowest one, so on a machine that is busy with other
+work fewer of them can be faster: a short probe then decides.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import psutil
+import torch
+
+from d3cli.control_groups import own_groups
+
+BUSY = 0.5  # programs that ran, on average over the last minute, beside which the probe is worth it
+PROBE_BYTES, ROUNDS = 64 << 20, 5
+GAIN = 1.1  # how much faster fewer threads must be
+
+
+def pick_threads() -> tuple[int, str]:
+    """As many as there are usable cores, or fewer and why.
+
+    A number in the environment, where OpenMP looks for it, is left alone.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads(), ""
+    cores = usable_cores()
+    if cores == 1 or psutil.getloadavg()[0] < BUSY:
+        return cores, ""
+    chosen = fastest(sorted({cores, cores - 1, cores // 2}, reverse=True))
+    return chosen, "" if chosen == cores else f"this machine is busy: {chosen} of {cores} cores"
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: fewer in a container, say."""
+    logical = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        logical = len(os.sched_getaffinity(0))
+    cores = min(logical, psutil.cpu_count(logical=False) or logical)
+    return max(1, min([cores, *_quotas()]))
+
+
+def _quotas() -> list[int]:
+    """Whole processors that control groups grant, a group each that limits them."""
+    found = []
+    for version, directory in own_groups("cpu"):
+        try:
+            if version == 2:
+                granted, period = (directory / "cpu.max").read_text().split()
+            else:
+                granted = (directory / "cpu.cfs_quota_us").read_text()
+                period = (directory / "cpu.cfs_period_us").read_text()
+            if int(granted) > 0:  # "max" in version 2 is no number; -1 in version 1
+                found.append(max(1, int(granted) // int(period)))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return found
+
+
+def fastest(counts: Sequence[int]) -> int:
+    """Of some numbers of threads the first, unless another reads memory faster by a tenth.
+
+    torch computes with the one chosen from now on.
+    """
+    data = torch.ones(PROBE_BYTES // 4)
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for number in range(ROUNDS + 1):
+        for count in counts if number % 2 else reversed(counts):
+            torch.set_num_threads(count)
+            for _ in range(2):  # threads are made, and woken, in the first
+                began = time.perf_counter()
+                data.sum().item()
+                took = time.perf_counter() - began
+            if number:
+                seconds[count].append(took)
+    times = {count: median(found) for count, found in seconds.items()}
+    best = min(counts, key=lambda count: times[count])
+    chosen = best if times[counts[0]] > GAIN * times[best] else counts[0]
+    torch.set_num_threads(chosen)
+    return chosen

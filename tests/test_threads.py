@@ -1,0 +1,101 @@
+"""How many threads: what the machine and its limits leave, and fewer only where that is faster."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from d3cli import threads
+from d3cli.threads import fastest, pick_threads, usable_cores
+from tests.conftest import D3
+
+
+@pytest.fixture(autouse=True)
+def _a_machine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Eight cores of two hyperthreads each, quiet, without limits."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (0.1, 0.1, 0.1))
+    monkeypatch.setattr("d3cli.control_groups.OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("d3cli.control_groups.GROUPS", tmp_path / "fs")
+    yield
+    torch.set_num_threads(before)
+
+
+def test_physical_cores() -> None:
+    assert usable_cores() == 8
+    assert pick_threads() == (8, "")
+
+
+def test_an_affinity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
+    assert usable_cores() == 3
+
+
+@pytest.mark.parametrize(
+    ("granted", "cores"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("?", 8)]
+)
+def test_a_containers_limit_counts(tmp_path: Path, granted: str, cores: int) -> None:
+    (tmp_path / "cgroup").write_text("0::/pod/app\n")
+    (tmp_path / "fs/pod/app").mkdir(parents=True)
+    (tmp_path / "fs/pod/cpu.max").write_text(f"{granted}\n")
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(("granted", "cores"), [("300000", 3), ("-1", 8)])
+def test_the_older_form_of_a_limit_counts(tmp_path: Path, granted: str, cores: int) -> None:
+    (tmp_path / "cgroup").write_text("3:cpu,cpuacct:/pod\n2:memory:/pod\n")
+    (tmp_path / "fs/cpu/pod").mkdir(parents=True)
+    (tmp_path / "fs/cpu/pod/cpu.cfs_quota_us").write_text(f"{granted}\n")
+    (tmp_path / "fs/cpu/pod/cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cores() == cores
+
+
+def test_the_environment_has_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert pick_threads() == (torch.get_num_threads(), "")
+
+
+def test_only_a_busy_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed = []
+    monkeypatch.setattr(threads, "fastest", lambda counts: probed.append(counts) or 4)
+    assert pick_threads() == (8, "")
+    assert probed == []
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (3.0, 0.1, 0.1))
+    assert pick_threads() == (4, "this machine is busy: 4 of 8 cores")
+    assert probed == [[8, 7, 4]]
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [({8: 1.0, 7: 0.5, 4: 0.7}, 7), ({8: 1.0, 7: 0.95, 4: 1.2}, 8), ({8: 1.0, 7: 2, 4: 2}, 8)],
+)
+def test_fewer_only_where_they_are_faster_by_a_tenth(
+    monkeypatch: pytest.MonkeyPatch, times: dict[int, float], chosen: int
+) -> None:
+    """By a clock that moves as the number of threads says."""
+    now, running = [0.0], [8]
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: running.__setitem__(0, count))
+
+    def clock() -> float:
+        now[0] += times[running[0]] / 2
+        return now[0]
+
+    monkeypatch.setattr("d3cli.threads.time.perf_counter", clock)
+    assert fastest([8, 7, 4]) == chosen
+    assert running == [chosen]
+
+
+def test_the_command_says_so(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (3.0, 0.1, 0.1))
+    monkeypatch.setattr(threads, "fastest", lambda _: 1)
+    arguments = ["generate", "Hello.", "--max-tokens", "2", "--device", "cpu"]
+    busy = d3(*arguments)
+    assert busy.code == 0
+    assert "this machine is busy: 1 of 8 cores; --threads overrides" in busy.err
+    assert "busy" not in d3(*arguments, "--threads", "1").err
