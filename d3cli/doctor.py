@@ -12,7 +12,7 @@ import torch
 from d3cli.config import BUILTIN, config_file, default_model
 from d3cli.errors import D3Error
 from d3cli.machine import processor_name, system, versions
-from d3cli.memory import available_memory
+from d3cli.memory import LEAST_HEAD, available_memory
 from d3cli.quantization import quantized_bytes
 
 PROBE_SECONDS = 1.0
@@ -48,10 +48,16 @@ class Shape:
         return attention + 3 * self.hidden * self.inner
 
     def bytes_read(self, depth: float, *, in_4_bits: bool) -> float:
-        """Bytes of one step at a share of the layers; the LM head stays in bfloat16."""
+        """Bytes of one step at a share of the layers.
+
+        The LM head is in bfloat16; beside 4-bit layers in 8 bits, where a CPU's would be.
+        """
         weights = self.layer_weights
         layer = quantized_bytes(weights, "bnb-4bit") if in_4_bits else 2 * weights
-        return depth * self.layers * layer + 2 * self.hidden * self.vocabulary
+        head = 2 * self.hidden * self.vocabulary
+        if in_4_bits and head >= LEAST_HEAD * (head + self.layers * layer):
+            head //= 2
+        return depth * self.layers * layer + head
 
 
 SHAPES = (

@@ -77,3 +77,11 @@ def test_the_4_bit_bytes_are_those_of_a_loaded_model() -> None:
 
     weights = 4 * 128 * 128 + 3 * 128 * 384
     assert layer.attn + layer.mlp == pytest.approx(quantized_bytes(weights, "bnb-4bit"), rel=0.02)
+
+
+def test_the_head_beside_4_bit_layers_is_in_8_bits_where_it_is_large() -> None:
+    by_name = {shape.name.split()[0]: shape for shape in SHAPES}
+    small, large = by_name["1B"], by_name["70B"]
+    assert small.bytes_read(0, in_4_bits=True) == small.hidden * small.vocabulary
+    assert small.bytes_read(0, in_4_bits=False) == 2 * small.hidden * small.vocabulary
+    assert large.bytes_read(0, in_4_bits=True) == 2 * large.hidden * large.vocabulary
