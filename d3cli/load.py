@@ -130,7 +130,7 @@ def load_model(
         name=files.name,
         generation_settings=read_json(files.path / "generation_config.json"),
         stored_schedule=_shipped_schedule(files),
-        notes=_notes(causal_lm, family, device, unfit),
+        notes=_notes(causal_lm, family, device, unfit, in_8_bits),
         full_depth_only=not family.can_skip,
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
@@ -149,9 +149,17 @@ def load_model(
     return _with_calibration(replace(model, key=key), key)
 
 
-def _notes(causal_lm: Any, family: Family, device: torch.device, unfit: list[str]) -> list[str]:
+def _notes(
+    causal_lm: Any,
+    family: Family,
+    device: torch.device,
+    unfit: list[str],
+    head_in_8_bits: bool,
+) -> list[str]:
     """What a user should know of how a model was loaded."""
     notes = []
+    if head_in_8_bits:
+        notes.append("the LM head is in 8 bits; --quantize-head off keeps it as it is")
     if unfit:
         notes.append(
             f"{len(unfit)} linears have shapes that 4-bit cannot take on a CPU and stay as they "

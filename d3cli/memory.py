@@ -170,7 +170,10 @@ def _in_8_bits(
         isinstance(stored, dict) and bool(stored.get("load_in_4bit"))
     )
     wanted = in_4_bits if choice is None else choice == "auto"
-    if not wanted or device.type != "cpu" or config.hidden_size % MULTIPLE:
+    # In float16 the kernel's scales would be too coarse for small rows.
+    if not wanted or device.type != "cpu" or dtype == torch.float16:
+        return False
+    if _head_inputs(config) % MULTIPLE:
         return False
     layers = sum(
         _bytes_in_memory(tensor, model, dtype, quantization, device)
@@ -189,26 +192,33 @@ def _head_copy(
     *,
     in_8_bits: bool,
 ) -> int:
-    """Bytes that an LM head of another form takes beyond the tensor that it is made of.
+    """Bytes of embeddings and LM head beyond those of their tensors in the file; or fewer.
 
-    Embeddings that stay mapped take no memory beside it: of them single rows are read.
+    A head of another form is a copy; embeddings that stay mapped take no memory, since single rows
+    of them are read.
     """
     as_it_is = _head_bytes(config, dtype)
     if in_8_bits:
         taken = as_it_is // dtype.itemsize + config.vocab_size * dtype.itemsize
-    elif can_pack(dtype, device):
-        taken = as_it_is
     else:
-        return 0
-    table = (config.vocab_size, config.hidden_size)
-    mapped = all(
-        not is_converted(tensor, dtype, None) for tensor in model.tensors if tensor.shape == table
-    )
-    return int(taken if config.tie_word_embeddings and not mapped else taken - as_it_is)
+        taken = as_it_is
+    table = (config.vocab_size, _head_inputs(config))
+    tables = [tensor for tensor in model.tensors if tensor.shape == table]
+    mapped = device.type == "cpu" and not any(is_converted(t, dtype, None) for t in tables)
+    if config.tie_word_embeddings:
+        if not in_8_bits and not can_pack(dtype, device):
+            return 0  # embeddings and head are one
+        return int(taken - as_it_is if mapped else taken)
+    return int(taken - as_it_is - (as_it_is if mapped and len(tables) == 2 else 0))
+
+
+def _head_inputs(config: Any) -> int:
+    """The LM head's; OPT may project its states to fewer."""
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def _head_bytes(config: Any, dtype: torch.dtype) -> int:
-    return int(config.vocab_size * config.hidden_size * dtype.itemsize)
+    return int(config.vocab_size * _head_inputs(config) * dtype.itemsize)
 
 
 def _conversion(
@@ -222,17 +232,21 @@ def _conversion(
 ) -> int:
     """Bytes that are held twice while weights are converted or packed, one after the other."""
     packs = can_pack(dtype, device)
-    converted = [
+    converted = [tensor for tensor in model.tensors if is_converted(tensor, dtype, quantization)]
+    in_layers = [
         tensor.nbytes
         for tensor in model.tensors
-        if tensor.layer is not None and (packs or is_converted(tensor, dtype, quantization))
+        if tensor.layer is not None and (packs or tensor in converted)
     ]
-    largest = max(converted, default=0)
+    # Before the LM head gets another form, so its copy is not there yet.
+    outside = max((tensor.nbytes for tensor in converted if tensor.layer is None), default=0)
+    outside -= max(0, _head_copy(config, model, dtype, device, in_8_bits=in_8_bits))
+    largest = max(in_layers, default=0)
     if quantization is not None:
         # The LM head is packed when the layers are there already.
         head = _head_bytes(config, dtype) if packs and not in_8_bits else 0
-        return max(head, min(TEMPORARIES * largest, MOST_TEMPORARIES))
-    return largest + REOPEN_AFTER if largest else 0
+        return max(head, outside, min(TEMPORARIES * largest, MOST_TEMPORARIES))
+    return max(largest, outside) + REOPEN_AFTER if converted or largest else 0
 
 
 def kv_bytes_per_position(config: Any, dtype: torch.dtype) -> int:

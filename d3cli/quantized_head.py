@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 HeadChoice = Literal["auto", "off"]
 
 # torch's kernel takes these, and reads past the end of other rows.
-MULTIPLE = 64
+MULTIPLE = 32
 # Rows converted at once; and up to so many tokens the kernel is faster than a product in `dtype`.
 CHUNK, FEW = 1024, 16
 
@@ -39,6 +39,8 @@ class EightBitLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, read: _Read) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
+        if self.in_features % MULTIPLE:
+            raise ValueError(f"rows of {self.in_features} would be read past their ends")
         rounded = torch.empty(weight.shape, dtype=torch.int8)
         scales = torch.empty(len(weight), dtype=weight.dtype)
         for start in range(0, len(weight), CHUNK):
@@ -57,7 +59,7 @@ class EightBitLinear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        rows = hidden.reshape(-1, self.in_features)
+        rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
         if len(rows) <= FEW:
             output = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scales)
         else:
@@ -66,7 +68,7 @@ class EightBitLinear(nn.Module):
             output = torch.cat(parts, dim=-1) * self.scales
         if self.bias is not None:
             output = output + self.bias
-        return output.reshape(*hidden.shape[:-1], -1)
+        return output.reshape(*hidden.shape[:-1], self.out_features)
 
 
 @torch.inference_mode()

@@ -264,7 +264,7 @@ class LazyTensor:
     """One tensor of a file, read by ``[...]``: what transformers asks of safetensors' slices.
 
     Attributes:
-        address: where it was mapped when it was last read; None before.
+        address: where it is mapped for as long as the model lives; None where it is converted.
     """
 
     def __init__(self, info: TensorInfo, mapping: _Mapping, passing: _Mapping) -> None:
@@ -273,7 +273,8 @@ class LazyTensor:
 
     def __getitem__(self, _: object) -> Any:
         tensor = self._mapping.read(self._info.name, self._info.nbytes)
-        self.address = tensor.data_ptr()
+        if self._mapping is not self._passing:
+            self.address = tensor.data_ptr()
         return tensor
 
     def again(self) -> Any:

@@ -226,7 +226,7 @@ QuantizeHead = Annotated[
     typer.Option(
         envvar="D3_QUANTIZE_HEAD",
         rich_help_panel=MODEL,
-        help="The LM head in 8 bits, on a CPU and where it is a large part of what a token reads. "
+        help="The LM head in 8 bits, on a CPU, where it is a 16th or more of what a token reads. "
         "Default: auto with 4-bit layers, else off.",
     ),
 ]
