@@ -3,8 +3,8 @@
 A decode step has one query a head. The kernel brings the keys and values of each head into an order
 of its own, so where heads share them (grouped-query attention, Ainslie et al., arXiv 2305.13245)
 it does so once for each of the sharing heads. Given to it as several queries of one head they are
-the same product, and take a tenth of the time in bfloat16 (``docs/performance.md``). Everything
-else is left to transformers.
+the same product, in a sixth to a tenth of the time in bfloat16 (``docs/performance.md``).
+Everything else is left to transformers.
 """
 
 from typing import Any
