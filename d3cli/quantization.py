@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from d3cli.errors import ModelError
 from d3cli.weights import FLOATS, TensorInfo
@@ -116,13 +117,14 @@ def _unfit_for_cpu(config: Any) -> list[str]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and not fits_cpu_kernel(module.out_features, module.in_features)
-    ]
+    unfit = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
+            shape = module.weight.shape  # Conv1D, GPT-2's, holds it transposed
+            out_in = shape if isinstance(module, nn.Linear) else reversed(shape)
+            if not fits_cpu_kernel(*out_in):
+                unfit.append(name)
+    return unfit
 
 
 def stored_bytes(parameter: nn.Parameter) -> int:

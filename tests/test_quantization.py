@@ -19,6 +19,7 @@ from d3cli.sampling import SamplingParams
 from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
 from tests.conftest import BUILTIN_PATH, D3, check
+from tests.families import tiny, word_tokenizer
 from tests.reference import Reference
 
 PROMPT = "Tell me a story about a fox."
@@ -144,6 +145,17 @@ def test_shapes_that_the_cpu_kernel_rejects_stay_and_are_named(tmp_path: Path) -
     assert "48 linears" in note
     assert "model.layers.0.mlp.gate_proj" in note
     assert len(tokens(model, model.schedule("off"))) > 1
+
+
+def test_gpt2s_own_kind_of_linear_stays_too(tmp_path: Path) -> None:
+    tiny("gpt2").plain.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), device="cpu", dtype="bfloat16", quantization="bnb-4bit")
+    assert any("attn.c_attn" in note for note in model.notes)
+    reply = Engine(model).stream_ids(
+        [5, 6, 7], schedule=model.schedule("off"), sampling=GREEDY, max_tokens=3
+    )
+    assert len(list(reply)) == 3
 
 
 def test_a_checkpoint_that_is_stored_quantized_loads(tmp_path: Path) -> None:
