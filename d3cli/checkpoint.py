@@ -170,7 +170,7 @@ def load_weights(
         model = model.to(device)
     if head_in_8_bits:
         quantize_head(model, partial(read_again, state))
-    if can_pack(dtype, device) and family is not UNLISTED:
+    if can_pack(dtype, device) and family.can_skip:  # others' code may look at their weights
         pack_linears(model, partial(read_again, state))
     return model, unfit
 

@@ -11,9 +11,11 @@ import torch
 
 from d3cli.config import BUILTIN, config_file, default_model
 from d3cli.errors import D3Error
+from d3cli.held_weights import LEAST_HEAD
 from d3cli.machine import processor_name, system, versions
-from d3cli.memory import LEAST_HEAD, available_memory
+from d3cli.memory import available_memory
 from d3cli.quantization import quantized_bytes
+from d3cli.threads import pick_threads
 
 PROBE_SECONDS = 1.0
 PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches
@@ -118,6 +120,7 @@ def read_bandwidth(device: torch.device, seconds: float = PROBE_SECONDS) -> floa
 def examine() -> dict[str, Any]:
     """Everything that `d3 doctor` reports; takes a few seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(pick_threads()[0])
     available = available_memory(device)
     bandwidth = read_bandwidth(device)
     return {

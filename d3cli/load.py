@@ -16,7 +16,8 @@ from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.errors import ScheduleError, StoreError, UsageError
 from d3cli.families import Family
 from d3cli.files import ModelFiles, find_model
-from d3cli.memory import DEFAULT_RESERVE, check_memory, is_head_quantized
+from d3cli.held_weights import HeldWeights
+from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
 from d3cli.quantization import Quantization, pack_for_cpu
 from d3cli.quantized_head import HeadChoice
@@ -113,9 +114,8 @@ def load_model(
         files = find_model(name, offline=offline, check=check)
     description = describe_directory(files.name, files.path)
     family = check_model(description, **options)
-    in_8_bits = family.can_skip and is_head_quantized(
-        description, dtype, quantization, options.get("quantize_head"), device
-    )
+    held = HeldWeights(description, dtype, quantization, options.get("quantize_head"), device)
+    in_8_bits = family.can_skip and held.head_in_8_bits
     renderer = None
     if not files.is_known:
         renderer = Renderer()

@@ -12,21 +12,16 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig
 
 from d3cli.control_groups import own_groups
 from d3cli.errors import ModelError, NotEnoughMemoryError
-from d3cli.packing import can_pack
+from d3cli.held_weights import HeldWeights, no_sense
 from d3cli.quantization import (
     Quantization,
     check_quantization,
-    fits_cpu_kernel,
-    is_converted,
-    is_quantized_while_loading,
-    quantized_bytes,
 )
-from d3cli.quantized_head import MULTIPLE, HeadChoice
-from d3cli.weights import BROKEN_FILES, REOPEN_AFTER, Description, TensorInfo, one_line
+from d3cli.quantized_head import HeadChoice
+from d3cli.weights import Description
 
 # Positions that one pass of a prefill reads. It bounds the attention mask and the activations of a
 # long prompt, and is large enough to keep GEMMs busy.
@@ -37,10 +32,6 @@ DEFAULT_RESERVE = 1024
 # Measured by scripts/measure_memory.py, from the import of torch on: the code of a model's family,
 # bitsandbytes', and a tokenizer's tables for each token of its vocabulary.
 PROGRAM, BITSANDBYTES, TOKENIZER_ENTRY = 108 << 20, 64 << 20, 1 << 10
-# bitsandbytes' temporaries, in sizes of the largest weight, and the most they were seen to take.
-TEMPORARIES, MOST_TEMPORARIES = 8, 32 << 20
-# The LM head's least share of what a full-depth step reads, to be worth 8 bits.
-LEAST_HEAD = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,169 +75,24 @@ def predict_memory(
     Raises:
         ModelError: the config makes no sense.
     """
-    device = device or torch.device("cpu")
-    config = _parse_config(model)
+    held = HeldWeights(model, dtype, quantization, quantize_head, device or torch.device("cpu"))
+    config = held.config
     try:
         positions = min(prompt_tokens + reply_tokens, int(config.max_position_embeddings))
-        in_8_bits = _in_8_bits(config, model, dtype, quantization, quantize_head, device)
         return MemoryNeed(
             positions=positions,
-            weights=sum(
-                _bytes_in_memory(tensor, model, dtype, quantization, device)
-                for tensor in model.tensors
-            )
-            + _head_copy(config, model, dtype, device, in_8_bits=in_8_bits),
+            weights=held.total,
             kv_cache=positions * kv_bytes_per_position(config, dtype),
             workspace=max(
                 _activations(config, dtype, min(max(prompt_tokens, 1), PREFILL_CHUNK), positions),
-                _conversion(config, model, dtype, quantization, device, in_8_bits=in_8_bits),
+                held.while_loading,
             ),
             program=PROGRAM
             + TOKENIZER_ENTRY * int(config.vocab_size)
             + (0 if quantization is None else BITSANDBYTES),
         )
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
-        raise ModelError(
-            f"the config.json of {model.name} makes no sense: {one_line(error)}", BROKEN_FILES
-        ) from error
-
-
-def _parse_config(model: Description) -> Any:
-    """The config with transformers' own names for its fields, and its defaults."""
-    try:
-        return AutoConfig.for_model(**model.config)
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers raises every kind for odd values
-        raise ModelError(
-            f"the config.json of {model.name} cannot be read: {one_line(error)}", BROKEN_FILES
-        ) from error
-
-
-def _bytes_in_memory(
-    tensor: TensorInfo,
-    model: Description,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    device: torch.device,
-) -> int:
-    if tensor.name.endswith("lm_head.weight") and model.config.get("tie_word_embeddings"):
-        return 0  # a second copy of the embeddings, which is not read
-    if quantization is not None and is_quantized_while_loading(tensor, quantization):
-        on_cpu_in_4_bits = device.type == "cpu" and quantization == "bnb-4bit"
-        if fits_cpu_kernel(*tensor.shape) or not on_cpu_in_4_bits:
-            return quantized_bytes(tensor.numel, quantization)
-    return tensor.numel * dtype.itemsize if tensor.is_float else tensor.nbytes
-
-
-def is_head_quantized(
-    model: Description,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    choice: HeadChoice | None,
-    device: torch.device,
-) -> bool:
-    """Whether loading puts the LM head into 8 bits: on a CPU, and where it is worth it.
-
-    Args:
-        choice: None is "auto" where the layers are in 4 bits, else "off".
-
-    Raises:
-        ModelError: the config makes no sense.
-    """
-    return _in_8_bits(_parse_config(model), model, dtype, quantization, choice, device)
-
-
-def _in_8_bits(
-    config: Any,
-    model: Description,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    choice: HeadChoice | None,
-    device: torch.device,
-) -> bool:
-    stored = model.config.get("quantization_config")
-    in_4_bits = quantization == "bnb-4bit" or (
-        isinstance(stored, dict) and bool(stored.get("load_in_4bit"))
-    )
-    wanted = in_4_bits if choice is None else choice == "auto"
-    # In float16 the kernel's scales would be too coarse for small rows.
-    if not wanted or device.type != "cpu" or dtype == torch.float16:
-        return False
-    if _head_inputs(config) % MULTIPLE:
-        return False
-    layers = sum(
-        _bytes_in_memory(tensor, model, dtype, quantization, device)
-        for tensor in model.tensors
-        if tensor.layer is not None
-    )
-    head = _head_bytes(config, dtype)
-    return head >= LEAST_HEAD * (head + layers)
-
-
-def _head_copy(
-    config: Any,
-    model: Description,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    in_8_bits: bool,
-) -> int:
-    """Bytes of embeddings and LM head beyond those of their tensors in the file; or fewer.
-
-    A head of another form is a copy; embeddings that stay mapped take no memory, since single rows
-    of them are read.
-    """
-    as_it_is = _head_bytes(config, dtype)
-    if in_8_bits:
-        taken = as_it_is // dtype.itemsize + config.vocab_size * dtype.itemsize
-    else:
-        taken = as_it_is
-    table = (config.vocab_size, _head_inputs(config))
-    tables = [tensor for tensor in model.tensors if tensor.shape == table]
-    mapped = device.type == "cpu" and not any(is_converted(t, dtype, None) for t in tables)
-    if config.tie_word_embeddings:
-        if not in_8_bits and not can_pack(dtype, device):
-            return 0  # embeddings and head are one
-        return int(taken - as_it_is if mapped else taken)
-    return int(taken - as_it_is - (as_it_is if mapped and len(tables) == 2 else 0))
-
-
-def _head_inputs(config: Any) -> int:
-    """The LM head's; OPT may project its states to fewer."""
-    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
-
-
-def _head_bytes(config: Any, dtype: torch.dtype) -> int:
-    return int(config.vocab_size * _head_inputs(config) * dtype.itemsize)
-
-
-def _conversion(
-    config: Any,
-    model: Description,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    device: torch.device,
-    *,
-    in_8_bits: bool,
-) -> int:
-    """Bytes that are held twice while weights are converted or packed, one after the other."""
-    packs = can_pack(dtype, device)
-    converted = [tensor for tensor in model.tensors if is_converted(tensor, dtype, quantization)]
-    in_layers = [
-        tensor.nbytes
-        for tensor in model.tensors
-        if tensor.layer is not None and (packs or tensor in converted)
-    ]
-    # Before the LM head gets another form, so its copy is not there yet.
-    outside = max((tensor.nbytes for tensor in converted if tensor.layer is None), default=0)
-    outside -= max(0, _head_copy(config, model, dtype, device, in_8_bits=in_8_bits))
-    largest = max(in_layers, default=0)
-    if quantization is not None:
-        # The LM head is packed when the layers are there already.
-        head = _head_bytes(config, dtype) if packs and not in_8_bits else 0
-        return max(head, outside, min(TEMPORARIES * largest, MOST_TEMPORARIES))
-    return max(largest, outside) + REOPEN_AFTER if converted or largest else 0
+        raise no_sense(model, error) from error
 
 
 def kv_bytes_per_position(config: Any, dtype: torch.dtype) -> int:

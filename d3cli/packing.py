@@ -34,7 +34,7 @@ class PackedLinear(nn.Linear):
         self.register_parameter("bias", bias)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
-        if input.numel() != self.in_features or self.weight.numel() < LARGE:
+        if input.numel() != self.in_features or self.in_features * self.out_features < LARGE:
             return self._multiply(input)
         rows = input.reshape(1, -1).expand(ROWS, -1)
         return self._multiply(rows)[0].reshape(*input.shape[:-1], -1)

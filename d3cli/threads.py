@@ -1,8 +1,7 @@
 """How many CPU threads to compute with.
 
-A decode step reads weights, and the physical cores read them as fast as their hyperthreads too.
-After each product all threads wait for the slowest one, so on a machine that is busy with other
-work fewer of them can be faster: a short probe then decides.
+One for each physical core that may be used. After each product all threads wait for the slowest
+one, so on a machine that is busy with other work fewer can be faster: a short probe then decides.
 """
 
 import os

@@ -230,9 +230,12 @@ def read_again(state: dict[str, "LazyTensor"], tensor: Any) -> Any:
 
     The pages that reading it brings into memory are then gone with what is returned.
     """
-    found = (lazy for lazy in state.values() if lazy.address == tensor.data_ptr())
-    lazy = next(found, None)
-    return tensor if lazy is None else lazy.again()
+    for lazy in state.values():
+        # A part of a tensor, or a view of it, may begin at the same address.
+        same = lazy.address == tensor.data_ptr() and tuple(lazy.get_shape()) == tuple(tensor.shape)
+        if same and tensor.is_contiguous():
+            return lazy.again()
+    return tensor
 
 
 class _Mapping:

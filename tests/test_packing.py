@@ -11,6 +11,7 @@ from d3cli import packing
 from d3cli.load import load_model
 from d3cli.model import wrap_model
 from d3cli.packing import PackedLinear, can_pack, pack_linears
+from d3cli.weights import lazy_state_dict, read_again
 from tests.conftest import BUILTIN_PATH
 from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
 
@@ -108,3 +109,13 @@ def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.Monkey
     load_model(str(BUILTIN_PATH), dtype="bfloat16", device="cpu")
     assert len(seen) > 50
     assert all(before != after for before, after in seen)
+
+
+def test_a_view_at_the_same_address_is_no_whole_tensor() -> None:
+    """A weight that transformers cut out of a tensor, or transposed, begins where that begins."""
+    state = lazy_state_dict(BUILTIN_PATH, lambda _: False)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    whole = state[name][...]
+    assert read_again(state, whole).data_ptr() != whole.data_ptr()
+    for view in (whole[:64], whole.T):
+        assert read_again(state, view) is view
