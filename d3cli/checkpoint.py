@@ -19,10 +19,12 @@ from d3cli.errors import ModelError
 from d3cli.families import ENCODER_DECODER, UNLISTED, Family, find_family, not_proven
 from d3cli.files import ModelFiles
 from d3cli.packing import can_pack, pack_linears
+from d3cli.progress import Progress
 from d3cli.quantization import (
     Quantization,
     check_quantization,
     is_converted,
+    pack_for_cpu,
     quantization_config,
 )
 from d3cli.quantized_head import quantize_head
@@ -128,17 +130,22 @@ def load_weights(
     quantization: Quantization | None = None,
     *,
     head_in_8_bits: bool = False,
+    progress: Progress,
 ) -> tuple[Any, list[str]]:
     """The causal language model, in `dtype` or quantized, on `device`.
 
     Beside it the names of linears that could not be quantized.
+
+    Args:
+        progress: is told of each weight that was brought into another form.
 
     Raises:
         ModelError: the files are damaged, or a tensor is missing, misshapen or unexpected.
     """
     options: dict[str, Any] = {}
     unfit: list[str] = []
-    state = lazy_state_dict(files.path, partial(is_converted, dtype=dtype, wanted=quantization))
+    converted = partial(is_converted, dtype=dtype, wanted=quantization)
+    state = lazy_state_dict(files.path, converted, on_read=progress.add)
     try:
         with warnings.catch_warnings(), _no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
@@ -171,7 +178,9 @@ def load_weights(
     if head_in_8_bits:
         quantize_head(model, partial(read_again, state))
     if can_pack(dtype, device) and family.can_skip:  # others' code may look at their weights
-        pack_linears(model, partial(read_again, state))
+        pack_linears(model, partial(read_again, state), progress.add)
+    if device.type == "cpu":
+        pack_for_cpu(model, progress.add)
     return model, unfit
 
 

@@ -20,8 +20,9 @@ from d3cli.quantization import (
 from d3cli.quantized_head import MULTIPLE, HeadChoice
 from d3cli.weights import BROKEN_FILES, REOPEN_AFTER, Description, TensorInfo, one_line
 
-# bitsandbytes' temporaries, in sizes of the largest weight, and the most they were seen to take.
-TEMPORARIES, MOST_TEMPORARIES = 8, 32 << 20
+# bitsandbytes' temporaries while it brings a 4-bit weight into the order of the CPU's kernel, in
+# bytes a weight; and what quantizing takes in any case.
+REORDERING, QUANTIZING = 6.5, 32 << 20
 # The LM head's least share of what a full-depth step reads, to be worth 8 bits.
 LEAST_HEAD = 1 / 16
 
@@ -88,8 +89,22 @@ class HeldWeights:
         if self._quantization is not None:
             # The LM head is packed when the layers are there already.
             head = self._head if self._packs and not self.head_in_8_bits else 0
-            return max(head, outside, min(TEMPORARIES * in_layers, MOST_TEMPORARIES))
+            return max(head, outside, self._reordering, QUANTIZING)
         return max(in_layers, outside) + REOPEN_AFTER if converted or in_layers else 0
+
+    @property
+    def _reordering(self) -> int:
+        if self._quantization != "bnb-4bit" or self._device.type != "cpu":
+            return 0
+        quantized = [t for t in self._model.tensors if self._is_quantized(t)]
+        return int(REORDERING * max((t.numel for t in quantized), default=0))
+
+    @property
+    def to_convert(self) -> int:
+        """What is read while loading, to be converted, quantized or packed: twice what is both."""
+        converted = sum(t.nbytes for t in self._model.tensors if self._is_converted(t))
+        packed = self._packs or self._quantization == "bnb-4bit"
+        return converted + packed * sum(t.nbytes for t in self._model.tensors if len(t.shape) == 2)
 
     @property
     def _head_inputs(self) -> int:
@@ -123,16 +138,18 @@ class HeldWeights:
     def _is_converted(self, tensor: TensorInfo) -> bool:
         return is_converted(tensor, self._dtype, self._quantization)
 
+    def _is_quantized(self, tensor: TensorInfo) -> bool:
+        on_cpu_in_4_bits = self._device.type == "cpu" and self._quantization == "bnb-4bit"
+        return is_quantized_while_loading(tensor, self._quantization) and (
+            not on_cpu_in_4_bits or fits_cpu_kernel(*tensor.shape)
+        )
+
     def _held(self, tensor: TensorInfo) -> int:
         """Bytes of one tensor."""
         if tensor.name.endswith("lm_head.weight") and self._model.config.get("tie_word_embeddings"):
             return 0  # a second copy of the embeddings, which is not read
-        if self._quantization is not None:
-            on_cpu_in_4_bits = self._device.type == "cpu" and self._quantization == "bnb-4bit"
-            if is_quantized_while_loading(tensor, self._quantization) and (
-                fits_cpu_kernel(*tensor.shape) or not on_cpu_in_4_bits
-            ):
-                return quantized_bytes(tensor.numel, self._quantization)
+        if self._quantization is not None and self._is_quantized(tensor):
+            return quantized_bytes(tensor.numel, self._quantization)
         return tensor.numel * self._dtype.itemsize if tensor.is_float else tensor.nbytes
 
 

@@ -19,7 +19,8 @@ from d3cli.files import ModelFiles, find_model
 from d3cli.held_weights import HeldWeights
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
-from d3cli.quantization import Quantization, pack_for_cpu
+from d3cli.progress import OnProgress, Progress
+from d3cli.quantization import Quantization
 from d3cli.quantized_head import HeadChoice
 from d3cli.record import Calibration, ModelKey
 from d3cli.schedule import DepthSchedule
@@ -84,6 +85,7 @@ def load_model(
     *,
     threads: int | None = None,
     offline: bool = False,
+    on_progress: OnProgress | None = None,
     **options: Unpack[LoadOptions],
 ) -> LoadedModel:
     """Loads a model from an alias, a hub id or a directory. Safetensors only, never remote code.
@@ -92,6 +94,7 @@ def load_model(
         name: what to load, or files that `find_model` has found.
         threads: CPU threads for torch, in this whole process; None leaves torch's choice.
         offline: never touch the network.
+        on_progress: is told which share of the weights is quantized or packed.
         options: see `LoadOptions`.
 
     Raises:
@@ -116,12 +119,19 @@ def load_model(
     family = check_model(description, **options)
     held = HeldWeights(description, dtype, quantization, options.get("quantize_head"), device)
     in_8_bits = family.can_skip and held.head_in_8_bits
+    progress = Progress(held.to_convert, on_progress)
     renderer = None
     if not files.is_known:
         renderer = Renderer()
         renderer.start()  # while the weights are read
     causal_lm, unfit = load_weights(
-        files, family, dtype, device, quantization, head_in_8_bits=in_8_bits
+        files,
+        family,
+        dtype,
+        device,
+        quantization,
+        head_in_8_bits=in_8_bits,
+        progress=progress,
     )
     tokenizer = load_tokenizer(files)
     model = wrap_model(
@@ -134,8 +144,6 @@ def load_model(
         full_depth_only=not family.can_skip,
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
-    if device.type == "cpu":
-        pack_for_cpu(causal_lm)
     model = replace(model, builtin=files.builtin)
     if not family.can_skip:
         return model  # nothing can be dropped, so a calibration is of no interest

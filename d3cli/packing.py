@@ -61,12 +61,17 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 @torch.inference_mode()
-def pack_linears(model: Any, read: Callable[[Tensor], Tensor]) -> None:
+def pack_linears(
+    model: Any,
+    read: Callable[[Tensor], Tensor],
+    on_packed: Callable[[int], None],
+) -> None:
     """Replaces a causal language model's bfloat16 linears, one after the other.
 
     Args:
         read: gives a weight from where it is held for a moment only. What is packed is not read
             where the model has it: pages of a mapped file would stay in memory beside the copy.
+        on_packed: is told the size of each weight that is done.
     """
     linears = [
         (parent, name, child)
@@ -81,3 +86,4 @@ def pack_linears(model: Any, read: Callable[[Tensor], Tensor]) -> None:
         parent, name, linear = linears.pop()
         packed = PackedLinear(read(linear.weight.detach()), linear.bias)
         setattr(parent, name, packed.train(linear.training))
+        on_packed(linear.weight.nbytes)

@@ -4,7 +4,7 @@ NF4 with double quantization and a 16-bit compute dtype (Dettmers et al., arXiv 
 LLM.int8() (arXiv 2208.07339). Knows nothing of files or depth.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from d3cli.errors import ModelError
+from d3cli.nf4 import register_rounding
 from d3cli.weights import FLOATS, TensorInfo
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
@@ -57,7 +58,10 @@ def quantization_config(
     """
     if wanted == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True), []
-    unfit = _unfit_for_cpu(config) if device.type == "cpu" else []
+    unfit = []
+    if device.type == "cpu":
+        unfit = _unfit_for_cpu(config)
+        register_rounding()
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -91,25 +95,29 @@ def fits_cpu_kernel(out_features: int, in_features: int) -> bool:
 def quantized_bytes(numel: int, wanted: Quantization) -> int:
     """Bytes of a linear's weight in memory, with its scales.
 
-    In 4 bits one 8-bit scale serves 64 weights, and one 32-bit scale 256 of those; in 8 bits a
-    row has one, which is left out.
+    In 4 bits 64 weights share one, of 16 bits in the order of the CPU's kernel and of little more
+    than 8 elsewhere; in 8 bits a row has one, which is left out.
     """
     if wanted == "bnb-8bit":
         return numel
-    return numel // 2 + numel // 64 + numel // (64 * 256) * 4
+    return numel // 2 + numel // 32
 
 
 @torch.inference_mode()
-def pack_for_cpu(causal_lm: nn.Module) -> None:
+def pack_for_cpu(causal_lm: nn.Module, on_packed: Callable[[int], None]) -> None:
     """Brings 4-bit weights into the order of bitsandbytes' CPU kernel, where there is one.
 
     bitsandbytes does it in the first forward of each linear, which takes seconds: here, so that
     the first reply does not wait for it.
+
+    Args:
+        on_packed: is told the size that each weight had before it was quantized.
     """
     for module in causal_lm.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if isinstance(module, nn.Linear) and state is not None:
             module(torch.zeros(1, module.in_features, dtype=state.dtype))
+            on_packed(module.in_features * module.out_features * state.dtype.itemsize)
 
 
 def _unfit_for_cpu(config: Any) -> list[str]:
@@ -133,6 +141,6 @@ def stored_bytes(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     if state is not None:
         total += state.absmax.nbytes
-        if state.state2 is not None:
+        if getattr(state, "state2", None) is not None:  # gone in the order of the CPU's kernel
             total += state.state2.absmax.nbytes
     return total

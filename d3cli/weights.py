@@ -206,7 +206,9 @@ def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def lazy_state_dict(
-    directory: Path, is_converted: Callable[[TensorInfo], bool]
+    directory: Path,
+    is_converted: Callable[[TensorInfo], bool],
+    on_read: Callable[[int], None],
 ) -> dict[str, "LazyTensor"]:
     """The weights by name, as transformers takes a state dict, each mapped when it is asked for.
 
@@ -214,6 +216,7 @@ def lazy_state_dict(
         is_converted: says of a tensor that it will be copied into another form. Such a tensor
             lives in a mapping of its own few neighbours, which ends soon after; all others share
             one, and stay mapped as long as the model uses them.
+        on_read: is told the size of each tensor that is read to be converted.
     """
     state: dict[str, LazyTensor] = {}
     for file in weight_files(directory):
@@ -221,7 +224,7 @@ def lazy_state_dict(
         lasting, passing = _Mapping(path, math.inf), _Mapping(path, REOPEN_AFTER)
         for tensor in _read_header(path):
             mapping = passing if is_converted(tensor) else lasting
-            state[tensor.name] = LazyTensor(tensor, mapping, passing)
+            state[tensor.name] = LazyTensor(tensor, mapping, passing, on_read)
     return state
 
 
@@ -270,13 +273,22 @@ class LazyTensor:
         address: where it is mapped for as long as the model lives; None where it is converted.
     """
 
-    def __init__(self, info: TensorInfo, mapping: _Mapping, passing: _Mapping) -> None:
+    def __init__(
+        self,
+        info: TensorInfo,
+        mapping: _Mapping,
+        passing: _Mapping,
+        on_read: Callable[[int], None],
+    ) -> None:
         self._info, self._mapping, self._passing = info, mapping, passing
+        self._on_read = on_read
         self.address: int | None = None
 
     def __getitem__(self, _: object) -> Any:
         tensor = self._mapping.read(self._info.name, self._info.nbytes)
-        if self._mapping is not self._passing:
+        if self._mapping is self._passing:
+            self._on_read(self._info.nbytes)
+        else:
             self.address = tensor.data_ptr()
         return tensor
 

@@ -53,7 +53,7 @@ def test_it_is_as_exact_as_what_it_replaces(shape: tuple[int, int], bias: bool, 
 def test_every_family_gives_the_same(name: str) -> None:
     plain = deepcopy(tiny(name).plain).bfloat16()
     packed = deepcopy(plain)
-    pack_linears(packed, lambda weight: weight)
+    pack_linears(packed, lambda weight: weight, lambda _: None)
     kinds = [type(module) for module in packed.modules()]
     assert nn.Linear not in kinds
     assert PackedLinear in kinds
@@ -96,14 +96,14 @@ def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.Monkey
     seen: list[tuple[int, int]] = []
     original = packing.pack_linears
 
-    def spy(model: Any, read: Any) -> None:
+    def spy(model: Any, read: Any, on_packed: Any) -> None:
         def reading(weight: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = read(weight)
             assert torch.equal(found, weight)
             seen.append((weight.data_ptr(), found.data_ptr()))
             return found
 
-        original(model, reading)
+        original(model, reading, on_packed)
 
     monkeypatch.setattr("d3cli.checkpoint.pack_linears", spy)
     load_model(str(BUILTIN_PATH), dtype="bfloat16", device="cpu")
@@ -113,7 +113,7 @@ def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.Monkey
 
 def test_a_view_at_the_same_address_is_no_whole_tensor() -> None:
     """A weight that transformers cut out of a tensor, or transposed, begins where that begins."""
-    state = lazy_state_dict(BUILTIN_PATH, lambda _: False)
+    state = lazy_state_dict(BUILTIN_PATH, lambda _: False, lambda _: None)
     name = "model.layers.0.self_attn.q_proj.weight"
     whole = state[name][...]
     assert read_again(state, whole).data_ptr() != whole.data_ptr()

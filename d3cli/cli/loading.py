@@ -37,8 +37,8 @@ def load(
 
     # Without a spinner, since a download shows its own progress.
     files = find_model(name, offline=offline, check=partial(check_model, **settings))
-    with output.waiting("loading"):
-        loaded = load_model(files, threads=threads, **settings)
+    with output.waiting("loading") as show:
+        loaded = load_model(files, threads=threads, on_progress=show, **settings)
     for note in loaded.notes:
         output.note(note)
     return loaded

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -175,13 +175,16 @@ class Output:
             return
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
-        """Shows that something takes a moment; on a terminal only."""
+    def waiting(self, text: str) -> Iterator[Callable[[float], None]]:
+        """Shows that something takes a moment, and the share that is done, where it is told it.
+
+        On a terminal only.
+        """
         if not self.is_terminal or self._stderr.width < SPINNER_WIDTH:
-            yield
+            yield lambda _: None
             return
-        with self._stderr.status(Text(inert(text), style="dim")):
-            yield
+        with self._stderr.status(Text(inert(text), style="dim")) as status:
+            yield lambda share: status.update(Text(f"{inert(text)} {share:.0%}", style="dim"))
 
     @contextmanager
     def live(self) -> Iterator[tuple[Live | None, list[float]]]:
