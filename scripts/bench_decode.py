@@ -13,6 +13,7 @@ than a tenth is marked unsteady.
 
 - `HF generate`: transformers' own loop and dynamic cache, on a plain model of its own.
 - `HF static`: the same with its static cache.
+- `HF compiled`, where asked for: with its static cache and `torch.compile`.
 - `GEMVs alone`: one product for each weight matrix of a full-depth step, and nothing else.
 - `d3`: forced tokens at full depth and at constant depths; `d3 schedule`: steps spread over a reply
   of 256 tokens under alpha 0.99, at their own depths.
@@ -57,9 +58,10 @@ ROOT = Path(__file__).parent.parent
 RATIOS = (1.33, 1.6, 2.0)
 PROMPT, REPLY = 32, 256
 STEADY = 0.1  # how far the bandwidth before and after may lie apart
-HF, HF_STATIC, GEMVS, FULL, SCHEDULE = (
+HF, HF_STATIC, HF_COMPILED, GEMVS, FULL, SCHEDULE = (
     "HF generate",
     "HF static",
+    "HF compiled",
     "GEMVs alone",
     "d3 full depth",
     "d3 schedule",
@@ -201,12 +203,17 @@ def paired(numerator: Arm, denominator: Arm) -> list[float]:
     return [a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True)]
 
 
+def plain_model(directory: Path, dtype: torch.dtype) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
     parser.add_argument("--model", help="a directory, an alias or demo, in place of a shape")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization", choices=["bnb-4bit"], help="measure this as well")
+    parser.add_argument("--compile", action="store_true", help="HF with torch.compile as well")
     parser.add_argument("--tokens", type=int, default=8, help="of each arm in each half round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
@@ -220,11 +227,16 @@ def main() -> None:
         name = str(path)
     model = load_model(name, dtype=asked.dtype, device="cpu", threads=asked.threads)
     directory = find_model(BUILTIN).path if model.builtin else Path(name)
-    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=model.causal_lm.dtype).eval()
+    plain = plain_model(directory, model.causal_lm.dtype)
     rng = np.random.default_rng(0)
     ids = rng.integers(100, int(model.causal_lm.config.vocab_size) - 100, PROMPT + REPLY).tolist()
     document = Document(ids[:PROMPT], ids[PROMPT:])
     arms = list(arms_of(model, plain, document, asked.tokens, ""))
+    if asked.compile:
+        compiled = plain_model(directory, model.causal_lm.dtype)
+        compiled.forward = torch.compile(compiled.forward)
+        settings = {"cache_implementation": "static"}
+        arms.insert(2, hf_arm(HF_COMPILED, compiled, document.prompt_ids, asked.tokens, **settings))
     if asked.quantization:
         small = load_model(name, quantization=asked.quantization, device="cpu")
         arms += arms_of(small, None, document, asked.tokens, "4-bit ")
