@@ -27,7 +27,7 @@ Message = dict[str, str]
 LARGEST_TEMPLATE = 1 << 20
 LARGEST_GROWTH, LARGEST_ADDITION = 8, 1 << 20
 # Seconds for the child to start (imports, on a cold disk), and to render once.
-START_LIMIT, RENDER_LIMIT = 60.0, 10.0
+START_LIMIT, RENDER_LIMIT = 60.0, 5.0
 
 
 class Renderer:

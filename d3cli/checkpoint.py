@@ -11,13 +11,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+)
 from transformers.utils import logging as hf_logging
 
 from d3cli.cache import KVCache
 from d3cli.errors import ModelError
 from d3cli.families import ENCODER_DECODER, UNLISTED, Family, find_family, not_proven
 from d3cli.files import ModelFiles
+from d3cli.model_json import BROKEN_FILES
 from d3cli.packing import can_pack, pack_linears
 from d3cli.progress import Progress
 from d3cli.quantization import (
@@ -28,8 +34,8 @@ from d3cli.quantization import (
     quantization_config,
 )
 from d3cli.quantized_head import quantize_head
+from d3cli.vetting import refuse_other_sizes, vet_config
 from d3cli.weights import (
-    BROKEN_FILES,
     Description,
     lazy_state_dict,
     one_line,
@@ -65,6 +71,7 @@ def check_config(
     """
     config, name = model.config, model.name
     model_type = config.get("model_type")
+    vet_config(name, config)
     if not isinstance(model_type, str):
         raise ModelError(f"the config.json of {name} names no model_type", BROKEN_FILES)
     family = find_family(model_type)
@@ -103,6 +110,12 @@ def _check_unlisted(name: str, config: dict[str, Any]) -> None:
         ModelError: it is no plain decoder.
     """
     model_type, other = config["model_type"], "use a model of a supported type: docs/models.md"
+    if model_type not in CONFIG_MAPPING:
+        own = ", and code that comes with a model is never run" if config.get("auto_map") else ""
+        raise ModelError(
+            f'transformers knows no models of the type "{model_type[:60]}", as {name} is{own}',
+            other,
+        )
     try:
         parsed = AutoConfig.for_model(**config)
     except MemoryError:
@@ -120,6 +133,28 @@ def _check_unlisted(name: str, config: dict[str, Any]) -> None:
     if not isinstance(getattr(parsed, "max_position_embeddings", None), int):
         raise ModelError(f"the config.json of {name} does not say how long its context is", other)
     KVCache.for_config(parsed)
+
+
+def check_sizes(model: Description, family: Family) -> None:
+    """Refuses a config whose sizes are not those of the weights, before memory is asked for them.
+
+    Raises:
+        ModelError: with what contradicts what.
+    """
+    try:
+        config = AutoConfig.for_model(**model.config)
+        config._attn_implementation = config._experts_implementation = None
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            built = _model_class(config)._from_config(config, attn_implementation=family.attention)
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers and torch raise every kind for odd values
+        raise ModelError(
+            f"no model can be built from the config.json of {model.name}: {one_line(error)}",
+            BROKEN_FILES,
+        ) from error
+    refuse_other_sizes(model.name, built, model.tensors)
 
 
 def load_weights(
@@ -150,6 +185,8 @@ def load_weights(
         with warnings.catch_warnings(), _no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
             config = AutoConfig.from_pretrained(files.path, trust_remote_code=False)
+            # What computes them is not the config's to choose.
+            config._attn_implementation = config._experts_implementation = None
             if quantization is not None:
                 _give_freed_memory_back()
                 settings, unfit = quantization_config(config, quantization, dtype, device)

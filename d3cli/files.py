@@ -16,7 +16,8 @@ from d3cli.config import (
 from d3cli.errors import DownloadError, ModelError, UnknownModelError
 from d3cli.families import find_family
 from d3cli.hub import cached_snapshot, describe_repository, download
-from d3cli.weights import BROKEN_FILES, Description, missing_weights, read_json
+from d3cli.model_json import BROKEN_FILES, read_json
+from d3cli.weights import Description, missing_weights
 
 GGUF_HINT = (
     "get the same model as safetensors: the hub repository that it was converted from has them, "

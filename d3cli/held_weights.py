@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from d3cli.errors import ModelError
+from d3cli.model_json import BROKEN_FILES
 from d3cli.packing import can_pack
 from d3cli.quantization import (
     Quantization,
@@ -18,7 +19,7 @@ from d3cli.quantization import (
     quantized_bytes,
 )
 from d3cli.quantized_head import MULTIPLE, HeadChoice
-from d3cli.weights import BROKEN_FILES, REOPEN_AFTER, Description, TensorInfo, one_line
+from d3cli.weights import REOPEN_AFTER, Description, TensorInfo, one_line
 
 # bitsandbytes' temporaries while it brings a 4-bit weight into the order of the CPU's kernel, in
 # bytes a weight; and what quantizing takes in any case.

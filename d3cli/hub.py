@@ -9,7 +9,8 @@ from pathlib import Path
 
 from d3cli.config import nearest_aliases
 from d3cli.errors import DownloadError, ModelError, UnknownModelError
-from d3cli.weights import BROKEN_FILES, Description, TensorInfo, missing_weights, read_json
+from d3cli.model_json import BROKEN_FILES, read_json
+from d3cli.weights import Description, TensorInfo, missing_weights
 
 # merges.txt and *.model are tokenizers.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]

@@ -10,7 +10,8 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from d3cli.chat_template import Renderer, own_template
-from d3cli.checkpoint import check_config, load_tokenizer, load_weights
+from d3cli.checkpoint import check_config, check_sizes, load_tokenizer, load_weights
+from d3cli.checksums import verify
 from d3cli.config import BUILTIN
 from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.errors import ScheduleError, StoreError, UsageError
@@ -19,13 +20,15 @@ from d3cli.files import ModelFiles, find_model
 from d3cli.held_weights import HeldWeights
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
+from d3cli.model_json import read_json
 from d3cli.progress import OnProgress, Progress
 from d3cli.quantization import Quantization
 from d3cli.quantized_head import HeadChoice
 from d3cli.record import Calibration, ModelKey
 from d3cli.schedule import DepthSchedule
 from d3cli.store import Stale, find
-from d3cli.weights import Description, describe_directory, fingerprint, read_json
+from d3cli.vetting import vet_files
+from d3cli.weights import Description, describe_directory, fingerprint
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process
 
@@ -43,6 +46,7 @@ class LoadOptions(TypedDict, total=False):
         full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
         prompt_tokens, reply_tokens: what memory is predicted for.
         force: load it even where memory is predicted to be too short.
+        verify: first compare all files with the hub's checksums, which reads them whole.
     """
 
     dtype: Dtype
@@ -53,6 +57,7 @@ class LoadOptions(TypedDict, total=False):
     prompt_tokens: int
     reply_tokens: int
     force: bool
+    verify: bool
 
 
 def check_model(model: Description, **options: Unpack[LoadOptions]) -> Family:
@@ -66,6 +71,7 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> Family:
     quantization = options.get("quantization")
     full_depth_only = options.get("full_depth_only", False)
     family = check_config(model, quantization, full_depth_only=full_depth_only)
+    check_sizes(model, family)
     device = pick_device(options.get("device", "auto"))
     if not options.get("force", False):
         check_memory(
@@ -115,6 +121,10 @@ def load_model(
     else:
         check = partial(check_model, **options)
         files = find_model(name, offline=offline, check=check)
+    if not files.builtin:
+        vet_files(files.path)
+        if options.get("verify", False):
+            verify(files.path, on_progress)
     description = describe_directory(files.name, files.path)
     family = check_model(description, **options)
     held = HeldWeights(description, dtype, quantization, options.get("quantize_head"), device)
@@ -144,6 +154,9 @@ def load_model(
         full_depth_only=not family.can_skip,
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
+    if files.builtin and options.get("verify", False):
+        note = "the built-in model came with d3, not from the hub: nothing to verify"
+        model = replace(model, notes=(*model.notes, note))
     model = replace(model, builtin=files.builtin)
     if not family.can_skip:
         return model  # nothing can be dropped, so a calibration is of no interest

@@ -18,11 +18,12 @@ from d3cli.chat_template import Renderer
 from d3cli.errors import ModelError, ScheduleError
 from d3cli.families import UNLISTED, find_family, not_proven
 from d3cli.layers import LayerGate, measure_bytes
+from d3cli.model_json import BROKEN_FILES
 from d3cli.record import Calibration, ModelKey
 from d3cli.schedule import DepthSchedule, resolve_schedule
 from d3cli.store import Stale
 from d3cli.units import WeightBytes, parse_unit
-from d3cli.weights import BROKEN_FILES, one_line
+from d3cli.weights import one_line
 
 
 class _FinalStates:

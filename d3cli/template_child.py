@@ -15,7 +15,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 # Bytes beyond what the process took when it began; seconds of processor time for one rendering.
-MEMORY, SECONDS = 512 << 20, 10
+MEMORY, SECONDS = 512 << 20, 5
 # Python's own recursion limit is not reached before C's stack ends in some of Jinja's passes.
 DEEPEST = 500
 FORBIDDEN = ("socket.", "subprocess.", "os.", "shutil.", "ctypes.", "pty.", "signal.")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from d3cli.errors import ModelError
+from d3cli.model_json import BROKEN_FILES, no_name_twice, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
 
 # A mapped file's pages count as the process's memory until the mapping ends.
 REOPEN_AFTER = 32 << 20
@@ -89,23 +89,6 @@ def describe_directory(name: str, directory: Path) -> Description:
     return Description(name, config, tuple(tensors))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file.
-
-    Raises:
-        ModelError: it is damaged, or no object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", BROKEN_FILES) from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
-    return data
-
-
 def weight_files(directory: Path) -> list[str]:
     """The names of the safetensors files that a model's weights are in.
 
@@ -139,6 +122,8 @@ def _read_header(path: Path) -> list[TensorInfo]:
     from safetensors import safe_open
 
     try:
+        with path.open("rb", buffering=0) as raw:
+            _parse_header(raw, path.stat().st_size)  # safetensors takes the last of two of a name
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return [
@@ -186,15 +171,25 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def _parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begins, and what it says of each tensor.
+
+    Raises:
+        ValueError: it is no header.
+    """
+    start = 8 + int.from_bytes(file.read(8), "little")
+    if not 8 <= start <= min(size, 8 + LARGEST_HEADER):
+        raise ValueError("its header is longer than the file")
+    header: dict[str, Any] = json.loads(file.read(start - 8), object_pairs_hook=no_name_twice)
+    header.pop("__metadata__", None)
+    return start, header
+
+
 def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
     """Each tensor of a safetensors file: its description, and a hash of its middle bytes."""
     size = path.stat().st_size
     with path.open("rb", buffering=0) as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        if not 8 <= start <= min(size, 8 + LARGEST_HEADER):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(start - 8))
-        header.pop("__metadata__", None)
+        start, header = _parse_header(file, size)
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             if not 0 <= begin <= end <= size - start:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import stat
 import sys
@@ -201,7 +202,7 @@ def test_another_model(chat: Chat, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for file in BUILTIN_PATH.iterdir():
-        (other / file.name).symlink_to(file)
+        shutil.copy(file, other)
     terminal = chat("--max-tokens", "5")
     turn(terminal, "Hello.")
     command(terminal, "/model nonsense", "there is no model or directory")
@@ -584,7 +585,7 @@ def test_a_system_prompt_that_is_too_long_is_named(chat: Chat) -> None:
 def test_ctrl_c_ends_a_template_that_takes_its_time(chat: Chat, tmp_path: Path) -> None:
     for file in BUILTIN_PATH.iterdir():
         if file.name not in ("schedule.json", "chat_template.jinja"):
-            (tmp_path / file.name).symlink_to(file)
+            shutil.copy(file, tmp_path)
     slow = "{% for a in range(99999) %}" * 2 + "{% endfor %}" * 2
     (tmp_path / "chat_template.jinja").write_text(slow)
     terminal = chat(tmp_path, columns=160)

@@ -326,7 +326,7 @@ class TestBrokenModels:
         (model / name).write_text(json.dumps(data | values))
         return model
 
-    @pytest.mark.parametrize("layers", [15, 17, 10**9])
+    @pytest.mark.parametrize("layers", [15, 17, 10**5])
     def test_a_config_with_another_number_of_layers(
         self, d3: D3, tmp_path: Path, layers: int
     ) -> None:
@@ -429,9 +429,7 @@ class TestBrokenModels:
         config = LlamaConfig.from_pretrained(model)
         config.intermediate_size += 64
         config.save_pretrained(model)
-        check(
-            d3("generate", model, "Hi."), 1, "has the wrong shape for tensors: model.layers.0.mlp"
-        )
+        check(d3("generate", model, "Hi."), 1, "has the wrong shape for model.layers.0.mlp")
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
     def test_damaged_files(self, d3: D3, tmp_path: Path, name: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from hashlib import sha256
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -63,7 +63,10 @@ class Handler(BaseHTTPRequestHandler):
         return {"type": "file", "path": name, "size": len(data), "oid": self.etag(name)}
 
     def etag(self, name: str) -> str:
-        return sha256(self.server.files[name]).hexdigest()[:40]
+        data = self.server.files[name]
+        if name.endswith(".safetensors"):
+            return sha256(data).hexdigest()
+        return sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
     def reply_json(self, value: object) -> None:
         self.reply(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
@@ -221,3 +224,17 @@ def test_a_repository_of_gguf_files_names_the_model_with_safetensors(
     assert "error: someone/fox holds GGUF files" in result.stderr
     assert "someone/vixen" in result.stderr
     assert not hub.fetched
+
+
+def test_verify_finds_one_flipped_bit_in_the_cache(hub: Hub, tmp_path: Path) -> None:
+    first = generate(hub, tmp_path, "someone/fox", "Hi.", "--verify")
+    assert first.returncode == 0, first.stderr
+    [weights] = tmp_path.glob("models--*/snapshots/*/model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.resolve().write_bytes(data)
+    unverified = generate(hub, tmp_path, "someone/fox", "Hi.", "--offline")
+    assert unverified.returncode == 0, unverified.stderr
+    again = generate(hub, tmp_path, "someone/fox", "Hi.", "--offline", "--verify")
+    assert again.returncode == 1
+    assert "model.safetensors is not the file that the hub gave" in again.stderr

@@ -190,6 +190,7 @@ def calibrate(
     threads: options.Threads = None,
     offline: options.Offline = False,
     force: options.Force = False,
+    verify: options.Verify = False,
     form: Annotated[
         Format,
         typer.Option("-o", "--output", rich_help_panel=options.OUTPUT, help="The report's form."),
@@ -247,6 +248,7 @@ def calibrate(
         device=device,
         prompt_tokens=1024,
         force=force,
+        verify=verify,
     )
     if reply_tokens is None:
         settings = replace(settings, reply_tokens=min(REPLY_TOKENS, loaded.context_length))

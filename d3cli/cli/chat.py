@@ -115,6 +115,7 @@ def chat(
     threads: options.Threads = None,
     offline: options.Offline = False,
     force: options.Force = False,
+    verify: options.Verify = False,
     plain: Annotated[
         bool,
         typer.Option(
@@ -178,6 +179,7 @@ def chat(
         "quantize_head": None if quantize_head is None else quantize_head.value,
         "device": device,
         "force": force,
+        "verify": verify,
         "full_depth_only": decay == "off",
     }
     if max_tokens is not None:

@@ -58,6 +58,7 @@ def generate(
     threads: options.Threads = None,
     offline: options.Offline = False,
     force: options.Force = False,
+    verify: options.Verify = False,
     as_json: options.Json = False,
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> int:
@@ -99,6 +100,7 @@ def generate(
         threads=threads,
         offline=offline,
         force=force,
+        verify=verify,
     )
     ready = request.prepare(output, model_name, prompt_text)
     messages = [{"role": "user", "content": prompt_text}]

@@ -268,6 +268,15 @@ Force = Annotated[
         help="Load the model even where memory is predicted to be too short.",
     ),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        envvar="D3_VERIFY",
+        rich_help_panel=MODEL,
+        help="First compare all of the model's files with the hub's checksums.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
@@ -287,7 +296,9 @@ Debug = Annotated[
 ]
 
 # What config.toml may set, beside `model` and `[aliases]`: how a model is loaded, and how it runs.
-OF_MODELS = frozenset({"dtype", "quantization", "quantize_head", "device", "threads", "offline"})
+OF_MODELS = frozenset(
+    {"dtype", "quantization", "quantize_head", "device", "threads", "offline", "verify"}
+)
 OF_CHAT = frozenset({"keys", "on_overflow"})
 CONFIGURABLE = (
     OF_MODELS

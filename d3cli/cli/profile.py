@@ -107,6 +107,7 @@ def profile(
     threads: options.Threads = None,
     offline: options.Offline = False,
     force: options.Force = False,
+    verify: options.Verify = False,
     from_: Annotated[
         Path | None,
         typer.Option(
@@ -194,6 +195,7 @@ def profile(
         threads=threads,
         offline=offline,
         force=force,
+        verify=verify,
     )
     longest = max((row.whole_text for row in rows), key=len)
     ready = request.prepare(output, model_name, longest)

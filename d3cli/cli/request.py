@@ -52,6 +52,7 @@ class Request:
     threads: int | None
     offline: bool
     force: bool
+    verify: bool
 
     def prepare(self, output: Output, model_name: str, longest_prompt: str) -> Ready:
         """Checks the options and loads the model.
@@ -87,6 +88,7 @@ class Request:
             prompt_tokens=estimate_tokens(longest_prompt, self.system or ""),
             **({} if self.max_tokens is None else {"reply_tokens": self.max_tokens}),
             force=self.force,
+            verify=self.verify,
         )
         command = calibrate_command(model_name, self.dtype.value, self.quantization)
         schedule, source = choose_schedule(output, loaded, decay, start, self.core, command)

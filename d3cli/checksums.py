@@ -1,0 +1,74 @@
+"""A model's files against the checksums that the hub gave with them.
+
+The hub's cache names each file by its checksum, and a download into a directory of one's own keeps
+them in files beside. Knows nothing of what the files mean.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from d3cli.errors import ModelError
+from d3cli.progress import OnProgress, Progress
+from d3cli.vetting import files_read
+
+METADATA = ".cache/huggingface/download"  # of `hf download --local-dir`
+PIECE = 1 << 22
+
+
+def verify(directory: Path, on_progress: OnProgress | None = None) -> int:
+    """Reads all of a model's files and compares them; returns how many there were.
+
+    Raises:
+        ModelError: one differs, or has no checksum to compare it with.
+    """
+    files = list(files_read(directory))
+    progress = Progress(sum(file.stat().st_size for file in files), on_progress)
+    for file in files:
+        known = _known(file, directory)
+        if known is None:
+            raise ModelError(
+                f"{file} has no checksum here to compare it with",
+                "only what the hub's cache or hf download --local-dir holds can be verified",
+            )
+        if _checksum(file, known, progress) != known:
+            raise ModelError(
+                f"{file} is not the file that the hub gave: its checksum differs",
+                "delete it and fetch the model again",
+            )
+    return len(files)
+
+
+def _known(file: Path, directory: Path) -> str | None:
+    """A SHA-256 (large files), or git's SHA-1 of a blob (small ones)."""
+    if file.is_symlink() and _is_checksum(file.readlink().name):
+        return file.readlink().name
+    try:
+        lines = (directory / METADATA / f"{file.name}.metadata").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    etag = lines[1].strip().strip('"') if len(lines) > 1 else ""
+    return etag if _is_checksum(etag) else None
+
+
+def _is_checksum(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
+
+
+def _checksum(file: Path, known: str, progress: Progress) -> str:
+    if len(known) == hashlib.sha256().digest_size * 2:
+        digest = hashlib.sha256()
+    else:  # git's own, which is no defence against who can make two files of one checksum
+        digest = hashlib.sha1(usedforsecurity=False)
+        digest.update(b"blob %d\0" % file.stat().st_size)
+    for piece in _pieces(file):
+        digest.update(piece)
+        progress.add(len(piece))
+    return digest.hexdigest()
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            yield piece

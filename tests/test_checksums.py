@@ -1,0 +1,64 @@
+"""`--verify`: files compared with the hub's checksums, wherever those are kept."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from d3cli.checksums import METADATA, verify
+from d3cli.errors import ModelError
+from tests.conftest import BUILTIN_PATH, D3, check
+
+
+def sums(file: Path) -> str:
+    data = file.read_bytes()
+    if file.suffix == ".safetensors":
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path) -> Path:
+    """A model as `hf download --local-dir` leaves it."""
+    model = tmp_path / "fox"
+    shutil.copytree(BUILTIN_PATH, model)
+    (model / METADATA).mkdir(parents=True)
+    for file in BUILTIN_PATH.iterdir():
+        text = f"{'0' * 40}\n{sums(file)}\n1700000000.0\n"
+        (model / METADATA / f"{file.name}.metadata").write_text(text)
+    return model
+
+
+def test_every_file_that_is_read_is_compared(downloaded: Path) -> None:
+    shares: list[float] = []
+    assert verify(downloaded, shares.append) == 7  # all but the held-out text
+    assert shares[-1] == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja"])
+def test_one_flipped_bit_is_found(downloaded: Path, name: str) -> None:
+    data = bytearray((downloaded / name).read_bytes())
+    data[-10] ^= 1
+    (downloaded / name).write_bytes(data)
+    with pytest.raises(ModelError, match=f"{name} is not the file that the hub gave"):
+        verify(downloaded)
+
+
+@pytest.mark.parametrize("text", ["", "x\ny\n", f"{'0' * 40}\n{'../' * 20}\n", "\xff\n\xff"])
+def test_without_a_checksum_nothing_is_called_verified(downloaded: Path, text: str) -> None:
+    (downloaded / METADATA / "config.json.metadata").write_text(text, encoding="latin-1")
+    with pytest.raises(ModelError, match=r"config\.json has no checksum"):
+        verify(downloaded)
+
+
+def test_the_option_says_what_cannot_be_verified(d3: D3, tmp_path: Path) -> None:
+    shutil.copytree(BUILTIN_PATH, tmp_path / "m")
+    check(d3("generate", tmp_path / "m", "Hi.", "--verify"), 1, "has no checksum")
+    builtin = d3("generate", "Hi.", "--verify", "--max-tokens", "2")
+    assert "the built-in model came with d3" in builtin.err
+
+
+def test_a_verified_model_answers(d3: D3, downloaded: Path) -> None:
+    answer = d3("generate", downloaded, "Hi.", "--verify", "--max-tokens", "2")
+    assert answer.code == 0, answer.err

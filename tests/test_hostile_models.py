@@ -1,0 +1,113 @@
+"""Models from strangers: one clear line each, no code run, no socket opened, in bounds."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import BUILTIN_PATH
+from tests.forks import Ended, Forks
+from tests.hostile import HARMLESS, REFUSED, Change
+
+SECONDS, RESIDENT = 10, 1 << 30
+SECRET = '{"secret": "of no concern to a model"}'
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as started:
+        yield started
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "secret.json").write_text(SECRET)
+    return folder
+
+
+def good_model(folder: Path) -> Path:
+    model = folder / "model"
+    shutil.copytree(BUILTIN_PATH, model, ignore=shutil.ignore_patterns("schedule.json", "held*"))
+    return model
+
+
+def ask(forks: Forks, tmp_path: Path, change: Change, outside: Path) -> Ended:
+    model = good_model(tmp_path)
+    change(model, outside)
+    ended = forks.run(
+        *("generate", model, "Hi.", "--max-tokens", "2", "--alpha", "off", "--device", "cpu"),
+        audit=["socket.", "open"],
+        cwd=str(tmp_path),
+        env={"D3_HOME": str(tmp_path / "home")},
+    )
+    assert not (outside / "sentinel").exists()
+    assert not [event for event in ended.seen if event.startswith("socket.")]
+    assert not [event for event in ended.seen if str(outside) in event]
+    assert ended.seconds < SECONDS
+    assert ended.most_resident < RESIDENT
+    assert "Traceback" not in ended.err
+    return ended
+
+
+def test_a_good_model_answers_and_the_hook_sees_what_it_opens(
+    forks: Forks, tmp_path: Path, outside: Path
+) -> None:
+    ended = ask(forks, tmp_path, lambda *_: None, outside)
+    assert ended.code == 0, ended.err
+    assert any("config.json" in event for event in ended.seen)
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(REFUSED) >= 30
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_hostile_model_gives_one_clear_line(
+    name: str, forks: Forks, tmp_path: Path, outside: Path
+) -> None:
+    ended = ask(forks, tmp_path, REFUSED[name], outside)
+    assert ended.code in (1, 2), (ended.code, ended.err)
+    assert not ended.out
+    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, ended.err
+    assert len(errors[0]) < 700
+    assert "internal error" not in ended.err, ended.err
+    assert re.search("^hint: .", ended.err, re.MULTILINE), ended.err
+    others = [line for line in ended.err.splitlines() if not line.startswith(("error: ", "hint: "))]
+    assert all(line.startswith(("model: ", "note: ")) for line in others), others
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_only_looks_hostile_runs_and_does_nothing_else(
+    name: str, forks: Forks, tmp_path: Path, outside: Path
+) -> None:
+    ended = ask(forks, tmp_path, HARMLESS[name], outside)
+    assert ended.code == 0, ended.err
+    assert ended.out.strip()
+
+
+def test_links_within_one_repository_of_the_hub_s_cache_are_followed(
+    forks: Forks, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for file in good_model(tmp_path).iterdir():
+        shutil.copy(file, repository / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    ended = forks.run("generate", snapshot, "Hi.", "--max-tokens", "2", "--device", "cpu")
+    assert ended.code == 0, ended.err
+
+
+def test_json_that_says_nothing_bad_is_read_as_it_is(tmp_path: Path) -> None:
+    from d3cli.model_json import read_json
+
+    (tmp_path / "config.json").write_text(json.dumps({"a": [{"b": [1, {"c": None}]}]}))
+    assert read_json(tmp_path / "config.json") == {"a": [{"b": [1, {"c": None}]}]}
+    assert read_json(tmp_path / "none.json") == {}
