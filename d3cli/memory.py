@@ -123,10 +123,23 @@ def _activations(config: Any, dtype: torch.dtype, tokens: int, positions: int) -
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can be had now: of the GPU, or of the machine and any control group's limit."""
+    """Bytes that can be had now: of the GPU, or of the machine and the limits on this process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min([int(psutil.virtual_memory().available), *_left_in_control_groups()])
+    left = [*_left_in_control_groups(), *_left_of_the_address_space()]
+    return min([int(psutil.virtual_memory().available), *left])
+
+
+def _left_of_the_address_space() -> list[int]:
+    """What ``ulimit -v`` leaves; nothing where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return []
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY:
+        return []
+    return [max(0, most - int(psutil.Process().memory_info().vms))]
 
 
 def _left_in_control_groups() -> list[int]:

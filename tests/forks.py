@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ class Ended:
 class Forks:
     """Starts children that run d3, one after the other."""
 
+    def __init__(self) -> None:
+        self.codes: Counter[int] = Counter()  # of all that have ended
+
     def __enter__(self) -> Self:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.forks"],
@@ -64,15 +68,23 @@ class Forks:
         """One command line.
 
         Args:
-            settings: `stdin` (text), `env` (beside the present one), `cwd`; `audit`, beginnings of
+            settings: `stdin` (text), `terminal` (stdin is typed there, and `err` is all that is
+                shown), `env` (beside the present one), `cwd`; `audit`, beginnings of
                 the events to note; `limits`, ``{"AS": bytes}`` and the like; `signal` and `after`
                 (seconds); `kill_after` (60 seconds, unless told).
         """
+        return self._ask({"arguments": [str(a) for a in arguments]} | settings)
+
+    def call(self, name: str, *arguments: str, **settings: Any) -> Ended:
+        """A function of `tests.writers`; `settings` as in `run`."""
+        return self._ask({"call": name, "arguments": arguments} | settings)
+
+    def _ask(self, request: dict[str, Any]) -> Ended:
         assert self._server.stdin and self._server.stdout
-        request = {"arguments": [str(a) for a in arguments]} | settings
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
+        self.codes[answer["code"]] += 1
         return Ended(**answer | {"seen": tuple(answer["seen"])})
 
 
@@ -89,12 +101,25 @@ def serve() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "in").write_text(request.get("stdin", ""))
-            for empty in ("out", "err", "seen"):
-                (folder / empty).touch()
+            (folder / "seen").touch()
+            # Pipes, since a limit on the size of files must not be one on what a command says.
+            (out, told_out), (err, told_err) = os.pipe(), os.pipe()
+            typing = None
+            if request.get("terminal"):
+                os.close(out)
+                os.close(told_out)
+                out, told_out = os.openpty()
+                typing = out
             began = time.monotonic()
             child = os.fork()
             if child == 0:
-                _become(request, folder)
+                _become(request, folder, told_out, told_err)
+            os.close(told_out)
+            os.close(told_err)
+            if typing is not None:
+                lines = request.get("stdin", "").splitlines()
+                threading.Thread(target=_type, args=(typing, lines), daemon=True).start()
+            said = [_Reader(out), _Reader(err)]
             timers = [
                 threading.Timer(request.get("kill_after", 60), _kill, (child, signal.SIGKILL))
             ]
@@ -112,8 +137,8 @@ def serve() -> None:
             seen = (folder / "seen").read_text(errors="replace").splitlines()
             answer = {
                 "code": os.waitstatus_to_exitcode(status),
-                "out": (folder / "out").read_bytes().decode(errors="replace"),
-                "err": (folder / "err").read_bytes().decode(errors="replace"),
+                "out": said[0].text(),
+                "err": said[1].text() if typing is None else said[0].text(),
                 "seconds": seconds,
                 "most_resident": usage.ru_maxrss * 1024,
                 "seen": seen,
@@ -121,24 +146,56 @@ def serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
+class _Reader(threading.Thread):
+    """Reads a pipe to its end."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self._file, self._data = os.fdopen(descriptor, "rb"), b""
+        self.start()
+
+    def run(self) -> None:
+        with suppress(OSError):  # how a terminal says that nobody is left
+            while piece := self._file.read1():
+                self._data += piece
+
+    def text(self) -> str:
+        self.join()
+        return self._data.decode(errors="replace")
+
+
+def _type(terminal: int, lines: list[str]) -> None:
+    """As a person does: what comes all at once would be taken for a paste."""
+    with suppress(OSError):
+        for line in lines:
+            time.sleep(0.6)
+            os.write(terminal, line.encode())
+            time.sleep(0.1)
+            os.write(terminal, b"\r")
+
+
 def _kill(child: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(child, number)
 
 
-def _become(request: dict[str, Any], folder: Path) -> None:
+def _become(request: dict[str, Any], folder: Path, out: int, err: int) -> None:
     """In the child: everything that a shell would set, then the command itself."""
+    import fcntl
     import resource
+    import termios
 
     code = 99
     try:
-        os.setpgid(0, 0)
-        for number, name, flags in (
-            (0, "in", os.O_RDONLY),
-            (1, "out", os.O_WRONLY),
-            (2, "err", os.O_WRONLY),
-        ):
-            os.dup2(os.open(folder / name, flags), number)
+        if request.get("terminal"):
+            os.setsid()
+            fcntl.ioctl(out, termios.TIOCSCTTY, 0)
+            sources = (out, out, out)
+        else:
+            os.setpgid(0, 0)
+            sources = (os.open(folder / "in", os.O_RDONLY), out, err)
+        for number, source in enumerate(sources):
+            os.dup2(source, number)
         sys.stdin, sys.stdout, sys.stderr = (
             open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             for number, mode in ((0, "r"), (1, "w"), (2, "w"))
@@ -156,10 +213,15 @@ def _become(request: dict[str, Any], folder: Path) -> None:
         os.chdir(request.get("cwd", folder))
         for kind, most in request.get("limits", {}).items():
             resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
-        from d3cli.__main__ import main
+        if "call" in request:
+            from tests import writers
 
-        sys.argv = ["d3", *request["arguments"]]
-        main()
+            getattr(writers, request["call"])(*request["arguments"])
+        else:
+            from d3cli.__main__ import main
+
+            sys.argv = ["d3", *request["arguments"]]
+            main()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1

@@ -26,33 +26,13 @@ from d3cli.config import BUILTIN, state_dir
 from d3cli.errors import ModelError, StoreError
 from d3cli.files import find_model, find_on_disk, model_identity
 from d3cli.load import load_model
-from d3cli.record import Calibration, Entry, ModelKey, Unseen
+from d3cli.record import Calibration, Entry, ModelKey
 from d3cli.schedule import DepthSchedule
 from d3cli.store import Stale, all_calibrations, calibrations_of, check_writable, file_of, find
 from d3cli.weights import fingerprint
 from tests.conftest import BUILTIN_PATH, D3, hub_repository
+from tests.records import FOUND, KEY, SCHEDULE, UNSEEN
 
-SCHEDULE = DepthSchedule(16, 0.98, 8, 4, 4, ("9", "7", "5"))
-UNSEEN = Unseen(
-    documents=60,
-    drop=0.008,
-    drop_interval=(0.003, 0.0097),
-    kl=0.011,
-    same_top=0.97,
-    layer_ratio=1.25,
-    byte_ratio=1.21,
-)
-FOUND = Calibration(
-    schedule=SCHEDULE,
-    target_drop=0.01,
-    confidence=0.95,
-    unseen=UNSEEN,
-    settings={"units": "layers", "seed": 0, "share": 0.5, "file": None, "quick": True},
-    data_hash="ab" * 32,
-    version="0.1.0",
-    date="2026-01-02T03:04:05+00:00",
-)
-KEY = ModelKey("someone/fox", "0" * 64, "1" * 40, "bfloat16", None)
 TAIL = ("--max-tokens", "2", "--dtype", "float32")
 
 

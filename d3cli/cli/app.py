@@ -23,6 +23,8 @@ from d3cli.errors import D3Error, UsageError
 from d3cli.inert import inert
 
 INTERRUPTED = 130
+# How torch's allocator and the loader of libraries say it.
+OUT_OF_MEMORY = ("can't allocate memory", "failed to map segment", "Cannot allocate memory")
 
 app = typer.Typer(
     name="d3",
@@ -108,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         hint = "d3 --help, or --help after a command"
         if config_file().exists():
             hint += f"; {config_file()} sets options too"
-        output.error(error.format_message().rstrip("."), hint)
+        output.error(error.format_message().rstrip(".").replace("Value error, ", ""), hint)
         return error.exit_code
     except MemoryError as error:
         return _out_of_memory(output, error)
@@ -118,7 +120,9 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:  # a defect of ours; still one line
         # torch's own error types; naming them would import torch into every command.
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        if type(error).__name__ == "OutOfMemoryError" or any(
+            words in str(error) for words in OUT_OF_MEMORY
+        ):
             return _out_of_memory(output, error)
         _show_traceback()
         output.error(

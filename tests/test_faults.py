@@ -1,0 +1,54 @@
+"""A seeded handful of what `scripts/faults.py` does by the hundred."""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.forks import Forks
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from faults import FAULTS, broken_files, problems
+
+HANDFUL = {"signals": 5, "kills": 5, "full_disk": 3, "no_home": 2, "memory": 2, "at_once": 1}
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as started:
+        yield started
+
+
+def test_the_handful_is_of_every_kind() -> None:
+    assert HANDFUL.keys() == FAULTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [(kind, n) for kind, count in HANDFUL.items() for n in range(count)]
+)
+def test_nothing_is_lost_and_nothing_is_shown(kind: str, number: int, forks: Forks) -> None:
+    fault, _ = FAULTS[kind]
+    assert list(fault(forks, random.Random(f"{kind} {number}"))) == []
+
+
+def test_what_is_wrong_is_seen(forks: Forks, tmp_path: Path) -> None:
+    """The checks themselves: a wrong exit code, an inside shown, a broken file."""
+    failed = forks.run("generate", "Hi.", "--max-tokens", "none")
+    assert failed.code == 2
+    assert list(problems(failed))
+    assert not list(problems(failed, may_fail=True))
+    assert list(problems(forks.call("check", str(tmp_path), "trace", "too many")))
+    assert not list(broken_files(tmp_path))
+    (tmp_path / "x.json").write_text('{"half')
+    assert list(broken_files(tmp_path))
+    killed = forks.run("generate", "Hi.", signal=9, after=0.01)
+    assert killed.code == -9
+    assert list(problems(killed))
+
+
+def test_a_signal_comes_when_it_should(forks: Forks) -> None:
+    ended = forks.run("generate", "Tell me a story.", "--max-tokens", "400", signal=15, after=0.3)
+    assert ended.code == 143, ended.err

@@ -1,0 +1,94 @@
+"""Processes that do nothing but write one file over and over, for those who kill them.
+
+What each writes is long, so that it takes its time, and one number repeated, so that a mix of two
+versions would be seen.
+"""
+
+import itertools
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import tomlkit
+
+from d3cli import config, store, transcript
+from d3cli.cli.output import Output
+from d3cli.cli.profile_files import Destination, Format
+from d3cli.record import Calibration, ModelKey
+from d3cli.transcript import ChatMessage
+from tests.records import FOUND, KEY
+
+LONG = 2000
+
+
+def _key() -> ModelKey:
+    return replace(KEY, dtype="float32")
+
+
+def _numbers(count: str | None) -> "range | itertools.count[int]":
+    return range(int(count)) if count else itertools.count()
+
+
+def _name(count: str | None) -> str:
+    """One file for whoever is killed; one each for those who write at once, beside the store."""
+    return f"mine-{os.getpid()}" if count else "mine"
+
+
+def calibration(folder: str, count: str | None = None) -> None:
+    for number in _numbers(count):
+        settings = {f"s{i}": number for i in range(LONG)}
+        store.save(_key(), replace(FOUND, settings=settings))
+        if count:
+            assert isinstance(store.find(_key()), Calibration)
+
+
+def conversation(folder: str, count: str | None = None) -> None:
+    path = transcript.path_of(_name(count))
+    for number in _numbers(count):
+        transcript.write(path, [ChatMessage("user", str(number))] * LONG)
+        if count:
+            transcript.all_conversations()
+
+
+def trace(folder: str, count: str | None = None) -> None:
+    """As `d3 profile` writes its file; what is in it does not matter."""
+    output = Output()
+    destination = Destination(Format.json, Path(folder) / "trace.json")
+    for number in _numbers(count):
+        destination.write(output, json.dumps([number] * LONG))
+
+
+def settings(folder: str, count: str | None = None) -> None:
+    path = config.config_file()
+    config.make_directory(path.parent)
+    if not count:
+        config.replace_file(path, "# a comment\n" * LONG)
+    for number in _numbers(count):
+        config.save_setting("model", f"org/{number}")
+        config.load_settings()
+
+
+def check(folder: str, kind: str) -> None:
+    """Fails unless what is there is one version, whole."""
+    home = Path(folder)
+    if kind == "calibration":
+        found = store.find(_key())
+        assert found is None or isinstance(found, Calibration), found
+        assert found is None or len(found.settings) == LONG
+        assert found is None or len(set(found.settings.values())) == 1
+    elif kind == "conversation":
+        for summary in transcript.all_conversations():
+            messages = transcript.read(transcript.path_of(summary.id))
+            assert len(messages) == LONG
+            assert len({message.content for message in messages}) == 1
+    elif kind == "trace":
+        path = home / "trace.json"
+        numbers = json.loads(path.read_text()) if path.exists() else [0] * LONG
+        assert len(numbers) == LONG
+        assert len(set(numbers)) == 1
+    else:
+        path = config.config_file()
+        if path.exists():
+            tomlkit.parse(path.read_text())
+            config.load_settings()
