@@ -1,6 +1,8 @@
 # make demo   sets up and runs the main job on the built-in model
 # make test   sets up and runs the tests
 #
+# make dist-check   builds, installs and runs what is shipped
+#
 # PIP_ARGS is handed to pip. For torch's small CPU-only build on Linux:
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs bench dist-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/d3 generate "Tell me a story about a fox."
@@ -29,6 +31,9 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python scripts/bench_decode.py
+
+dist-check:
+	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" scripts/dist_check.sh
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

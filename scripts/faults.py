@@ -109,9 +109,9 @@ def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
     arguments, typed = COMMANDS[rng.choice(["chat", "profile", "calibrate", "models default"])]
     with tempfile.TemporaryDirectory() as folder:
         size = rng.choice((0, 1, 100, 1000, 4000))
-        saved = ["-o", str(Path(folder) / "trace.json")] if arguments[0] == "profile" else []
+        saved = ["--output-file", str(Path(folder) / "trace.json")] if arguments[0] == "profile" else []
         ended = forks.run(
-            *(arguments[:-2] if saved else arguments),
+            *arguments,
             *saved,
             stdin=typed,
             terminal=bool(typed),

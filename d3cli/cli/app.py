@@ -24,7 +24,12 @@ from d3cli.inert import inert
 
 INTERRUPTED = 130
 # How torch's allocator and the loader of libraries say it.
-OUT_OF_MEMORY = ("can't allocate memory", "failed to map segment", "Cannot allocate memory")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "could not create a primitive",  # oneDNN's own way to say it
+)
 
 app = typer.Typer(
     name="d3",

@@ -13,6 +13,7 @@ import typer
 
 from d3cli.cli import options, signals
 from d3cli.cli.calibration_report import SCHEMA, as_json, csv_rows, facts, plot
+from d3cli.cli.completion import complete_model
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.stored import as_json as stored_as_json
@@ -63,6 +64,7 @@ def calibrate(
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=complete_model,
             help="An alias, a hub id or a directory. Default: the configured model, else the "
             "built-in one.",
         ),

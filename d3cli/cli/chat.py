@@ -9,6 +9,7 @@ import typer
 
 from d3cli import transcript
 from d3cli.cli import options
+from d3cli.cli.completion import complete_model
 from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
@@ -45,6 +46,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=complete_model,
             help="An alias, a hub id or a directory. Default: the configured model, else the "
             "built-in one; the one that wrote the last reply where a conversation goes on.",
         ),

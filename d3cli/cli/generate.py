@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from d3cli.cli import options, signals
+from d3cli.cli.completion import complete_model
 from d3cli.cli.figures import speed
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.prompt import read_arguments
@@ -25,6 +26,7 @@ def generate(
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=complete_model,
             help="An alias, a hub id or a directory. Default: the configured model, else the "
             "built-in one. A lone argument that names no model is the prompt.",
         ),

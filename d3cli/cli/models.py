@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from d3cli.cli import options
+from d3cli.cli.completion import complete_model
 from d3cli.cli.output import Output
 from d3cli.cli.stored import as_json as calibration_json
 from d3cli.cli.stored import summary
@@ -74,7 +75,10 @@ def _with_calibrations(
 
 @models_app.command()
 def default(
-    name: Annotated[str, typer.Argument(help="An alias, a hub id or a directory.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="An alias, a hub id or a directory.", autocompletion=complete_model),
+    ],
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
     """Set the model that commands use when none is named."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from d3cli.cli import options, signals
+from d3cli.cli.completion import complete_model
 from d3cli.cli.output import ClosedPipe, Output, json_line
 from d3cli.cli.profile_files import SUFFIXES, Destination, Format
 from d3cli.cli.prompt import PromptRow, read_arguments, read_prompts
@@ -29,6 +30,7 @@ def profile(
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=complete_model,
             help="An alias, a hub id or a directory. Default: the configured model, else the "
             "built-in one. A lone argument that names no model is the prompt.",
         ),

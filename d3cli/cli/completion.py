@@ -1,0 +1,45 @@
+"""What a shell offers for the name of a model when Tab is pressed.
+
+Runs at every Tab, so it looks at names alone and imports nothing heavy; what goes wrong offers
+nothing, since there is nowhere to say it.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from d3cli.config import BUILTIN, PATH_STARTS, aliases
+from d3cli.errors import D3Error
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Aliases, what the hub's cache holds, and directories, that begin with what was typed."""
+    found: list[str] = []
+    if not incomplete.startswith(PATH_STARTS):
+        with suppress(D3Error):  # a damaged config file
+            found += sorted(name for name in (BUILTIN, *aliases()) if name.startswith(incomplete))
+        with suppress(OSError):
+            found += sorted(name for name in _in_cache() if name.startswith(incomplete))
+    with suppress(OSError, RuntimeError):
+        found += sorted(_directories(incomplete))
+    return found
+
+
+def _in_cache() -> Iterator[str]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for path in Path(HF_HUB_CACHE).glob("models--*--*"):
+        yield "/".join(path.name.removeprefix("models--").split("--", 1))
+
+
+def _directories(incomplete: str) -> Iterator[str]:
+    """Models, and what may lead to one, which ends with a slash."""
+    before, slash, _ = incomplete.rpartition("/")
+    folder = Path(before + slash).expanduser() if slash else Path()
+    for path in folder.iterdir():
+        name = before + slash + path.name
+        hidden = path.name.startswith(".")
+        if name.startswith(incomplete) and path.is_dir() and not hidden:
+            is_model = (path / "config.json").is_file()
+            if is_model or incomplete.startswith(PATH_STARTS):
+                yield name if is_model else name + "/"

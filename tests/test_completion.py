@@ -1,0 +1,66 @@
+"""Tab after a model's place: names that are there, in the form that each shell reads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d3cli.cli.completion import complete_model
+from d3cli.config import config_file
+from tests.conftest import hub_repository
+
+
+def test_aliases_the_built_in_model_and_the_cache() -> None:
+    with hub_repository("someone/llama-fox"):
+        assert complete_model("someone/") == ["someone/llama-fox"]
+    assert "llama-3.2-1b" in complete_model("llama")
+    assert complete_model("dem") == ["demo"]
+    assert complete_model("nothing-like-this") == []
+
+
+def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "fox" / "config.json").write_text("{}")
+    (tmp_path / "foxes" / "inner").mkdir(parents=True)
+    (tmp_path / "fo.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert complete_model("fo") == ["fox"]  # a bare word: what is a model
+    assert complete_model("./fo") == ["./fox", "./foxes/"]  # a path: the way to one, too
+    assert complete_model(f"{tmp_path}/foxes/") == [f"{tmp_path}/foxes/inner/"]
+    assert complete_model("./none/x") == []
+
+
+def test_a_damaged_config_file_offers_less_and_says_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config_file().parent.mkdir(parents=True, exist_ok=True)
+    config_file().write_text("= broken")
+    assert complete_model("llama") == []
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_is_answered(shell: str) -> None:
+    environment = os.environ | {
+        "_D3_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "d3 generate llama-3.2",
+        "COMP_CWORD": "2",
+        "_TYPER_COMPLETE_ARGS": "d3 generate llama-3.2",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv = ['d3']; import d3cli.__main__ as m; m.main()",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "llama-3.2-1b" in child.stdout, child.stderr
+    assert "llama-3.2-3b" in child.stdout
+    assert "qwen" not in child.stdout
+    assert not child.stderr
