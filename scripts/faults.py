@@ -109,7 +109,8 @@ def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
     arguments, typed = COMMANDS[rng.choice(["chat", "profile", "calibrate", "models default"])]
     with tempfile.TemporaryDirectory() as folder:
         size = rng.choice((0, 1, 100, 1000, 4000))
-        saved = ["--output-file", str(Path(folder) / "trace.json")] if arguments[0] == "profile" else []
+        to_file = ["--output-file", str(Path(folder) / "trace.json")]
+        saved = to_file if arguments[0] == "profile" else []
         ended = forks.run(
             *arguments,
             *saved,
