@@ -10,6 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from d3cli.cli.chat_commands import COMMANDS
+from d3cli.errors import UsageError
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import fuzz
@@ -67,3 +70,11 @@ def test_the_check_sees_what_is_not_inert() -> None:
     assert not fuzz._is_inert("a\x1b[0m")
     assert not fuzz._is_inert("\u202e")
     assert fuzz._is_inert("a\n\tb ü 日本")
+
+
+def test_a_command_typed_twice_before_the_prompt_is_back() -> None:
+    """It is one text of two lines; `/bye` must not be told not to exist."""
+    chat = fuzz._chat()
+    chat._commands = COMMANDS
+    with pytest.raises(UsageError, match="/bye takes nothing after it"):
+        chat._run("/bye\n/bye")

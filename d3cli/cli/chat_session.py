@@ -184,14 +184,14 @@ class Chat:
             UsageError: there is no such command, or nothing may follow it.
             D3Error: it failed.
         """
-        name, _, argument = text.strip().partition(" ")
+        # By any space: "/bye" may be typed twice before the prompt is back, which makes two lines.
+        name, argument = [*text.split(maxsplit=1), ""][:2]
         command = self._commands.get(name.lower())
         if command is None:
-            short = name[:40].partition("\n")[0]
             near = get_close_matches(name.lower(), self._commands, n=2) if len(name) > 1 else []
             meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise UsageError(
-                f"there is no command {short}",
+                f"there is no command {name[:40]}",
                 f"{meant}/? lists them; // at the beginning sends a text that begins with a slash",
             )
         if argument.strip() and not command.usage:
