@@ -4,6 +4,7 @@ Safetensors only, never remote code. Knows nothing of gates, depth or replies.
 """
 
 import ctypes
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from d3cli.cache import KVCache
-from d3cli.errors import ModelError
+from d3cli.errors import ModelError, is_panic
 from d3cli.families import ENCODER_DECODER, UNLISTED, Family, find_family, not_proven
 from d3cli.files import ModelFiles
 from d3cli.model_json import BROKEN_FILES
@@ -217,8 +218,19 @@ def load_weights(
     if can_pack(dtype, device) and family.can_skip:  # others' code may look at their weights
         pack_linears(model, partial(read_again, state), progress.add)
     if device.type == "cpu":
-        pack_for_cpu(model, progress.add)
+        _pack_4_bits(files.name, model, progress)
     return model, unfit
+
+
+def _pack_4_bits(name: str, model: Any, progress: Progress) -> None:
+    try:
+        pack_for_cpu(model, progress.add)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # every kind, where a checkpoint's own scales contradict its weights
+        raise ModelError(
+            f"the 4-bit weights of {name} are damaged: {one_line(error)}", BROKEN_FILES
+        ) from error
 
 
 def _refuse_wrong_tensors(name: str, report: dict[str, Any]) -> None:
@@ -272,6 +284,23 @@ def _no_progress_bar() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def _silent_panics() -> Iterator[None]:
+    """Rust writes of a panic to the process's stderr by itself, before anybody can catch it."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is no stderr
+        yield
+        return
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def load_tokenizer(files: ModelFiles) -> Any:
     """The tokenizer, tried once.
 
@@ -282,10 +311,13 @@ def load_tokenizer(files: ModelFiles) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             files.path, trust_remote_code=False, local_files_only=True
         )
-        tokenizer("A hostile setting may only fail once the tokenizer is used.")
+        with _silent_panics():
+            tokenizer("A hostile setting may only fail once the tokenizer is used.")
     except MemoryError:
         raise
-    except Exception as error:  # as above
+    except BaseException as error:  # as above
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise ModelError(
             f"the tokenizer of {files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error

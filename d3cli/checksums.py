@@ -45,10 +45,11 @@ def _known(file: Path, directory: Path) -> str | None:
     if file.is_symlink() and _is_checksum(file.readlink().name):
         return file.readlink().name
     try:
-        lines = (directory / METADATA / f"{file.name}.metadata").read_text().splitlines()
+        name = f"{file.relative_to(directory)}.metadata"
+        lines = (directory / METADATA / name).read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    etag = lines[1].strip().strip('"') if len(lines) > 1 else ""
+    etag = lines[1].strip().removeprefix("W/").strip('"') if len(lines) > 1 else ""
     return etag if _is_checksum(etag) else None
 
 

@@ -135,6 +135,13 @@ class Engine:
             )
         if not prompt_ids:
             raise PromptError("the prompt is empty", "give it some text")
+        vocabulary = self.model.causal_lm.get_input_embeddings().weight.shape[0]
+        beyond = next((id_ for id_ in prompt_ids if not 0 <= id_ < vocabulary), None)
+        if beyond is not None:
+            raise PromptError(
+                f"the tokenizer gives token {beyond:,}, and the model knows {vocabulary:,}",
+                "the tokenizer and the weights do not belong together",
+            )
         if len(prompt_ids) >= context:
             raise ContextFullError(len(prompt_ids), context)
         stops = (stop,) if isinstance(stop, str) else stop

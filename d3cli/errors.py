@@ -97,3 +97,8 @@ class TargetNotMetError(D3Error):
     """No depth schedule is worth its cost within the quality target."""
 
     exit_code = 3
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code gave up, as tokenizers' does on some regular expressions; no Exception."""
+    return type(error).__name__ == "PanicException"

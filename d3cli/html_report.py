@@ -94,7 +94,10 @@ def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str,
         yield (
             "tokens a second",
             f"{total.tokens_per_second.mean:.1f}",
-            f"TPOT {total.tpot_ms:.1f} ms" + ("" if sd is None else f", ± {sd:.1f} tok/s"),
+            ", ".join(
+                ([] if total.tpot_ms is None else [f"TPOT {total.tpot_ms:.1f} ms"])
+                + ([] if sd is None else [f"± {sd:.1f} tok/s"])
+            ),
         )
     if total.ttft_s is not None:
         yield "TTFT", f"{total.ttft_s.mean:.3f} s", f"prompt of {total.prompt_tokens:,} tokens"

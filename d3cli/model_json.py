@@ -12,8 +12,14 @@ from d3cli.errors import ModelError
 
 BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
 
-# Bytes, several times what the largest published models have.
-LARGEST_TOKENIZER, LARGEST_INDEX, LARGEST_OTHER = 128 << 20, 64 << 20, 16 << 20
+# Bytes, and objects and lists, by a file's name: several times what published models have.
+BOUNDS = {
+    "tokenizer.json": (128 << 20, 2_000_000),
+    "model.safetensors.index.json": (32 << 20, 1_000),
+    "tokenizer_config.json": (16 << 20, 200_000),
+    "config.json": (1 << 20, 20_000),
+}
+OTHER_BOUNDS = (16 << 20, 200_000)
 DEEPEST = 32
 
 
@@ -28,25 +34,21 @@ def read_json(path: Path) -> dict[str, Any]:
             if path.exists() or path.is_symlink():
                 raise ModelError(f"{path} is no regular file", BROKEN_FILES)
             return {}
-        largest = _largest(path.name)
+        largest, most = BOUNDS.get(path.name, OTHER_BOUNDS)
         if path.stat().st_size > largest:
             raise ModelError(
                 f"{path} has {path.stat().st_size:,} bytes, and may have {largest:,}",
                 "do not use this model",
             )
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_name_twice)
+        text = path.read_text(encoding="utf-8")
+        _refuse_many(text, most)
+        data = json.loads(text, object_pairs_hook=no_name_twice)
         if isinstance(data, dict):
             _refuse_deep(data)
             return data
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {str(error)[:200]}", BROKEN_FILES) from error
     raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
-
-
-def _largest(name: str) -> int:
-    if name == "tokenizer.json":
-        return LARGEST_TOKENIZER
-    return LARGEST_INDEX if name.endswith(".index.json") else LARGEST_OTHER
 
 
 def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -57,6 +59,11 @@ def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"it has {twice[:60]!r} twice")
     return found
+
+
+def _refuse_many(text: str, most: int) -> None:
+    if text.count("{") + text.count("[") > most:  # those in strings, too: of no matter here
+        raise ValueError(f"it has more than {most:,} objects and lists")
 
 
 def _refuse_deep(data: dict[str, Any]) -> None:

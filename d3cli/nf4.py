@@ -10,6 +10,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+# The 16 values, from appendix E of arXiv 2305.14314.
+VALUES = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
 BLOCK = 64  # weights that share a scale
 CHUNK = 1 << 18  # weights rounded at once: a megabyte in float32
 
@@ -41,22 +48,21 @@ def _quantize(
     return found
 
 
+@torch.no_grad()
 def round_to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Two weights a byte ``[numel / 2, 1]``, uint8, and the blocks' scales ``[numel / 64]``.
 
     Args:
         weight: of any shape and float dtype; its size is a multiple of 64.
     """
-    from bitsandbytes.functional import get_4bit_type
-
-    values = get_4bit_type("nf4", device="cpu")  # type: ignore[no-untyped-call]
+    values = torch.tensor(VALUES, dtype=torch.float32)
     midpoints = ((values[:-1] + values[1:]) / 2).tolist()
     flat = weight.reshape(-1)
     packed = torch.empty(len(flat) // 2, 1, dtype=torch.uint8)
-    scales = torch.empty(len(flat) // BLOCK)
+    scales = torch.empty(len(flat) // BLOCK, dtype=torch.float32)
     # Made once, since memory taken anew costs as much as the rounding; and all of it float32, since
     # a comparison whose result has another dtype is not vectorized.
-    buffers = torch.empty(3, min(CHUNK, len(flat)))
+    buffers = torch.empty(3, min(CHUNK, len(flat)), dtype=torch.float32)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK]
         scaled, number, below = buffers[:, : len(chunk)]

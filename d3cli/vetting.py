@@ -5,6 +5,7 @@ others' code, follow a link out of the directory, and build whatever sizes a con
 Nothing here runs or allocates what it looks at. Knows nothing of devices or depth.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,12 +13,26 @@ from typing import Any
 
 from d3cli.errors import ModelError
 from d3cli.model_json import BROKEN_FILES, read_json
-from d3cli.weights import SINGLE_FILE, TensorInfo
+from d3cli.weights import INDEX, SINGLE_FILE, TensorInfo, weight_files
 
 DO_NOT_USE = "do not use this model"
 
-# Everything that transformers or d3 reads of a model. Other files are left alone.
-READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
+# What transformers or d3 reads of a model, beside its weights. Other files are left alone.
+READ = {
+    "config.json",
+    "generation_config.json",
+    "schedule.json",
+    INDEX,
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+}
 TEMPLATES = "additional_chat_templates"
 LARGEST_TEXT = 128 << 20  # bytes of a vocabulary or a template
 
@@ -31,8 +46,10 @@ IMPLEMENTATIONS = {
     "grouped_mm",
     "batched_mm",
 }
+IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 # How many there are of something: each may be built one by one.
-MOST = 100_000
+MOST_LAYERS, MOST = 1_000, 10_000
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 SIZES = {
     "vocab_size",
     "hidden_size",
@@ -43,10 +60,18 @@ SIZES = {
     "num_attention_heads",
     "num_key_value_heads",
 }
-COUNTS = re.compile(r"(num|n)_.*(layers?|heads?|experts?|groups?|blocks?|stages?)$|n_layer|n_head")
+COUNTS = re.compile(
+    r"(num|n)_.*(layers?|heads?|experts?|groups?|blocks?|stages?|labels)$|n_layer|n_head"
+)
 
-# A tokenizer's replacements of text, one after the other: by how much they may make it longer.
-LARGEST_GROWTH = 256
+# Numbers in tables that are computed when a model is built, beyond four for each weight.
+MOST_COMPUTED = 64 << 20
+
+# transformers takes any class of its own by this name, models too.
+TOKENIZER_CLASS = re.compile(r"(?!Auto|Rag)\w*(Tokenizer|TokenizerFast|TokenizersBackend)")
+# By how much a tokenizer's replacements of text may make it longer; tokens beside its vocabulary,
+# for each of which text is searched; and what it puts around any text, as JSON.
+LARGEST_GROWTH, MOST_ADDED_TOKENS, LARGEST_POST_PROCESSOR = 256, 30_000, 64 << 10
 
 
 def vet_files(directory: Path) -> None:
@@ -82,6 +107,11 @@ def vet_config(name: str, config: dict[str, Any]) -> None:
     Raises:
         ModelError: it should not be used.
     """
+    if config.get("configuration_files"):
+        raise ModelError(
+            f"the config.json of {name} names another config to use instead", DO_NOT_USE
+        )
+    _vet_tokenizer_class(f"the config.json of {name}", config)
     elsewhere = config.get("transformers_weights")
     if elsewhere is not None and elsewhere != SINGLE_FILE:
         raise ModelError(
@@ -89,9 +119,10 @@ def vet_config(name: str, config: dict[str, Any]) -> None:
             f"d3 reads {SINGLE_FILE}, or the files that its index names",
         )
     for key, value in _entries(config):
-        if "implementation" in key:
+        if IMPLEMENTATION.fullmatch(key):
             for wanted in value.values() if isinstance(value, dict) else [value]:
-                if wanted is not None and wanted not in IMPLEMENTATIONS:
+                known = isinstance(wanted, str) and wanted in IMPLEMENTATIONS
+                if wanted is not None and not known:
                     raise ModelError(
                         f"the config.json of {name} names other code to run: {key} {wanted!r:.100}",
                         DO_NOT_USE,
@@ -99,9 +130,10 @@ def vet_config(name: str, config: dict[str, Any]) -> None:
         if key in SIZES and isinstance(value, int | float) and not value >= 1:
             raise ModelError(f"the config.json of {name} has the {key} {value!r:.40}", BROKEN_FILES)
         is_count = COUNTS.match(key) and isinstance(value, int | float)
-        if is_count and not abs(value) <= MOST:  # NaN is no count, either
+        most = MOST_LAYERS if key in LAYERS else MOST
+        if is_count and not abs(value) <= most:  # NaN is no count, either
             raise ModelError(
-                f"the config.json of {name} has the {key} {value!r:.40}, and may have {MOST:,}",
+                f"the config.json of {name} has the {key} {value!r:.40}, and may have {most:,}",
                 BROKEN_FILES,
             )
 
@@ -120,11 +152,12 @@ def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> Non
     """
     wrong = "config.json and the weights do not belong together"
     expected = {key: tuple(value.shape) for key, value in built.state_dict().items()}
+    quantized = bool(getattr(built.config, "quantization_config", None))
     there = 0
     for tensor in held:
-        # Numbers that are no floats are quantized: two weights each, at most.
-        there += tensor.numel if tensor.is_float else 2 * tensor.numel
-        if tensor.is_float and expected.get(tensor.name, tensor.shape) != tensor.shape:
+        # Of 4-bit weights eight are stored as a float32, at most, in another shape.
+        there += 8 * tensor.numel if quantized else tensor.numel
+        if not quantized and expected.get(tensor.name, tensor.shape) != tensor.shape:
             raise ModelError(
                 f"{name} has the wrong shape for {tensor.name}: {list(tensor.shape)}, where its "
                 f"config.json asks for {list(expected[tensor.name])}",
@@ -132,6 +165,11 @@ def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> Non
             )
     # Tied weights count once; experts may be stored one by one, under other names.
     asked = sum(parameter.numel() for parameter in built.parameters())
+    computed = sum(buffer.numel() for buffer in built.buffers())
+    if computed > 4 * asked + MOST_COMPUTED:
+        raise ModelError(
+            f"the config.json of {name} asks for tables of {computed:,} numbers", BROKEN_FILES
+        )
     if asked > there + there // 4:
         raise ModelError(
             f"the config.json of {name} asks for {asked:,} weights, but there are {there:,}", wrong
@@ -147,10 +185,13 @@ def _home(directory: Path) -> Path:
 
 
 def files_read(directory: Path) -> Iterator[Path]:
-    """Every file of a model that may be read."""
-    for folder in (directory, directory / TEMPLATES):
-        if folder.is_dir():
-            yield from (path for path in sorted(folder.iterdir()) if path.suffix in READ)
+    """Every file of a model that may be read, of those that are there."""
+    names = READ | set(weight_files(directory))
+    found = [path for path in directory.iterdir() if path.name in names or path.suffix == ".model"]
+    templates = directory / TEMPLATES
+    yield from sorted(found)
+    if templates.is_dir():
+        yield from sorted(templates.glob("*.jinja"))
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
@@ -164,8 +205,17 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _entries(inner)
 
 
+def _vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:
+    wanted = config.get("tokenizer_class")
+    if wanted is not None and not (isinstance(wanted, str) and TOKENIZER_CLASS.fullmatch(wanted)):
+        raise ModelError(
+            f"{where} names a tokenizer_class that is none: {wanted!r:.60}", DO_NOT_USE
+        )
+
+
 def _vet_tokenizer(directory: Path) -> None:
     config = read_json(directory / "tokenizer_config.json")
+    _vet_tokenizer_class(str(directory / "tokenizer_config.json"), config)
     for name in config.get("fast_tokenizer_files") or ():
         if not isinstance(name, str) or Path(name).name != name:
             raise ModelError(
@@ -176,6 +226,12 @@ def _vet_tokenizer(directory: Path) -> None:
         read_json(directory / other)
     path = directory / "tokenizer.json"
     tokenizer = read_json(path)
+    added = tokenizer.get("added_tokens")
+    if isinstance(added, list) and len(added) > MOST_ADDED_TOKENS:
+        raise ModelError(f"{path} has {len(added):,} added tokens", DO_NOT_USE)
+    size = len(json.dumps(tokenizer.get("post_processor")))
+    if size > LARGEST_POST_PROCESSOR:
+        raise ModelError(f"{path} adds too much to any text", DO_NOT_USE)
     growth = 1
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         for key, value in _entries(tokenizer.get(part)):

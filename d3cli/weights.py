@@ -22,7 +22,8 @@ SINGLE_FILE = "model.safetensors"
 REOPEN_AFTER = 32 << 20
 
 SAMPLE_BYTES = 4096  # of each tensor, for its fingerprint: one page
-LARGEST_HEADER = 100_000_000  # safetensors' own limit
+# Bytes of one file's header, and tensors in all: several times what published models have.
+LARGEST_HEADER, MOST_TENSORS = 8 << 20, 200_000
 
 # safetensors' names of dtypes; what is not here takes a byte.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -81,6 +82,10 @@ def describe_directory(name: str, directory: Path) -> Description:
     tensors = [
         tensor for file in weight_files(directory) for tensor in _read_header(directory / file)
     ]
+    if len(tensors) > MOST_TENSORS:
+        raise ModelError(
+            f"{name} has {len(tensors):,} tensors, and may have {MOST_TENSORS:,}", BROKEN_FILES
+        )
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
@@ -105,10 +110,10 @@ def weight_files(directory: Path) -> list[str]:
         )
     names = sorted(set(map(str, shards.values())))
     for name in names:
-        if Path(name).name != name or name in (".", ".."):
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(
-                f"{directory / INDEX} names a file elsewhere: {name}",
-                "weights must lie beside config.json; do not use this model",
+                f"{directory / INDEX} names a file elsewhere, or of another kind: {name}",
+                "weights must be safetensors beside config.json; do not use this model",
             )
     return names
 
@@ -136,7 +141,7 @@ def _read_header(path: Path) -> list[TensorInfo]:
         raise ModelError(f"{path} cannot be read: {one_line(error)}", BROKEN_FILES) from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An exception's words on one line; its kind too, where they are too few to understand."""
     words = " ".join(str(error).split())[:400]
     return words if " " in words else f"{type(error).__name__} {words}".strip()
@@ -179,7 +184,7 @@ def _parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
     """
     start = 8 + int.from_bytes(file.read(8), "little")
     if not 8 <= start <= min(size, 8 + LARGEST_HEADER):
-        raise ValueError("its header is longer than the file")
+        raise ValueError("its header is longer than the file, or than any header is")
     header: dict[str, Any] = json.loads(file.read(start - 8), object_pairs_hook=no_name_twice)
     header.pop("__metadata__", None)
     return start, header

@@ -160,6 +160,23 @@ def a_type_that_is_a_path(model: Path, outside: Path) -> None:
     edit(model / "config.json", model_type="../outside/evil")
 
 
+@refused
+def another_config_in_its_place(model: Path, outside: Path) -> None:
+    data = json.loads((model / "config.json").read_text())
+    (model / "config.4.0.0.json").write_text(json.dumps(data | {"vocab_size": 10**8}))
+    edit(model / "config.json", configuration_files=["config.4.0.0.json"])
+
+
+@refused
+def an_attention_that_is_a_list(model: Path, outside: Path) -> None:
+    edit(model / "config.json", attn_implementation=["x"])
+
+
+@harmless
+def what_gemma_and_old_transformers_write(model: Path, outside: Path) -> None:
+    edit(model / "config.json", cache_implementation="hybrid", _attn_implementation_autoset=True)
+
+
 # ---- configs of absurd sizes
 
 
@@ -186,6 +203,15 @@ REFUSED |= {
     "positions_beyond_all": size(max_position_embeddings=1 << 60),
     "an_infinite_size": size(intermediate_size=float("inf")),
     "a_text_for_a_size": size(hidden_size="large"),
+    "ten_million_labels": size(num_labels=10_000_000),
+    "a_table_of_gigabytes": size(
+        rope_parameters={
+            "rope_type": "linear",
+            "factor": 1.0,
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 3e7,
+        }
+    ),
     "a_list_for_a_size": size(hidden_size=[128] * 1000),
     "rope_by_an_unknown_rule": size(rope_scaling={"rope_type": "__import__", "factor": 1}),
     "an_activation_that_is_a_module": size(hidden_act="os.system"),
@@ -208,6 +234,20 @@ def a_config_nested_a_little_too_deep(model: Path, outside: Path) -> None:
 @refused
 def a_config_of_a_hundred_megabytes(model: Path, outside: Path) -> None:
     edit(model / "config.json", padding="x" * 100_000_000)
+
+
+@refused
+def a_config_of_millions_of_objects(model: Path, outside: Path) -> None:
+    edit(model / "config.json", x=[{}] * 200_000)
+
+
+@refused
+def layers_that_are_nothing(model: Path, outside: Path) -> None:
+    head, data = header(weights(model))
+    for layer in range(16, 20_000):
+        head[f"model.layers.{layer}.x"] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    write(weights(model), json.dumps(head).encode(), data)
+    edit(model / "config.json", num_hidden_layers=20_000)
 
 
 @refused
@@ -289,6 +329,25 @@ def a_shard_that_is_a_link_out(model: Path, outside: Path) -> None:
 
 
 @refused
+def a_shard_of_another_kind(model: Path, outside: Path) -> None:
+    (outside / "other.safetensors").write_bytes(weights(model).read_bytes())
+    (model / "part.bin").symlink_to(outside / "other.safetensors")
+    shard(model, "part.bin")
+
+
+@refused
+def an_index_of_millions_of_lists(model: Path, outside: Path) -> None:
+    index = {"metadata": {"x": [[]] * 5_000_000}, "weight_map": {}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@harmless
+def files_that_nobody_reads(model: Path, outside: Path) -> None:
+    (model / "notes.txt").symlink_to(outside / "none.txt")
+    (model / "logs.json").mkdir()
+
+
+@refused
 def a_shard_that_is_the_directory(model: Path, outside: Path) -> None:
     shard(model, ".")
 
@@ -332,6 +391,13 @@ def a_header_beyond_the_file(model: Path, outside: Path) -> None:
 @refused
 def a_header_of_all_memory(model: Path, outside: Path) -> None:
     write(weights(model), b"{}", b"", length=(1 << 63) - 1)
+
+
+@refused
+def a_header_of_a_million_tensors(model: Path, outside: Path) -> None:
+    nothing = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    head = {f"model.layers.0.x{n}": nothing for n in range(900_000)}
+    write(weights(model), json.dumps(head).encode(), b"")
 
 
 @refused
@@ -454,6 +520,49 @@ def a_tokenizer_that_writes_a_book_for_a_letter(model: Path, outside: Path) -> N
 @refused
 def a_tokenizer_nested_beyond_the_stack(model: Path, outside: Path) -> None:
     (model / "tokenizer.json").write_text("[" * 200_000 + "]" * 200_000)
+
+
+@refused
+def a_tokenizer_that_is_a_model(model: Path, outside: Path) -> None:
+    edit(model / "tokenizer_config.json", tokenizer_class="AutoModelForCausalLM")
+
+
+@refused
+def a_tokenizer_that_the_config_names(model: Path, outside: Path) -> None:
+    edit(model / "config.json", tokenizer_class="AutoTokenizer")
+
+
+@refused
+def a_tokenizer_that_adds_a_book(model: Path, outside: Path) -> None:
+    piece = {"SpecialToken": {"id": "x", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [piece] * 3000,
+        "pair": [],
+        "special_tokens": {"x": {"id": "x", "ids": [1] * 100_000, "tokens": ["x"] * 100_000}},
+    }
+    edit(model / "tokenizer.json", post_processor=processor)
+
+
+@refused
+def a_tokenizer_of_endless_added_tokens(model: Path, outside: Path) -> None:
+    settings = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = [{"id": n, "content": f"<{n}>"} | settings for n in range(100_000)]
+    edit(model / "tokenizer.json", added_tokens=added)
+
+
+@refused
+def a_tokenizer_whose_rust_panics(model: Path, outside: Path) -> None:
+    pattern = {"Regex": r"(?:(?:.|[a-z ])+)+\d"}
+    normalizer = {"type": "Replace", "pattern": pattern, "content": "x"}
+    edit(model / "tokenizer.json", normalizer=normalizer)
+
+
+@refused
+def a_tokenizer_of_more_tokens_than_the_model_knows(model: Path, outside: Path) -> None:
+    data = json.loads((model / "tokenizer.json").read_text())
+    data["added_tokens"].append(data["added_tokens"][-1] | {"id": 5_000_000, "content": "Hi"})
+    (model / "tokenizer.json").write_text(json.dumps(data))
 
 
 @refused

@@ -62,3 +62,16 @@ def test_the_option_says_what_cannot_be_verified(d3: D3, tmp_path: Path) -> None
 def test_a_verified_model_answers(d3: D3, downloaded: Path) -> None:
     answer = d3("generate", downloaded, "Hi.", "--verify", "--max-tokens", "2")
     assert answer.code == 0, answer.err
+
+
+def test_templates_in_a_folder_and_weak_etags_and_own_notes(downloaded: Path) -> None:
+    folder = downloaded / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "rag.jinja").write_text("{{ messages }}")
+    (downloaded / "notes.txt").write_text("my own")
+    with pytest.raises(ModelError, match=r"rag\.jinja has no checksum"):
+        verify(downloaded)
+    (downloaded / METADATA / folder.name).mkdir()
+    known = downloaded / METADATA / folder.name / "rag.jinja.metadata"
+    known.write_text(f'{"0" * 40}\nW/"{sums(folder / "rag.jinja")}"\n1.0\n')
+    assert verify(downloaded) == 8

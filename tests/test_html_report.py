@@ -4,6 +4,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -245,3 +246,12 @@ class TestInChromium:
         assert browser.run("document.querySelectorAll('.hoverlayer a').length") == 0
         assert browser.problems == []
         assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_a_trace_without_times_of_steps() -> None:
+    """Found by scripts/fuzz.py: speed from the whole reply, and no time of one token."""
+    trace = made_trace([4, 4], [10.0])
+    tokens = tuple(replace(token, ms=None) for token in trace.replies[0].tokens)
+    page = html_report(replace(trace, replies=(replace(trace.replies[0], tokens=tokens),)))
+    assert "tokens a second" in page
+    assert "TPOT" not in page

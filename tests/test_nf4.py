@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from d3cli.load import load_model
-from d3cli.nf4 import BLOCK, CHUNK, OPERATION, register_rounding, round_to_nf4
+from d3cli.nf4 import BLOCK, CHUNK, OPERATION, VALUES, register_rounding, round_to_nf4
 
 OPERATION_OF_TORCH = torch.ops.bitsandbytes.quantize_4bit.default
 
@@ -58,6 +58,10 @@ def test_midpoints_zeros_and_what_is_no_number() -> None:
     assert the_same(round_to_nf4(weight), own(weight))
 
 
+def test_the_values_are_bitsandbytes() -> None:
+    assert torch.tensor(VALUES).equal(bitsandbytes.functional.get_4bit_type("nf4", device="cpu"))
+
+
 def test_what_is_not_ours_goes_to_bitsandbytes() -> None:
     register_rounding()
     assert torch._C._dispatch_has_kernel_for_dispatch_key(OPERATION, "CPU")
@@ -75,3 +79,16 @@ def test_loading_tells_how_far_it_is() -> None:
         assert shares == sorted(shares)
         assert shares[0] < 0.1
         assert 0.7 < shares[-1] <= 1
+
+
+def test_others_may_quantize_with_gradients_and_other_default_dtypes() -> None:
+    register_rounding()
+    weight = torch.nn.Parameter(torch.randn(16, 64))
+    expected = own(weight.detach())
+    assert the_same(OPERATION_OF_TORCH(weight, BLOCK, "nf4", torch.uint8), expected)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = OPERATION_OF_TORCH(weight, BLOCK, "nf4", torch.uint8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert the_same(found, expected)

@@ -19,7 +19,7 @@ from d3cli.cli.output import ClosedPipe, Output
 from d3cli.cli.profile import profile
 from d3cli.cli.signals import Stopped
 from d3cli.config import config_file, load_settings
-from d3cli.errors import D3Error, UsageError
+from d3cli.errors import D3Error, UsageError, is_panic
 from d3cli.inert import inert
 
 INTERRUPTED = 130
@@ -123,7 +123,16 @@ def run(arguments: Sequence[str]) -> int:
         _show_traceback()
         output.error(f"the system refused: {error}", "check the disk and the permissions")
         return 1
-    except Exception as error:  # a defect of ours; still one line
+    except BaseException as error:  # a defect of ours; still one line
+        if is_panic(error):
+            _show_traceback()
+            output.error(
+                f"the model's tokenizer failed on this text: {str(error)[:200]}",
+                "another text may work; the model's files may be damaged",
+            )
+            return 1
+        if not isinstance(error, Exception):
+            raise
         # torch's own error types; naming them would import torch into every command.
         if type(error).__name__ == "OutOfMemoryError" or any(
             words in str(error) for words in OUT_OF_MEMORY
