@@ -321,4 +321,9 @@ def load_tokenizer(files: ModelFiles) -> Any:
         raise ModelError(
             f"the tokenizer of {files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {files.name} is a {type(tokenizer).__name__}, which d3 cannot use",
+            "use a model with a tokenizer.json",
+        )
     return tokenizer

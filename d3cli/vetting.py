@@ -68,7 +68,9 @@ COUNTS = re.compile(
 MOST_COMPUTED = 64 << 20
 
 # transformers takes any class of its own by this name, models too.
-TOKENIZER_CLASS = re.compile(r"(?!Auto|Rag)\w*(Tokenizer|TokenizerFast|TokenizersBackend)")
+TOKENIZER_CLASS = re.compile(
+    r"(?!Auto|Rag)\w*(Tokenizer|TokenizerFast)|(Tokenizers|SentencePiece|MistralCommon)Backend"
+)
 # By how much a tokenizer's replacements of text may make it longer; tokens beside its vocabulary,
 # for each of which text is searched; and what it puts around any text, as JSON.
 LARGEST_GROWTH, MOST_ADDED_TOKENS, LARGEST_POST_PROCESSOR = 256, 30_000, 64 << 10

@@ -528,6 +528,11 @@ def a_tokenizer_that_is_a_model(model: Path, outside: Path) -> None:
 
 
 @refused
+def a_tokenizer_of_bytes(model: Path, outside: Path) -> None:
+    edit(model / "tokenizer_config.json", tokenizer_class="ByT5Tokenizer")
+
+
+@refused
 def a_tokenizer_that_the_config_names(model: Path, outside: Path) -> None:
     edit(model / "config.json", tokenizer_class="AutoTokenizer")
 
