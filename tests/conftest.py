@@ -20,6 +20,7 @@ os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="d3-tests-home-")
 import pytest
 import torch
 
+from d3cli.cli import signals
 from d3cli.cli.app import run
 from d3cli.config import BUILTIN
 from d3cli.files import find_model
@@ -34,6 +35,12 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name in [name for name in os.environ if name.startswith("D3_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("D3_HOME", str(home))
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_of_another_test() -> None:
+    """One that a test sent to this process would stop the next test's reply."""
+    signals._arrived.clear()
 
 
 BUILTIN_PATH = find_model(BUILTIN).path

@@ -147,7 +147,7 @@ def test_a_type_that_transformers_does_not_know(tmp_path: Path, d3: D3) -> None:
     path = saved(UNLISTED["gemma"], tmp_path, model_type="nonsense")
     for alpha in ("off", "auto"):
         result = d3("generate", str(path), "w3", "--alpha", alpha)
-        check(result, 1, 'of the type "nonsense", cannot be read')
+        check(result, 1, 'transformers knows no models of the type "nonsense"')
         assert "runs it at full depth" not in result.err
 
 
