@@ -218,12 +218,14 @@ def _vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:
 def _vet_tokenizer(directory: Path) -> None:
     config = read_json(directory / "tokenizer_config.json")
     _vet_tokenizer_class(str(directory / "tokenizer_config.json"), config)
-    for name in config.get("fast_tokenizer_files") or ():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ModelError(
-                f"{directory / 'tokenizer_config.json'} names a file elsewhere: {name!r:.100}",
-                DO_NOT_USE,
-            )
+    others = config.get("fast_tokenizer_files") or []
+    if not isinstance(others, list) or any(
+        not isinstance(name, str) or Path(name).name != name for name in others
+    ):
+        raise ModelError(
+            f"{directory / 'tokenizer_config.json'} names files elsewhere: {others!r:.100}",
+            DO_NOT_USE,
+        )
     for other in ("special_tokens_map.json", "added_tokens.json", "chat_template.json"):
         read_json(directory / other)
     path = directory / "tokenizer.json"

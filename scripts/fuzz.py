@@ -244,7 +244,10 @@ def run_atheris(name: str, minutes: float) -> None:
     corpus.mkdir()
     for number, seed in enumerate(seeds(name)):
         (corpus / str(number)).write_bytes(seed)
+    findings = Path(__file__).parent.parent / "build"
+    findings.mkdir(exist_ok=True)
     flags = [f"-max_total_time={int(60 * minutes)}", "-print_final_stats=1", "-rss_limit_mb=4096"]
+    flags.append(f"-artifact_prefix={findings}/")
     atheris.Setup([sys.argv[0], *flags, str(corpus)], lambda data: attempt(PARSERS[name], data))
     atheris.Fuzz()
 

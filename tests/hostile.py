@@ -498,6 +498,11 @@ def a_tokenizer_file_elsewhere(model: Path, outside: Path) -> None:
     edit(model / "tokenizer_config.json", fast_tokenizer_files=["../outside/secret.json"])
 
 
+@refused
+def a_number_of_tokenizer_files(model: Path, outside: Path) -> None:
+    edit(model / "tokenizer_config.json", fast_tokenizer_files=7)
+
+
 @harmless
 def a_vocabulary_elsewhere(model: Path, outside: Path) -> None:
     secret = str(outside / "secret.json")
