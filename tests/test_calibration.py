@@ -1,7 +1,6 @@
 """The search as a whole: what it finds where the answer is known, and what it may promise."""
 
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -106,13 +105,26 @@ def test_a_search_without_time_says_so() -> None:
         list(calibrator)
 
 
-def test_a_search_short_of_time_tests_what_it_has_and_says_so() -> None:
-    begun = time.monotonic()
-    outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40))
-    whole = time.monotonic() - begun
-    settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=0.4 * whole)
-    outcome = outcome_of(planted(), list(documents()), settings)
-    assert outcome.cut
+@pytest.mark.parametrize(
+    ("share", "slower", "cut"),
+    [
+        (0.3, 1, "only layers are searched and the order is by influence"),
+        (0.7, 1, "the order is by influence"),
+        (0.7, 12, "the search through sublayers ended early"),
+        (1.1, 12, "the order of layers is greedy in part"),
+    ],
+)
+def test_a_search_short_of_time_tests_what_it_has_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, share: float, slower: int, cut: str
+) -> None:
+    # A clock that counts the positions scored: how busy the machine is must not matter.
+    monkeypatch.setattr("d3cli.calibration.measure_pace", lambda model, texts: 1.0)
+    monkeypatch.setattr(Clock, "elapsed", property(lambda clock: slower * clock.scored))
+    settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=1e9)
+    whole = Calibrator(planted(), list(documents()), settings).plan.positions
+    short = replace(settings, max_seconds=share * whole)
+    outcome = outcome_of(planted(), list(documents()), short)
+    assert cut in " and ".join(outcome.cut)
     assert outcome.chosen is not None and outcome.chosen.drop.high <= 0.01
 
 

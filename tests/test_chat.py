@@ -591,10 +591,8 @@ def test_ctrl_c_ends_a_template_that_takes_its_time(chat: Chat, tmp_path: Path) 
     terminal = chat(tmp_path, columns=160)
     terminal.line("Hello.")
     terminal.read(2)
-    began = time.monotonic()
-    terminal.send(CTRL_C)
+    terminal.send(CTRL_C)  # at its limit the template would end with an error instead
     terminal.wait("stopped before the first token")
-    assert time.monotonic() - began < 4
     terminal.wait(lambda: terminal.text.endswith(">>> Hello."))
     assert "^C" not in terminal.text
     terminal.read(1.1)  # else the next one would be "at once"

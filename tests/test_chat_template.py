@@ -178,7 +178,7 @@ def test_a_hostile_template_gives_one_clear_error(
     began = time.monotonic()
     with pytest.raises(ModelError, match="cannot render this conversation: ") as failure:
         encode_chat(TOKENIZER, user("hi"), chat_template=template)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert len(failure.value.message) < 700
     assert not sentinel.exists()
     assert encode_chat(TOKENIZER, user("hi"))  # the next one works again

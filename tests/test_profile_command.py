@@ -165,11 +165,10 @@ class TestFiles:
     def test_a_file_that_cannot_be_written_is_told_before_the_run(
         self, d3: D3, tmp_path: Path
     ) -> None:
-        began = time.monotonic()
         for path in (tmp_path, tmp_path / "none" / "a.json"):
             result = d3("profile", STORY, "--output-file", path)
             check(result, 1, "directory" if path == tmp_path else "cannot be written")
-        assert time.monotonic() - began < 5
+            assert not result.out
 
     def test_a_failing_prompt_replaces_nothing(self, d3: D3, tmp_path: Path) -> None:
         path = tmp_path / "run.json"
