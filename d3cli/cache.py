@@ -107,7 +107,13 @@ class KVCache(Cache):
         Raises:
             ModelError: some layer keeps another kind of state (recurrent, chunked, shared).
         """
-        kinds = DynamicCache(config=config).layers
+        try:
+            kinds = DynamicCache(config=config).layers
+        except AttributeError as error:  # layer_types may name what the family knows nothing of
+            raise ModelError(
+                f"the config.json of this model contradicts itself: {error}",
+                "use a model of a supported type: docs/models.md",
+            ) from error
         if any(type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds):
             raise ModelError(
                 "this model keeps states other than plain keys and values, which d3 cannot hold",

@@ -143,8 +143,7 @@ def check_sizes(model: Description, family: Family) -> None:
         ModelError: with what contradicts what.
     """
     try:
-        config = AutoConfig.for_model(**model.config)
-        config._attn_implementation = config._experts_implementation = None
+        config = _without_choices(AutoConfig.for_model(**model.config))
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             built = _model_class(config)._from_config(config, attn_implementation=family.attention)
@@ -185,9 +184,9 @@ def load_weights(
     try:
         with warnings.catch_warnings(), _no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns of its own deprecations
-            config = AutoConfig.from_pretrained(files.path, trust_remote_code=False)
-            # What computes them is not the config's to choose.
-            config._attn_implementation = config._experts_implementation = None
+            config = _without_choices(
+                AutoConfig.from_pretrained(files.path, trust_remote_code=False)
+            )
             if quantization is not None:
                 _give_freed_memory_back()
                 settings, unfit = quantization_config(config, quantization, dtype, device)
@@ -220,6 +219,14 @@ def load_weights(
     if device.type == "cpu":
         _pack_4_bits(files.name, model, progress)
     return model, unfit
+
+
+def _without_choices(config: Any) -> Any:
+    """What computes a model, and in which form that comes back, is not its config's to choose."""
+    config._attn_implementation = config._experts_implementation = None
+    config.return_dict = True
+    config.output_attentions = config.output_hidden_states = False
+    return config
 
 
 def _pack_4_bits(name: str, model: Any, progress: Progress) -> None:

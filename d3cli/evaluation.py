@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.drop import Losses
-from d3cli.errors import GenerationError
-from d3cli.memory import available_memory, kv_bytes_per_position
+from d3cli.errors import GenerationError, NotEnoughMemoryError
+from d3cli.memory import activations, available_memory, gigabytes, kv_bytes_per_position
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
-from d3cli.scoring import Document, ResponseScores, Scorer, score
+from d3cli.scoring import Document, ResponseScores, Scorer, head_chunk, score
 
 # Positions of one batch. Larger ones gain nothing on a CPU; a GPU wants more at once.
 CPU_BATCH, GPU_BATCH = 2048, 16384
@@ -23,6 +23,8 @@ CPU_BATCH, GPU_BATCH = 2048, 16384
 WORST = 100.0
 # What may be kept between schedules: a share of what is free, and never more than this.
 KEPT_SHARE, MOST_KEPT = 0.25, 8 << 30
+# What a search leaves unused between what is in use, as measured: its tensors have all sizes.
+FRAGMENTS = 128 << 20
 
 
 class OutOfTime(Exception):  # noqa: N818 - not an error: the search ends with what it has
@@ -123,6 +125,33 @@ class Evaluator:
         return batch.known[effect]
 
 
+def check_memory_to_score(model: LoadedModel, documents: Sequence[Document]) -> None:
+    """Refuses documents whose largest batch will not fit beside what an `Evaluator` keeps.
+
+    Raises:
+        NotEnoughMemoryError: with both numbers.
+    """
+    need = int((scoring_memory(model, documents) + FRAGMENTS) / (1 - KEPT_SHARE))
+    available = available_memory(model.device)
+    if need > available:
+        raise NotEnoughMemoryError(
+            f"a search with {model.name} needs about {gigabytes(need)} more, and "
+            f"{gigabytes(available)} are free",
+            "shorter documents, or a smaller model; --force tries all the same",
+        )
+
+
+def scoring_memory(model: LoadedModel, documents: Sequence[Document]) -> int:
+    """Bytes that scoring a batch of these documents takes for a moment, about."""
+    config, dtype = model.causal_lm.config, model.causal_lm.dtype
+    longest = max(len(document) for document in documents)
+    tokens = max(_batch_positions(model), longest)
+    # The logits in the model's dtype, in float32, and what their logarithm's sum takes.
+    logits = min(tokens, head_chunk(model)) * int(config.vocab_size) * (dtype.itemsize + 4 + 4)
+    kv_cache = tokens * kv_bytes_per_position(config, dtype)
+    return int(kv_cache + activations(config, dtype, tokens, longest) + logits)
+
+
 class _Batch:
     """Documents scored together, by their numbers in the list."""
 
@@ -211,7 +240,7 @@ def batch_rows(
     model: LoadedModel, documents: Sequence[Document], rows: Sequence[int]
 ) -> list[list[int]]:
     """Numbers of documents to score together: of like length, so that little is padding."""
-    positions = GPU_BATCH if model.device.type == "cuda" else CPU_BATCH
+    positions = _batch_positions(model)
     ordered = sorted(
         rows, key=lambda row: (len(documents[row].response_ids), len(documents[row].prompt_ids))
     )
@@ -226,3 +255,7 @@ def batch_rows(
             batches.append([row])
             prompt, response = len(documents[row].prompt_ids), len(documents[row].response_ids)
     return batches
+
+
+def _batch_positions(model: LoadedModel) -> int:
+    return GPU_BATCH if model.device.type == "cuda" else CPU_BATCH

@@ -84,7 +84,7 @@ def predict_memory(
             weights=held.total,
             kv_cache=positions * kv_bytes_per_position(config, dtype),
             workspace=max(
-                _activations(config, dtype, min(max(prompt_tokens, 1), PREFILL_CHUNK), positions),
+                activations(config, dtype, min(max(prompt_tokens, 1), PREFILL_CHUNK), positions),
                 held.while_loading,
             ),
             program=PROGRAM
@@ -107,7 +107,7 @@ def kv_bytes_per_position(config: Any, dtype: torch.dtype) -> int:
     return int(2 * config.num_hidden_layers * kv_heads * head_dim * dtype.itemsize)
 
 
-def _activations(config: Any, dtype: torch.dtype, tokens: int, positions: int) -> int:
+def activations(config: Any, dtype: torch.dtype, tokens: int, positions: int) -> int:
     """Bytes of one layer's activations in a pass over `tokens`, or of the logits after it."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * hidden

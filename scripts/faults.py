@@ -1,4 +1,4 @@
-"""What can go wrong from outside, by the hundred: signals, kills, full disks, limits on memory.
+"""What can go wrong from outside, by the hundred: signals, kills, no room, no memory, damage.
 
     python scripts/faults.py                  # all of it, some minutes
     python scripts/faults.py --only signals --count 200 --seed 7
@@ -10,20 +10,29 @@ a file that is neither what it was nor what it was to become. Ends with 1 where 
 
 import argparse
 import json
+import math
+import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.forks import Ended, Forks  # noqa: E402 - found by the line above
+from tests.conftest import BUILTIN_PATH  # noqa: E402 - found by the line above
+from tests.forks import Ended, Forks  # noqa: E402
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
 PROMPT = "Tell me a story about a fox."
@@ -39,6 +48,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "models default": (["models", "default", "demo"], ""),
 }
 ALLOWED = {0, 129, 130, 143}  # and 1 and 3, with an error that says so
+
+
+class ImpossibleError(Exception):
+    """Such a fault cannot be made on this machine, or by this user."""
 
 
 def problems(ended: Ended, *, may_fail: bool = False) -> Iterator[str]:
@@ -104,24 +117,58 @@ def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
         yield from (f"{kind}: {problem}" for problem in broken_files(Path(folder)))
 
 
-def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """No file may grow beyond a few bytes or kilobytes."""
-    arguments, typed = COMMANDS[rng.choice(["chat", "profile", "calibrate", "models default"])]
+def hang_up(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """The terminal is gone, at one random moment of a command."""
+    name = rng.choice([name for name in COMMANDS if not name.startswith("models")])
+    arguments, typed = COMMANDS[name]
+    after = rng.uniform(0, 4.0)
     with tempfile.TemporaryDirectory() as folder:
-        size = rng.choice((0, 1, 100, 1000, 4000))
-        to_file = ["--output-file", str(Path(folder) / "trace.json")]
-        saved = to_file if arguments[0] == "profile" else []
         ended = forks.run(
             *arguments,
-            *saved,
             stdin=typed,
-            terminal=bool(typed),
+            terminal=True,
             env={"D3_HOME": folder},
-            limits={"FSIZE": size},
+            hang_up=True,
+            after=after,
         )
-        for problem in problems(ended, may_fail=True):
-            yield f"{arguments[0]} with files of {size} bytes: {problem}"
-        yield from (f"{arguments[0]}: {problem}" for problem in broken_files(Path(folder)))
+        for problem in (*problems(ended), *broken_files(Path(folder))):
+            yield f"{name}, gone after {after:.3f} s: {problem}"
+
+
+def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """No file may grow beyond a few bytes or kilobytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = rng.choice((0, 1, 100, 1000, 4000))
+        for problem in _without_room(forks, rng, Path(folder), limits={"FSIZE": size}):
+            yield f"files of {size} bytes: {problem}"
+
+
+def small_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A file system of a few kilobytes, full or soon to be."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = rng.randint(1, 12) << 12
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+        if subprocess.run(mount, capture_output=True).returncode:
+            raise ImpossibleError(
+                "mounting a file system takes rights that this user does not have"
+            )
+        try:
+            with suppress(OSError):
+                (Path(folder) / "taken").write_bytes(bytes(rng.randint(0, size)))
+            for problem in _without_room(forks, rng, Path(folder)):
+                yield f"a disk of {size} bytes: {problem}"
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _without_room(forks: Forks, rng: random.Random, home: Path, **settings: Any) -> Iterator[str]:
+    arguments, typed = COMMANDS[rng.choice(["chat", "profile", "calibrate", "models default"])]
+    if arguments[0] == "profile":
+        arguments = [*arguments, "--output-file", str(home / "trace.json")]
+    env = {"D3_HOME": str(home)}
+    ended = forks.run(*arguments, stdin=typed, terminal=bool(typed), env=env, **settings)
+    for problem in (*problems(ended, may_fail=True), *broken_files(home)):
+        yield f"{arguments[0]}: {problem}"
 
 
 def no_home(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -138,19 +185,160 @@ def no_home(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 def memory(forks: Forks, rng: random.Random) -> Iterator[str]:
     """So much address space and no more."""
+    most = rng.randint(700, 2500) << 20
+    for problem in _with_a_model(forks, rng, limits={"AS": most}):
+        yield f"{most >> 20} MB of addresses: {problem}"
+
+
+def control_group(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A container's limit on memory, beyond which the kernel kills."""
+    most = rng.randint(4, 400) << 20
+    groups = Path("/sys/fs/cgroup")
+    version_2 = (groups / "cgroup.controllers").exists()
+    group = groups / ("" if version_2 else "memory") / f"d3-faults-{os.getpid()}"
+    try:
+        group.mkdir()
+        limit = group / ("memory.max" if version_2 else "memory.limit_in_bytes")
+        limit.write_text(str(most))
+    except OSError as error:
+        with suppress(OSError):
+            group.rmdir()
+        raise ImpossibleError(f"no control group of our own: {error}") from None
+    try:
+        for problem in _with_a_model(forks, rng, group=str(group)):
+            yield f"a control group of {most >> 20} MB: {problem}"
+    finally:
+        group.rmdir()
+
+
+def _with_a_model(forks: Forks, rng: random.Random, **settings: Any) -> Iterator[str]:
+    """One command that loads a model, wherever it is run."""
     name = rng.choice([name for name in COMMANDS if not name.startswith("models")])
     arguments, typed = COMMANDS[name]
-    most = rng.randint(700, 2500) << 20
+    with tempfile.TemporaryDirectory() as folder:
+        env = {"D3_HOME": folder}
+        ended = forks.run(*arguments, stdin=typed, terminal=bool(typed), env=env, **settings)
+        for problem in (*problems(ended, may_fail=True), *broken_files(Path(folder))):
+            yield f"{name}: {problem}"
+
+
+def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A terminal, or a pipe, and a locale that know no letter beyond ASCII's."""
+    name = rng.choice(list(COMMANDS))
+    arguments, typed = COMMANDS[name]
+    encoding = rng.choice(("ascii", "latin-1"))
     with tempfile.TemporaryDirectory() as folder:
         ended = forks.run(
             *arguments,
             stdin=typed,
-            terminal=bool(typed),
+            terminal=bool(typed) or rng.random() < 0.5,
             env={"D3_HOME": folder},
-            limits={"AS": most},
+            encoding=encoding,
         )
+        for problem in (*problems(ended), *broken_files(Path(folder))):
+            yield f"{name} in {encoding}: {problem}"
+
+
+def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """Weights that are no numbers, or too great for one: an answer, or an error that says it."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        shutil.copytree(BUILTIN_PATH, model)
+        tensors = load_file(model / "model.safetensors")
+        name = rng.choice(list(tensors))
+        values = tensors[name].view(-1)
+        value = rng.choice((math.nan, math.inf, -math.inf, 3e38))
+        values[rng.choice((slice(None), rng.randrange(len(values))))] = value
+        save_file(tensors, model / "model.safetensors", {"format": "pt"})
+        command = rng.choice(["generate", "chat", "profile", "calibrate"])
+        arguments, typed = COMMANDS[command]
+        named = [arguments[0], str(model), *arguments[1:]]
+        env = {"D3_HOME": folder}
+        ended = forks.run(*named, stdin=typed, terminal=bool(typed), env=env)
+        for problem in (*problems(ended, may_fail=True), *broken_files(Path(folder))):
+            yield f"{command}, {value} in {name}: {problem}"
+
+
+def damage(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A file of d3's own is damaged, or a lock was left behind; nothing readable is lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        home, env = Path(folder), {"D3_HOME": folder}
+        for kind in ("calibration", "conversation", "settings"):
+            forks.call(kind, folder, "1", env=env)
+        files = sorted(path for path in home.rglob("*") if path.is_file())
+        path = rng.choice(files)
+        how = rng.choice(DAMAGES)
+        path.write_bytes(_damaged(path.read_bytes(), how, rng))
+        before = {path: path.read_bytes() for path in files}
+        for arguments, typed in READERS:
+            ended = forks.run(*arguments, stdin=typed, terminal=bool(typed), env=env)
+            for problem in problems(ended, may_fail=True):
+                yield f"{path.name} {how}: {' '.join(arguments)}: {problem}"
+        for other, bytes_ in before.items():
+            if other.read_bytes() != bytes_:
+                yield f"{path.name} {how}: {other.name} was changed"
+        for kind in ("calibration", "conversation"):  # and what is written now can be read again
+            ended = forks.call(kind, folder, "1", env=env)
+            if ended.code and "\nd3cli.errors." not in ended.err:
+                yield f"{path.name} {how}: writing {kind}: {ended.err[-300:]}"
+
+
+DAMAGES = ("none", "cut short", "bits flipped", "emptied", "zeroed", "noise", "twice")
+
+
+def _damaged(data: bytes, how: str, rng: random.Random) -> bytes:
+    if how == "bits flipped":
+        flipped = bytearray(data)
+        for at in rng.choices(range(len(data)), k=rng.randint(1, 8)) if data else ():
+            flipped[at] ^= 1 << rng.randrange(8)
+        return bytes(flipped)
+    return {
+        "none": data,
+        "cut short": data[: rng.randrange(len(data) + 1)],
+        "emptied": b"",
+        "zeroed": bytes(len(data)),
+        "noise": rng.randbytes(len(data)),
+        "twice": data + data,
+    }[how]
+
+
+READERS = (
+    (["models"], ""),
+    (["models", "--json"], ""),
+    (["calibrate", "--show"], ""),
+    (["chat", "--list"], ""),
+    # Ctrl-U: where the last message has no reply, it stands in the prompt.
+    (["chat", "demo", "--continue"], "\x15/bye\n" * 8),
+    (["generate", "demo", PROMPT, "--max-tokens", "2"], ""),
+)
+
+
+def half_download(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A model of which a file is missing, cut short, or still being fetched."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        shutil.copytree(BUILTIN_PATH, model)
+        path = rng.choice(sorted(model.iterdir()))
+        how = rng.choice(("missing", "cut short", "still being fetched", "a link to nothing"))
+        data = path.read_bytes()
+        path.unlink()
+        if how == "cut short":
+            path.write_bytes(data[: rng.randrange(len(data))])
+        elif how == "still being fetched":
+            Path(f"{path}.incomplete").write_bytes(data[: rng.randrange(len(data))])
+        elif how == "a link to nothing":
+            path.symlink_to(model / "blobs" / "0")
+        command = [
+            "generate",
+            str(model),
+            PROMPT,
+            "--max-tokens",
+            "5",
+            *rng.choice(((), ("--verify",))),
+        ]
+        ended = forks.run(*command, env={"D3_HOME": folder})
         for problem in problems(ended, may_fail=True):
-            yield f"{name} with {most >> 20} MB: {problem}"
+            yield f"{path.name} {how}: {problem}"
 
 
 def at_once(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -179,9 +367,16 @@ def at_once(forks: Forks, rng: random.Random) -> Iterator[str]:
 FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] = {
     "signals": (signals, 200),
     "kills": (kills, 200),
+    "hang_up": (hang_up, 40),
     "full_disk": (full_disk, 30),
+    "small_disk": (small_disk, 30),
     "no_home": (no_home, 15),
     "memory": (memory, 40),
+    "control_group": (control_group, 20),
+    "ascii_terminal": (ascii_terminal, 20),
+    "bad_weights": (bad_weights, 40),
+    "damage": (damage, 40),
+    "half_download": (half_download, 40),
     "at_once": (at_once, 6),
 }
 
@@ -199,10 +394,14 @@ def main() -> None:
                 continue
             count = asked.count or count
             forks.codes.clear()
-            for number in range(count):
-                for problem in fault(forks, random.Random(f"{name} {asked.seed} {number}")):
-                    failed[name] += 1
-                    print(f"{name} {number}: {problem}", flush=True)
+            try:
+                for number in range(count):
+                    for problem in fault(forks, random.Random(f"{name} {asked.seed} {number}")):
+                        failed[name] += 1
+                        print(f"{name} {number}: {problem}", flush=True)
+            except ImpossibleError as reason:
+                print(f"{name}: not run: {reason}", flush=True)
+                continue
             codes = ", ".join(f"{n} with {code}" for code, n in sorted(forks.codes.items()))
             print(f"{name}: {count} runs, {failed[name]} problems; ended {codes}", flush=True)
     if failed:

@@ -8,7 +8,9 @@ own audit hook, limits, files and signals; what it did is measured from outside.
 """
 
 import json
+import locale
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -70,8 +72,10 @@ class Forks:
         Args:
             settings: `stdin` (text), `terminal` (stdin is typed there, and `err` is all that is
                 shown), `env` (beside the present one), `cwd`; `audit`, beginnings of
-                the events to note; `limits`, ``{"AS": bytes}`` and the like; `signal` and `after`
-                (seconds); `kill_after` (60 seconds, unless told).
+                the events to note; `limits`, ``{"AS": bytes}`` and the like; `group`, a control
+                group's directory to move into; `encoding` of the standard streams, with the C
+                locale; `signal` and `after` (seconds), or `hang_up` and `after`: the terminal goes;
+                `kill_after` (60 seconds, unless told).
         """
         return self._ask({"arguments": [str(a) for a in arguments]} | settings)
 
@@ -104,22 +108,25 @@ def serve() -> None:
             (folder / "seen").touch()
             # Pipes, since a limit on the size of files must not be one on what a command says.
             (out, told_out), (err, told_err) = os.pipe(), os.pipe()
-            typing = None
-            if request.get("terminal"):
+            over = threading.Event()
+            if terminal := request.get("terminal"):
                 os.close(out)
                 os.close(told_out)
                 out, told_out = os.openpty()
-                typing = out
             began = time.monotonic()
             child = os.fork()
             if child == 0:
+                os.close(out)  # else the terminal would stay while its own child holds it
+                os.close(err)
                 _become(request, folder, told_out, told_err)
             os.close(told_out)
             os.close(told_err)
-            if typing is not None:
+            hang_up = began + request["after"] if request.get("hang_up") else float("inf")
+            said = [_Reader(out, hang_up), _Reader(err)]
+            if terminal:
                 lines = request.get("stdin", "").splitlines()
-                threading.Thread(target=_type, args=(typing, lines), daemon=True).start()
-            said = [_Reader(out), _Reader(err)]
+                fingers = threading.Thread(target=_type, args=(said[0], lines, over), daemon=True)
+                fingers.start()
             timers = [
                 threading.Timer(request.get("kill_after", 60), _kill, (child, signal.SIGKILL))
             ]
@@ -132,13 +139,14 @@ def serve() -> None:
             seconds = time.monotonic() - began
             for timer in timers:
                 timer.cancel()
+            over.set()
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)  # nothing of its own is left behind
             seen = (folder / "seen").read_text(errors="replace").splitlines()
             answer = {
                 "code": os.waitstatus_to_exitcode(status),
                 "out": said[0].text(),
-                "err": said[1].text() if typing is None else said[0].text(),
+                "err": said[0 if terminal else 1].text(),
                 "seconds": seconds,
                 "most_resident": usage.ru_maxrss * 1024,
                 "seen": seen,
@@ -147,31 +155,45 @@ def serve() -> None:
 
 
 class _Reader(threading.Thread):
-    """Reads a pipe to its end."""
+    """Reads a pipe or a terminal to its end, or until it hangs up (by `time.monotonic`)."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, hang_up: float = float("inf")) -> None:
         super().__init__(daemon=True)
-        self._file, self._data = os.fdopen(descriptor, "rb"), b""
+        self.descriptor, self._hang_up, self._data = descriptor, hang_up, b""
+        self.open = threading.Lock()  # whoever holds it finds the descriptor open, or is told
         self.start()
 
     def run(self) -> None:
         with suppress(OSError):  # how a terminal says that nobody is left
-            while piece := self._file.read1():
+            while (now := time.monotonic()) < self._hang_up:
+                if not select.select([self.descriptor], [], [], min(0.1, self._hang_up - now))[0]:
+                    continue
+                if not (piece := os.read(self.descriptor, 1 << 16)):
+                    break
                 self._data += piece
+        with self.open:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def has(self, shown: bytes) -> bool:
+        return shown in self._data
 
     def text(self) -> str:
         self.join()
         return self._data.decode(errors="replace")
 
 
-def _type(terminal: int, lines: list[str]) -> None:
-    """As a person does: what comes all at once would be taken for a paste."""
-    with suppress(OSError):
-        for line in lines:
-            time.sleep(0.6)
-            os.write(terminal, line.encode())
-            time.sleep(0.1)
-            os.write(terminal, b"\r")
+def _type(terminal: _Reader, lines: list[str], over: threading.Event) -> None:
+    """As a person does, who waits for the first prompt; all at once would be taken for a paste."""
+    while not terminal.has(b">>> "):
+        if over.wait(0.05):
+            return
+    for line in lines:
+        for pause, keys in ((0.6, line.encode()), (0.1, b"\r")):
+            if over.wait(pause):
+                return
+            with terminal.open, suppress(OSError):
+                os.write(terminal.descriptor, keys)
 
 
 def _kill(child: int, number: int) -> None:
@@ -196,9 +218,16 @@ def _become(request: dict[str, Any], folder: Path, out: int, err: int) -> None:
             sources = (os.open(folder / "in", os.O_RDONLY), out, err)
         for number, source in enumerate(sources):
             os.dup2(source, number)
+        encoding = request.get("encoding")
+        if encoding:
+            locale.setlocale(locale.LC_ALL, "C")
         sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
-            for number, mode in ((0, "r"), (1, "w"), (2, "w"))
+            open(number, mode, encoding=encoding or "utf-8", errors=errors, closefd=False)  # noqa: SIM115
+            for number, mode, errors in (
+                (0, "r", "surrogateescape"),
+                (1, "w", "strict"),
+                (2, "w", "backslashreplace"),
+            )
         )
         seen = os.open(folder / "seen", os.O_WRONLY | os.O_APPEND)
         wanted = tuple(request.get("audit", ()))
@@ -211,6 +240,8 @@ def _become(request: dict[str, Any], folder: Path, out: int, err: int) -> None:
             sys.addaudithook(note)
         os.environ.update(request.get("env", {}))
         os.chdir(request.get("cwd", folder))
+        if "group" in request:
+            Path(request["group"], "cgroup.procs").write_text(str(os.getpid()))
         for kind, most in request.get("limits", {}).items():
             resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
         if "call" in request:

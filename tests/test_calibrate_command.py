@@ -297,3 +297,14 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
     assert result.code == 1
     assert "on unseen text" in result.out
     assert "error: no space left" in result.err
+
+
+def test_a_search_that_memory_would_end_is_refused(
+    d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("d3cli.evaluation.available_memory", lambda device: 200_000_000)
+    monkeypatch.delattr("d3cli.calibration.Calibrator.__iter__")
+    check(bad(d3), 1, "needs about 272 MB more, and 200 MB are free")
+    monkeypatch.setattr("d3cli.cli.calibrate._search", lambda *_: pytest.fail("it was tried"))
+    with pytest.raises(pytest.fail.Exception):
+        d3("calibrate", "--force")

@@ -622,6 +622,14 @@ class TestDebug:
         assert "Traceback" not in d3("generate", "--alpha", "7", "Hi.").err
         assert "Traceback" in d3("generate", "--alpha", "7", "Hi.", "--debug").err
 
+    @pytest.mark.parametrize(
+        "command", ["", "chat", "generate", "profile", "calibrate", "doctor", "models"]
+    )
+    def test_help_asks_for_no_value_where_none_follows(self, d3: D3, command: str) -> None:
+        shown = d3(*command.split(), "-h").out
+        assert "--help" in shown and " -h " in shown
+        assert "bool" not in shown
+
     def test_no_command_shows_the_help(self, d3: D3) -> None:
         result = d3()
         assert result.code == 0

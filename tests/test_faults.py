@@ -11,9 +11,9 @@ from tests.forks import Forks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from faults import FAULTS, broken_files, problems
+from faults import FAULTS, ImpossibleError, broken_files, problems
 
-HANDFUL = {"signals": 3, "kills": 3, "full_disk": 2, "no_home": 1, "memory": 1, "at_once": 1}
+HANDFUL = dict.fromkeys(FAULTS, 1) | {"signals": 3, "kills": 3, "full_disk": 2}
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +22,15 @@ def forks() -> Iterator[Forks]:
         yield started
 
 
-def test_the_handful_is_of_every_kind() -> None:
-    assert HANDFUL.keys() == FAULTS.keys()
-
-
 @pytest.mark.parametrize(
     ("kind", "number"), [(kind, n) for kind, count in HANDFUL.items() for n in range(count)]
 )
 def test_nothing_is_lost_and_nothing_is_shown(kind: str, number: int, forks: Forks) -> None:
     fault, _ = FAULTS[kind]
-    assert list(fault(forks, random.Random(f"{kind} {number}"))) == []
+    try:
+        assert list(fault(forks, random.Random(f"{kind} {number}"))) == []
+    except ImpossibleError as reason:
+        pytest.skip(str(reason))
 
 
 def test_what_is_wrong_is_seen(forks: Forks, tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         wants_help = bool({"--help", "-h"} & set(arguments))
         words = list(arguments) or ["--help"]
-        code = app(words, prog_name="d3", standalone_mode=False, obj=wants_help)
+        command = typer.main.get_command(app)
+        _hide_types_of_flags(command)
+        code = command.main(words, prog_name="d3", standalone_mode=False, obj=wants_help)
         return int(code or 0)
     except ClosedPipe:
         return 0
@@ -144,6 +146,16 @@ def run(arguments: Sequence[str]) -> int:
             "run it again with --debug, and report what it shows",
         )
         return 1
+
+
+def _hide_types_of_flags(command: Any, parent: typer.Context | None = None) -> None:
+    """Else the help of `--debug` says ``<bool>``, as if a value were to follow."""
+    context = typer.Context(command, parent, **command.context_settings)
+    for parameter in command.get_params(context):
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for inner in getattr(command, "commands", {}).values():
+        _hide_types_of_flags(inner, context)
 
 
 def _out_of_memory(output: Output, error: Exception) -> int:

@@ -262,10 +262,14 @@ def calibrate(
         with output.waiting("reading the text"):
             import scipy.stats  # noqa: F401 - slow, and no signal may raise in the middle of it
 
+            from d3cli.evaluation import check_memory_to_score
+
             texts = _documents(loaded, data, prompt_tokens, documents, seed)
         signals.stop_in_order()
         if self_replies:
             texts = _write_replies(output, loaded, texts, settings, began)
+        if not force:
+            check_memory_to_score(loaded, texts)
         calibrator = _search(output, loaded, texts, settings, began, documents)
     except signals.Stopped:
         output.note("interrupted: nothing was stored")
