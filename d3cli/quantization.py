@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from d3cli.errors import ModelError
+from d3cli.model_json import BROKEN_FILES
 from d3cli.nf4 import register_rounding
 from d3cli.weights import FLOATS, TensorInfo
 
@@ -39,6 +40,12 @@ def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantizatio
             raise ModelError(
                 f"{name} is quantized by {method or 'an unknown method'}, which d3 cannot read",
                 "get the same model in bfloat16, and use --quantization bnb-4bit",
+            )
+        kind = found.get("bnb_4bit_quant_type")
+        if kind not in (None, "nf4", "fp4"):
+            raise ModelError(
+                f"{name} is quantized to {kind!r:.40}, which bitsandbytes does not know",
+                BROKEN_FILES,
             )
         if wanted is not None:
             raise ModelError(f"{name} is quantized already", "leave out --quantization")

@@ -64,6 +64,7 @@ COUNTS = re.compile(
     r"(num|n)_.*(layers?|heads?|experts?|groups?|blocks?|stages?|labels)$|n_layer|n_head"
 )
 
+SCALES_OF_INT8 = ".SCB"
 # Numbers in tables that are computed when a model is built, beyond four for each weight.
 MOST_COMPUTED = 64 << 20
 
@@ -159,10 +160,15 @@ def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> Non
     for tensor in held:
         # Of 4-bit weights eight are stored as a float32, at most, in another shape.
         there += 8 * tensor.numel if quantized else tensor.numel
-        if not quantized and expected.get(tensor.name, tensor.shape) != tensor.shape:
+        shape = tensor.shape
+        if tensor.name.endswith(SCALES_OF_INT8):  # bitsandbytes': one for each row of a weight
+            shape = expected.get(tensor.name.removesuffix(SCALES_OF_INT8) + ".weight", shape)[:1]
+        elif not quantized:
+            shape = expected.get(tensor.name, shape)
+        if tensor.shape != shape:
             raise ModelError(
                 f"{name} has the wrong shape for {tensor.name}: {list(tensor.shape)}, where its "
-                f"config.json asks for {list(expected[tensor.name])}",
+                f"config.json asks for {list(shape)}",
                 wrong,
             )
     # Tied weights count once; experts may be stored one by one, under other names.

@@ -83,7 +83,10 @@ def calibration(data: bytes) -> object:
     path = store.file_of("someone/fox")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return store.calibrations_of("someone/fox"), store.all_calibrations()
+    try:
+        return store.calibrations_of("someone/fox"), store.all_calibrations()
+    finally:
+        path.unlink()
 
 
 def settings(data: bytes) -> object:
@@ -238,7 +241,8 @@ def run_atheris(name: str, minutes: float) -> None:
     """Runs in this process, and ends it."""
     import atheris
 
-    with atheris.instrument_imports(include=["d3cli"]), contextlib.suppress(D3Error):
+    looked_into = ["d3cli", "tomlkit"]
+    with atheris.instrument_imports(include=looked_into), contextlib.suppress(D3Error):
         PARSERS[name](b"")  # imports what it needs
     corpus = FOLDER / "corpus"
     corpus.mkdir()

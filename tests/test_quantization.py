@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from d3cli.engine import Engine
@@ -179,12 +180,29 @@ def test_a_checkpoint_that_is_stored_in_8_bits_is_slow_on_a_cpu(tmp_path: Path) 
     assert "slower than bfloat16" in note
 
 
+def test_scales_of_another_shape_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    shutil.copytree(BUILTIN_PATH, path)
+    plain("bnb-8bit").save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(".SCB"))
+    tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"wrong shape for {name}"):
+        load_model(str(path), device="cpu")
+
+
 @pytest.mark.parametrize(
     ("config", "wanted", "reason"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, None, "quantized by gptq"),
         ({"quantization_config": {"quant_method": "fp8"}}, "bnb-4bit", "quantized by fp8"),
         ({"quantization_config": 3}, None, "an unknown method"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf5"}},
+            None,
+            "quantized to 'nf5'",
+        ),
         ({"num_experts_per_tok": 2}, "bnb-4bit", "mixture of experts"),
     ],
 )
