@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from d3cli.scoring import Document, Scorer, perplexity, score
     from d3cli.stats import RunStats
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Agreement",

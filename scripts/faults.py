@@ -37,11 +37,15 @@ from tests.forks import Ended, Forks  # noqa: E402
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
 PROMPT = "Tell me a story about a fox."
 # Each command, with files that it writes in the working directory.
-# (In a chat Ctrl-C ends a reply and takes back what was typed ahead: so /bye more than once.)
+# (In a chat Ctrl-C ends a reply and takes back what was typed ahead: so /bye more than once; and what
+# failed stands in the prompt again: so Ctrl-U before each line.)
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "generate": (["generate", PROMPT, "--seed", "1"], ""),
     "generate --json": (["generate", PROMPT, "--json"], ""),
-    "chat": (["chat"], "Hello.\nTell me a story.\n/compare\n" + "/bye\n" * 8),
+    "chat": (
+        ["chat"],
+        "\x15Hello.\n\x15Tell me a story.\n\x15/compare\n" + "\x15/bye\n" * 8,
+    ),
     "profile": (["profile", "--prompt", PROMPT, "-o", "json"], ""),
     "calibrate": (["calibrate", "--target-drop", "5%", "--max-time", "10s"], ""),
     "models": (["models"], ""),
@@ -307,7 +311,6 @@ READERS = (
     (["models", "--json"], ""),
     (["calibrate", "--show"], ""),
     (["chat", "--list"], ""),
-    # Ctrl-U: where the last message has no reply, it stands in the prompt.
     (["chat", "demo", "--continue"], "\x15/bye\n" * 8),
     (["generate", "demo", PROMPT, "--max-tokens", "2"], ""),
 )

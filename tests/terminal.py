@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,13 @@ class Terminal:
     def line(self, text: str) -> None:
         """Types a line and Enter."""
         self.child.send(text + "\r")
+
+    def paste(self, text: str) -> None:
+        """As terminals do that mark a paste; it may be long."""
+        hand = threading.Thread(target=self.child.send, args=(f"\x1b[200~{text}\x1b[201~",))
+        hand.start()
+        while hand.is_alive():  # else both sides might wait for the other to read
+            self.read()
 
     def wait(self, what: str | Callable[[], bool], seconds: float = 40) -> None:
         """Until this text has appeared since the last wait, or this is true."""

@@ -302,26 +302,47 @@ def test_resume_after_a_kill(chat: Chat, home: Path) -> None:
     assert [message["role"] for message in saved(home)] == ["user", "assistant"] * 2
 
 
-def test_a_paste_of_500_lines(chat: Chat, home: Path) -> None:
+@pytest.mark.parametrize("lines", [500, 110_000])
+def test_a_paste_of_many_lines(chat: Chat, home: Path, lines: int) -> None:
     terminal = chat("--max-tokens", "1", "--on-overflow", "drop-oldest")
-    pasted = "\n".join(f"{number} é" for number in range(500))
-    terminal.send(f"\x1b[200~{pasted}\x1b[201~")
-    terminal.wait("499 é")
+    pasted = "\n".join(f"{number} é" for number in range(lines))  # a megabyte, at most
+    last = pasted.rpartition("\n")[2]
+    terminal.paste(pasted)
+    terminal.wait(last)
     terminal.send("\r")
-    terminal.wait("the message is 3,")  # 500 lines are too much for this model
-    terminal.wait(lambda: terminal.plain.count("499 é") == 2)  # it stands at the prompt again
+    terminal.wait("more than the model's context of 1,024 leaves room for")
+    terminal.wait(lambda: terminal.plain.count(last) == 2)  # it stands at the prompt again
     assert not (home / "conversations").exists() or not list(
         (home / "conversations").glob("*.jsonl")
     )
     terminal.send(CTRL_C)
     terminal.read(0.5)
     short = "\n".join(f"{number}" for number in range(100))
-    terminal.send(f"\x1b[200~{short}\x1b[201~")
+    terminal.paste(short)
     terminal.read(0.5)
     terminal.send("\r")
     terminal.wait("1 token ·")
     leave(terminal)
     assert saved(home)[0]["content"] == short
+
+
+def test_a_conversation_of_2000_messages(chat: Chat, home: Path) -> None:
+    (home / "conversations").mkdir(parents=True)
+    path = home / "conversations" / "20260101-000000-aaaa.jsonl"
+    said = [f"number {number // 2}: {'word ' * 50}" for number in range(2000)]
+    lines = [
+        {"schema": 1, "role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(said)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    terminal = chat("-c", "--max-tokens", "5", "--on-overflow", "drop-oldest", columns=120)
+    terminal.line("Hello?")
+    terminal.wait('no longer shown to the model: "number 0: word')
+    terminal.wait("5 tokens ·")
+    leave(terminal)
+    found = [message["content"] for message in saved(home)]
+    assert len(found) == 2002
+    assert found[:2001] == [*said, "Hello?"]
 
 
 def test_several_lines(chat: Chat, home: Path) -> None:
