@@ -19,6 +19,7 @@ from transformers.cache_utils import (
 )
 
 from d3cli.errors import ModelError
+from d3cli.families import OTHER_TYPE
 
 
 class KVLayer(CacheLayerMixin):
@@ -112,12 +113,12 @@ class KVCache(Cache):
         except AttributeError as error:  # layer_types may name what the family knows nothing of
             raise ModelError(
                 f"the config.json of this model contradicts itself: {error}",
-                "use a model of a supported type: docs/models.md",
+                OTHER_TYPE,
             ) from error
         if any(type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds):
             raise ModelError(
                 "this model keeps states other than plain keys and values, which d3 cannot hold",
-                "use a model of a supported type: docs/models.md",
+                OTHER_TYPE,
             )
         return cls([getattr(kind, "sliding_window", None) for kind in kinds])
 

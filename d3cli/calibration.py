@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from d3cli.comparison import compare
 from d3cli.drop import Losses, drop_by_position, measure_drop, measure_rise, total
@@ -113,21 +114,22 @@ class Calibrator:
         if self.plan.left_out:
             self.outcome.cut.append(self.plan.left_out)
         self._search, self._unseen = self.plan.search, self.plan.unseen
-        self._clock = Clock(self.plan.search_deadline)
-        self._statics: dict[UnitKind, StaticLosses] = {}
+        self._clock = Clock(self.plan.search_deadline)  # begins when the search does
         self._pools: dict[UnitKind, list[Candidate]] = {}
 
     def __iter__(self) -> Iterator[Progress]:
         self._clock = Clock(self.plan.search_deadline)
         evaluator = Evaluator(self.model, self._search, self.plan.stages, self._clock)
+        ended_early = False
         for number, kind in enumerate(self.plan.kinds):
             left = self.plan.search_deadline - self._clock.elapsed
             ends = self._clock.elapsed + left / (len(self.plan.kinds) - number)
             try:
                 yield from self._search_kind(kind, evaluator, ends)
             except OutOfTime:
+                ended_early = True
                 self.outcome.cut.append(f"the search through {kind}s ended early")
-        if self.outcome.cut and not self.outcome.tried:
+        if ended_early and not self.outcome.tried:
             raise CalibrationError(
                 f"{self.settings.max_seconds:.0f} seconds were over before any schedule was tried",
                 "raise --max-time, or give fewer --documents",
@@ -166,7 +168,6 @@ class Calibrator:
             yield self._progress(f"{kind}s: static, {len(losses) - 1} dropped")
         static = StaticLosses(tuple(order[: len(losses) - 1]), losses)
         self.outcome.orders[kind] = static.order
-        self._statics[kind] = static
         if not static.order:
             return
         pool = candidates(self.model, kind, static, self.settings.reply_tokens)
@@ -352,16 +353,19 @@ class Calibrator:
                     f"replies to {number} of {len(prompts)} prompts were judged"
                 )
                 break
+            judged: dict[DepthSchedule, NDArray[np.float64]] = {}  # two writers may be the same
             for name, schedule in writers.items():
                 yield Progress(f"reply {number + 1} of {len(prompts)}: {name}", 0.99)
-                reply = write_reply(
-                    self.model,
-                    prompt,
-                    schedule,
-                    self.settings.reply_tokens,
-                    self.settings.seed + number,
-                )
-                surprises[name].append(surprise(self.model, reply))
+                if schedule not in judged:
+                    reply = write_reply(
+                        self.model,
+                        prompt,
+                        schedule,
+                        self.settings.reply_tokens,
+                        self.settings.seed + number,
+                    )
+                    judged[schedule] = surprise(self.model, reply)
+                surprises[name].append(judged[schedule])
         own = surprises[FULL_DEPTH]
         self.outcome.judged = {
             name: judge(each, own, self.settings.confidence) for name, each in surprises.items()

@@ -159,8 +159,18 @@ def encode_chat(
 
 
 def own_template(tokenizer: Any) -> str:
-    """The tokenizer's own chat template; it may hold several by name. Empty where it has none."""
-    return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+    """The tokenizer's own chat template; it may hold several by name. Empty where it has none.
+
+    Raises:
+        ModelError: it holds several, and none is the default.
+    """
+    try:
+        return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+    except ValueError as error:
+        raise ModelError(
+            "this model has several chat templates and no default one",
+            "choose one of its files: --chat-template FILE",
+        ) from error
 
 
 def _with_reasoning(message: Message) -> Message:

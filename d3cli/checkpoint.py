@@ -22,7 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from d3cli.cache import KVCache
 from d3cli.errors import ModelError, is_panic
-from d3cli.families import ENCODER_DECODER, UNLISTED, Family, find_family, not_proven
+from d3cli.families import ENCODER_DECODER, OTHER_TYPE, UNLISTED, Family, find_family, not_proven
 from d3cli.files import ModelFiles
 from d3cli.model_json import BROKEN_FILES
 from d3cli.packing import can_pack, pack_linears
@@ -110,12 +110,12 @@ def _check_unlisted(name: str, config: dict[str, Any]) -> None:
     Raises:
         ModelError: it is no plain decoder.
     """
-    model_type, other = config["model_type"], "use a model of a supported type: docs/models.md"
+    model_type = config["model_type"]
     if model_type not in CONFIG_MAPPING:
         own = ", and code that comes with a model is never run" if config.get("auto_map") else ""
         raise ModelError(
             f'transformers knows no models of the type "{model_type[:60]}", as {name} is{own}',
-            other,
+            OTHER_TYPE,
         )
     try:
         parsed = AutoConfig.for_model(**config)
@@ -125,14 +125,17 @@ def _check_unlisted(name: str, config: dict[str, Any]) -> None:
         raise ModelError(
             f'the config.json of {name}, of the type "{model_type}", cannot be read: '
             f"{one_line(error)[:120]}",
-            other,
+            OTHER_TYPE,
         ) from error
     if getattr(parsed, "is_encoder_decoder", False):
-        raise ModelError(f'models of the type "{model_type}" cannot run: {ENCODER_DECODER}', other)
-    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(parsed), None) is None:
-        raise ModelError(f'models of the type "{model_type}" are no causal language models', other)
+        raise ModelError(
+            f'models of the type "{model_type}" cannot run: {ENCODER_DECODER}', OTHER_TYPE
+        )
+    _model_class(parsed)
     if not isinstance(getattr(parsed, "max_position_embeddings", None), int):
-        raise ModelError(f"the config.json of {name} does not say how long its context is", other)
+        raise ModelError(
+            f"the config.json of {name} does not say how long its context is", OTHER_TYPE
+        )
     KVCache.for_config(parsed)
 
 
@@ -264,7 +267,7 @@ def _model_class(config: Any) -> Any:
     if found is None:
         raise ModelError(
             f'models of the type "{config.model_type}" are no causal language models',
-            "use a model of a supported type: docs/models.md",
+            OTHER_TYPE,
         )
     return found
 

@@ -27,14 +27,21 @@ def config_file() -> Path:
     """``config.toml`` under ``$D3_HOME``, else under ``$XDG_CONFIG_HOME/d3``."""
     if home := os.environ.get("D3_HOME"):
         return Path(home) / "config.toml"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "d3" / "config.toml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or _home() / ".config") / "d3" / "config.toml"
 
 
 def state_dir() -> Path:
     """Where d3 keeps what it found out: ``$D3_HOME``, else ``$XDG_STATE_HOME/d3``."""
     if home := os.environ.get("D3_HOME"):
         return Path(home)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "d3"
+    return Path(os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state") / "d3"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # no HOME, and no entry of this user's
+        raise UsageError("this user has no home directory", "set D3_HOME to a directory") from error
 
 
 def load_settings() -> dict[str, Any]:
@@ -48,7 +55,7 @@ def load_settings() -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"the config file {path} cannot be read: {error}", "correct it, or move it away"
         ) from error
@@ -86,10 +93,11 @@ def save_setting(name: str, value: str) -> Path:
         document = tomlkit.document() if document is None else document
         document[name] = value
         make_directory(path.parent)
-        replace_file(path, tomlkit.dumps(document))
-    except OSError as error:
+        replace_file(path.resolve(), tomlkit.dumps(document))  # a link to it stays one
+    except (OSError, ValueError) as error:  # the latter: a path that is not UTF-8
+        reason = getattr(error, "strerror", None) or error
         raise D3Error(
-            f"the config file {path} cannot be written: {error.strerror}",
+            f"the config file {path} cannot be written: {reason}",
             "check its directory's permissions, or set D3_HOME to another",
         ) from error
     return path

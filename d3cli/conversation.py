@@ -176,8 +176,12 @@ class Conversation:
         # A message of the user begins what is shown: the first one that leaves room, else the last.
         later = range(before + 1, len(self.messages))
         begins = [at for at in later if self.messages[at].role == "user"] or [before]
-        self.left_out = begins[min(bisect_left(begins, True, key=fits), len(begins) - 1)]
-        tokens = self._prompt_tokens(options)
+        try:
+            self.left_out = begins[min(bisect_left(begins, True, key=fits), len(begins) - 1)]
+            tokens = self._prompt_tokens(options)
+        except BaseException:  # Ctrl-C too: what nobody was told of stays in
+            self.left_out = before
+            raise
         if tokens >= context:
             self.left_out = before
             raise ContextFullError(tokens, context)

@@ -26,7 +26,7 @@ def pick_device(device: str) -> torch.device:
         raise UsageError(
             f"there is no GPU {index}", f"torch sees {torch.cuda.device_count()}, counted from 0"
         )
-    return torch.device(device)
+    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

@@ -1,6 +1,5 @@
 """What this machine has and how fast a model can be on it: the facts behind ``d3 doctor``."""
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -15,7 +14,7 @@ from d3cli.held_weights import LEAST_HEAD
 from d3cli.machine import processor_name, system, versions
 from d3cli.memory import available_memory
 from d3cli.quantization import quantized_bytes
-from d3cli.threads import pick_threads
+from d3cli.threads import pick_threads, usable_cores
 
 PROBE_SECONDS = 1.0
 PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches
@@ -49,15 +48,15 @@ class Shape:
         attention = 2 * self.hidden * (self.hidden + self.kv_size)
         return attention + 3 * self.hidden * self.inner
 
-    def bytes_read(self, depth: float, *, in_4_bits: bool) -> float:
+    def bytes_read(self, depth: float, *, in_4_bits: bool, on_cpu: bool = True) -> float:
         """Bytes of one step at a share of the layers.
 
-        The LM head is in bfloat16; beside 4-bit layers in 8 bits, where a CPU's would be.
+        The LM head is in bfloat16; beside 4-bit layers on a CPU in 8 bits, where it is large.
         """
         weights = self.layer_weights
         layer = quantized_bytes(weights, "bnb-4bit") if in_4_bits else 2 * weights
         head = 2 * self.hidden * self.vocabulary
-        if in_4_bits and head >= LEAST_HEAD * (head + self.layers * layer):
+        if in_4_bits and on_cpu and head >= LEAST_HEAD * (head + self.layers * layer):
             head //= 2
         return depth * self.layers * layer + head
 
@@ -81,15 +80,16 @@ class Speed:
     fits: bool
 
 
-def expected_speeds(bytes_per_second: float, available: int) -> list[Speed]:
+def expected_speeds(bytes_per_second: float, available: int, *, on_cpu: bool) -> list[Speed]:
     """For each shape, in bfloat16 and in 4 bits. No clock can beat it; the KV cache is left out."""
     return [
         Speed(
             model=shape.name,
             weights="4-bit" if in_4_bits else "bfloat16",
-            size_bytes=int(full := shape.bytes_read(1, in_4_bits=in_4_bits)),
+            size_bytes=int(full := shape.bytes_read(1, in_4_bits=in_4_bits, on_cpu=on_cpu)),
             full_depth=bytes_per_second / full,
-            depth_0_6=bytes_per_second / shape.bytes_read(DEPTH, in_4_bits=in_4_bits),
+            depth_0_6=bytes_per_second
+            / shape.bytes_read(DEPTH, in_4_bits=in_4_bits, on_cpu=on_cpu),
             fits=full < available,
         )
         for shape in SHAPES
@@ -132,9 +132,7 @@ def examine() -> dict[str, Any]:
             ],
             "physical_cores": psutil.cpu_count(logical=False),
             "logical_cores": psutil.cpu_count(),
-            "usable_cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else None,
+            "usable_cores": usable_cores(),
             "threads": torch.get_num_threads(),
         },
         "memory": {
@@ -150,7 +148,10 @@ def examine() -> dict[str, Any]:
             "default_model": default_model(),
         },
         "builtin_model": _ask_builtin(),
-        "expected": [asdict(speed) for speed in expected_speeds(bandwidth, available)],
+        "expected": [
+            asdict(speed)
+            for speed in expected_speeds(bandwidth, available, on_cpu=device.type == "cpu")
+        ],
     }
 
 
@@ -163,7 +164,9 @@ def _ask_builtin() -> dict[str, Any]:
     begun = time.perf_counter()
     try:
         model = load_model(BUILTIN, device="cpu")
-        reply = Engine(model).stream(QUESTION, sampling=SamplingParams(), max_tokens=100)
+        reply = Engine(model).stream(
+            QUESTION, schedule=model.schedule("off"), sampling=SamplingParams(), max_tokens=100
+        )
         for _ in reply:
             pass
     except D3Error as error:

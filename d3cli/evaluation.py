@@ -23,6 +23,8 @@ CPU_BATCH, GPU_BATCH = 2048, 16384
 WORST = 100.0
 # What may be kept between schedules: a share of what is free, and never more than this.
 KEPT_SHARE, MOST_KEPT = 0.25, 8 << 30
+# A candidate's pass, beside full depth over all positions: prompts and first layers are reused.
+WITH_REUSE = 0.55
 # What a search leaves unused between what is in use, as measured: its tensors have all sizes.
 FRAGMENTS = 128 << 20
 
@@ -178,8 +180,9 @@ class _Batch:
 
     def share_run(self, schedule: DepthSchedule) -> float:
         """The share of layers that one pass over the batch runs, about."""
-        depth = schedule.mean_depth(self.response)
-        return depth / self.model.num_layers if self._scorer is None else 0.6
+        if self._scorer is not None:
+            return WITH_REUSE
+        return schedule.mean_depth(self.response) / self.model.num_layers
 
     def prepare(self, schedule: DepthSchedule, layers: tuple[int, ...], room: int) -> int:
         """Computes full depth's scores once, and remembers a schedule.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from d3cli.errors import ModelError
 
+OTHER_TYPE = "use a model of a supported type: docs/models.md"
+
 
 @dataclass(frozen=True, slots=True)
 class Family:

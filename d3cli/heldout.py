@@ -99,7 +99,10 @@ def _read_row(where: str, line: str) -> Sample:
     return Sample(response, ({"role": "user", "content": prompt},), kind)
 
 
-_FORM = 'a row is {"prompt": "…", "response": "…"} or {"text": "…"}'
+_FORM = (
+    'a row is {"prompt": "…", "response": "…"}, {"text": "…"} or '
+    '{"messages": [{"role": "user", "content": "…"}, …]}'
+)
 
 
 def _text(where: str, row: dict[str, Any], key: str) -> str:
@@ -117,8 +120,11 @@ def _messages(where: str, value: object) -> list[Message]:
     for message in value:
         if not isinstance(message, dict):
             raise UsageError(f"{where} has a message that is no object", _FORM)
-        _text(where, message, "role"), _text(where, message, "content")
-    return value
+        if message.get("role") not in ("system", "user", "assistant"):
+            raise UsageError(f"{where} has a message without a known role", _FORM)
+        _text(where, message, "content")
+    # What else stands in a row (a weight, a name) is for other programs.
+    return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
 def encode_samples(

@@ -172,18 +172,17 @@ def check_memory(
     model: Description,
     *,
     dtype: torch.dtype,
-    quantization: Quantization | None = None,
-    quantize_head: HeadChoice | None = None,
-    device: torch.device | None = None,
-    prompt_tokens: int = 0,
-    reply_tokens: int = DEFAULT_RESERVE,
-) -> MemoryNeed:
+    quantization: Quantization | None,
+    quantize_head: HeadChoice | None,
+    device: torch.device,
+    prompt_tokens: int,
+    reply_tokens: int,
+) -> None:
     """Refuses what will not fit, with what would.
 
     Raises:
         NotEnoughMemoryError: with both numbers.
     """
-    device = device or torch.device("cpu")
     settings: dict[str, Any] = {
         "dtype": dtype,
         "quantization": quantization,
@@ -194,7 +193,7 @@ def check_memory(
     }
     need, available = predict_memory(model, **settings), available_memory(device)
     if need.total <= available:
-        return need
+        return
     ways = []
     if quantization is None:
         half = predict_memory(model, **(settings | {"dtype": torch.bfloat16})).total

@@ -16,7 +16,7 @@ from d3cli.attention import group_queries
 from d3cli.cache import KVCache
 from d3cli.chat_template import Renderer
 from d3cli.errors import ModelError, ScheduleError
-from d3cli.families import UNLISTED, find_family, not_proven
+from d3cli.families import OTHER_TYPE, UNLISTED, find_family, not_proven
 from d3cli.layers import LayerGate, measure_bytes
 from d3cli.model_json import BROKEN_FILES
 from d3cli.record import Calibration, ModelKey
@@ -199,7 +199,8 @@ def wrap_model(
 ) -> LoadedModel:
     """Makes a `LoadedModel` of a Hugging Face causal language model that is already in memory.
 
-    The model's layers are gated from now on; at full depth it computes what it did before.
+    The layers are gated from now on, one token's queries attend in groups, and the model is in eval
+    mode; at full depth it computes what it did before.
 
     Args:
         full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
@@ -262,7 +263,7 @@ def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
     return ModelError(
         f'{model.name} is of the type "{model.causal_lm.config.model_type}", which d3 cannot run: '
         f"{reason}",
-        "use a model of a supported type: docs/models.md",
+        OTHER_TYPE,
     )
 
 

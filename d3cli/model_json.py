@@ -11,6 +11,7 @@ from typing import Any
 from d3cli.errors import ModelError
 
 BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
+DO_NOT_USE = "do not use this model"
 
 # Bytes, and objects and lists, by a file's name: several times what published models have.
 BOUNDS = {
@@ -38,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > largest:
             raise ModelError(
                 f"{path} has {path.stat().st_size:,} bytes, and may have {largest:,}",
-                "do not use this model",
+                DO_NOT_USE,
             )
         text = path.read_text(encoding="utf-8")
         _refuse_many(text, most)

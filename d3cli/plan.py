@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from d3cli.errors import CalibrationError, UsageError
-from d3cli.evaluation import batch_rows
+from d3cli.evaluation import WITH_REUSE, batch_rows
 from d3cli.heldout import FEWEST_DOCUMENTS, FEWEST_TOKENS
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
@@ -21,8 +21,6 @@ LONG = 2.0
 HOPELESS = 2.0
 # Below so many documents in a half, an interval over documents means little.
 LEAST_HALF = FEWEST_DOCUMENTS // 2
-# A candidate's pass, beside full depth over all positions: prompts and first layers are reused.
-WITH_REUSE = 0.55
 # Passes over the unseen half: full depth and what is shared, for the tests and once more for the
 # comparison; then tests, and the chosen one, constant depth and decay.
 UNSEEN_PASSES = 2 * 2 + (4 + 2 + 3) * WITH_REUSE

@@ -59,6 +59,12 @@ class Profiler:
     """
 
     def __init__(self, model: LoadedModel, options: ProfileOptions) -> None:
+        if options.layers and not model.gate.family.can_skip:
+            raise UsageError(
+                f"where the parts of the layers of {model.name} are is not known, so they cannot "
+                "be timed",
+                "leave out --layers",
+            )
         self.model, self.options = model, options
         self.notes: list[str] = []
         self._engine = Engine(model)

@@ -38,8 +38,9 @@ class ReadAhead:
         """Ends it after the chunk in progress, and waits for that. The engine is then free."""
         self._stopped.set()
         self._thread.join(PATIENCE)
-        self._engine.model.renderer.interrupt()  # a chat template that takes its time
-        self._thread.join()
+        while self._thread.is_alive():  # a chat template takes its time, and more than one may
+            self._engine.model.renderer.interrupt()
+            self._thread.join(PATIENCE)
 
     def abandon(self) -> None:
         """Ends it after the chunk in progress, for nobody who needs the engine."""

@@ -1,6 +1,7 @@
 """Figures of one run: counts, times, depths, memory. Knows nothing of where they come from."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,9 @@ def peak_memory(device: torch.device) -> int:
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":
         # getrusage counts what the parent held when it forked, too.
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+        with suppress(OSError, LookupError, ValueError):  # some containers do not say
+            status = Path("/proc/self/status").read_text()
+            return 1024 * int(status.split("VmHWM:")[1].split()[0])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

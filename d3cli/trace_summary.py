@@ -69,7 +69,7 @@ class Stretch:
     end: int
     tokens: int
     depth: float
-    ms: float
+    ms: float | None
     agreement: float | None
     kl: float | None
     needed: float | None
@@ -251,7 +251,7 @@ def _stretches(steps: Sequence[TokenTrace]) -> Iterator[Stretch]:
             end=min(begin + width, longest + 1),
             tokens=len(here),
             depth=fmean(token.depth for token in here),
-            ms=_mean(here, lambda token: token.ms) or 0.0,
+            ms=_mean(here, lambda token: token.ms),
             agreement=_mean(here, lambda token: token.agrees),
             kl=_mean(here, lambda token: token.kl),
             needed=_mean(here, lambda token: token.needed_depth),

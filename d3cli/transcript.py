@@ -262,7 +262,7 @@ def in_use(id_: str) -> Iterator[None]:
             f"the conversation {id_} is open in another d3 chat",
             "leave that one first, or start a new one: d3 chat",
         ) from None
-    except OSError:  # a home that cannot be written to; saving will say so
+    except (OSError, NotImplementedError):  # a home without writing or locks; saving will say so
         yield
         return
     try:

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from d3cli.errors import ModelError
-from d3cli.model_json import BROKEN_FILES, read_json
+from d3cli.model_json import BROKEN_FILES, DO_NOT_USE, read_json
 from d3cli.weights import INDEX, SINGLE_FILE, TensorInfo, weight_files
-
-DO_NOT_USE = "do not use this model"
 
 # What transformers or d3 reads of a model, beside its weights. Other files are left alone.
 READ = {
     "config.json",
     "generation_config.json",
-    "schedule.json",
     INDEX,
     "tokenizer_config.json",
     "tokenizer.json",

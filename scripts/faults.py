@@ -36,9 +36,8 @@ from tests.forks import Ended, Forks  # noqa: E402
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
 PROMPT = "Tell me a story about a fox."
-# Each command, with files that it writes in the working directory.
-# (In a chat Ctrl-C ends a reply and takes back what was typed ahead: so /bye more than once; and what
-# failed stands in the prompt again: so Ctrl-U before each line.)
+# Each command, and what is typed. In a chat Ctrl-C ends a reply and drops what was typed ahead:
+# so /bye more than once; and what failed stands in the prompt again, so Ctrl-U before each line.
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "generate": (["generate", PROMPT, "--seed", "1"], ""),
     "generate --json": (["generate", PROMPT, "--json"], ""),
@@ -82,26 +81,51 @@ def broken_files(home: Path) -> Iterator[str]:
             yield f"{path.name} is broken: {error}"
 
 
+WITH_A_MODEL = tuple(name for name in COMMANDS if not name.startswith("models"))
+
+
+def run_one(
+    forks: Forks,
+    name: str,
+    *more: str,
+    model: Path | None = None,
+    home: Path | None = None,
+    terminal: bool = False,
+    may_fail: bool = True,
+    env: dict[str, str] | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """One command with a home of its own, and what is wrong with how it ended or what it left.
+
+    Args:
+        more: arguments behind its own.
+        model: runs in place of the built-in one.
+        terminal: at a terminal, even where nothing is typed.
+        may_fail: an error that says so is no problem; a calibration may always lack time.
+    """
+    arguments, typed = COMMANDS[name]
+    named = [arguments[0], *([str(model)] if model else []), *arguments[1:], *more]
+    with tempfile.TemporaryDirectory() as folder:
+        home = home or Path(folder)
+        ended = forks.run(
+            *named,
+            stdin=typed,
+            terminal=terminal or bool(typed),
+            env={"D3_HOME": str(home)} | (env or {}),
+            **settings,
+        )
+        told = problems(ended, may_fail=may_fail or name == "calibrate")
+        for problem in (*told, *broken_files(home)):
+            yield f"{name}: {problem}"
+
+
 def signals(forks: Forks, rng: random.Random) -> Iterator[str]:
     """One command, one signal, at one random moment of it."""
-    name = rng.choice(list(COMMANDS))
-    arguments, typed = COMMANDS[name]
-    which = rng.choice(SIGNALS)
+    name, which = rng.choice(list(COMMANDS)), rng.choice(SIGNALS)
     after = rng.uniform(0, 0.3 if name == "models" else 4.0)
-    with tempfile.TemporaryDirectory() as folder:
-        ended = forks.run(
-            *arguments,
-            stdin=typed,
-            terminal=bool(typed),
-            env={"D3_HOME": folder},
-            signal=int(getattr(signal, which)),
-            after=after,
-        )
-        for problem in (
-            *problems(ended, may_fail=name == "calibrate"),
-            *broken_files(Path(folder)),
-        ):
-            yield f"{name}, {which} after {after:.3f} s: {problem}"
+    number = int(getattr(signal, which))
+    for problem in run_one(forks, name, signal=number, after=after, may_fail=False):
+        yield f"{which} after {after:.3f} s: {problem}"
 
 
 def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -123,80 +147,60 @@ def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 def hang_up(forks: Forks, rng: random.Random) -> Iterator[str]:
     """The terminal is gone, at one random moment of a command."""
-    name = rng.choice([name for name in COMMANDS if not name.startswith("models")])
-    arguments, typed = COMMANDS[name]
-    after = rng.uniform(0, 4.0)
-    with tempfile.TemporaryDirectory() as folder:
-        ended = forks.run(
-            *arguments,
-            stdin=typed,
-            terminal=True,
-            env={"D3_HOME": folder},
-            hang_up=True,
-            after=after,
-        )
-        for problem in (*problems(ended), *broken_files(Path(folder))):
-            yield f"{name}, gone after {after:.3f} s: {problem}"
+    name, after = rng.choice(WITH_A_MODEL), rng.uniform(0, 4.0)
+    for problem in run_one(forks, name, terminal=True, may_fail=False, hang_up=True, after=after):
+        yield f"gone after {after:.3f} s: {problem}"
 
 
 def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
     """No file may grow beyond a few bytes or kilobytes."""
+    size = rng.choice((0, 1, 100, 1000, 4000))
     with tempfile.TemporaryDirectory() as folder:
-        size = rng.choice((0, 1, 100, 1000, 4000))
-        for problem in _without_room(forks, rng, Path(folder), limits={"FSIZE": size}):
+        for problem in run_one(
+            forks, *_writer(rng, Path(folder)), home=Path(folder), limits={"FSIZE": size}
+        ):
             yield f"files of {size} bytes: {problem}"
 
 
 def small_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A file system of a few kilobytes, full or soon to be."""
     with tempfile.TemporaryDirectory() as folder:
-        size = rng.randint(1, 12) << 12
+        size, home = rng.randint(1, 12) << 12, Path(folder)
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
         if subprocess.run(mount, capture_output=True).returncode:
-            raise ImpossibleError(
-                "mounting a file system takes rights that this user does not have"
-            )
+            raise ImpossibleError("mounting a file system takes rights that this user has not")
         try:
             with suppress(OSError):
-                (Path(folder) / "taken").write_bytes(bytes(rng.randint(0, size)))
-            for problem in _without_room(forks, rng, Path(folder)):
+                (home / "taken").write_bytes(bytes(rng.randint(0, size)))
+            for problem in run_one(forks, *_writer(rng, home), home=home):
                 yield f"a disk of {size} bytes: {problem}"
         finally:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def _without_room(forks: Forks, rng: random.Random, home: Path, **settings: Any) -> Iterator[str]:
-    arguments, typed = COMMANDS[rng.choice(["chat", "profile", "calibrate", "models default"])]
-    if arguments[0] == "profile":
-        arguments = [*arguments, "--output-file", str(home / "trace.json")]
-    env = {"D3_HOME": str(home)}
-    ended = forks.run(*arguments, stdin=typed, terminal=bool(typed), env=env, **settings)
-    for problem in (*problems(ended, may_fail=True), *broken_files(home)):
-        yield f"{arguments[0]}: {problem}"
+def _writer(rng: random.Random, folder: Path) -> list[str]:
+    """A command that writes a file, and where to."""
+    name = rng.choice(["chat", "profile", "calibrate", "models default"])
+    return [name, *(("--output-file", str(folder / "trace.json")) if name == "profile" else ())]
 
 
 def no_home(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A home that cannot be written."""
-    name = rng.choice(list(COMMANDS))
-    arguments, typed = COMMANDS[name]
-    home = rng.choice(("/proc/d3", "/dev/null/d3", "/sys/d3"))
-    for problem in problems(
-        forks.run(*arguments, stdin=typed, terminal=bool(typed), env={"D3_HOME": home}),
-        may_fail=True,
-    ):
-        yield f"{name} with D3_HOME={home}: {problem}"
+    """A home that cannot be written, or none at all."""
+    name, home = rng.choice(list(COMMANDS)), rng.choice(("/proc/d3", "/dev/null/d3", "/sys/d3"))
+    for problem in run_one(forks, name, env={"D3_HOME": home}):
+        yield f"D3_HOME={home}: {problem}"
 
 
 def memory(forks: Forks, rng: random.Random) -> Iterator[str]:
     """So much address space and no more."""
     most = rng.randint(700, 2500) << 20
-    for problem in _with_a_model(forks, rng, limits={"AS": most}):
+    for problem in run_one(forks, rng.choice(WITH_A_MODEL), limits={"AS": most}):
         yield f"{most >> 20} MB of addresses: {problem}"
 
 
 def control_group(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A container's limit on memory, beyond which the kernel kills."""
-    most = rng.randint(4, 400) << 20
+    most = rng.randint(40, 600) << 20
     groups = Path("/sys/fs/cgroup")
     version_2 = (groups / "cgroup.controllers").exists()
     group = groups / ("" if version_2 else "memory") / f"d3-faults-{os.getpid()}"
@@ -209,38 +213,18 @@ def control_group(forks: Forks, rng: random.Random) -> Iterator[str]:
             group.rmdir()
         raise ImpossibleError(f"no control group of our own: {error}") from None
     try:
-        for problem in _with_a_model(forks, rng, group=str(group)):
+        for problem in run_one(forks, rng.choice(WITH_A_MODEL), group=str(group)):
             yield f"a control group of {most >> 20} MB: {problem}"
     finally:
         group.rmdir()
 
 
-def _with_a_model(forks: Forks, rng: random.Random, **settings: Any) -> Iterator[str]:
-    """One command that loads a model, wherever it is run."""
-    name = rng.choice([name for name in COMMANDS if not name.startswith("models")])
-    arguments, typed = COMMANDS[name]
-    with tempfile.TemporaryDirectory() as folder:
-        env = {"D3_HOME": folder}
-        ended = forks.run(*arguments, stdin=typed, terminal=bool(typed), env=env, **settings)
-        for problem in (*problems(ended, may_fail=True), *broken_files(Path(folder))):
-            yield f"{name}: {problem}"
-
-
 def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A terminal, or a pipe, and a locale that know no letter beyond ASCII's."""
-    name = rng.choice(list(COMMANDS))
-    arguments, typed = COMMANDS[name]
-    encoding = rng.choice(("ascii", "latin-1"))
-    with tempfile.TemporaryDirectory() as folder:
-        ended = forks.run(
-            *arguments,
-            stdin=typed,
-            terminal=bool(typed) or rng.random() < 0.5,
-            env={"D3_HOME": folder},
-            encoding=encoding,
-        )
-        for problem in (*problems(ended), *broken_files(Path(folder))):
-            yield f"{name} in {encoding}: {problem}"
+    name, encoding = rng.choice(list(COMMANDS)), rng.choice(("ascii", "latin-1"))
+    terminal = rng.random() < 0.5
+    for problem in run_one(forks, name, terminal=terminal, may_fail=False, encoding=encoding):
+        yield f"{encoding}: {problem}"
 
 
 def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -255,12 +239,8 @@ def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
         values[rng.choice((slice(None), rng.randrange(len(values))))] = value
         save_file(tensors, model / "model.safetensors", {"format": "pt"})
         command = rng.choice(["generate", "chat", "profile", "calibrate"])
-        arguments, typed = COMMANDS[command]
-        named = [arguments[0], str(model), *arguments[1:]]
-        env = {"D3_HOME": folder}
-        ended = forks.run(*named, stdin=typed, terminal=bool(typed), env=env)
-        for problem in (*problems(ended, may_fail=True), *broken_files(Path(folder))):
-            yield f"{command}, {value} in {name}: {problem}"
+        for problem in run_one(forks, command, model=model):
+            yield f"{value} in {name}: {problem}"
 
 
 def damage(forks: Forks, rng: random.Random) -> Iterator[str]:

@@ -128,6 +128,24 @@ def test_a_search_short_of_time_tests_what_it_has_and_says_so(
     assert outcome.chosen is not None and outcome.chosen.drop.high <= 0.01
 
 
+def test_a_short_search_that_found_nothing_is_not_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("d3cli.calibration.measure_pace", lambda model, texts: 1.0)
+    monkeypatch.setattr(Clock, "elapsed", property(lambda clock: clock.scored))
+    model = tiny("llama").gated
+    texts = list(
+        self_replies(model, [Document(random_ids(5, seed=s), [1]) for s in range(40)], 40, 0)
+    )
+    settings = CalibrationSettings(0.0001, reply_tokens=30, max_seconds=1e9)
+    whole = Calibrator(model, texts, settings).plan.positions
+    outcome = outcome_of(model, texts, replace(settings, max_seconds=0.7 * whole))
+    assert outcome.cut  # not all that could be searched was
+    assert not outcome.tried
+    assert outcome.chosen is None
+    assert outcome.why_not
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -168,6 +168,12 @@ HOSTILE = {
 }
 
 
+def test_several_templates_without_a_default_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TOKENIZER, "chat_template", {"rag": "a", "tool_use": "b"})
+    with pytest.raises(ModelError, match="several chat templates and no default"):
+        encode_chat(TOKENIZER, user("hi"))
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_gives_one_clear_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -128,6 +128,15 @@ class TestReply:
         )
         assert json.loads(result.out)["stats"]["prompt_tokens"] < 10
 
+    def test_raw_leaves_out_a_system_prompt_that_nobody_typed(
+        self, d3: D3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("D3_SYSTEM", "Be brief.")
+        for command in ("generate", "profile"):
+            words = (command, "--raw", "--prompt", "Once upon", "--max-tokens", "3", "--json")
+            assert d3(*words).code == 0
+        check(d3("generate", "--raw", "Hi.", "--system", "x"), 2, "--raw uses no chat template")
+
     def test_a_chat_template_file_is_used(self, d3: D3, tmp_path: Path) -> None:
         template = tmp_path / "t.jinja"
         template.write_text("{{ messages[0].content }} and", encoding="utf-8")
@@ -189,6 +198,7 @@ class TestBadInput:
         [
             (["--alpha", "0"], "alpha is 0, outside (0, 1]"),
             (["--alpha", "1.5"], "alpha is 1.5, outside (0, 1]"),
+            (["--start", "-5"], "--start is -5"),
             (["--alpha", "nan"], "outside (0, 1]"),
             (["--alpha", "fast"], '--alpha is "fast"'),
             (["--start", "-3"], "start is -3"),
@@ -503,6 +513,7 @@ class TestConfigFile:
             ('temperature = "hot"', "--temperature"),
             ("= broken", "cannot be read"),
             ("aliases = 3", "[aliases]"),
+            ("a = " + "[" * 5000, "cannot be read"),
         ],
     )
     def test_a_wrong_file_is_named(self, d3: D3, config: Path, text: str, message: str) -> None:

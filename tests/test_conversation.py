@@ -233,6 +233,23 @@ class TestOverflow:
         assert conversation.left_out == 0
         assert conversation.take_back() == "word " * 2000
 
+    def test_nothing_is_left_out_where_that_is_interrupted(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        conversation = self.long(8)
+        conversation.say("Hello?")
+        counted = iter([2000, 1000])  # then Ctrl-C
+
+        def count(_: object) -> int:
+            for tokens in counted:
+                return tokens
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(conversation, "_prompt_tokens", count)
+        with pytest.raises(KeyboardInterrupt):
+            conversation.make_room(options())
+        assert conversation.left_out == 0
+
     def test_what_fits_is_left_alone(self) -> None:
         conversation = self.long(1)
         conversation.say("Hello?")

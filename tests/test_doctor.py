@@ -1,6 +1,7 @@
 """``d3 doctor``: its facts and its arithmetic; speeds themselves are no test's business."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import LlamaConfig
 from d3cli.doctor import SHAPES, expected_speeds, read_bandwidth
 from d3cli.errors import ModelError
 from d3cli.load import load_model
+from d3cli.schedule import DepthSchedule
 from tests.conftest import D3
 
 
@@ -47,6 +49,18 @@ def test_a_built_in_model_that_fails_is_told(d3: D3, monkeypatch: pytest.MonkeyP
     result = d3("doctor")
     assert result.code == 1
     assert "does not work: its weights are gone" in result.out
+    assert result.err.count("error: the built-in model does not work") == 1
+
+
+def test_a_bad_calibration_of_the_built_in_model_is_no_defect(
+    d3: D3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = DepthSchedule(16, 0.5, 0, 0, 1, tuple(map(str, range(15))))
+    monkeypatch.setattr(
+        "d3cli.load.load_model",
+        lambda *words, **settings: replace(load_model(*words, **settings), stored_schedule=bad),
+    )
+    assert d3("doctor").code == 0
 
 
 def test_the_bytes_are_those_of_the_model() -> None:
@@ -65,7 +79,7 @@ def test_the_bytes_are_those_of_the_model() -> None:
 
         weights = sum(p.numel() for p in LlamaForCausalLM(config).parameters())
     assert shape.bytes_read(1, in_4_bits=False) == pytest.approx(2 * weights, rel=1e-3)
-    (row, *_) = expected_speeds(2.0 * weights, 0)
+    (row, *_) = expected_speeds(2.0 * weights, 0, on_cpu=True)
     assert row.full_depth == pytest.approx(1, rel=1e-3)
     assert not row.fits
 

@@ -28,12 +28,13 @@ def rows(path: Path, *lines: object) -> Path:
 
 def test_rows_of_every_form(tmp_path: Path) -> None:
     chat = [{"role": role, "content": f"{role}!"} for role in ("system", "user", "assistant")]
+    others = [message | {"weight": 1, "name": None} for message in chat]  # as for fine-tuning
     path = rows(
         tmp_path,
         {"prompt": "Why?", "response": "Because.", "kind": "explaining"},
         "",
         {"text": "Once upon a time."},
-        {"messages": chat},
+        {"messages": others},
     )
     assert read_samples(path) == [
         Sample("Because.", ({"role": "user", "content": "Why?"},), "explaining"),
@@ -53,6 +54,7 @@ def test_rows_of_every_form(tmp_path: Path) -> None:
         {"text": ""},
         {"messages": [{"role": "user", "content": "Why?"}]},
         {"messages": ["Why?", "Because."]},
+        {"messages": [{"role": role, "content": "Hm."} for role in ("user", "tool")]},
         {"messages": [{"role": "user"}, {"content": "Because."}]},
         "[" * 100_000,
     ],

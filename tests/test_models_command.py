@@ -70,6 +70,33 @@ def test_the_default_is_set_and_used(d3: D3, config: Path) -> None:
     assert json.loads(d3("models", "--json").out)["default"] == "someone/tiny-fox"
 
 
+def test_a_default_that_the_environment_overrides_is_said(
+    d3: D3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D3_MODEL", "someone/tiny-fox")
+    assert "D3_MODEL is set, so someone/tiny-fox still runs" in d3("models", "default", "demo").err
+
+
+def test_a_link_to_the_config_file_stays_one(d3: D3, config: Path, tmp_path: Path) -> None:
+    target = tmp_path / "dotfiles.toml"
+    target.write_text("# mine\n")
+    config.symlink_to(target)
+    assert d3("models", "default", "demo").code == 0
+    assert config.is_symlink()
+    assert target.read_text() == '# mine\nmodel = "demo"\n'
+
+
+def test_no_home_at_all_is_told(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("d3cli.config.Path.home", nowhere)
+    for name in ("D3_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    check(d3("models"), 2, "this user has no home directory")
+    check(d3("--nonsense"), 2, "No such option")
+
+
 def test_a_directory_may_be_the_default(d3: D3) -> None:
     assert d3("models", "default", BUILTIN_PATH).code == 0
     assert d3("generate", "Hello.", "--max-tokens", "2").code == 0

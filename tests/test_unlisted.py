@@ -68,6 +68,11 @@ def test_full_depth_is_what_transformers_generates(directory: Path) -> None:
     assert {token.depth for token in reply.tokens} == {3.0}
 
 
+def test_its_layers_are_not_timed_by_part(directory: Path, d3: D3) -> None:
+    words = ("w3 w4", "--device", "cpu", "--max-tokens", "3", "--alpha", "off", "--layers")
+    check(d3("profile", str(directory), *words), 2, "cannot be timed")
+
+
 def test_only_with_alpha_off(directory: Path, d3: D3) -> None:
     refused = d3("generate", str(directory), "w3 w4", "--device", "cpu")
     check(refused, 1, "skipping their layers has not been proven exact")

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -65,6 +66,9 @@ def d3(
 
     D³ (arXiv 2503.08524) needs no training: token t of a reply runs about L·alpha^t of a model's
     L layers. Faster, at a price in quality that you can see.
+
+    A small model is built in: begin with `d3 chat`, or `d3 generate "Tell me a story about a fox."`
+    `d3 models` lists others, and `d3 doctor` says how fast they can be here.
     """
     if not ctx.obj:  # help is never withheld for a damaged config file
         ctx.default_map = _defaults()
@@ -115,8 +119,9 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:  # Typer's own: unknown options, wrong types
         _show_traceback()
         hint = "d3 --help, or --help after a command"
-        if config_file().exists():
-            hint += f"; {config_file()} sets options too"
+        with suppress(D3Error):  # there is no home
+            if config_file().exists():
+                hint += f"; {config_file()} sets options too"
         output.error(error.format_message().rstrip(".").replace("Value error, ", ""), hint)
         return error.exit_code
     except MemoryError as error:
@@ -162,7 +167,7 @@ def _out_of_memory(output: Output, error: Exception) -> int:
     _show_traceback()
     output.error(
         f"out of memory: {str(error) or type(error).__name__}",
-        "use --quantization bnb-4bit, fewer --max-tokens, a shorter prompt or a smaller model",
+        "use --quantization bnb-4bit, shorter prompts and replies, or a smaller model",
     )
     return 1
 

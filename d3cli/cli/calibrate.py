@@ -20,11 +20,12 @@ from d3cli.cli.stored import as_json as stored_as_json
 from d3cli.cli.stored import describe, with_reasons
 from d3cli.config import default_model
 from d3cli.errors import CalibrationError, StoreError, TargetNotMetError, UsageError
-from d3cli.files import model_identity
+from d3cli.files import find_local, model_identity
 from d3cli.store import StoredFile, all_calibrations, calibrations_of, check_writable, remove, save
 
 if TYPE_CHECKING:
     from d3cli.calibration import Calibrator, Progress
+    from d3cli.heldout import Sample
     from d3cli.model import LoadedModel
     from d3cli.outcome import CalibrationSettings
     from d3cli.scoring import Document
@@ -65,8 +66,7 @@ def calibrate(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_model,
-            help="An alias, a hub id or a directory. Default: the configured model, else the "
-            "built-in one.",
+            help=options.MODEL_HELP + ".",
         ),
     ] = None,
     target_drop: Annotated[
@@ -138,8 +138,8 @@ def calibrate(
         typer.Option(
             metavar="FILE",
             rich_help_panel=TEXT,
-            help="Your own held-out text: .jsonl rows with prompt and response, or text; or a "
-            "plain text. Default: pairs that ship with d3.",
+            help="Your own held-out text: .jsonl rows with prompt and response, messages, or text; "
+            "or a plain text. Default: pairs that ship with d3.",
         ),
     ] = None,
     prompt_tokens: Annotated[
@@ -213,6 +213,8 @@ def calibrate(
     - `d3 calibrate llama-3-8b --quantization bnb-4bit --data notes.txt`
     """
     output = Output()
+    if as_json_ and form is Format.csv:
+        raise UsageError("--json and -o csv exclude each other", "give one of them")
     form = Format.json if as_json_ else form
     if show and remove_:
         raise UsageError("--show and --remove exclude each other", "give one of them")
@@ -227,6 +229,7 @@ def calibrate(
     name = model or default_model()
     with output.waiting("loading"):
         output.quiet_libraries()
+        from d3cli.heldout import read_samples
         from d3cli.outcome import CalibrationSettings
 
         settings = CalibrationSettings(
@@ -239,6 +242,7 @@ def calibrate(
             max_seconds=seconds,
             replies=replies,
         )
+    samples = None if data is None else read_samples(data)
     loaded = load(
         output,
         name,
@@ -248,15 +252,16 @@ def calibrate(
         quantization=None if quantization is None else quantization.value,
         quantize_head=None if quantize_head is None else quantize_head.value,
         device=device,
-        prompt_tokens=1024,
+        prompt_tokens=2048,
+        reply_tokens=1,  # what is scored is read as a prompt is
         force=force,
         verify=verify,
     )
     if reply_tokens is None:
         settings = replace(settings, reply_tokens=min(REPLY_TOKENS, loaded.context_length))
     began = time.monotonic()
-    if loaded.key is not None:
-        check_writable(loaded.key)
+    assert loaded.key is not None  # what is not proven is refused where depth is to decay
+    check_writable(loaded.key)
 
     try:
         with output.waiting("reading the text"):
@@ -264,7 +269,7 @@ def calibrate(
 
             from d3cli.evaluation import check_memory_to_score
 
-            texts = _documents(loaded, data, prompt_tokens, documents, seed)
+            texts = _documents(loaded, samples, prompt_tokens, documents, seed)
         signals.stop_in_order()
         if self_replies:
             texts = _write_replies(output, loaded, texts, settings, began)
@@ -304,19 +309,15 @@ def _finish(
             "allow a larger --target-drop, or give more --data",
         )
     try:
-        stored = (
-            None
-            if model.key is None
-            else save(model.key, outcome.record(settings, source, texts, model))
-        )
+        assert model.key is not None
+        stored = save(model.key, outcome.record(settings, source, texts, model))
     except StoreError:
         _report(output, model, calibrator, None, form)
         raise
     try:
         _report(output, model, calibrator, stored, form)
     finally:  # whether or not the report could be written
-        if stored is not None:
-            output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
+        output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
 
 
 def parse_target(text: str) -> float:
@@ -361,15 +362,15 @@ def parse_duration(text: str) -> float:
 
 def _documents(
     model: "LoadedModel",
-    data: Path | None,
+    samples: Sequence["Sample"] | None,
     prompt_tokens: int,
     count: int | None,
     seed: int,
 ) -> list["Document"]:
-    from d3cli.heldout import builtin_samples, choose, encode_samples, read_samples
+    from d3cli.heldout import builtin_samples, choose, encode_samples
 
-    samples = builtin_samples(model) if data is None else read_samples(data)
-    found = encode_samples(model, samples, prompt_tokens=prompt_tokens)
+    own = builtin_samples(model) if samples is None else samples
+    found = encode_samples(model, own, prompt_tokens=prompt_tokens)
     return choose(found, DOCUMENTS if count is None else count, seed)
 
 
@@ -473,6 +474,8 @@ def _show(output: Output, model: str | None, form: Format) -> None:
     else:
         one = calibrations_of(model_identity(model))
         stored = [] if one is None else [one]
+    if model is not None and not stored:
+        find_local(model)  # a wrong name is told
     if form is Format.json:
         found: list[dict[str, Any]] = [entry for file in stored for entry in stored_as_json(file)]
         output.json({"schema": SCHEMA, "calibrations": found})
@@ -491,4 +494,5 @@ def _remove(output: Output, model: str) -> None:
     if remove(model_identity(model)):
         output.note(f"removed what was stored for {model}")
     else:
+        find_local(model)  # a wrong name is told
         output.note(f"nothing was stored for {model}")

@@ -238,6 +238,7 @@ def as_json(
             _candidate(candidate) | _drop(drop) | {"held": held}
             for candidate, drop, held in outcome.tested
         ],
+        "no_verdict": outcome.no_verdict or None,
         "decay": None
         if verdict is None
         else {

@@ -9,6 +9,7 @@ import typer
 
 from d3cli import transcript
 from d3cli.cli import options
+from d3cli.cli.chat_saving import Saving
 from d3cli.cli.completion import complete_model
 from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.loading import load
@@ -47,8 +48,8 @@ def chat(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_model,
-            help="An alias, a hub id or a directory. Default: the configured model, else the "
-            "built-in one; the one that wrote the last reply where a conversation goes on.",
+            help=options.MODEL_HELP
+            + "; the one that wrote the last reply where a conversation goes on.",
         ),
     ] = None,
     resume_last: Annotated[
@@ -60,7 +61,9 @@ def chat(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", rich_help_panel=KEPT, help="Go on with this one; a beginning will do."
+            metavar="ID",
+            rich_help_panel=KEPT,
+            help="Go on with this conversation; the beginning of its id (--list) will do.",
         ),
     ] = None,
     list_all: Annotated[
@@ -80,14 +83,16 @@ def chat(
         typer.Option(
             metavar="FILE",
             rich_help_panel=options.INPUT,
-            help="Read the system prompt from it.",
+            help="Read the system prompt from a file.",
         ),
     ] = None,
     chat_template: options.ChatTemplate = None,
     think: options.ThinkSwitch = None,
     keys: Annotated[
         Keys,
-        typer.Option(envvar="D3_KEYS", rich_help_panel=options.INPUT, help="Keys of the prompt."),
+        typer.Option(
+            envvar="D3_KEYS", rich_help_panel=options.INPUT, help="Editing keys at the prompt."
+        ),
     ] = Keys.emacs,
     on_overflow: Annotated[
         Overflow,
@@ -164,7 +169,7 @@ def chat(
     start_tokens = parse_start(start, max_tokens)
     template = None if chat_template is None else read_text(chat_template, "chat template")
     # A conversation that goes on keeps its own, unless this command line gives another.
-    typed = system if _was_typed(ctx, "system") else None
+    typed = system if options.was_typed(ctx, "system") else None
     system_text = _system(typed, system_file)
     for name, text in (
         ("--system", system_text or system),
@@ -172,6 +177,8 @@ def chat(
     ):
         check_utf8(text or "", name)
     id_ = transcript.latest() if resume_last else resume and transcript.find(resume)
+    # Held before it is read: else another d3 might say more in it while the model loads.
+    saving = Saving(None if no_save else id_ or transcript.new_id())
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
     name = model or transcript.last_model(messages) or default_model()
     find_local(name)  # a wrong name is told at once
@@ -190,7 +197,6 @@ def chat(
 
     from d3cli.cli.chat_commands import COMMANDS
     from d3cli.cli.chat_prompt import ChatPrompt
-    from d3cli.cli.chat_saving import Saving
     from d3cli.cli.chat_session import Chat, Models
     from d3cli.cli.chat_settings import ChatSettings
     from d3cli.cli.reply_view import reply_console
@@ -220,10 +226,11 @@ def chat(
         commands={name: one.arguments for name, one in COMMANDS.items()},
     )
     models = Models(
-        load=lambda other: load(output, other, offline, threads, **loading),
+        load=lambda other, at_full_depth: load(
+            output, other, offline, threads, **(loading | {"full_depth_only": at_full_depth})
+        ),
         calibrate_with=lambda other: calibrate_command(other, dtype.value, loading["quantization"]),
     )
-    saving = Saving(None if no_save else id_ or transcript.new_id())
     session = Chat(
         output, reply_console(), prompt, saving, models, COMMANDS, conversation, settings, name
     )
@@ -245,14 +252,9 @@ def _list(output: Output) -> None:
 
     found = transcript.all_conversations()
     if not found:
-        output.note("no conversations yet")
+        output.note("no conversations yet; d3 chat begins one")
+        return
     output.table(("id", "changed", "messages", "model", "begins"), listing(found))
-
-
-def _was_typed(ctx: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, not in the environment or config.toml."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _system(text: str | None, file: Path | None) -> str | None:

@@ -29,7 +29,7 @@ def _help(chat: Chat, _: str) -> None:
 
 def _alpha(chat: Chat, argument: str) -> None:
     if argument:
-        _as_option("alpha", lambda: chat.change(alpha=parse_alpha(argument)))
+        _as_option(lambda: chat.change(alpha=parse_alpha(argument)))
     chat.print(f"depth: {chat_report.depth_in_words(chat.options)}", "dim")
 
 
@@ -52,7 +52,7 @@ def _set(chat: Chat, argument: str) -> None:
         )
     if not value:
         raise UsageError(f"/set {name} needs a value", f"{SETTINGS[name]}, or default")
-    _as_option(name, lambda: _change(chat, name, value))
+    _as_option(lambda: _change(chat, name, value))
     shown = chat_report.settings(chat.settings, chat.options)[name]
     chat.print(f"{name} is now {shown}", "dim")
 
@@ -129,13 +129,14 @@ def _choice(name: str, text: str) -> str:
     return text.lower()
 
 
-def _as_option(name: str, action: Callable[[], Any]) -> Any:
-    """Options' own errors speak of ``--name``; here there is only the name."""
+def _as_option(action: Callable[[], Any]) -> Any:
+    """Options' own errors speak of ``--name``; here there are only names."""
     try:
         return action()
     except UsageError as error:
         hint = re.sub(r"--([a-z][a-z-]*)", r"/set \1", error.hint)
-        raise UsageError(error.message.replace(f"--{name}", name), hint) from error
+        message = re.sub(r"--([a-z][a-z-]*)", r"\1", error.message)
+        raise UsageError(message, hint) from error
 
 
 def _unquoted(text: str) -> str:
@@ -183,7 +184,7 @@ def _regen(chat: Chat, argument: str) -> None:
             raise UsageError(
                 f"/regen knows no {argument}", "type /regen alone, or /regen alpha 0.99"
             )
-        options = _as_option("alpha", lambda: chat.options_with(alpha=parse_alpha(value.strip())))
+        options = _as_option(lambda: chat.options_with(alpha=parse_alpha(value.strip())))
     before = conversation.reply
     if argument and before is not None:
         # With the seed of the reply before, the depth is all that differs.

@@ -9,7 +9,7 @@ from d3cli.cli.chat_prompt import ChatPrompt
 from d3cli.cli.chat_report import stats_line
 from d3cli.cli.chat_saving import Saving
 from d3cli.cli.chat_settings import ChatSettings, Totals
-from d3cli.cli.output import Output
+from d3cli.cli.output import PROGRESS_FROM, Output
 from d3cli.cli.reply_view import ReplyView
 from d3cli.cli.signals import Stopped
 from d3cli.conversation import Conversation, ReplyOptions, inside
@@ -20,8 +20,6 @@ from d3cli.reasoning import count_thinking
 if TYPE_CHECKING:
     from d3cli.engine import Reply
 
-# From so many tokens to read on, a bar shows how far it is.
-PROGRESS_FROM = 1024
 # Turns that are named when they are dropped; those after them are counted.
 MOST_NAMED = 10
 

@@ -1,10 +1,13 @@
 """Where a chat keeps its conversation: under one id, for this process alone, as it goes."""
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from d3cli import transcript
-from d3cli.conversation import Conversation
 from d3cli.errors import TranscriptError
+
+if TYPE_CHECKING:
+    from d3cli.conversation import Conversation
 
 
 class Saving:
@@ -38,7 +41,7 @@ class Saving:
         self._held.enter_context(transcript.in_use(id_))
         self.id = id_
 
-    def save(self, conversation: Conversation) -> None:
+    def save(self, conversation: "Conversation") -> None:
         """Saves all that was said, where it is to be saved; `problem` says if that failed."""
         if self.id is None:
             return

@@ -63,11 +63,11 @@ class Models:
     """How models are loaded in this chat.
 
     Attributes:
-        load: loads one by its name.
+        load: loads one by its name, for full depth alone or for any.
         calibrate_with: gives the command that calibrates it.
     """
 
-    load: Callable[[str], "LoadedModel"]
+    load: Callable[[str, bool], "LoadedModel"]
     calibrate_with: Callable[[str], str]
 
 
@@ -291,7 +291,7 @@ class Chat:
         signals.exit_at_once()  # all is saved; loading cannot be left in the middle
         try:
             with line_mode(True):  # as it is to be, should a signal end the process
-                model = self._models.load(name)
+                model = self._models.load(name, self.settings.alpha == "off")
             # Refused now, while the present model can still come back.
             SamplingParams.resolve(self.settings.sampling, model.generation_settings)
             self.model_name = name
@@ -317,7 +317,7 @@ class Chat:
             NoModelLeftError: it is no longer there.
         """
         try:
-            return self._models.load(name)
+            return self._models.load(name, self.settings.alpha == "off")
         except Exception as error:
             self.output.failure(failure)
             raise NoModelLeftError(

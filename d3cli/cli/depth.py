@@ -45,6 +45,8 @@ def parse_start(text: str | None, max_tokens: int | None) -> int | None:
     except ValueError:
         raise UsageError(f'--start is "{text}"', "give tokens (32) or a share (20%)") from None
     if not share:
+        if number < 0:
+            raise UsageError(f"--start is {text}", "it is a number of tokens, 0 or more")
         return int(number)
     if max_tokens is None:
         raise UsageError(f"--start {text} is a share of --max-tokens", "give --max-tokens too")

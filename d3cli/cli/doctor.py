@@ -32,14 +32,20 @@ def doctor(
             ("expected at most", "weights", "", "full depth", "depth 0.6", ""),
             [_speed(row) for row in found["expected"]],
         )
-    return 0 if found["builtin_model"]["answers"] else 1
+    if problem := found["builtin_model"]["problem"]:
+        output.error(
+            f"the built-in model does not work: {problem}",
+            "install d3cli again; if that does not help, report what d3 doctor --json says",
+        )
+        return 1
+    return 0
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     processor, memory, files = found["processor"], found["memory"], found["files"]
     builtin, bandwidth = found["builtin_model"], found["read_bandwidth"]
     cores = f"{processor['physical_cores'] or '?'} cores, {processor['logical_cores']} threads"
-    if processor["usable_cores"] not in (None, processor["logical_cores"]):
+    if processor["usable_cores"] != processor["physical_cores"]:
         cores += f", {processor['usable_cores']} of them for this process"
     rows = [(name, text or "not installed") for name, text in found["versions"].items()]
     rows += [

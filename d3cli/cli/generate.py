@@ -9,7 +9,7 @@ import typer
 from d3cli.cli import options, signals
 from d3cli.cli.completion import complete_model
 from d3cli.cli.figures import speed
-from d3cli.cli.output import ClosedPipe, Output, WriteError
+from d3cli.cli.output import PROGRESS_FROM, ClosedPipe, Output, WriteError
 from d3cli.cli.prompt import read_arguments
 from d3cli.cli.request import Request
 
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
     from d3cli.engine import Reply
 
 SCHEMA = 1
-# Below this many prompt tokens a progress bar would only flicker.
-PROGRESS_FROM = 1024
 
 
 def generate(
+    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_model,
-            help="An alias, a hub id or a directory. Default: the configured model, else the "
-            "built-in one. A lone argument that names no model is the prompt.",
+            help=options.MODEL_HELP + ". A lone argument that names no model is the prompt.",
         ),
     ] = None,
     text: Annotated[
@@ -76,6 +74,8 @@ def generate(
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
     """
     output = Output()
+    if raw and not options.was_typed(ctx, "system"):
+        system = None  # config.toml's is for chat templates
     model_name, prompt_text = read_arguments(model, text, prompt, prompt_file)
     request = Request(
         raw=raw,

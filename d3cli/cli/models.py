@@ -1,5 +1,6 @@
 """``d3 models``: names, what is on disk, what is calibrated, and the default."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -77,16 +78,29 @@ def _with_calibrations(
 def default(
     name: Annotated[
         str,
-        typer.Argument(help="An alias, a hub id or a directory.", autocompletion=complete_model),
+        typer.Argument(
+            metavar="NAME",
+            help="An alias, a hub id or a directory; d3 models lists what is there.",
+            autocompletion=complete_model,
+        ),
     ],
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
-    """Set the model that commands use when none is named."""
+    """Set the model that commands use when none is named.
+
+    Examples:
+    - `d3 models default qwen-3-4b`
+
+    - `d3 models default demo`
+    """
     local = find_local(name)  # an unknown name is refused; a hub id may be fetched later
     if local is not None and local.name not in aliases() and not local.builtin:
         name = str(local.path.resolve())  # a relative path would hold in one directory only
     path = save_setting("model", name)
-    Output().note(f"the default model is now {name} ({path})")
+    output = Output()
+    output.note(f"the default model is now {name} ({path})")
+    if other := os.environ.get("D3_MODEL"):
+        output.note(f"D3_MODEL is set, so {other} still runs where none is named")
 
 
 def _size(count: int) -> str:

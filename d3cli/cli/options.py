@@ -40,6 +40,16 @@ class Think(StrEnum):
     off = "off"
 
 
+def was_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, not in the environment or config.toml."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+MODEL_HELP = (
+    "An alias, a hub id or a directory; d3 models lists what is there. Default: the configured "
+    "model, else the built-in one"
+)
 Alpha = Annotated[
     str,
     typer.Option(

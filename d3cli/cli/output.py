@@ -33,6 +33,8 @@ from d3cli.inert import inert
 
 SPINNER_WIDTH = 20  # narrower, a spinner would wrap and redraw over other lines
 SHORTEST_SCREEN = 8  # lines, below which a live table shows nothing
+# From so many tokens to read on, a bar shows how far it is; below, it would only flicker.
+PROGRESS_FROM = 1024
 
 
 def json_line(value: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from d3cli.cli import options, signals
 from d3cli.cli.completion import complete_model
-from d3cli.cli.output import ClosedPipe, Output, json_line
+from d3cli.cli.output import ClosedPipe, Output, WriteError, json_line
 from d3cli.cli.profile_files import SUFFIXES, Destination, Format
 from d3cli.cli.prompt import PromptRow, read_arguments, read_prompts
 from d3cli.cli.request import Ready, Request
@@ -31,8 +31,7 @@ def profile(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_model,
-            help="An alias, a hub id or a directory. Default: the configured model, else the "
-            "built-in one. A lone argument that names no model is the prompt.",
+            help=options.MODEL_HELP + ". A lone argument that names no model is the prompt.",
         ),
     ] = None,
     text: Annotated[
@@ -167,6 +166,8 @@ def profile(
         return 0
     if against is not None:
         raise UsageError("--against lines up two recorded runs", "give the other one with --from")
+    if raw and not options.was_typed(ctx, "system"):
+        system = None  # config.toml's is for chat templates
     model_name, rows = _read_prompts(model, text, prompt, prompt_file, prompts)
     if raw and any(len(row.messages) > 1 for row in rows):
         raise UsageError("--raw takes one text a prompt, not messages", "leave out --raw")
@@ -337,15 +338,25 @@ def _write(output: Output, trace: "Trace", destination: Destination) -> None:
 def _deliver(output: Output, destination: Destination, render: Callable[[Format], str]) -> None:
     """The result, to where it was asked for; a terminal sees a table beside any file."""
     text = render(destination.form)
-    if destination.path is None:
-        if destination.form is Format.html:
-            output.document(text)
-        else:
-            output.write(text)
+    if destination.path is not None:
+        try:
+            destination.write(output, text)
+        except WriteError:  # what was measured is not lost
+            if destination.form is Format.html and output.stdout_width:
+                text = render(Format.table)
+            _show(output, destination.form, text)
+            raise
+        if output.stdout_width:
+            output.write(render(Format.table))
         return
-    destination.write(output, text)
-    if output.stdout_width:
-        output.write(render(Format.table))
+    _show(output, destination.form, text)
+
+
+def _show(output: Output, form: Format, text: str) -> None:
+    if form is Format.html and not output.stdout_width:
+        output.document(text)
+    else:
+        output.write(text)
 
 
 def _render(trace: "Trace", form: Format, width: int) -> str:

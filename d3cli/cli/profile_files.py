@@ -65,7 +65,7 @@ class Destination:
             raise self._problem(error) from error
 
     def write(self, output: Output, text: str) -> None:
-        """Writes the file; where that fails, the text goes to stdout, so that it is not lost.
+        """Writes the file.
 
         A new file is 0600, since it holds a prompt; one that is there keeps its mode.
 
@@ -82,7 +82,6 @@ class Destination:
                 replace_file(path, text)
                 path.chmod(mode)
         except (OSError, RuntimeError) as error:
-            output.write(text)
             raise self._problem(error) from error
         output.note(f"wrote {self.path}")
 

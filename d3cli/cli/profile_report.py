@@ -99,7 +99,7 @@ def positions_table(total: Summary, width: int) -> str:
         (
             f"{one.begin} to {one.end - 1}",
             f"{one.depth:.2f}",
-            f"{one.ms:.1f}",
+            fixed(one.ms, 1),
             percent(one.agreement),
             fixed(one.kl, 4),
             fixed(one.needed, 2),
