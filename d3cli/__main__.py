@@ -6,21 +6,10 @@ from contextlib import suppress
 
 from d3cli.cli import signals
 
-# oneDNN and ideep each keep kernels for the last 1,024 shapes of a matrix product, and each length
-# of a prompt is a shape of its own: see docs/reliability.md, "Hours of use".
-KERNELS_KEPT = "128"
-
-
-def bound_kernel_caches() -> None:
-    """Has torch keep fewer kernels. Before torch is imported; what the user has set stays."""
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, KERNELS_KEPT)
-
 
 def main() -> None:
     """Runs the command line and exits with its code."""
     signals.exit_at_once()  # before the imports below, which take their time
-    bound_kernel_caches()
     from d3cli.cli.app import run
 
     code = run(sys.argv[1:])

@@ -235,7 +235,7 @@ class Reply:
         self.finish_reason = "interrupted"
         self.reused = 0
         self.audit: Audit | None = None
-        self._engine = engine
+        self._engine = engine  # until it is written
         self._max_tokens = max_tokens
         self._stops = stop
         self._stop = StopStrings(stop)
@@ -268,6 +268,14 @@ class Reply:
         self._logits = self.model.logits(chunk.hidden[-1])
 
     def _generate(self) -> Iterator[GenerationChunk]:
+        try:
+            yield from self._write()
+        finally:
+            # The engine knows its last reply. If the reply knew it too, a KV cache would stay until
+            # Python looks for cycles, and memory would grow by what lies between such caches.
+            del self._engine
+
+    def _write(self) -> Iterator[GenerationChunk]:
         for _ in self._reading:
             pass
         if self._logits is None:

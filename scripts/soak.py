@@ -21,15 +21,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from d3cli.__main__ import bound_kernel_caches
-
-bound_kernel_caches()
-
-from d3cli.engine import Engine  # noqa: E402 - torch comes with it
-from d3cli.heldout import builtin_samples  # noqa: E402
-from d3cli.load import load_model  # noqa: E402
-from d3cli.model import LoadedModel  # noqa: E402
-from d3cli.sampling import SamplingParams  # noqa: E402
+from d3cli.engine import Engine
+from d3cli.heldout import builtin_samples
+from d3cli.load import load_model
+from d3cli.model import LoadedModel
+from d3cli.sampling import SamplingParams
 
 ALPHAS = ("off", "auto", 0.999, 0.99, 0.97, 0.9)
 SAMPLE_S, WARM = 30.0, 0.2  # the share of the samples before which memory may still grow

@@ -1,7 +1,9 @@
 """Replies, turns and stats, on a tiny random model and on the built-in trained one."""
 
+import gc
 import itertools
 import time
+import weakref
 
 import pytest
 import torch
@@ -383,3 +385,22 @@ class TestRefusals:
             model, cache, logits, whole_layers(), sampler, prompt_ids=[3, 4, 5], max_tokens=1
         )
         assert next(tokens).token_id not in logits.isinf().nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("ends", ["by itself", "with its reader"])
+def test_a_kv_cache_goes_with_its_engine(builtin: LoadedModel, ends: str) -> None:
+    """At once: what waits for Python to look for cycles lets memory grow."""
+    gc.disable()
+    try:
+        engine = Engine(builtin)
+        cache = weakref.ref(engine.cache)
+        reply = engine.stream(STORY, max_tokens=5)
+        for _ in reply:
+            if ends == "with its reader":
+                iter(reply).close()
+                break
+        del engine
+        assert reply.tokens
+        assert cache() is None
+    finally:
+        gc.enable()
