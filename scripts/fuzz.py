@@ -241,7 +241,7 @@ def run_atheris(name: str, minutes: float) -> None:
     """Runs in this process, and ends it."""
     import atheris
 
-    looked_into = ["d3cli", "tomlkit"]
+    looked_into = ["d3cli", "tomllib"]
     with atheris.instrument_imports(include=looked_into), contextlib.suppress(D3Error):
         PARSERS[name](b"")  # imports what it needs
     corpus = FOLDER / "corpus"
