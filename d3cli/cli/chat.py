@@ -178,7 +178,7 @@ def chat(
         check_utf8(text or "", name)
     id_ = transcript.latest() if resume_last else resume and transcript.find(resume)
     # Held before it is read: else another d3 might say more in it while the model loads.
-    saving = Saving(None if no_save else id_ or transcript.new_id())
+    saving = Saving(None if no_save else id_)
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
     name = model or transcript.last_model(messages) or default_model()
     find_local(name)  # a wrong name is told at once
@@ -231,6 +231,8 @@ def chat(
         ),
         calibrate_with=lambda other: calibrate_command(other, dtype.value, loading["quantization"]),
     )
+    if not (no_save or id_):
+        saving.save_as(transcript.new_id())
     session = Chat(
         output, reply_console(), prompt, saving, models, COMMANDS, conversation, settings, name
     )
