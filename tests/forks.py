@@ -185,7 +185,7 @@ class _Reader(threading.Thread):
 
 def _type(terminal: _Reader, lines: list[str], over: threading.Event) -> None:
     """As a person does, who waits for the first prompt; all at once would be taken for a paste."""
-    while not terminal.has(b">>> "):
+    while not terminal.has(b">>>"):
         if over.wait(0.05):
             return
     for line in lines:
