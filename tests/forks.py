@@ -159,21 +159,25 @@ class _Reader(threading.Thread):
 
     def __init__(self, descriptor: int, hang_up: float = float("inf")) -> None:
         super().__init__(daemon=True)
-        self.descriptor, self._hang_up, self._data = descriptor, hang_up, b""
-        self.open = threading.Lock()  # whoever holds it finds the descriptor open, or is told
+        self._descriptor, self._hang_up, self._data = descriptor, hang_up, b""
+        self._open = threading.Lock()  # whoever holds it finds the descriptor open, or is told
         self.start()
 
     def run(self) -> None:
         with suppress(OSError):  # how a terminal says that nobody is left
             while (now := time.monotonic()) < self._hang_up:
-                if not select.select([self.descriptor], [], [], min(0.1, self._hang_up - now))[0]:
+                if not select.select([self._descriptor], [], [], min(0.1, self._hang_up - now))[0]:
                     continue
-                if not (piece := os.read(self.descriptor, 1 << 16)):
+                if not (piece := os.read(self._descriptor, 1 << 16)):
                     break
                 self._data += piece
-        with self.open:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        with self._open:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def type(self, keys: bytes) -> None:
+        with self._open, suppress(OSError):
+            os.write(self._descriptor, keys)
 
     def has(self, shown: bytes) -> bool:
         return shown in self._data
@@ -192,8 +196,12 @@ def _type(terminal: _Reader, lines: list[str], over: threading.Event) -> None:
         for pause, keys in ((0.6, line.encode()), (0.1, b"\r")):
             if over.wait(pause):
                 return
-            with terminal.open, suppress(OSError):
-                os.write(terminal.descriptor, keys)
+            terminal.type(keys)
+    # On a busy machine several lines may have come at once, and so be one: away with it, and out.
+    while not over.wait(8):
+        terminal.type(b"\x03")
+        over.wait(0.5)
+        terminal.type(b"\x04")
 
 
 def _kill(child: int, number: int) -> None:
