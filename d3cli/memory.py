@@ -32,6 +32,8 @@ DEFAULT_RESERVE = 1024
 # Measured by scripts/measure_memory.py, from the import of torch on: the code of a model's family,
 # bitsandbytes', and a tokenizer's tables for each token of its vocabulary.
 PROGRAM, BITSANDBYTES, TOKENIZER_ENTRY = 108 << 20, 64 << 20, 1 << 10
+# What is imported later takes more beside a torch that is built for CUDA, on a CPU too.
+CUDA_BUILD = 68 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def predict_memory(
                 held.while_loading,
             ),
             program=PROGRAM
+            + (CUDA_BUILD if torch.version.cuda else 0)
             + TOKENIZER_ENTRY * int(config.vocab_size)
             + (0 if quantization is None else BITSANDBYTES),
         )
