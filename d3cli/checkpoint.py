@@ -52,6 +52,8 @@ OLD_BUFFERS = (
     ".attention.masked_bias",
 )
 
+QUANTIZED = (".absmax", ".SCB")  # what bitsandbytes stores beside a weight in 4 bits, in 8 bits
+
 LARGEST = 2**31 - 1  # more layers or positions than anything has
 MMAP_THRESHOLD = -3  # glibc's number of that parameter of mallopt
 
@@ -81,6 +83,12 @@ def check_config(
         if not full_depth_only:
             raise not_proven(model_type)
     check_quantization(name, config, quantization)
+    is_quantized = any(tensor.name.endswith(QUANTIZED) for tensor in model.tensors)
+    if config.get("quantization_config") is not None and model.tensors and not is_quantized:
+        raise ModelError(
+            f"the config.json of {name} says that its weights are quantized, and they are not",
+            BROKEN_FILES,
+        )
     for key in ("num_hidden_layers", "n_layer", "sliding_window", "max_position_embeddings"):
         value = config.get(key)
         unused = value is None or (family is UNLISTED and key == "sliding_window" and value == 0)

@@ -51,6 +51,8 @@ def load_settings() -> dict[str, Any]:
         UsageError: the file cannot be read or is not TOML.
     """
     path = config_file()
+    if path.is_fifo():  # reading would wait for ever
+        raise UsageError(f"the config file {path} is a pipe", "move it away")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

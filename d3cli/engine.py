@@ -53,7 +53,8 @@ class Engine:
         self.model = model
         self.cache = model.new_cache()
         self._token_ids: list[int] = []  # of the last prompt and reply; the cache holds the front
-        self._last: Reply | None = None
+        self._last: Reply | None = None  # it is compared with full depth where it is read again
+        self._writing: Reply | None = None  # whose positions the cache is open for
 
     def stream(
         self,
@@ -177,6 +178,7 @@ class Engine:
         Repairs what the last reply computed below full depth on the way. Gives the positions that
         the cache holds; may be left after any chunk, and what is left out is read with the prompt.
         """
+        self._writing = None
         self._crop(prompt_ids, len(prompt_ids))
         for _ in self._read(prompt_ids, self._last, chunk_size):
             yield self.cache.position
@@ -261,7 +263,7 @@ class Reply:
         # The last prompt token is always read again: its hidden state gives token 0.
         engine._crop(self.prompt_ids, len(self.prompt_ids) - 1, self._max_tokens)
         self.reused = engine.cache.position
-        engine._last = self
+        engine._last = engine._writing = self
         for chunk in engine._read(self.prompt_ids, before, PREFILL_CHUNK):
             yield chunk.start + len(chunk.hidden)
             self._check_current()
@@ -311,9 +313,9 @@ class Reply:
             self._check_current()
 
     def _check_current(self) -> None:
-        """A newer reply owns the cache now: going on would read and write its positions."""
-        if self._engine._last is not self:
-            raise UsageError("this reply was ended by a newer one of the same engine")
+        """Else going on would read and write positions that are another's now."""
+        if self._engine._writing is not self:
+            raise UsageError("this reply was ended by a newer one, or a repair, of the same engine")
 
     def _note(self, token: DecodedToken) -> None:
         self._latest = time.perf_counter()

@@ -257,6 +257,7 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     check(bad(d3, "--show", "--remove"), 2, "exclude each other")
     check(bad(d3, "--show", "-o", "csv"), 2, "no csv")
     check(bad(d3, "--json", "-o", "csv"), 2, "exclude each other")
+    check(bad(d3, "--remove", ""), 2, "")  # not what is stored for the default model
     check(bad(d3, "--show", "no-such-model"), 2, "no model or directory")
     check(bad(d3, "--remove", "no-such-model"), 2, "no model or directory")
     check(bad(d3, "no-such-model"), 2, "no model or directory")

@@ -387,6 +387,17 @@ class TestRefusals:
         assert next(tokens).token_id not in logits.isinf().nonzero().flatten().tolist()
 
 
+def test_a_repair_in_the_middle_ends_the_reply(builtin: LoadedModel) -> None:
+    engine = Engine(builtin)
+    reply = engine.stream(STORY, max_tokens=20)
+    for chunk in reply:
+        if chunk.token.step == 5:
+            break
+    engine.repair()
+    with pytest.raises(UsageError, match="or a repair, of the same engine"):
+        next(iter(reply))
+
+
 @pytest.mark.parametrize("ends", ["by itself", "with its reader"])
 def test_a_kv_cache_goes_with_its_engine(builtin: LoadedModel, ends: str) -> None:
     """At once: what waits for Python to look for cycles lets memory grow."""

@@ -162,6 +162,14 @@ class TestFiles:
         assert reader.communicate()[0].startswith(b"reply,")
         assert stat.S_ISFIFO(pipe.stat().st_mode)
 
+    def test_a_pipe_of_the_shell_is_written(self) -> None:
+        words = (
+            f"{sys.executable} -m d3cli profile 'Hello.' --max-tokens 2 --output-file >(cat) -o csv"
+        )
+        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "reply," in done.stdout
+
     def test_a_file_that_cannot_be_written_is_told_before_the_run(
         self, d3: D3, tmp_path: Path
     ) -> None:

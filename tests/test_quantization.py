@@ -180,6 +180,19 @@ def test_a_checkpoint_that_is_stored_in_8_bits_is_slow_on_a_cpu(tmp_path: Path) 
     assert "slower than bfloat16" in note
 
 
+@pytest.mark.parametrize("says", [{}, {"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_plain_weights_that_claim_to_be_quantized_are_refused(
+    tmp_path: Path, says: dict[str, bool]
+) -> None:
+    path = tmp_path / "m"
+    shutil.copytree(BUILTIN_PATH, path)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"} | says
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="says that its weights are quantized, and they are not"):
+        load_model(str(path), device="cpu")
+
+
 def test_scales_of_another_shape_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m"
     shutil.copytree(BUILTIN_PATH, path)

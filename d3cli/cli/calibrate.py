@@ -222,11 +222,11 @@ def calibrate(
         _show(output, model, form)
         return 0
     if remove_:
-        _remove(output, model or default_model())
+        _remove(output, default_model() if model is None else model)
         return 0
     # Checked before the slow part: a wrong number should not cost a model's loading.
     target, seconds = parse_target(target_drop), parse_duration(max_time)
-    name = model or default_model()
+    name = default_model() if model is None else model
     with output.waiting("loading"):
         output.quiet_libraries()
         from d3cli.heldout import read_samples
@@ -242,7 +242,7 @@ def calibrate(
             max_seconds=seconds,
             replies=replies,
         )
-    samples = None if data is None else read_samples(data)
+    samples = None if data is None else read_samples(data.expanduser())
     loaded = load(
         output,
         name,

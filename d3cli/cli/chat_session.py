@@ -194,6 +194,11 @@ class Chat:
                 f"there is no command {name[:40]}",
                 f"{meant}/? lists them; // at the beginning sends a text that begins with a slash",
             )
+        # Nor may what was meant as the next command become this one's file or number.
+        if "\n" in text.strip() and command.usage and name.lower() != "/system":
+            raise UsageError(
+                f"{name} is one line, and more was typed with it", "type one at a time"
+            )
         if argument.strip() and not command.usage:
             raise UsageError(f"{name} takes nothing after it", f"type {name} alone")
         return command.run(self, argument.strip())

@@ -47,7 +47,7 @@ class Destination:
             output.check_stdout()
             return
         try:
-            path = self.path.expanduser().resolve()  # what a link points to, not the link
+            path = self._target()
             if path.is_dir():
                 raise WriteError(f"{self.path} is a directory", "give a file's name in it")
             for other in inputs:
@@ -74,7 +74,7 @@ class Destination:
         """
         assert self.path is not None
         try:
-            path = self.path.expanduser().resolve()
+            path = self._target()
             if path.exists() and not path.is_file():
                 _write_into(path, text)
             else:
@@ -84,6 +84,12 @@ class Destination:
         except (OSError, RuntimeError) as error:
             raise self._problem(error) from error
         output.note(f"wrote {self.path}")
+
+    def _target(self) -> Path:
+        """What a link points to, not the link; but a pipe has no other name than its link."""
+        assert self.path is not None
+        path = self.path.expanduser()
+        return path if path.is_fifo() else path.resolve()
 
     def _problem(self, error: Exception) -> WriteError:
         reason = getattr(error, "strerror", None) or error
