@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 from faults import FAULTS, ImpossibleError, broken_files, problems
 
-HANDFUL = dict.fromkeys(FAULTS, 1) | {"signals": 3, "kills": 3, "full_disk": 2}
+HANDFUL = dict.fromkeys(FAULTS, 1) | {"signals": 2, "kills": 2}
 
 
 @pytest.fixture(scope="module")
