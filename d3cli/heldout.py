@@ -57,6 +57,7 @@ def read_samples(path: Path) -> list[Sample]:
         UsageError: it cannot be read, or a row is none of these; with the row's number.
     """
     try:
+        path = path.expanduser()
         if path.exists() and not path.is_file():  # a pipe or a device may never end
             raise UsageError(f"{path} is not a regular file", "copy the text into a file")
         with path.open("rb") as file:
@@ -66,8 +67,9 @@ def read_samples(path: Path) -> list[Sample]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    except (OSError, RuntimeError) as error:  # the latter: no such user's home
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {reason}", "check the path") from error
     if not text.strip():
         raise UsageError(f"{path} is empty", "give a file with text")
     if path.suffix.lower() != ".jsonl":

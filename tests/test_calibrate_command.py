@@ -249,6 +249,7 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     check(bad(d3, "--data", short), 2, "there are 0 documents")
     check(bad(d3, "--data", broken), 2, "line 2")
     check(bad(d3, "--data", tmp_path / "none.txt"), 2, "cannot be read")
+    check(bad(d3, "--data", "~nobody-here/none.txt"), 2, "cannot be read")
     check(bad(d3, "--target-drop", "1"), 2, "would be 100%")
     check(bad(d3, "--target-drop", "0%"), 2, "--target-drop is")
     check(bad(d3, "--max-time", "10"), 2, "--max-time is")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -500,6 +501,10 @@ class TestConfigFile:
         config.write_text("= broken")
         assert d3("generate", "--help").code == 0
 
+    def test_a_pipe_in_its_place_is_refused(self, d3: D3, config: Path) -> None:
+        os.mkfifo(config)
+        check(d3("generate", STORY), 2, "is a pipe")
+
     def test_the_configured_model_and_own_aliases(self, d3: D3, config: Path) -> None:
         config.write_text(f'model = "mine"\n[aliases]\nmine = "{BUILTIN_PATH}"\n')
         result = d3("generate", STORY, "--max-tokens", "2")
@@ -654,6 +659,18 @@ class TestDebug:
             out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert out.strip()
+
+    def test_what_transformers_logs_of_a_config_is_not_shown(self, tmp_path: Path) -> None:
+        model = tmp_path / "m"
+        shutil.copytree(BUILTIN_PATH, model)
+        config = json.loads((model / "config.json").read_text())
+        config["use_return_dict"] = "\x1b]0;OWNED\x07\u202e"  # it cannot be set, says transformers
+        (model / "config.json").write_text(json.dumps(config))
+        process = d3_process("generate", str(model), "Hi.", "--max-tokens", "2")
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert err.count(b"\n") == 3  # the model, the error, the hint
+        assert b"OWNED" not in err
 
     def test_the_traceback_is_inert(self, d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: object, **__: object) -> None:

@@ -67,8 +67,8 @@ def d3(
     D³ (arXiv 2503.08524) needs no training: token t of a reply runs about L·alpha^t of a model's
     L layers. Faster, at a price in quality that you can see.
 
-    A small model is built in: begin with `d3 chat`, or `d3 generate "Tell me a story about a fox."`
-    `d3 models` lists others, and `d3 doctor` says how fast they can be here.
+    A small model is built in: `d3 chat` talks with it. `d3 models` lists others, and `d3 doctor`
+    says how fast they can be here.
     """
     if not ctx.obj:  # help is never withheld for a damaged config file
         ctx.default_map = _defaults()
@@ -100,10 +100,11 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; errors become a line and a hint."""
     output = Output()
     try:
-        wants_help = bool({"--help", "-h"} & set(arguments))
         words = list(arguments) or ["--help"]
+        wants_help = bool({"--help", "-h"} & set(words))
         command = typer.main.get_command(app)
-        _hide_types_of_flags(command)
+        if wants_help:
+            _hide_types_of_flags(command)
         code = command.main(words, prog_name="d3", standalone_mode=False, obj=wants_help)
         return int(code or 0)
     except ClosedPipe:

@@ -242,7 +242,7 @@ def calibrate(
             max_seconds=seconds,
             replies=replies,
         )
-    samples = None if data is None else read_samples(data.expanduser())
+    samples = None if data is None else read_samples(data)
     loaded = load(
         output,
         name,
