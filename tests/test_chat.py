@@ -536,6 +536,7 @@ def test_nothing_is_kept_where_nobody_wants_it(chat: Chat, home: Path) -> None:
     terminal = chat("--no-save", "--max-tokens", "2")
     turn(terminal, "Hello.")
     command(terminal, "/show", "saved no")
+    command(terminal, f"/save{CTRL_J}/bye", "/save is one line")
     leave(terminal)
     assert not [path for path in home.rglob("*") if path.is_file()]
 

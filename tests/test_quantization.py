@@ -172,10 +172,15 @@ def test_a_checkpoint_that_is_stored_quantized_loads(tmp_path: Path) -> None:
         load_model(str(path), quantization="bnb-4bit")
 
 
-def test_a_checkpoint_that_is_stored_in_8_bits_is_slow_on_a_cpu(tmp_path: Path) -> None:
+def in_8_bits(tmp_path: Path) -> Path:
     path = tmp_path / "m"
     shutil.copytree(BUILTIN_PATH, path)
     plain("bnb-8bit").save_pretrained(path)
+    return path
+
+
+def test_a_checkpoint_that_is_stored_in_8_bits_is_slow_on_a_cpu(tmp_path: Path) -> None:
+    path = in_8_bits(tmp_path)
     *_, note = load_model(str(path), device="cpu").notes
     assert "slower than bfloat16" in note
 
@@ -194,9 +199,7 @@ def test_plain_weights_that_claim_to_be_quantized_are_refused(
 
 
 def test_scales_of_another_shape_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "m"
-    shutil.copytree(BUILTIN_PATH, path)
-    plain("bnb-8bit").save_pretrained(path)
+    path = in_8_bits(tmp_path)
     tensors = load_file(path / "model.safetensors")
     name = next(name for name in tensors if name.endswith(".SCB"))
     tensors[name] = tensors[name][:-1].clone()
