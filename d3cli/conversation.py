@@ -16,6 +16,7 @@ from d3cli.model import LoadedModel
 from d3cli.reasoning import opening_tag
 from d3cli.sampling import SamplingParams
 from d3cli.schedule import DepthSchedule
+from d3cli.text import check_length
 from d3cli.transcript import ChatMessage
 
 # A chat template's opening tag is found at the end of a prompt: its last tokens tell.
@@ -163,6 +164,7 @@ class Conversation:
             D3Error: as for `Engine.stream`.
         """
         context = self.model.context_length
+        check_length(self.model.tokenizer, self.messages[-1].content, context)
         wanted = context // 8 if options.max_tokens is None else options.max_tokens
         before = self.left_out
         if self._prompt_tokens(options) + min(wanted, context // 8) <= context:

@@ -20,7 +20,7 @@ from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.schedule import DepthSchedule
 from d3cli.stats import RunStats, peak_memory
-from d3cli.text import Detokenizer, StopStrings, encode_raw
+from d3cli.text import Detokenizer, StopStrings, check_length, encode_raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,14 @@ class Engine:
             ModelError: the chat template cannot render the conversation.
         """
         began = time.perf_counter() if began is None else began
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if messages:
+            check_length(self.model.tokenizer, messages[-1]["content"], self.model.context_length)
         if raw:
             if not isinstance(prompt, str):
                 raise UsageError("a raw prompt is one text, not messages")
             prompt_ids = encode_raw(self.model.tokenizer, prompt)
         else:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             prompt_ids = encode_chat(
                 self.model.tokenizer,
                 messages,

@@ -45,16 +45,23 @@ class ContextFullError(PromptError):
     Attributes:
         tokens: how many it has.
         context: how many the context holds, the reply included.
+        at_least: it was too long to be counted to its end.
     """
 
-    def __init__(self, tokens: int, context: int) -> None:
-        super().__init__(
-            f"the prompt is {tokens:,} tokens long, and the model's context holds {context:,} with "
-            "the reply",
-            "shorten the prompt, or use a model with a longer context",
-        )
+    def __init__(self, tokens: int, context: int, *, at_least: bool = False) -> None:
         self.tokens = tokens
         self.context = context
+        self.at_least = at_least
+        super().__init__(
+            f"the prompt is {self.length}, and the model's context holds {context:,} with the "
+            "reply",
+            "shorten the prompt, or use a model with a longer context",
+        )
+
+    @property
+    def length(self) -> str:
+        """How long it is, in words."""
+        return f"{'at least ' * self.at_least}{self.tokens:,} tokens long"
 
 
 class UnknownModelError(UsageError):

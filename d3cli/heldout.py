@@ -6,16 +6,19 @@ Knows a tokenizer and a context length; knows nothing of schedules or of how tex
 import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from d3cli.chat_template import Message, encode_chat
-from d3cli.errors import UsageError
+from d3cli.errors import ContextFullError, UsageError
 from d3cli.model import LoadedModel
 from d3cli.scoring import Document
+from d3cli.text import check_length, encode_in_pieces
 
 PROMPT_TOKENS = 64  # of a plain text, read before what is scored
 PASSAGE_TOKENS = 320  # a plain text's passages, prompt and response together
@@ -143,17 +146,15 @@ def encode_samples(
     """
     documents: list[Document] = []
     for sample in samples:
-        # Not verbose: a text longer than the context is cut below.
-        encoded = model.tokenizer(sample.response, add_special_tokens=False, verbose=False)
-        ids = list(encoded["input_ids"])
+        ids = encode_in_pieces(model.tokenizer, sample.response)
         if sample.messages:
-            documents.append(
-                Document(encode_chat(model.tokenizer, sample.messages, model.renderer), ids)
-            )
+            with suppress(ContextFullError):  # it would be left out below
+                check_length(model.tokenizer, sample.messages[-1]["content"], model.context_length)
+                prompt = encode_chat(model.tokenizer, sample.messages, model.renderer)
+                documents.append(Document(prompt, list(islice(ids, LONGEST_RESPONSE))))
             continue
         size = max(PASSAGE_TOKENS, prompt_tokens + 2)
-        for begin in range(0, len(ids), size):
-            passage = ids[begin : begin + size]
+        while passage := list(islice(ids, size)):
             documents.append(Document(passage[:prompt_tokens], passage[prompt_tokens:]))
     fitting: dict[tuple[tuple[int, ...], ...], Document] = {}  # the same text twice counts once
     for document in documents:

@@ -3,10 +3,15 @@
 Knows a tokenizer; knows nothing of models, depth or terminals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from d3cli.errors import PromptError, UsageError
+from d3cli.errors import ContextFullError, PromptError, UsageError
+
+# A tokenizer takes 160 times a text's size while it works. More characters than this at once are
+# only given to it where they may fit a context: 3 to 5 make a token of prose.
+LONGEST_PIECE = 1 << 20
+MOST_CHARACTERS_A_TOKEN = 16
 
 
 def encode_raw(tokenizer: Any, text: str) -> list[int]:
@@ -20,6 +25,37 @@ def encode_raw(tokenizer: Any, text: str) -> list[int]:
     ids = list(tokenizer(text)["input_ids"])
     doubled = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
     return ids[1:] if doubled else ids
+
+
+def check_length(tokenizer: Any, text: str, context: int) -> None:
+    """Refuses a text that is far beyond a context, after tokenizing only its beginning.
+
+    Raises:
+        ContextFullError: it has more than twice as many tokens.
+    """
+    beginning = text[: max(LONGEST_PIECE, MOST_CHARACTERS_A_TOKEN * context)]
+    if len(beginning) == len(text):
+        return
+    tokens = len(tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
+    if tokens > 2 * context:  # no merging across the cut makes that fit
+        raise ContextFullError(tokens, context, at_least=True)
+
+
+def encode_in_pieces(tokenizer: Any, text: str) -> Iterator[int]:
+    """The tokens of a text of any length, without control tokens of the model's own around it.
+
+    Beyond a million characters it is tokenized by pieces, cut after a line where there is one,
+    else after a word.
+    """
+    at = 0
+    while at < len(text):
+        piece = text[at : at + LONGEST_PIECE]
+        if at + len(piece) < len(text):
+            cut = piece.rfind("\n") + 1 or max(piece.rfind(" "), 0)
+            piece = piece[: cut or None]
+        # Not verbose: what does not fit the context is cut by the caller.
+        yield from tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        at += len(piece)
 
 
 class Detokenizer:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from d3cli import text
 from d3cli.errors import UsageError
 from d3cli.heldout import Sample, builtin_samples, encode_samples, read_samples, split
 from d3cli.load import load_model
@@ -84,6 +85,27 @@ def test_a_plain_text_is_cut_into_passages(model: LoadedModel, tmp_path: Path) -
     assert len(ids) - len(joined) < 52
     assert all(len(d.prompt_ids) == 50 for d in documents)
     assert {len(d) for d in documents[:-1]} == {320}
+
+
+def test_what_is_far_too_long_is_not_tokenized_whole(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "LONGEST_PIECE", 20_000)  # a context of 1,024 tokens
+    given: list[str] = []
+    tokenize = model.tokenizer.__call__
+    monkeypatch.setattr(
+        type(model.tokenizer),
+        "__call__",
+        lambda _, words, **options: given.append(words) or tokenize(words, **options),
+    )
+    question = ({"role": "user", "content": "Why?"},)
+    long = "A fox ran over the hills. " * 10_000
+    samples = [Sample(f"{n} and {long}", question) for n in range(40)]
+    beyond = Sample("Because it is.", ({"role": "user", "content": long},))
+    documents = encode_samples(model, [*samples, beyond])
+    assert len(documents) == 40  # the same as without limits, but for what cannot fit
+    assert {len(document) for document in documents} == {model.context_length}
+    assert max(map(len, given)) <= 20_000
 
 
 def test_too_little_text_is_refused_with_the_amount(model: LoadedModel) -> None:

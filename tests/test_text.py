@@ -1,15 +1,25 @@
 """Text and token ids: whole characters, stop strings, raw prompts."""
 
+from itertools import islice
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from d3cli import text
 from d3cli.config import BUILTIN
-from d3cli.errors import PromptError, UsageError
+from d3cli.errors import ContextFullError, PromptError, UsageError
 from d3cli.files import find_model
-from d3cli.text import Detokenizer, StopStrings, encode_raw
+from d3cli.text import (
+    Detokenizer,
+    StopStrings,
+    check_length,
+    encode_in_pieces,
+    encode_raw,
+)
 
 
 def builtin() -> PreTrainedTokenizerFast:
@@ -133,3 +143,48 @@ class TestEncodeRaw:
     def test_an_empty_text_is_refused(self) -> None:
         with pytest.raises(PromptError):
             encode_raw(TOKENIZER, "")
+
+
+class Counting:
+    """The tokenizer, and how many characters it was given in all."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.characters += len(text)
+        return TOKENIZER(text, **options)
+
+
+class TestLongTexts:
+    @pytest.mark.parametrize("end", ["\n", " ", "x"])
+    def test_pieces_hold_the_whole_text(self, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(text, "LONGEST_PIECE", 100)
+        whole = f"\nA fox ran over nine hills{end}" * 200
+        ids = list(encode_in_pieces(TOKENIZER, whole))
+        assert TOKENIZER.decode(ids) == whole
+        assert len(ids) <= 1.1 * len(TOKENIZER(whole, add_special_tokens=False)["input_ids"])
+
+    def test_a_short_text_is_one_piece(self) -> None:
+        whole = "A fox ran over nine hills.\n" * 2000
+        ids = TOKENIZER(whole, add_special_tokens=False)["input_ids"]
+        assert list(encode_in_pieces(TOKENIZER, whole)) == ids
+
+    def test_no_more_is_tokenized_than_is_asked_for(self) -> None:
+        tokenizer = Counting()
+        assert len(list(islice(encode_in_pieces(tokenizer, "a fox " * 2_000_000), 320))) == 320
+        assert tokenizer.characters <= text.LONGEST_PIECE
+
+    def test_far_beyond_the_context_only_the_beginning_is_tokenized(self) -> None:
+        tokenizer = Counting()
+        with pytest.raises(ContextFullError, match=r"is at least .* tokens long") as refused:
+            check_length(tokenizer, "a fox " * 2_000_000, 1024)
+        assert tokenizer.characters == text.LONGEST_PIECE
+        assert refused.value.tokens > 2 * refused.value.context
+
+    def test_what_may_fit_is_not_refused(self) -> None:
+        tokenizer = Counting()
+        check_length(tokenizer, "a fox " * 100_000, 1024)  # the exact count says so, soon
+        assert tokenizer.characters == 0
+        check_length(tokenizer, "a fox " * 200_000, 400_000)
+        assert tokenizer.characters == 0

@@ -129,8 +129,8 @@ class Replies:
     def _say_full(
         self, conversation: Conversation, settings: ChatSettings, error: ContextFullError
     ) -> None:
-        over = 1 + error.tokens - error.context
-        room = f"{over:,} more than the model's context of {error.context:,} leaves room for"
+        over = f"{'at least ' * error.at_least}{1 + error.tokens - error.context:,}"
+        room = f"{over} more than the model's context of {error.context:,} leaves room for"
         turns = sum(message["role"] != "system" for message in conversation.shown())
         what, hint = "message is", "shorten it; it stands at the prompt"
         if conversation.system:
@@ -142,7 +142,7 @@ class Replies:
                 "/clear begins anew, /undo takes back a turn, /set on-overflow drop-oldest leaves "
                 "out the oldest"
             )
-        self._output.error(f"the {what} {error.tokens:,} tokens long, {room}", hint)
+        self._output.error(f"the {what} {error.length}, {room}", hint)
 
     def _read_prompt(
         self, conversation: Conversation, reply: "Reply", settings: ChatSettings
