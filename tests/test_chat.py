@@ -302,6 +302,17 @@ def test_resume_after_a_kill(chat: Chat, home: Path) -> None:
     assert [message["role"] for message in saved(home)] == ["user", "assistant"] * 2
 
 
+def test_what_is_typed_during_a_reply_is_sent_after_it(chat: Chat, home: Path) -> None:
+    terminal = chat()
+    terminal.line(STORY)
+    terminal.wait("quiet corner")
+    terminal.line("What is 27 + 45?")
+    terminal.wait("The answer is 72.")
+    at_prompt(terminal)
+    leave(terminal)
+    assert [message["content"] for message in saved(home)][::2] == [STORY, "What is 27 + 45?"]
+
+
 @pytest.mark.parametrize("lines", [500, 110_000])
 def test_a_paste_of_many_lines(chat: Chat, home: Path, lines: int) -> None:
     terminal = chat("--max-tokens", "1", "--on-overflow", "drop-oldest")

@@ -3,8 +3,10 @@
 Knows nothing of models or conversations.
 """
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +30,8 @@ BLOCK = '"""'
 PLACEHOLDER = "a message, or /? for help"
 STYLE = Style.from_dict({"quiet": "dim", "placeholder": "dim"})
 
+SOONEST_KEY = 0.1  # seconds; nobody answers a prompt before
+
 # The words that may follow a command, or None where a file's name may.
 Arguments = Callable[[], Sequence[str] | None]
 
@@ -46,11 +50,12 @@ class ChatPrompt:
     ) -> None:
         self._above = ""
         self._first = True
+        self._began = math.inf
         self._session: PromptSession[str] = PromptSession(
             message=self._message,
             multiline=True,
             prompt_continuation="... ",
-            key_bindings=_bindings(self.show_above),
+            key_bindings=_bindings(self.show_above, self._is_typed_ahead),
             history=_open_history(output, history),
             completer=CommandCompleter(commands),
             complete_while_typing=False,
@@ -72,7 +77,7 @@ class ChatPrompt:
         """
         signals.tell(self._leave)
         try:
-            text = self._session.prompt(default=default, handle_sigint=False)
+            text = self._session.prompt(default=default, handle_sigint=False, pre_run=self._begin)
         finally:
             self._above, self._first = "", False
             signals.stop_once()
@@ -82,6 +87,13 @@ class ChatPrompt:
         """A quiet line above the prompt, now or when it next appears; from any thread."""
         self._above = text
         self._session.app.invalidate()
+
+    def _begin(self) -> None:
+        self._began = time.monotonic()
+
+    def _is_typed_ahead(self) -> bool:
+        """Whether a key that comes now was typed before the prompt was there."""
+        return time.monotonic() - self._began < SOONEST_KEY
 
     def _message(self) -> StyleAndTextTuples:
         above = self._above
@@ -121,24 +133,31 @@ def whole(text: str) -> str:
     return text
 
 
-def _bindings(tell: Callable[[str], None]) -> KeyBindings:
+def _bindings(tell: Callable[[str], None], is_typed_ahead: Callable[[], bool]) -> KeyBindings:
     keys = KeyBindings()
 
-    @keys.add("enter", filter=~is_searching & ~completion_is_selected)
-    def _(event: KeyPressEvent) -> None:
+    def enter(event: KeyPressEvent) -> None:
         if block_is_open(event.current_buffer.text):
             event.current_buffer.insert_text("\n")
         else:
             event.current_buffer.validate_and_handle()
 
+    keys.add("enter", filter=~is_searching & ~completion_is_selected)(enter)
+
     @keys.add("enter", filter=completion_is_selected)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None  # what is chosen stays; Enter again sends
 
-    @keys.add("c-j", filter=~is_searching)
     @keys.add("escape", "enter", filter=~is_searching)
-    def _(event: KeyPressEvent) -> None:
+    def newline(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add("c-j", filter=~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        # Until the prompt is there, the terminal makes Ctrl-J of Enter. The last one was pressed
+        # to send what was typed during a reply; those before it may be a paste's lines.
+        last = not event.key_processor.input_queue
+        (enter if last and is_typed_ahead() else newline)(event)
 
     @keys.add("c-g", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
