@@ -221,7 +221,7 @@ def wrap_model(
         tokenizer=tokenizer,
         gate=gate,
         weight_bytes=measure_bytes(causal_lm, gate),
-        context_length=_context_length(config),
+        context_length=_context_length(name, config),
         eos_token_ids=_eos_token_ids(settings, config, tokenizer),
         generation_settings=settings,
         stored_schedule=stored_schedule,
@@ -267,19 +267,24 @@ def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
     )
 
 
-def _context_length(config: Any) -> int:
+def _context_length(name: str, config: Any) -> int:
     """Positions for which one rotary table serves the whole sequence.
 
     LongRoPE (Phi-3 128k and others) changes to a second table once a sequence outgrows the
     original context. Keys that are already cached keep the first one, so chunks, repair and one
     pass would no longer agree: the original context is the limit here.
+
+    Raises:
+        ModelError: there is no room for a prompt and a reply.
     """
     longest = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return longest
-    original = rope.get("original_max_position_embeddings")
-    return min(longest, int(original or config.original_max_position_embeddings))
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        longest = min(longest, int(original or config.original_max_position_embeddings))
+    if longest < 2:
+        raise ModelError(f"the context of {name} is {longest} token long", BROKEN_FILES)
+    return longest
 
 
 def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:

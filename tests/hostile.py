@@ -156,6 +156,17 @@ def an_unknown_quantizer(model: Path, outside: Path) -> None:
 
 
 @refused
+def plain_weights_that_claim_to_be_quantized(model: Path, outside: Path) -> None:
+    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit(model / "config.json", quantization_config=quantized)
+
+
+@refused
+def a_setting_that_logs_escape_codes(model: Path, outside: Path) -> None:
+    edit(model / "config.json", use_return_dict="\x1b]0;OWNED\x07\u202e")
+
+
+@refused
 def a_type_that_is_a_path(model: Path, outside: Path) -> None:
     edit(model / "config.json", model_type="../outside/evil")
 
@@ -201,6 +212,7 @@ REFUSED |= {
     "heads_that_divide_nothing": size(num_attention_heads=3, num_key_value_heads=7),
     "no_key_value_heads": size(num_key_value_heads=0),
     "positions_beyond_all": size(max_position_embeddings=1 << 60),
+    "a_context_of_one_token": size(max_position_embeddings=1),
     "an_infinite_size": size(intermediate_size=float("inf")),
     "a_text_for_a_size": size(hidden_size="large"),
     "ten_million_labels": size(num_labels=10_000_000),

@@ -660,7 +660,10 @@ class TestDebug:
         assert process.returncode == 0
         assert out.strip()
 
-    def test_what_transformers_logs_of_a_config_is_not_shown(self, tmp_path: Path) -> None:
+    def test_what_transformers_logs_of_a_config_is_not_shown(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")  # for other programs
         model = tmp_path / "m"
         shutil.copytree(BUILTIN_PATH, model)
         config = json.loads((model / "config.json").read_text())

@@ -80,8 +80,9 @@ class Output:
 
     def quiet_libraries(self) -> None:
         """What transformers and the hub may say on stderr; they read it once, when imported."""
-        # Not even errors: they quote a stranger's config as it is, and are raised to us as well.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+        # Not even errors, whatever the user's other programs show: they quote a stranger's config
+        # as it is, and are raised to us as well.
+        os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast
