@@ -26,7 +26,7 @@ from d3cli.families import ENCODER_DECODER, OTHER_TYPE, UNLISTED, Family, find_f
 from d3cli.files import ModelFiles
 from d3cli.model_json import BROKEN_FILES
 from d3cli.packing import can_pack, pack_linears
-from d3cli.progress import Progress
+from d3cli.progress import ByteProgress
 from d3cli.quantization import (
     Quantization,
     check_quantization,
@@ -176,7 +176,7 @@ def load_weights(
     quantization: Quantization | None = None,
     *,
     head_in_8_bits: bool = False,
-    progress: Progress,
+    progress: ByteProgress,
 ) -> tuple[Any, list[str]]:
     """The causal language model, in `dtype` or quantized, on `device`.
 
@@ -240,7 +240,7 @@ def _without_choices(config: Any) -> Any:
     return config
 
 
-def _pack_4_bits(name: str, model: Any, progress: Progress) -> None:
+def _pack_4_bits(name: str, model: Any, progress: ByteProgress) -> None:
     try:
         pack_for_cpu(model, progress.add)
     except (MemoryError, torch.OutOfMemoryError):

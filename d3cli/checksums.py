@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from d3cli.errors import ModelError
-from d3cli.progress import OnProgress, Progress
+from d3cli.progress import ByteProgress, OnProgress
 from d3cli.vetting import files_read
 
 METADATA = ".cache/huggingface/download"  # of `hf download --local-dir`
@@ -24,7 +24,7 @@ def verify(directory: Path, on_progress: OnProgress | None = None) -> int:
         ModelError: one differs, or has no checksum to compare it with.
     """
     files = list(files_read(directory))
-    progress = Progress(sum(file.stat().st_size for file in files), on_progress)
+    progress = ByteProgress(sum(file.stat().st_size for file in files), on_progress)
     for file in files:
         known = _known(file, directory)
         if known is None:
@@ -57,7 +57,7 @@ def _is_checksum(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
 
 
-def _checksum(file: Path, known: str, progress: Progress) -> str:
+def _checksum(file: Path, known: str, progress: ByteProgress) -> str:
     if len(known) == hashlib.sha256().digest_size * 2:
         digest = hashlib.sha256()
     else:  # git's own, which is no defence against who can make two files of one checksum

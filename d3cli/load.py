@@ -21,7 +21,7 @@ from d3cli.held_weights import HeldWeights
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
 from d3cli.model_json import read_json
-from d3cli.progress import OnProgress, Progress
+from d3cli.progress import ByteProgress, OnProgress
 from d3cli.quantization import Quantization
 from d3cli.quantized_head import HeadChoice
 from d3cli.record import Calibration, ModelKey
@@ -129,7 +129,7 @@ def load_model(
     family = check_model(description, **options)
     held = HeldWeights(description, dtype, quantization, options.get("quantize_head"), device)
     in_8_bits = family.can_skip and held.head_in_8_bits
-    progress = Progress(held.to_convert, on_progress)
+    progress = ByteProgress(held.to_convert, on_progress)
     renderer = None
     if not files.is_known:
         renderer = Renderer()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 OnProgress = Callable[[float], None]
 
 
-class Progress:
+class ByteProgress:
     """Adds up what is done, and tells the share; nothing where nobody listens.
 
     Args:
