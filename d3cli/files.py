@@ -217,6 +217,12 @@ def _as_directory(target: str) -> Path | None:
 
 
 def _check_directory(directory: Path) -> None:
+    try:
+        str(directory.resolve()).encode()
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"the name of {directory} is not UTF-8, so its weights cannot be read", "rename it"
+        ) from None
     has_config = (directory / "config.json").is_file()
     missing = missing_weights(directory)
     gguf = next(directory.glob("*.gguf"), None)

@@ -307,6 +307,13 @@ class TestBrokenModels:
             check(result, 1, "GGUF file, which d3 cannot read")
             assert "hint: get the same model as safetensors" in result.err
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+    def test_a_directory_whose_name_is_not_utf8(self, d3: D3, tmp_path: Path) -> None:
+        model = self.copy(tmp_path / os.fsdecode(b"mod\xe9le"))
+        result = d3("generate", model, "Hi.")
+        check(result, 1, "is not UTF-8")
+        assert "hint: rename it" in result.err
+
     def test_a_directory_without_weights(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / "m", without=("model.safetensors",))
         check(d3("generate", model, "Hi."), 1, "lacks model.safetensors")
