@@ -8,13 +8,15 @@ run how far.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d3cli.errors import ModelError
+from d3cli.errors import ModelError, UsageError
 from d3cli.families import Family
 from d3cli.quantization import stored_bytes
 from d3cli.units import LayerBytes, WeightBytes
@@ -42,6 +44,7 @@ class LayerGate:
 
     def __init__(self, model: Any, family: Family) -> None:
         self.family = family
+        self._pass = threading.RLock()
         self.limits: Mapping[str, int] = {}
         self.states: Mapping[str, Tensor] = {}
         self.layers: nn.ModuleList
@@ -57,6 +60,23 @@ class LayerGate:
             if family.mlp is not None:
                 self._install(f"{index}.attn", layer.get_submodule(family.attn), _skip_attention)
                 self._install(f"{index}.mlp", layer.get_submodule(family.mlp), _skip_mlp)
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Within, no other thread may begin a pass: it would run this one's units.
+
+        Raises:
+            UsageError: another thread is in the middle of a pass.
+        """
+        if not self._pass.acquire(blocking=False):
+            raise UsageError(
+                "this model is in use by another thread",
+                "a model is for one thread at a time: let them take turns, by a lock",
+            )
+        try:
+            yield
+        finally:
+            self._pass.release()
 
     def _install(self, unit: str, module: nn.Module, pad: "_Pad") -> None:
         module.forward = _gated(module.forward, self, unit, pad)

@@ -150,18 +150,22 @@ class LoadedModel:
         Args:
             limits: units that run on a prefix of the positions only; see `LayerGate.limits`.
             states: what layers give that need not run; see `LayerGate.states`.
+
+        Raises:
+            UsageError: another thread is using the model.
         """
-        self.gate.limits, self.gate.states = limits, states
-        try:
-            output = self.gate.decoder(
-                input_ids=token_ids,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-            )
-        finally:
-            self.gate.limits, self.gate.states = MappingProxyType({}), MappingProxyType({})
+        with self.gate.one_pass():
+            self.gate.limits, self.gate.states = limits, states
+            try:
+                output = self.gate.decoder(
+                    input_ids=token_ids,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                )
+            finally:
+                self.gate.limits, self.gate.states = MappingProxyType({}), MappingProxyType({})
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -173,16 +177,17 @@ class LoadedModel:
         the decoder below is replaced by the states that it would have given.
         """
         decoder = self.gate.decoder
-        own = vars(decoder).get("forward")  # accelerate's hooks, say
         states = hidden.reshape(1, -1, hidden.shape[-1])
-        decoder.forward = lambda *_, **__: _FinalStates(states)
-        try:
-            logits: Tensor = self.causal_lm(inputs_embeds=states, use_cache=False).logits
-        finally:
-            if own is None:
-                del decoder.forward
-            else:
-                decoder.forward = own
+        with self.gate.one_pass():
+            own = vars(decoder).get("forward")  # accelerate's hooks, say
+            decoder.forward = lambda *_, **__: _FinalStates(states)
+            try:
+                logits: Tensor = self.causal_lm(inputs_embeds=states, use_cache=False).logits
+            finally:
+                if own is None:
+                    del decoder.forward
+                else:
+                    decoder.forward = own
         return logits.float().reshape(*hidden.shape[:-1], -1)
 
 

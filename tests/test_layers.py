@@ -1,9 +1,11 @@
 """The gate, the byte counts and the allow-list."""
 
+import threading
+
 import pytest
 import torch
 
-from d3cli.errors import ModelError, ScheduleError
+from d3cli.errors import ModelError, ScheduleError, UsageError
 from d3cli.families import CANNOT_SKIP, FAMILIES, UNLISTED, find_family
 from d3cli.model import wrap_model
 from d3cli.units import LayerBytes
@@ -46,6 +48,33 @@ def test_limits_hold_for_one_pass_only() -> None:
     with pytest.raises(TypeError):  # a pass that fails in the middle
         model.hidden_states(ids, limits={"3": 0, "4.mlp": "two"})  # type: ignore[dict-item]
     assert torch.equal(model.hidden_states(ids), before)
+
+
+def test_another_thread_is_refused_in_the_middle_of_a_pass() -> None:
+    model = tiny("llama").gated
+    ids = torch.tensor([random_ids(5)])
+    expected = model.hidden_states(ids)
+    inside, go_on = threading.Event(), threading.Event()
+    found = []
+
+    def wait(*_: object) -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    hook = model.gate.layers[1].register_forward_hook(wait)
+    other = threading.Thread(target=lambda: found.append(model.hidden_states(ids)))
+    other.start()
+    try:
+        assert inside.wait(60)
+        for use in (lambda: model.hidden_states(ids), lambda: model.logits(expected)):
+            with pytest.raises(UsageError, match="in use by another thread"):
+                use()
+    finally:
+        hook.remove()
+        go_on.set()
+        other.join()
+    assert torch.equal(found[0], expected)
+    assert torch.equal(model.hidden_states(ids), expected)
 
 
 def test_dropping_a_layer_is_dropping_both_its_sublayers() -> None:
