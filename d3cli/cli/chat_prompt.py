@@ -3,10 +3,10 @@
 Knows nothing of models or conversations.
 """
 
-import math
 import os
+import select
 import shutil
-import time
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +19,8 @@ from prompt_toolkit.filters import completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyProcessor
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.styles import Style
 
 from d3cli.cli import signals
@@ -29,8 +31,6 @@ from d3cli.inert import inert
 BLOCK = '"""'
 PLACEHOLDER = "a message, or /? for help"
 STYLE = Style.from_dict({"quiet": "dim", "placeholder": "dim"})
-
-SOONEST_KEY = 0.1  # seconds; nobody answers a prompt before
 
 # The words that may follow a command, or None where a file's name may.
 Arguments = Callable[[], Sequence[str] | None]
@@ -50,12 +50,14 @@ class ChatPrompt:
     ) -> None:
         self._above = ""
         self._first = True
-        self._began = math.inf
+        self._is_ahead = (
+            False  # whether the keys that come now were typed before the prompt was there
+        )
         self._session: PromptSession[str] = PromptSession(
             message=self._message,
             multiline=True,
             prompt_continuation="... ",
-            key_bindings=_bindings(self.show_above, self._is_typed_ahead),
+            key_bindings=_bindings(self.show_above, lambda: self._is_ahead),
             history=_open_history(output, history),
             completer=CommandCompleter(commands),
             complete_while_typing=False,
@@ -66,6 +68,7 @@ class ChatPrompt:
             style=STYLE,
             placeholder=self._placeholder,
         )
+        self._session.app.key_processor.after_key_press += self._after_key
 
     def read(self, default: str = "") -> str:
         """What the user says next, begun with `default`; ``\"\"\"`` around it is taken off.
@@ -76,8 +79,9 @@ class ChatPrompt:
             Stopped: SIGTERM or SIGHUP.
         """
         signals.tell(self._leave)
+        self._is_ahead = _has_keys()
         try:
-            text = self._session.prompt(default=default, handle_sigint=False, pre_run=self._begin)
+            text = self._session.prompt(default=default, handle_sigint=False)
         finally:
             self._above, self._first = "", False
             signals.stop_once()
@@ -88,12 +92,9 @@ class ChatPrompt:
         self._above = text
         self._session.app.invalidate()
 
-    def _begin(self) -> None:
-        self._began = time.monotonic()
-
-    def _is_typed_ahead(self) -> bool:
-        """Whether a key that comes now was typed before the prompt was there."""
-        return time.monotonic() - self._began < SOONEST_KEY
+    def _after_key(self, keys: KeyProcessor) -> None:
+        if not _is_followed(keys):
+            self._is_ahead = False
 
     def _message(self) -> StyleAndTextTuples:
         above = self._above
@@ -133,7 +134,20 @@ def whole(text: str) -> str:
     return text
 
 
-def _bindings(tell: Callable[[str], None], is_typed_ahead: Callable[[], bool]) -> KeyBindings:
+def _has_keys() -> bool:
+    """Whether keys wait to be read."""
+    try:
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+    except (OSError, ValueError):  # Windows; a terminal that has gone
+        return False
+
+
+def _is_followed(keys: KeyProcessor) -> bool:
+    """Whether more keys have come together with this one; a terminal's own answers do not count."""
+    return any(key.key is not Keys.CPRResponse for key in keys.input_queue)
+
+
+def _bindings(tell: Callable[[str], None], is_ahead: Callable[[], bool]) -> KeyBindings:
     keys = KeyBindings()
 
     def enter(event: KeyPressEvent) -> None:
@@ -156,8 +170,8 @@ def _bindings(tell: Callable[[str], None], is_typed_ahead: Callable[[], bool]) -
     def _(event: KeyPressEvent) -> None:
         # Until the prompt is there, the terminal makes Ctrl-J of Enter. The last one was pressed
         # to send what was typed during a reply; those before it may be a paste's lines.
-        last = not event.key_processor.input_queue
-        (enter if last and is_typed_ahead() else newline)(event)
+        last = not _is_followed(event.key_processor)
+        (enter if last and is_ahead() else newline)(event)
 
     @keys.add("c-g", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
