@@ -10,7 +10,13 @@ import torch
 
 from d3cli.decode import decode, prefill
 from d3cli.engine import Engine, Reply
-from d3cli.errors import GenerationError, PromptError, ScheduleError, UsageError
+from d3cli.errors import (
+    ContextFullError,
+    GenerationError,
+    PromptError,
+    ScheduleError,
+    UsageError,
+)
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
@@ -327,8 +333,9 @@ class TestTurns:
 class TestRefusals:
     def test_a_prompt_as_long_as_the_context(self) -> None:
         model = tiny("llama").gated
-        with pytest.raises(PromptError, match=r"256 tokens long.*256"):
-            greedy(Engine(model), random_ids(256), whole_layers())
+        for length in (256, 257):
+            with pytest.raises(ContextFullError, match=rf"{length} tokens long.*256"):
+                greedy(Engine(model), random_ids(length), whole_layers())
         assert ids(greedy(Engine(model), random_ids(255), whole_layers()))
 
     def test_an_empty_prompt(self, builtin: LoadedModel) -> None:

@@ -79,7 +79,8 @@ class ChatPrompt:
             Stopped: SIGTERM or SIGHUP.
         """
         signals.tell(self._leave)
-        self._is_ahead = _has_keys()
+        # Behind a draft, what was typed for another prompt is not sent unseen.
+        self._is_ahead = not default and _has_keys()
         try:
             text = self._session.prompt(default=default, handle_sigint=False)
         finally:
