@@ -4,7 +4,32 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from d3cli.errors import D3Error
+
+# Of torch, transformers and what they import, without a model. With less, OpenBLAS was seen to try
+# for ever while it is imported, and others to end with words that blame the model.
+LEAST_ADDRESS_SPACE = 1 << 30
+
 PACKAGES = ("d3cli", "torch", "transformers", "bitsandbytes")
+
+
+def check_address_space() -> None:
+    """Refuses a limit on address space (``ulimit -v``) that the imports alone exceed.
+
+    Raises:
+        D3Error: with both numbers.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise D3Error(
+            f"this process may use {limit / 1e6:,.0f} MB of address space, and d3 needs "
+            f"{LEAST_ADDRESS_SPACE / 1e6:,.0f} MB before any model",
+            "raise the limit: ulimit -v unlimited",
+        )
 
 
 def versions() -> dict[str, str | None]:

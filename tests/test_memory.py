@@ -135,6 +135,7 @@ class TestRefusal:
     def _little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # In float32 the built-in model needs 180 MB, 17 MB of them for the KV cache.
         monkeypatch.setattr("d3cli.memory.available_memory", lambda device: 174 * 10**6)
+        monkeypatch.setattr("d3cli.memory.CUDA_BUILD", 0)  # with it nothing smaller would fit
 
     def test_both_numbers_and_what_would_fit(self, d3: D3) -> None:
         result = d3("generate", "Hello.", "--dtype", "float32")
@@ -160,6 +161,16 @@ class TestRefusal:
     def test_the_library_refuses_too(self) -> None:
         with pytest.raises(memory.NotEnoughMemoryError, match="the built-in model needs about"):
             load_model(reply_tokens=10**6, dtype="float32")
+
+
+@pytest.mark.parametrize("command", [("generate", "Hello."), ("doctor",)])
+def test_too_little_address_space_for_the_imports_is_told_before_them(
+    d3: D3, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (900 << 20, -1))
+    result = d3(*command)
+    check(result, 1, "may use 944 MB of address space, and d3 needs 1,074 MB before any model")
+    assert "model:" not in result.err
 
 
 def test_the_limit_of_a_control_group_counts(

@@ -4,6 +4,7 @@ from typing import Any
 
 from d3cli.cli import options
 from d3cli.cli.output import Output
+from d3cli.machine import check_address_space
 
 SCHEMA = 1
 
@@ -17,6 +18,7 @@ def doctor(
     Reads memory for a second to measure its bandwidth, and asks the built-in model a sum. Decoding
     waits for the weights to be read, so bandwidth over bytes is a ceiling for any program.
     """
+    check_address_space()
     output = Output()
     output.quiet_libraries()
     with output.waiting("measuring"):
@@ -35,7 +37,8 @@ def doctor(
     if problem := found["builtin_model"]["problem"]:
         output.error(
             f"the built-in model does not work: {problem}",
-            "install d3cli again; if that does not help, report what d3 doctor --json says",
+            "where memory is short, free some; else install d3cli again, or report what "
+            "d3 doctor --json says",
         )
         return 1
     return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 from d3cli.cli.output import Output
 from d3cli.config import BUILTIN
 from d3cli.files import find_model
+from d3cli.machine import check_address_space
 
 if TYPE_CHECKING:
     from d3cli.load import LoadOptions
@@ -21,6 +22,7 @@ def load(
     **settings: Unpack["LoadOptions"],
 ) -> "LoadedModel":
     """Says which model runs, finds it and loads it."""
+    check_address_space()
     reason = ""
     output.note(f"model: {'the built-in model' if name == BUILTIN else name}")
     output.quiet_libraries()
