@@ -1,5 +1,6 @@
 """Where a profile goes: stdout, or a file that is written whole or not at all."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -61,7 +62,7 @@ class Destination:
             if not path.exists() or path.is_file():
                 with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".d3-"):
                     pass
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, no such home
+        except (OSError, RuntimeError, ValueError) as error:  # no such user's home, a NUL
             raise self._problem(error) from error
 
     def write(self, output: Output, text: str) -> None:
@@ -89,7 +90,14 @@ class Destination:
         """What a link points to, not the link; but a pipe has no other name than its link."""
         assert self.path is not None
         path = self.path.expanduser()
-        return path if path.is_fifo() else path.resolve()
+        if path.is_fifo():
+            return path
+        target = path.resolve()
+        if (
+            target.is_symlink()
+        ):  # a loop, at which resolve() ends without a word from Python 3.13 on
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return target
 
     def _problem(self, error: Exception) -> WriteError:
         reason = getattr(error, "strerror", None) or error
