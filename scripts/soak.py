@@ -4,12 +4,14 @@
 
 The built-in model talks about its held-out prompts: single replies, and conversations turn by
 turn, greedy and sampled, under schedules chosen at random. Every half minute the resident memory,
-the open descriptors and the threads are noted. Every few minutes what was just said is said once
-more by a fresh process, token by token the same. Ends with 1 where a reply differed or descriptors
-leaked.
+what of the heap is in use, the open descriptors and the threads are noted. Every few minutes what
+was just said is said once more by a fresh process, token by token the same. Ends with 1 where a
+reply differed or descriptors leaked.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import random
 import subprocess
@@ -75,13 +77,34 @@ def in_a_fresh_process(turns: list[dict[str, Any]]) -> list[list[int]]:
     return json.loads(child.stdout)
 
 
-def slope(samples: list[dict[str, float]]) -> tuple[float, float]:
-    """Megabytes of resident memory an hour, and its standard error, once warm."""
+_NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")
+_NAMES += ("uordblks", "fordblks", "keepcost")
+
+
+class _Mallinfo2(ctypes.Structure):
+    """As in glibc's malloc.h."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _NAMES]
+
+
+def heap_in_use() -> int:
+    """Bytes that the program has from malloc and has not freed; 0 where malloc does not tell."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:  # no glibc, or one before 2.33
+        return 0
+    mallinfo2.restype = _Mallinfo2
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)
+
+
+def slope(samples: list[dict[str, float]], name: str) -> tuple[float, float]:
+    """Megabytes an hour, and the standard error, once warm."""
     warm = samples[int(WARM * len(samples)) :]
     if len(warm) < 3:
         return 0.0, float("inf")
     hours = np.array([s["seconds"] for s in warm]) / 3600
-    sizes = np.array([s["resident"] for s in warm]) / 1e6
+    sizes = np.array([s[name] for s in warm]) / 1e6
     (rise, _), covariance = np.polyfit(hours, sizes, 1, cov="unscaled")
     rest = sizes - np.polyval((rise, _), hours)
     error = np.sqrt(covariance[0, 0] * (rest**2).sum() / (len(warm) - 2))
@@ -114,10 +137,13 @@ def main() -> None:
         tokens += sum(map(len, said))
         if seconds >= next_sample:
             next_sample = seconds + SAMPLE_S
+            gc.collect()  # what waits for it is no leak
             samples.append(
                 {
                     "seconds": seconds,
                     "resident": process.memory_info().rss,
+                    "in_use": heap_in_use(),
+                    "python_blocks": sys.getallocatedblocks(),
                     "descriptors": process.num_fds(),
                     "threads": process.num_threads(),
                 }
@@ -128,16 +154,20 @@ def main() -> None:
             if in_a_fresh_process(turns) != said:
                 differed += 1
                 print(f"differs: {json.dumps(turns)}", file=sys.stderr)
-    rise, error = slope(samples)
     first, last = samples[int(WARM * len(samples))], samples[-1]
     print(
         f"{asked.hours:g} hours: {conversations:,} conversations, {replies:,} replies, {tokens:,} "
-        f"tokens\nresident {first['resident'] / 1e6:.0f} MB warm, {last['resident'] / 1e6:.0f} at "
-        f"the end; slope {rise:+.2f} +- {error:.2f} MB an hour\ndescriptors "
-        f"{first['descriptors']:.0f} and {last['descriptors']:.0f}, threads {first['threads']:.0f} "
-        f"and {last['threads']:.0f}\n{compared} conversations said again by fresh processes, "
-        f"{differed} differed"
+        f"tokens"
     )
+    for name, title in (("resident", "resident"), ("in_use", "of the heap in use")):
+        rise, error = slope(samples, name)
+        print(
+            f"{title}: {first[name] / 1e6:.1f} MB warm, {last[name] / 1e6:.1f} at the end; "
+            f"slope {rise:+.2f} +- {error:.2f} MB an hour"
+        )
+    for name in ("python_blocks", "descriptors", "threads"):
+        print(f"{name.replace('_', ' ')}: {first[name]:,.0f} warm, {last[name]:,.0f} at the end")
+    print(f"{compared} conversations said again by fresh processes, {differed} differed")
     if asked.json:
         asked.json.write_text(json.dumps({"asked": str(asked), "samples": samples}))
     if differed or last["descriptors"] > first["descriptors"]:
