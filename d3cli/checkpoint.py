@@ -30,6 +30,7 @@ from d3cli.progress import ByteProgress
 from d3cli.quantization import (
     Quantization,
     check_quantization,
+    import_bitsandbytes,
     is_converted,
     pack_for_cpu,
     quantization_config,
@@ -203,6 +204,7 @@ def load_weights(
                 settings, unfit = quantization_config(config, quantization, dtype, device)
                 options = {"quantization_config": settings}
             if quantization is not None or hasattr(config, "quantization_config"):
+                import_bitsandbytes()
                 options["device_map"] = {"": device}  # quantized weights are made in their place
             model, report = _model_class(config).from_pretrained(
                 None,

@@ -27,10 +27,9 @@ OPERATION = "bitsandbytes::quantize_4bit"
 def register_rounding() -> None:
     """Has bitsandbytes' 4-bit quantizing on a CPU come here, in this whole process.
 
-    What is not NF4 in blocks of 64 goes on to bitsandbytes' own kernel.
+    What is not NF4 in blocks of 64 goes on to bitsandbytes' own kernel. bitsandbytes, which
+    defines the operation, must be imported.
     """
-    import bitsandbytes  # noqa: F401 - defines the operation
-
     torch.library.register_kernel(OPERATION, "cpu", _quantize)
 
 

@@ -4,6 +4,8 @@ NF4 with double quantization and a 16-bit compute dtype (Dettmers et al., arXiv 
 LLM.int8() (arXiv 2208.07339). Knows nothing of files or depth.
 """
 
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -21,6 +23,28 @@ Quantization = Literal["bnb-4bit", "bnb-8bit"]
 
 # What bitsandbytes' 4-bit kernel for CPUs asserts: out_features and in_features divisible by these.
 CPU_MULTIPLES = (32, 64)
+
+
+def import_bitsandbytes() -> None:
+    """Imports it without the compiled code that it would fetch from the hub.
+
+    Where the package `kernels` is installed, bitsandbytes downloads a CPU kernel while it is
+    imported, and runs it. d3 asks nobody for code, and what its results and memory were tested
+    with are the kernels that bitsandbytes ships.
+    """
+    known = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment] # importing it now fails
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it says that it could not
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        logger.setLevel(level)
+        if known is None:
+            del sys.modules["kernels"]
+        else:
+            sys.modules["kernels"] = known
 
 
 def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantization | None) -> None:
@@ -63,6 +87,7 @@ def quantization_config(
 
     The LM head always stays; on a CPU also what the 4-bit kernel cannot multiply.
     """
+    import_bitsandbytes()
     if wanted == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True), []
     unfit = []

@@ -1,6 +1,7 @@
 """bitsandbytes weights: the same engine, less memory, and each of its traps in one sentence."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,28 @@ def test_what_cannot_be_quantized_is_refused(config: dict, wanted: str, reason: 
     with pytest.raises(ModelError, match=reason):
         check_quantization("m", config, wanted)
     check_quantization("m", {"num_experts_per_tok": 2}, None)
+
+
+def test_bitsandbytes_fetches_no_kernels_from_the_hub(tmp_path: Path) -> None:
+    sentinel = tmp_path / "sentinel"
+    (tmp_path / "kernels.py").write_text(
+        "from pathlib import Path\n\n"
+        f"def get_kernel(*_, **__):\n    Path({str(sentinel)!r}).touch()\n"
+    )
+    code = """
+import sys
+from d3cli import load_model
+load_model(quantization=sys.argv[1])
+import kernels
+"""
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    for kind in ("bnb-4bit", "bnb-8bit"):
+        command = [sys.executable, "-c", code, kind]
+        done = subprocess.run(
+            command, check=True, timeout=120, env=environment, capture_output=True, text=True
+        )
+        assert not sentinel.exists()
+        assert "kernels" not in done.stderr
 
 
 def test_bitsandbytes_is_imported_only_when_asked_for_and_opens_no_socket() -> None:
