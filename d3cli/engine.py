@@ -7,6 +7,7 @@ Knows nothing of terminals, options or files.
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ class Engine:
         self.cache = model.new_cache()
         self._token_ids: list[int] = []  # of the last prompt and reply; the cache holds the front
         self._last: Reply | None = None  # it is compared with full depth where it is read again
-        self._writing: Reply | None = None  # whose positions the cache is open for
+        self._writing: object = None  # whose positions the cache is open for
 
     def stream(
         self,
@@ -163,11 +164,12 @@ class Engine:
                 reply at ``--alpha off`` the result is the floor of agreement: what rounding
                 alone changes, below float32, between one token at a time and many at once.
         """
-        last = self._last
-        held = self._token_ids[: self.cache.position]
-        if recheck and last is not None:
-            last.audit = Audit(last.prompt_ids, last.tokens, below=math.inf)
-            self.cache.crop(len(last.prompt_ids))
+        with self.model.gate.one_pass():
+            last = self._last
+            held = self._token_ids[: self.cache.position]
+            if recheck and last is not None:
+                last.audit = Audit(last.prompt_ids, last.tokens, below=math.inf)
+                self.cache.crop(len(last.prompt_ids))
         for _ in self.read_ahead(held):
             pass
         return (last and last.agreement) or Agreement(0, 0)
@@ -180,20 +182,57 @@ class Engine:
         Repairs what the last reply computed below full depth on the way. Gives the positions that
         the cache holds; may be left after any chunk, and what is left out is read with the prompt.
         """
-        self._writing = None
-        self._crop(prompt_ids, len(prompt_ids))
-        for _ in self._read(prompt_ids, self._last, chunk_size):
+        writer = object()
+        self._begin(writer, prompt_ids, len(prompt_ids))
+        for _ in self._read(writer, prompt_ids, self._last, chunk_size):
             yield self.cache.position
 
-    def _crop(self, prompt_ids: Sequence[int], most: int, reply_tokens: int | None = None) -> None:
-        """Keeps of the cache what is a prompt's, at full depth, and at most so much of it."""
-        unchanged = common_prefix(self._token_ids, prompt_ids)
-        self.cache.crop(min(unchanged, self.cache.full_length, most))
-        reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
-        self.cache.reserve(min(len(prompt_ids) + reserve, self.model.context_length))
-        self._token_ids = list(prompt_ids)
+    def _begin(
+        self,
+        writer: object,
+        prompt_ids: Sequence[int],
+        most: int,
+        reply_tokens: int | None = None,
+    ) -> None:
+        """Keeps of the cache what is a prompt's, at full depth, and at most so much of it.
+
+        From now on the cache is the writer's, and closed for whoever wrote before.
+        """
+        with self.model.gate.one_pass():
+            self._writing = writer
+            unchanged = common_prefix(self._token_ids, prompt_ids)
+            self.cache.crop(min(unchanged, self.cache.full_length, most))
+            reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
+            self.cache.reserve(min(len(prompt_ids) + reserve, self.model.context_length))
+            self._token_ids = list(prompt_ids)
+
+    @contextmanager
+    def step(self, writer: object) -> Iterator[None]:
+        """Within, the cache is the writer's, and no other thread comes in between.
+
+        Raises:
+            UsageError: another has begun to write since, or another thread is in the middle.
+        """
+        with self.model.gate.one_pass():
+            if self._writing is not writer:
+                raise UsageError(
+                    "this reply was ended by a newer one, or a repair, of the same engine"
+                )
+            yield
 
     def _read(
+        self, writer: object, prompt_ids: Sequence[int], before: "Reply | None", chunk_size: int
+    ) -> Iterator[PrefillChunk]:
+        """As `_read_chunks`, each of them a step."""
+        chunks = self._read_chunks(prompt_ids, before, chunk_size)
+        while True:
+            with self.step(writer):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _read_chunks(
         self, prompt_ids: Sequence[int], before: "Reply | None", chunk_size: int
     ) -> Iterator[PrefillChunk]:
         """Prefills what the cache lacks, and audits the reply before wherever it is read again."""
@@ -263,13 +302,13 @@ class Reply:
     def _read_prompt(self) -> Iterator[int]:
         engine, before = self._engine, self._engine._last
         # The last prompt token is always read again: its hidden state gives token 0.
-        engine._crop(self.prompt_ids, len(self.prompt_ids) - 1, self._max_tokens)
+        engine._begin(self, self.prompt_ids, len(self.prompt_ids) - 1, self._max_tokens)
         self.reused = engine.cache.position
-        engine._last = engine._writing = self
-        for chunk in engine._read(self.prompt_ids, before, PREFILL_CHUNK):
+        engine._last = self
+        for chunk in engine._read(self, self.prompt_ids, before, PREFILL_CHUNK):
             yield chunk.start + len(chunk.hidden)
-            self._check_current()
-        self._logits = self.model.logits(chunk.hidden[-1])
+        with engine.step(self):
+            self._logits = self.model.logits(chunk.hidden[-1])
 
     def _generate(self) -> Iterator[GenerationChunk]:
         try:
@@ -297,8 +336,10 @@ class Reply:
             max_tokens=limit,
             eos_token_ids=self.model.eos_token_ids,
         )
-        for token in tokens:
-            self._note(token)
+        while True:
+            with self._engine.step(self):  # else it would read and write what is another's now
+                token = next(tokens)
+                self._note(token)
             shown, stopped = self._stop.push(self.pieces[-1])
             reason = None
             if stopped or token.token_id in self.model.eos_token_ids:
@@ -312,12 +353,6 @@ class Reply:
             yield GenerationChunk(shown, token, reason)
             if reason:
                 return
-            self._check_current()
-
-    def _check_current(self) -> None:
-        """Else going on would read and write positions that are another's now."""
-        if self._engine._writing is not self:
-            raise UsageError("this reply was ended by a newer one, or a repair, of the same engine")
 
     def _note(self, token: DecodedToken) -> None:
         self._latest = time.perf_counter()

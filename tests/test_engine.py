@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import threading
 import time
 import weakref
 
@@ -422,3 +423,69 @@ def test_a_kv_cache_goes_with_its_engine(builtin: LoadedModel, ends: str) -> Non
         assert cache() is None
     finally:
         gc.enable()
+
+
+class TestThreads:
+    """A second thread is refused before it has changed anything."""
+
+    @pytest.mark.parametrize("step", [1, 5])
+    def test_one_that_comes_in_the_middle_of_a_step(self, step: int) -> None:
+        model = tiny("llama").gated
+        prompts = random_ids(20), random_ids(20, seed=1)
+        alone = [ids(greedy(Engine(model), p, whole_layers(), max_tokens=9)) for p in prompts]
+        engine, armed, said = Engine(model), [], []
+
+        def other() -> None:
+            try:
+                ids(greedy(engine, prompts[1], whole_layers(), max_tokens=9))
+            except UsageError as error:
+                said.append(error.message)
+
+        def come_in(*_: object) -> None:
+            if armed:
+                armed.clear()
+                thread = threading.Thread(target=other)
+                thread.start()
+                thread.join()
+
+        hook = model.gate.layers[0].register_forward_pre_hook(come_in)
+        try:
+            reply = greedy(engine, prompts[0], whole_layers(), max_tokens=9)
+            for number, _ in enumerate(reply):
+                if number == step:
+                    armed.append(1)
+        finally:
+            hook.remove()
+        assert said == ["this model is in use by another thread"]
+        assert [token.token_id for token in reply.tokens] == alone[0]
+        for number in (1, 0):
+            again = greedy(engine, prompts[number], whole_layers(), max_tokens=9)
+            assert ids(again) == alone[number]
+
+    def test_two_that_come_as_they_like(self) -> None:
+        model = tiny("llama").gated
+        prompts = random_ids(20), random_ids(20, seed=1)
+        alone = [ids(greedy(Engine(model), p, whole_layers(), max_tokens=9)) for p in prompts]
+        engine, wrong = Engine(model), []
+
+        def talk(number: int) -> None:
+            for _ in range(30):
+                try:
+                    said = ids(greedy(engine, prompts[number], whole_layers(), max_tokens=9))
+                except UsageError:
+                    continue
+                except BaseException as error:
+                    wrong.append(repr(error))
+                    raise
+                if said != alone[number]:
+                    wrong.append(said)
+
+        threads = [threading.Thread(target=talk, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        for number in (0, 1):
+            again = greedy(engine, prompts[number], whole_layers(), max_tokens=9)
+            assert ids(again) == alone[number]
