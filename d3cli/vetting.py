@@ -30,6 +30,12 @@ READ = {
     "chat_template.json",
     "chat_template.jinja",
 }
+# The vocabularies of rarer tokenizers, by the classes that a model may name.
+READ |= {"dict.txt", "bpe.codes", "source.spm", "target.spm", "prophetnet.tokenizer"}
+READ |= {"vocab-src.json", "vocab-tgt.json", "target_vocab.json", "entity_vocab.json"}
+READ |= {"tekken.json", "normalizer.json", "emoji.json", "byte_maps.json"}
+READ |= {"word_shape.json", "word_pronunciation.json"}
+MODEL = re.compile(r"\.model(\.v\d+.*)?$")  # SentencePiece's, and Mistral's versions of theirs
 TEMPLATES = "additional_chat_templates"
 LARGEST_TEXT = 128 << 20  # bytes of a vocabulary or a template
 
@@ -72,6 +78,7 @@ TOKENIZER_CLASS = re.compile(
 # By how much a tokenizer's replacements of text may make it longer; tokens beside its vocabulary,
 # for each of which text is searched; and what it puts around any text, as JSON.
 LARGEST_GROWTH, MOST_ADDED_TOKENS, LARGEST_POST_PROCESSOR = 256, 30_000, 64 << 10
+LONGEST_TOKEN = 10_000  # characters; real ones have a hundred or two
 
 
 def vet_files(directory: Path) -> None:
@@ -93,7 +100,7 @@ def vet_files(directory: Path) -> None:
             )
         if not target.is_file():
             raise ModelError(f"{path} is no regular file", DO_NOT_USE)
-        if path.suffix not in (".safetensors", ".json") and target.stat().st_size > LARGEST_TEXT:
+        if path.suffix != ".safetensors" and target.stat().st_size > LARGEST_TEXT:
             raise ModelError(
                 f"{path} has {target.stat().st_size:,} bytes, and may have {LARGEST_TEXT:,}",
                 DO_NOT_USE,
@@ -192,7 +199,7 @@ def _home(directory: Path) -> Path:
 def files_read(directory: Path) -> Iterator[Path]:
     """Every file of a model that may be read, of those that are there."""
     names = READ | set(weight_files(directory))
-    found = [path for path in directory.iterdir() if path.name in names or path.suffix == ".model"]
+    found = [path for path in directory.iterdir() if path.name in names or MODEL.search(path.name)]
     templates = directory / TEMPLATES
     yield from sorted(found)
     if templates.is_dir():
@@ -218,24 +225,46 @@ def _vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:
         )
 
 
+def _vet_tokens(path: Path, found: Any) -> None:
+    longest = _longest(found)
+    if longest > LONGEST_TOKEN:
+        raise ModelError(f"{path} has a token of {longest:,} characters", DO_NOT_USE)
+
+
+def _longest(value: Any) -> int:
+    """Characters of the longest text in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return max(_longest([*value]), _longest([*value.values()]))
+    if isinstance(value, list):
+        return max(map(_longest, value), default=0)
+    return 0
+
+
 def _vet_tokenizer(directory: Path) -> None:
     config = read_json(directory / "tokenizer_config.json")
     _vet_tokenizer_class(str(directory / "tokenizer_config.json"), config)
-    others = config.get("fast_tokenizer_files") or []
-    if not isinstance(others, list) or any(
-        not isinstance(name, str) or Path(name).name != name for name in others
-    ):
+    others = config.get("fast_tokenizer_files") or ["tokenizer.json"]
+    if others != ["tokenizer.json"]:  # which transformers would read in place of what is vetted
         raise ModelError(
-            f"{directory / 'tokenizer_config.json'} names files elsewhere: {others!r:.100}",
+            f"{directory / 'tokenizer_config.json'} names other tokenizer files: {others!r:.100}",
             DO_NOT_USE,
         )
-    for other in ("special_tokens_map.json", "added_tokens.json", "chat_template.json"):
-        read_json(directory / other)
+    _vet_tokens(
+        directory / "tokenizer_config.json",
+        {name: value for name, value in config.items() if name != "chat_template"},
+    )
+    for other in ("special_tokens_map.json", "added_tokens.json", "vocab.json"):
+        _vet_tokens(directory / other, read_json(directory / other))
+    read_json(directory / "chat_template.json")
     path = directory / "tokenizer.json"
     tokenizer = read_json(path)
     added = tokenizer.get("added_tokens")
     if isinstance(added, list) and len(added) > MOST_ADDED_TOKENS:
         raise ModelError(f"{path} has {len(added):,} added tokens", DO_NOT_USE)
+    model = tokenizer.get("model")
+    _vet_tokens(path, [added, model.get("vocab") if isinstance(model, dict) else None])
     size = len(json.dumps(tokenizer.get("post_processor")))
     if size > LARGEST_POST_PROCESSOR:
         raise ModelError(f"{path} adds too much to any text", DO_NOT_USE)

@@ -511,6 +511,29 @@ def a_tokenizer_file_elsewhere(model: Path, outside: Path) -> None:
 
 
 @refused
+def another_version_of_the_tokenizer(model: Path, outside: Path) -> None:
+    edit(model / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.0.json"])
+    (model / "tokenizer.4.0.0.json").symlink_to(outside / "secret.json")
+
+
+@refused
+def a_vocabulary_of_another_name_by_a_link(model: Path, outside: Path) -> None:
+    (model / "entity_vocab.json").symlink_to(outside / "secret.json")
+
+
+@refused
+def a_token_of_millions_of_letters(model: Path, outside: Path) -> None:
+    data = json.loads((model / "tokenizer.json").read_text())
+    data["added_tokens"].append(data["added_tokens"][-1] | {"id": 300, "content": "o" * 10_000_000})
+    (model / "tokenizer.json").write_text(json.dumps(data))
+
+
+@refused
+def a_special_token_of_millions_of_letters(model: Path, outside: Path) -> None:
+    edit(model / "tokenizer_config.json", pad_token="o" * 10_000_000)
+
+
+@refused
 def a_number_of_tokenizer_files(model: Path, outside: Path) -> None:
     edit(model / "tokenizer_config.json", fast_tokenizer_files=7)
 
