@@ -313,6 +313,21 @@ def test_what_is_typed_during_a_reply_is_sent_after_it(chat: Chat, home: Path) -
     assert [message["content"] for message in saved(home)][::2] == [STORY, "What is 27 + 45?"]
 
 
+@pytest.mark.parametrize("length", [1022, 1023])  # a terminal is read by 1,024 bytes
+def test_a_long_text_typed_during_a_reply_is_one_message(
+    chat: Chat, home: Path, length: int
+) -> None:
+    terminal = chat("--max-tokens", "60")
+    terminal.line(STORY)
+    terminal.wait("quiet corner")
+    text = ("fox, " * 300)[:length]
+    terminal.line(f"{text}\rand the end")
+    terminal.wait(lambda: terminal.plain.count("tokens ·") == 2)
+    at_prompt(terminal)
+    leave(terminal)
+    assert [message["content"] for message in saved(home)][2] == f"{text}\nand the end"
+
+
 @pytest.mark.parametrize("lines", [500, 110_000])
 def test_a_paste_of_many_lines(chat: Chat, home: Path, lines: int) -> None:
     terminal = chat("--max-tokens", "1", "--on-overflow", "drop-oldest")

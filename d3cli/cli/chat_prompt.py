@@ -4,9 +4,7 @@ Knows nothing of models or conversations.
 """
 
 import os
-import select
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +16,9 @@ from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.key_binding.key_processor import KeyProcessor
+from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.styles import Style
 
@@ -50,14 +49,11 @@ class ChatPrompt:
     ) -> None:
         self._above = ""
         self._first = True
-        self._is_ahead = (
-            False  # whether the keys that come now were typed before the prompt was there
-        )
         self._session: PromptSession[str] = PromptSession(
             message=self._message,
             multiline=True,
             prompt_continuation="... ",
-            key_bindings=_bindings(self.show_above, lambda: self._is_ahead),
+            key_bindings=_bindings(self.show_above),
             history=_open_history(output, history),
             completer=CommandCompleter(commands),
             complete_while_typing=False,
@@ -68,7 +64,6 @@ class ChatPrompt:
             style=STYLE,
             placeholder=self._placeholder,
         )
-        self._session.app.key_processor.after_key_press += self._after_key
 
     def read(self, default: str = "") -> str:
         """What the user says next, begun with `default`; ``\"\"\"`` around it is taken off.
@@ -79,8 +74,7 @@ class ChatPrompt:
             Stopped: SIGTERM or SIGHUP.
         """
         signals.tell(self._leave)
-        # Behind a draft, what was typed for another prompt is not sent unseen.
-        self._is_ahead = not default and _has_keys()
+        self._take_typed_ahead(send=not default)  # unseen, it must not join a draft
         try:
             text = self._session.prompt(default=default, handle_sigint=False)
         finally:
@@ -93,9 +87,18 @@ class ChatPrompt:
         self._above = text
         self._session.app.invalidate()
 
-    def _after_key(self, keys: KeyProcessor) -> None:
-        if not _is_followed(keys):
-            self._is_ahead = False
+    def _take_typed_ahead(self, *, send: bool) -> None:
+        """Hands to the prompt what was typed before it was there.
+
+        Until then the terminal makes Ctrl-J of Enter. The last one was pressed to send the text;
+        those before it may be a paste's lines.
+        """
+        keys: list[KeyPress] = []
+        while new := self._session.input.read_keys():  # a kilobyte at most
+            keys += new
+        if send and keys and keys[-1].key is Keys.ControlJ:
+            keys[-1] = KeyPress(Keys.Enter, "\r")
+        store_typeahead(self._session.input, keys)
 
     def _message(self) -> StyleAndTextTuples:
         above = self._above
@@ -135,44 +138,24 @@ def whole(text: str) -> str:
     return text
 
 
-def _has_keys() -> bool:
-    """Whether keys wait to be read."""
-    try:
-        return bool(select.select([sys.stdin], [], [], 0)[0])
-    except (OSError, ValueError):  # Windows; a terminal that has gone
-        return False
-
-
-def _is_followed(keys: KeyProcessor) -> bool:
-    """Whether more keys have come together with this one; a terminal's own answers do not count."""
-    return any(key.key is not Keys.CPRResponse for key in keys.input_queue)
-
-
-def _bindings(tell: Callable[[str], None], is_ahead: Callable[[], bool]) -> KeyBindings:
+def _bindings(tell: Callable[[str], None]) -> KeyBindings:
     keys = KeyBindings()
 
-    def enter(event: KeyPressEvent) -> None:
+    @keys.add("enter", filter=~is_searching & ~completion_is_selected)
+    def _(event: KeyPressEvent) -> None:
         if block_is_open(event.current_buffer.text):
             event.current_buffer.insert_text("\n")
         else:
             event.current_buffer.validate_and_handle()
 
-    keys.add("enter", filter=~is_searching & ~completion_is_selected)(enter)
-
     @keys.add("enter", filter=completion_is_selected)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None  # what is chosen stays; Enter again sends
 
-    @keys.add("escape", "enter", filter=~is_searching)
-    def newline(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
     @keys.add("c-j", filter=~is_searching)
+    @keys.add("escape", "enter", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
-        # Until the prompt is there, the terminal makes Ctrl-J of Enter. The last one was pressed
-        # to send what was typed during a reply; those before it may be a paste's lines.
-        last = not _is_followed(event.key_processor)
-        (enter if last and is_ahead() else newline)(event)
+        event.current_buffer.insert_text("\n")
 
     @keys.add("c-g", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
