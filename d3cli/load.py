@@ -3,6 +3,7 @@
 Knows nothing of replies or terminals.
 """
 
+import os
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
@@ -31,6 +32,11 @@ from d3cli.vetting import vet_files
 from d3cli.weights import Description, describe_directory, fingerprint
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process
+
+# oneDNN keeps the kernels that it compiles for each shape, and torch's bridge to it keeps them once
+# more: 1.6 MB for each new length of a prompt, up to 1,024 kernels each. Lengths hardly come again.
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+KERNELS_KEPT = 128
 
 
 class LoadOptions(TypedDict, total=False):
@@ -116,6 +122,8 @@ def load_model(
         if not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"--threads is {threads}", f"use 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)
+    for cache in KERNEL_CACHES:  # read when they are first used
+        os.environ.setdefault(cache, str(KERNELS_KEPT))
     if isinstance(name, ModelFiles):
         files = name
     else:
