@@ -164,16 +164,19 @@ class Conversation:
             D3Error: as for `Engine.stream`.
         """
         context = self.model.context_length
-        check_length(self.model.tokenizer, self.messages[-1].content, context)
         wanted = context // 8 if options.max_tokens is None else options.max_tokens
         before = self.left_out
-        if self._prompt_tokens(options) + min(wanted, context // 8) <= context:
-            return []
         free = int(FREE_SHARE * context)
 
-        def fits(left_out: int) -> bool:
+        def fits(left_out: int, room: int = free) -> bool:
             self.left_out = left_out
-            return self._prompt_tokens(options) + free <= context
+            try:
+                return self._prompt_tokens(options) + room <= context
+            except ContextFullError:
+                return False
+
+        if fits(before, min(wanted, context // 8)):
+            return []
 
         # A message of the user begins what is shown: the first one that leaves room, else the last.
         later = range(before + 1, len(self.messages))
@@ -205,6 +208,8 @@ class Conversation:
         return len(self._encode(self.shown(), options))
 
     def _encode(self, messages: Sequence[Message], options: ReplyOptions) -> list[int]:
+        texts = "\n".join(message["content"] for message in messages)
+        check_length(self.model.tokenizer, texts, self.model.context_length)
         return encode_chat(
             self.model.tokenizer,
             messages,

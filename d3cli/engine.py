@@ -92,8 +92,14 @@ class Engine:
         """
         began = time.perf_counter() if began is None else began
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if messages:
-            check_length(self.model.tokenizer, messages[-1]["content"], self.model.context_length)
+        try:
+            texts = "\n".join(message["role"] and message["content"] for message in messages)
+        except (KeyError, TypeError) as error:
+            raise PromptError(
+                "the prompt is neither a text nor a list of messages",
+                'a message is {"role": "user", "content": "…"}',
+            ) from error
+        check_length(self.model.tokenizer, texts, self.model.context_length)
         if raw:
             if not isinstance(prompt, str):
                 raise UsageError("a raw prompt is one text, not messages")

@@ -149,7 +149,8 @@ def encode_samples(
         ids = encode_in_pieces(model.tokenizer, sample.response)
         if sample.messages:
             with suppress(ContextFullError):  # it would be left out below
-                check_length(model.tokenizer, sample.messages[-1]["content"], model.context_length)
+                texts = "\n".join(message["content"] for message in sample.messages)
+                check_length(model.tokenizer, texts, model.context_length)
                 prompt = encode_chat(model.tokenizer, sample.messages, model.renderer)
                 documents.append(Document(prompt, list(islice(ids, LONGEST_RESPONSE))))
             continue

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from d3cli.errors import D3Error
 
-# Of torch, transformers and what they import, without a model. With less, OpenBLAS was seen to try
-# for ever while it is imported, and others to end with words that blame the model.
-LEAST_ADDRESS_SPACE = 1 << 30
+# Of torch, transformers and what they import, with the smallest model. With less, OpenBLAS was seen
+# to try for ever while it is imported, and others to end with words that blame the model.
+LEAST_ADDRESS_SPACE = 1_200_000_000
 
 PACKAGES = ("d3cli", "torch", "transformers", "bitsandbytes")
 
@@ -27,7 +27,7 @@ def check_address_space() -> None:
     if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
         raise D3Error(
             f"this process may use {limit / 1e6:,.0f} MB of address space, and d3 needs "
-            f"{LEAST_ADDRESS_SPACE / 1e6:,.0f} MB before any model",
+            f"{LEAST_ADDRESS_SPACE / 1e6:,.0f} MB with the smallest model",
             "raise the limit: ulimit -v unlimited",
         )
 

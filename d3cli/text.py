@@ -8,10 +8,10 @@ from typing import Any
 
 from d3cli.errors import ContextFullError, PromptError, UsageError
 
-# A tokenizer takes 160 times a text's size while it works. More characters than this at once are
-# only given to it where they may fit a context: 3 to 5 make a token of prose.
+# A tokenizer takes 160 times a text's size while it works. More bytes than this at once are only
+# given to it where they may fit a context: 3 to 5 make a token of prose.
 LONGEST_PIECE = 1 << 20
-MOST_CHARACTERS_A_TOKEN = 16
+MOST_BYTES_A_TOKEN = 16
 
 
 def encode_raw(tokenizer: Any, text: str) -> list[int]:
@@ -33,7 +33,7 @@ def check_length(tokenizer: Any, text: str, context: int) -> None:
     Raises:
         ContextFullError: it has more than twice as many tokens.
     """
-    beginning = text[: max(LONGEST_PIECE, MOST_CHARACTERS_A_TOKEN * context)]
+    beginning = _first_bytes(text, max(LONGEST_PIECE, MOST_BYTES_A_TOKEN * context))
     if len(beginning) == len(text):
         return
     tokens = len(tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
@@ -42,20 +42,30 @@ def check_length(tokenizer: Any, text: str, context: int) -> None:
 
 
 def encode_in_pieces(tokenizer: Any, text: str) -> Iterator[int]:
-    """The tokens of a text of any length, without control tokens of the model's own around it.
+    """The tokens of a text of any length: no control tokens around it, and none made of its words.
 
-    Beyond a million characters it is tokenized by pieces, cut after a line where there is one,
+    Beyond a million bytes it is tokenized by pieces, cut after a line where there is one,
     else after a word.
     """
     at = 0
     while at < len(text):
-        piece = text[at : at + LONGEST_PIECE]
+        piece = _first_bytes(text[at : at + LONGEST_PIECE], LONGEST_PIECE)
         if at + len(piece) < len(text):
             cut = piece.rfind("\n") + 1 or max(piece.rfind(" "), 0)
             piece = piece[: cut or None]
         # Not verbose: what does not fit the context is cut by the caller.
-        yield from tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = tokenizer(
+            piece, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        yield from encoded["input_ids"]
         at += len(piece)
+
+
+def _first_bytes(text: str, most: int) -> str:
+    """What of a text's beginning has at most so many bytes as UTF-8."""
+    if 4 * len(text) <= most:
+        return text
+    return text[:most].encode()[:most].decode(errors="ignore")
 
 
 class Detokenizer:

@@ -193,7 +193,7 @@ def no_home(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 def memory(forks: Forks, rng: random.Random) -> Iterator[str]:
     """So much address space and no more."""
-    most = rng.randint(1100, 2500) << 20
+    most = rng.randint(1150, 2500) << 20
     for problem in run_one(forks, rng.choice(WITH_A_MODEL), limits={"AS": most}):
         yield f"{most >> 20} MB of addresses: {problem}"
 

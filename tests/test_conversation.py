@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from d3cli.chat_template import encode_chat
 from d3cli.conversation import Conversation, ReplyOptions, inside
 from d3cli.engine import Engine, Reply
 from d3cli.errors import ContextFullError
@@ -224,6 +225,24 @@ class TestOverflow:
         assert conversation._prompt_tokens(how) <= 0.75 * context
         one_more = Conversation(MODEL, conversation.messages[-kept - 2 :])
         assert one_more._prompt_tokens(how) > 0.75 * context  # no more than had to be
+
+    def test_a_huge_old_message_is_left_out_without_tokenizing_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("d3cli.text.LONGEST_PIECE", 20_000)
+        huge = ChatMessage("user", "word " * 100_000)
+        conversation = Conversation(MODEL, [huge, *self.long(1).messages])
+        conversation.say("Hello?")
+        longest = []
+        monkeypatch.setattr(
+            "d3cli.conversation.encode_chat",
+            lambda tokenizer, messages, *words, **more: (
+                longest.append(sum(len(message["content"]) for message in messages)),
+                encode_chat(tokenizer, messages, *words, **more),
+            )[1],
+        )
+        assert huge in conversation.make_room(options())
+        assert max(longest) < 20_000
 
     def test_one_message_that_is_too_long_is_refused(self) -> None:
         conversation = self.long(1)

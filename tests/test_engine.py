@@ -345,6 +345,23 @@ class TestRefusals:
         with pytest.raises(PromptError):
             greedy(Engine(builtin), [], DepthSchedule.full(16))
 
+    @pytest.mark.parametrize(
+        "prompt",
+        [
+            [{"role": "user"}],
+            [{"content": "Hi."}],
+            [{"role": "user", "content": None}],
+            [{"role": "user", "content": b"Hi."}],
+            ["Hi."],
+            {"role": "user", "content": "Hi."},
+            7,
+            b"Hi.",
+        ],
+    )
+    def test_what_is_no_prompt(self, builtin: LoadedModel, prompt: object) -> None:
+        with pytest.raises(PromptError, match="neither a text nor a list of messages"):
+            Engine(builtin).stream(prompt)  # type: ignore[arg-type]
+
     def test_max_tokens_below_1(self, builtin: LoadedModel) -> None:
         with pytest.raises(UsageError, match="max-tokens"):
             Engine(builtin).stream(STORY, max_tokens=0)

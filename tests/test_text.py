@@ -170,6 +170,18 @@ class TestLongTexts:
         ids = TOKENIZER(whole, add_special_tokens=False)["input_ids"]
         assert list(encode_in_pieces(TOKENIZER, whole)) == ids
 
+    def test_its_words_never_become_control_tokens(self) -> None:
+        token = TOKENIZER.eos_token
+        ids = list(encode_in_pieces(TOKENIZER, f"I say {token} and go on."))
+        assert TOKENIZER.eos_token_id not in ids
+        assert TOKENIZER.decode(ids) == f"I say {token} and go on."
+
+    def test_pieces_are_counted_in_bytes(self) -> None:
+        tokenizer = Counting()
+        with pytest.raises(ContextFullError):
+            check_length(tokenizer, "🦊" * 500_000, 1024)
+        assert tokenizer.characters == text.LONGEST_PIECE // 4
+
     def test_no_more_is_tokenized_than_is_asked_for(self) -> None:
         tokenizer = Counting()
         assert len(list(islice(encode_in_pieces(tokenizer, "a fox " * 2_000_000), 320))) == 320
