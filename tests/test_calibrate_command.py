@@ -140,9 +140,9 @@ def test_your_own_text_is_used(d3: D3, tmp_path: Path) -> None:
 
 
 def test_self_replies_are_scored(d3: D3) -> None:
-    many = ("--documents", "96", *QUICK[2:])  # of which half are a few tokens long
+    many = ("--documents", "72", *QUICK[2:])  # of which half are a few tokens long
     result = d3(
-        "calibrate", *many, "--self-replies", "--reply-tokens", "48", "--target-drop", "20%"
+        "calibrate", *many, "--self-replies", "--reply-tokens", "40", "--target-drop", "20%"
     )
     assert result.code in (0, 3), result  # what the model writes is sampled
     assert "response tokens" in result.err
