@@ -1,5 +1,6 @@
 """`d3 generate` as its users meet it: words, exit codes, stdout and stderr apart."""
 
+import errno
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig
 
+from d3cli.cli import signals
 from d3cli.cli.signals import Stopped
 from d3cli.decode import DecodedToken, decode
 from d3cli.errors import GenerationError
@@ -681,6 +683,18 @@ class TestDebug:
         assert process.returncode == 1
         assert err.count(b"\n") == 3  # the model, the error, the hint
         assert b"OWNED" not in err
+
+    def test_a_terminal_that_goes_is_a_hangup_whatever_fails_first(
+        self, d3: D3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def gone(*_: object, **__: object) -> None:
+            monkeypatch.setattr(signals, "_arrived", [signal.SIGHUP])
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr("d3cli.cli.request.load", gone)
+        result = d3("generate", "Hi.")
+        assert result.code == 129
+        assert not result.err
 
     def test_the_traceback_is_inert(self, d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: object, **__: object) -> None:

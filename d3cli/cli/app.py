@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from d3cli import __version__
-from d3cli.cli import options
+from d3cli.cli import options, signals
 from d3cli.cli.calibrate import calibrate
 from d3cli.cli.chat import chat
 from d3cli.cli.doctor import doctor
 from d3cli.cli.generate import generate
 from d3cli.cli.models import models_app
-from d3cli.cli.output import ClosedPipe, Output
+from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.profile import profile
 from d3cli.cli.signals import Stopped
 from d3cli.config import config_file, load_settings
@@ -113,6 +113,15 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except Stopped as stopped:
         return stopped.exit_code
+    except (WriteError, OSError) as error:
+        if stopped_by := signals.arrived():  # the terminal went, and what was written to it failed
+            return 128 + stopped_by[0]
+        _show_traceback()
+        if isinstance(error, WriteError):
+            output.error(error.message, error.hint)
+            return error.exit_code
+        output.error(f"the system refused: {error}", "check the disk and the permissions")
+        return 1
     except D3Error as error:
         _show_traceback()
         output.error(error.message, error.hint)
@@ -127,10 +136,6 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except MemoryError as error:
         return _out_of_memory(output, error)
-    except OSError as error:
-        _show_traceback()
-        output.error(f"the system refused: {error}", "check the disk and the permissions")
-        return 1
     except BaseException as error:  # a defect of ours; still one line
         if is_panic(error):
             _show_traceback()
