@@ -213,7 +213,7 @@ class Engine:
             self._token_ids = list(prompt_ids)
 
     @contextmanager
-    def step(self, writer: object) -> Iterator[None]:
+    def _step(self, writer: object) -> Iterator[None]:
         """Within, the cache is the writer's, and no other thread comes in between.
 
         Raises:
@@ -232,7 +232,7 @@ class Engine:
         """As `_read_chunks`, each of them a step."""
         chunks = self._read_chunks(prompt_ids, before, chunk_size)
         while True:
-            with self.step(writer):
+            with self._step(writer):
                 chunk = next(chunks, None)
             if chunk is None:
                 return
@@ -313,7 +313,7 @@ class Reply:
         engine._last = self
         for chunk in engine._read(self, self.prompt_ids, before, PREFILL_CHUNK):
             yield chunk.start + len(chunk.hidden)
-        with engine.step(self):
+        with engine._step(self):
             self._logits = self.model.logits(chunk.hidden[-1])
 
     def _generate(self) -> Iterator[GenerationChunk]:
@@ -343,7 +343,7 @@ class Reply:
             eos_token_ids=self.model.eos_token_ids,
         )
         while True:
-            with self._engine.step(self):  # else it would read and write what is another's now
+            with self._engine._step(self):  # else it would read and write what is another's now
                 token = next(tokens)
                 self._note(token)
             shown, stopped = self._stop.push(self.pieces[-1])

@@ -34,7 +34,8 @@ from d3cli.weights import Description, describe_directory, fingerprint
 MOST_THREADS = 1024  # far beyond it, torch aborts the process
 
 # oneDNN keeps the kernels that it compiles for each shape, and torch's bridge to it keeps them once
-# more: 1.6 MB for each new length of a prompt, up to 1,024 kernels each. Lengths hardly come again.
+# more: 1.6 MB for each new length of a prompt (measured on the built-in model), up to 1,024 kernels
+# each. Lengths hardly come again.
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 KERNELS_KEPT = 128
 
