@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from d3cli.audit import Agreement
+    from d3cli.base.errors import D3Error
     from d3cli.calibration import Calibrator
     from d3cli.engine import Engine, GenerationChunk, Reply
-    from d3cli.errors import D3Error
     from d3cli.load import load_model
     from d3cli.model import LoadedModel, wrap_model
     from d3cli.outcome import CalibrationSettings

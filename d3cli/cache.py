@@ -18,7 +18,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from d3cli.errors import ModelError
+from d3cli.base.errors import ModelError
 from d3cli.families import OTHER_TYPE
 
 

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from d3cli.base.errors import CalibrationError, UsageError
 from d3cli.comparison import compare
 from d3cli.drop import Losses, drop_by_position, measure_drop, measure_rise, total
-from d3cli.errors import CalibrationError, UsageError
 from d3cli.evaluation import Clock, Evaluator, OutOfTime
 from d3cli.heldout import split
 from d3cli.model import LoadedModel

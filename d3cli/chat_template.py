@@ -17,7 +17,7 @@ from typing import IO, Any
 from transformers.utils.chat_template_utils import mark_control_tokens
 
 from d3cli import template_child
-from d3cli.errors import ModelError, PromptError, UsageError
+from d3cli.base.errors import ModelError, PromptError, UsageError
 from d3cli.reasoning import split_reasoning
 
 Message = dict[str, str]

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from d3cli.errors import ModelError
-from d3cli.progress import ByteProgress, OnProgress
+from d3cli.base.errors import ModelError
+from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.vetting import files_read
 
 METADATA = ".cache/huggingface/download"  # of `hf download --local-dir`

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from d3cli.base.errors import GenerationError
 from d3cli.cache import KVCache
-from d3cli.errors import GenerationError
 from d3cli.memory import PREFILL_CHUNK
 from d3cli.model import LoadedModel
 from d3cli.sampling import Sampler

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import torch
 
-from d3cli.errors import UsageError
+from d3cli.base.errors import UsageError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import psutil
 import torch
 
-from d3cli.config import BUILTIN, config_file, default_model
-from d3cli.errors import D3Error
+from d3cli.base.errors import D3Error
+from d3cli.base.hardware import processor_name, system, versions
+from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.held_weights import LEAST_HEAD
-from d3cli.machine import processor_name, system, versions
 from d3cli.memory import available_memory
 from d3cli.quantization import quantized_bytes
 from d3cli.threads import pick_threads, usable_cores

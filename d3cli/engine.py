@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from d3cli.audit import Agreement, Audit, common_prefix
+from d3cli.base.errors import ContextFullError, PromptError, UsageError
 from d3cli.chat_template import Message, encode_chat
 from d3cli.decode import DecodedToken, PrefillChunk, decode, prefill
-from d3cli.errors import ContextFullError, PromptError, UsageError
 from d3cli.memory import DEFAULT_RESERVE, PREFILL_CHUNK
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from d3cli.base.errors import GenerationError, NotEnoughMemoryError
 from d3cli.drop import Losses
-from d3cli.errors import GenerationError, NotEnoughMemoryError
 from d3cli.memory import activations, available_memory, gigabytes, kv_bytes_per_position
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from d3cli.errors import ModelError
+from d3cli.base.errors import ModelError
 
 OTHER_TYPE = "use a model of a supported type: docs/models.md"
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from d3cli.config import (
+from d3cli.base.errors import DownloadError, ModelError, UnknownModelError
+from d3cli.base.settings import (
     BUILTIN,
     PATH_STARTS,
     aliases,
@@ -13,7 +14,6 @@ from d3cli.config import (
     nearest_aliases,
     shipped_aliases,
 )
-from d3cli.errors import DownloadError, ModelError, UnknownModelError
 from d3cli.families import find_family
 from d3cli.hub import cached_snapshot, describe_repository, download
 from d3cli.model_json import BROKEN_FILES, read_json

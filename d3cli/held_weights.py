@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from d3cli.errors import ModelError
+from d3cli.base.errors import ModelError
 from d3cli.model_json import BROKEN_FILES
 from d3cli.packing import can_pack
 from d3cli.quantization import (

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from d3cli.base.errors import ContextFullError, UsageError
 from d3cli.chat_template import Message, encode_chat
-from d3cli.errors import ContextFullError, UsageError
 from d3cli.model import LoadedModel
 from d3cli.scoring import Document
 from d3cli.text import check_length, encode_in_pieces

@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from d3cli import trace_words
+from d3cli.base.inert import inert, quoted
 from d3cli.html_charts import STATE_COLOURS, STATES, charts_of
-from d3cli.inert import inert, quoted
 from d3cli.trace import ReplyTrace, TokenTrace, Trace
 from d3cli.trace_columns import columns_of
 from d3cli.trace_summary import Summary, summarize

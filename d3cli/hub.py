@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from d3cli.config import nearest_aliases
-from d3cli.errors import DownloadError, ModelError, UnknownModelError
+from d3cli.base.errors import DownloadError, ModelError, UnknownModelError
+from d3cli.base.settings import nearest_aliases
 from d3cli.model_json import BROKEN_FILES, read_json
 from d3cli.weights import Description, TensorInfo, missing_weights
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d3cli.errors import ModelError, UsageError
+from d3cli.base.errors import ModelError, UsageError
 from d3cli.families import Family
 from d3cli.quantization import stored_bytes
 from d3cli.units import LayerBytes, WeightBytes

@@ -10,19 +10,19 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
+from d3cli.base.errors import ScheduleError, StoreError, UsageError
+from d3cli.base.progress import ByteProgress, OnProgress
+from d3cli.base.settings import BUILTIN
 from d3cli.chat_template import Renderer, own_template
 from d3cli.checkpoint import check_config, check_sizes, load_tokenizer, load_weights
 from d3cli.checksums import verify
-from d3cli.config import BUILTIN
 from d3cli.device import Dtype, pick_device, pick_dtype
-from d3cli.errors import ScheduleError, StoreError, UsageError
 from d3cli.families import Family
 from d3cli.files import ModelFiles, find_model
 from d3cli.held_weights import HeldWeights
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
 from d3cli.model_json import read_json
-from d3cli.progress import ByteProgress, OnProgress
 from d3cli.quantization import Quantization
 from d3cli.quantized_head import HeadChoice
 from d3cli.record import Calibration, ModelKey

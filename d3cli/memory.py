@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from d3cli.control_groups import own_groups
-from d3cli.errors import ModelError, NotEnoughMemoryError
+from d3cli.base.cgroups import own_groups
+from d3cli.base.errors import ModelError, NotEnoughMemoryError
 from d3cli.held_weights import HeldWeights, no_sense
 from d3cli.quantization import (
     Quantization,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from d3cli.attention import group_queries
+from d3cli.base.errors import ModelError, ScheduleError
 from d3cli.cache import KVCache
 from d3cli.chat_template import Renderer
-from d3cli.errors import ModelError, ScheduleError
 from d3cli.families import OTHER_TYPE, UNLISTED, find_family, not_proven
 from d3cli.layers import LayerGate, measure_bytes
 from d3cli.model_json import BROKEN_FILES

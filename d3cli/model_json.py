@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from d3cli.errors import ModelError
+from d3cli.base.errors import ModelError
 
 BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
 DO_NOT_USE = "do not use this model"

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from d3cli import __version__
+from d3cli.base.errors import UsageError
 from d3cli.drop import Drop
-from d3cli.errors import UsageError
 from d3cli.heldout import hash_documents
 from d3cli.model import LoadedModel
 from d3cli.record import Calibration, Unseen

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from d3cli.errors import CalibrationError, UsageError
+from d3cli.base.errors import CalibrationError, UsageError
 from d3cli.evaluation import WITH_REUSE, batch_rows
 from d3cli.heldout import FEWEST_DOCUMENTS, FEWEST_TOKENS
 from d3cli.model import LoadedModel

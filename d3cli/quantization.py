@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from d3cli.errors import ModelError
+from d3cli.base.errors import ModelError
 from d3cli.model_json import BROKEN_FILES
 from d3cli.nf4 import register_rounding
 from d3cli.weights import FLOATS, TensorInfo

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from d3cli.errors import ModelError, SamplingError
+from d3cli.base.errors import ModelError, SamplingError
 
 if TYPE_CHECKING:
     from torch import Tensor

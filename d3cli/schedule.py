@@ -14,7 +14,7 @@ from itertools import accumulate
 from operator import index
 from typing import Any, Literal
 
-from d3cli.errors import ScheduleError
+from d3cli.base.errors import ScheduleError
 from d3cli.units import Unit, WeightBytes, parse_unit
 
 # Float sums of weights such as 0.3 + 0.7 must still count as one whole layer.

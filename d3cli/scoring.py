@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d3cli.errors import PromptError
+from d3cli.base.errors import PromptError
 from d3cli.model import LoadedModel
 from d3cli.schedule import DepthSchedule
 from d3cli.units import parse_unit

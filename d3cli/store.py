@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from d3cli.config import make_directory, replace_file, state_dir
-from d3cli.errors import ScheduleError, StoreError
+from d3cli.base.errors import ScheduleError, StoreError
+from d3cli.base.settings import make_directory, replace_file, state_dir
 from d3cli.record import Calibration, Entry, ModelKey, check_object, is_count, is_text
 
 SCHEMA = 1

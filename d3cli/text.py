@@ -6,7 +6,7 @@ Knows a tokenizer; knows nothing of models, depth or terminals.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from d3cli.errors import ContextFullError, PromptError, UsageError
+from d3cli.base.errors import ContextFullError, PromptError, UsageError
 
 # A tokenizer takes 160 times a text's size while it works. More bytes than this at once are only
 # given to it where they may fit a context: 3 to 5 make a token of prose.

@@ -12,7 +12,7 @@ from statistics import median
 import psutil
 import torch
 
-from d3cli.control_groups import own_groups
+from d3cli.base.cgroups import own_groups
 
 BUSY = 0.5  # programs that ran, on average over the last minute, beside which the probe is worth it
 PROBE_BYTES, ROUNDS = 64 << 20, 5

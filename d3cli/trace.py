@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from d3cli.errors import ScheduleError, TraceError
+from d3cli.base.errors import ScheduleError, TraceError
 from d3cli.schedule import DepthSchedule
 from d3cli.units import LayerBytes, WeightBytes
 

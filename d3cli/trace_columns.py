@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from d3cli.inert import quoted
+from d3cli.base.inert import quoted
 from d3cli.trace import TokenTrace
 
 

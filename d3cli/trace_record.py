@@ -12,9 +12,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from d3cli.base.hardware import processor_name, system, versions
 from d3cli.clock import PartTimes, StepTimes
 from d3cli.engine import Reply
-from d3cli.machine import processor_name, system, versions
 from d3cli.model import LoadedModel
 from d3cli.profiled import Profiled, ProfileOptions
 from d3cli.schedule import DepthSchedule

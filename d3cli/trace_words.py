@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from d3cli.inert import quoted
+from d3cli.base.inert import quoted
 from d3cli.trace import ReplyTrace, Trace
 from d3cli.trace_summary import TOLERANCE, Needed, Spread, Summary
 

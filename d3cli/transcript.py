@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from d3cli.config import make_directory, replace_file, state_dir
-from d3cli.errors import TranscriptError, UsageError
+from d3cli.base.errors import TranscriptError, UsageError
+from d3cli.base.settings import make_directory, replace_file, state_dir
 
 SCHEMA = 1
 LARGEST_FILE = 64 << 20

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from d3cli.errors import ScheduleError
+from d3cli.base.errors import ScheduleError
 
 Part = Literal["attn", "mlp"]
 

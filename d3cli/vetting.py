@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from d3cli.errors import ModelError
+from d3cli.base.errors import ModelError
 from d3cli.model_json import BROKEN_FILES, DO_NOT_USE, read_json
 from d3cli.weights import INDEX, SINGLE_FILE, TensorInfo, weight_files
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from d3cli.errors import ModelError
+from d3cli.base.errors import ModelError
 from d3cli.model_json import BROKEN_FILES, no_name_twice, read_json
 
 INDEX = "model.safetensors.index.json"

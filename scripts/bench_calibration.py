@@ -14,8 +14,8 @@ import random
 
 import numpy as np
 
+from d3cli.base.settings import BUILTIN
 from d3cli.calibration import Calibrator
-from d3cli.config import BUILTIN
 from d3cli.drop import Losses
 from d3cli.heldout import builtin_samples, encode_samples
 from d3cli.load import load_model

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch.nn.functional import kl_div
 
-from d3cli.config import BUILTIN
+from d3cli.base.settings import BUILTIN
 from d3cli.drop import measure_drop
 from d3cli.heldout import builtin_samples, encode_samples
 from d3cli.load import load_model

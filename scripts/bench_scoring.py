@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from d3cli.config import BUILTIN
+from d3cli.base.settings import BUILTIN
 from d3cli.decode import decode_step, prefill
 from d3cli.load import load_model
 from d3cli.model import LoadedModel

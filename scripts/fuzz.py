@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from d3cli.errors import D3Error
+from d3cli.base.errors import D3Error
 
 Parse = Callable[[bytes], object]
 
@@ -90,13 +90,13 @@ def calibration(data: bytes) -> object:
 
 
 def settings(data: bytes) -> object:
-    from d3cli import config
+    from d3cli.base import settings
 
-    path = config.config_file()
+    path = settings.config_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     try:
-        return config.load_settings(), config.default_model(), config.aliases()
+        return settings.load_settings(), settings.default_model(), settings.aliases()
     finally:
         path.unlink()
 
@@ -286,8 +286,8 @@ def shown_texts(count: int, seed: int) -> int:
 
 def _shown(text: str, rng: random.Random) -> str:
     """What every sink makes of it; none of them is a terminal, so d3 itself writes no codes."""
+    from d3cli.base.inert import quoted
     from d3cli.cli.output import Output
-    from d3cli.inert import quoted
 
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):

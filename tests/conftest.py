@@ -20,9 +20,9 @@ os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="d3-tests-home-")
 import pytest
 import torch
 
+from d3cli.base.settings import BUILTIN
 from d3cli.cli import signals
 from d3cli.cli.app import run
-from d3cli.config import BUILTIN
 from d3cli.files import find_model
 
 torch.set_num_threads(1)

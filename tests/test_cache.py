@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import JambaConfig, LlamaConfig
 
+from d3cli.base.errors import ModelError
 from d3cli.cache import KVCache
-from d3cli.errors import ModelError
 
 
 def states(length: int, start: int = 0) -> torch.Tensor:

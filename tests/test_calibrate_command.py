@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from d3cli.base.errors import StoreError, UsageError
+from d3cli.base.settings import state_dir
 from d3cli.cli.calibrate import parse_duration, parse_target
-from d3cli.config import state_dir
-from d3cli.errors import StoreError, UsageError
 from d3cli.store import file_of
 from tests.conftest import D3, Result, check
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from d3cli.base.errors import ModelError
 from d3cli.checksums import METADATA, verify
-from d3cli.errors import ModelError
 from tests.conftest import BUILTIN_PATH, D3, check
 
 

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig
 
+from d3cli.base.errors import GenerationError
 from d3cli.cli import signals
 from d3cli.cli.signals import Stopped
 from d3cli.decode import DecodedToken, decode
-from d3cli.errors import GenerationError
 from tests.conftest import BUILTIN_PATH, D3, Result, check, hub_repository
 
 STORY = "Tell me a story about a fox."

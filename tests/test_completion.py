@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from d3cli.base.settings import config_file
 from d3cli.cli.completion import complete_model
-from d3cli.config import config_file
 from tests.conftest import hub_repository
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from d3cli.base.errors import ModelError
 from d3cli.doctor import SHAPES, expected_speeds, read_bandwidth
-from d3cli.errors import ModelError
 from d3cli.load import load_model
 from d3cli.schedule import DepthSchedule
 from tests.conftest import D3

@@ -9,15 +9,15 @@ import weakref
 import pytest
 import torch
 
-from d3cli.decode import decode, prefill
-from d3cli.engine import Engine, Reply
-from d3cli.errors import (
+from d3cli.base.errors import (
     ContextFullError,
     GenerationError,
     PromptError,
     ScheduleError,
     UsageError,
 )
+from d3cli.decode import decode, prefill
+from d3cli.engine import Engine, Reply
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler

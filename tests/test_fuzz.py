@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from d3cli.base.errors import UsageError
 from d3cli.cli.chat_commands import COMMANDS
-from d3cli.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from d3cli import text
-from d3cli.errors import UsageError
+from d3cli.base.errors import UsageError
 from d3cli.heldout import Sample, builtin_samples, encode_samples, read_samples, split
 from d3cli.load import load_model
 from d3cli.model import LoadedModel

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from d3cli.errors import ModelError, ScheduleError, UsageError
+from d3cli.base.errors import ModelError, ScheduleError, UsageError
 from d3cli.families import CANNOT_SKIP, FAMILIES, UNLISTED, find_family
 from d3cli.model import wrap_model
 from d3cli.units import LayerBytes

@@ -206,8 +206,8 @@ def test_the_limit_of_a_control_group_counts(
 
     def left(lines: str) -> list[int]:
         (tmp_path / "cgroup").write_text(lines)
-        monkeypatch.setattr("d3cli.control_groups.OWN_GROUPS", tmp_path / "cgroup")
-        monkeypatch.setattr("d3cli.control_groups.GROUPS", tmp_path / "fs")
+        monkeypatch.setattr("d3cli.base.cgroups.OWN_GROUPS", tmp_path / "cgroup")
+        monkeypatch.setattr("d3cli.base.cgroups.GROUPS", tmp_path / "fs")
         return sorted(memory._left_in_control_groups())
 
     second = ("memory.max", "memory.current", "inactive_file")

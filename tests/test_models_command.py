@@ -90,7 +90,7 @@ def test_no_home_at_all_is_told(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("d3cli.config.Path.home", nowhere)
+    monkeypatch.setattr("d3cli.base.settings.Path.home", nowhere)
     for name in ("D3_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     check(d3("models"), 2, "this user has no home directory")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d3cli.base.inert import inert
 from d3cli.cli.output import Output
-from d3cli.inert import inert
 
 HOSTILE = [
     "\x1b[31mred\x1b[0m",

@@ -19,13 +19,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from d3cli.base.inert import quoted
+from d3cli.base.settings import replace_file
 from d3cli.cli.output import json_line
 from d3cli.cli.profile_against import against_json
 from d3cli.cli.profile_report import report
 from d3cli.cli.profile_view import ProfileView
 from d3cli.cli.tables import cut
-from d3cli.config import replace_file
-from d3cli.inert import quoted
 from d3cli.profiled import Run
 from d3cli.profiling import Profiler
 from d3cli.trace import Trace, parse_trace, read_trace

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from d3cli.base.errors import UsageError
 from d3cli.clock import PartTimes, StepTimes, fill_cache, spread_steps
 from d3cli.decode import decode_step
 from d3cli.engine import Engine
-from d3cli.errors import UsageError
 from d3cli.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.profiling import Profiler, nested_family
 from d3cli.sampling import SamplingParams

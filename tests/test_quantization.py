@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from d3cli.base.errors import ModelError
 from d3cli.engine import Engine
-from d3cli.errors import ModelError
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.quantization import check_quantization, quantization_config

@@ -238,6 +238,6 @@ def test_markup_and_emoji_codes_stay_text() -> None:
 @given(st.text(alphabet="ab#`-*>| \n\u2028\x0c\r1.", max_size=60))
 @settings(deadline=None)
 def test_blocks_are_cut_without_loss(source: str) -> None:
-    from d3cli.inert import inert
+    from d3cli.base.inert import inert
 
     assert "".join(split_blocks(inert(source))) == inert(source)

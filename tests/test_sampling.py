@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from d3cli.base.errors import ModelError, SamplingError
 from d3cli.engine import Engine
-from d3cli.errors import ModelError, SamplingError
 from d3cli.sampling import SamplingParams, make_sampler
 from tests.families import random_ids, tiny
 

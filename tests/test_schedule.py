@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d3cli.errors import ScheduleError
+from d3cli.base.errors import ScheduleError
 from d3cli.schedule import DepthSchedule, default_schedule, resolve_schedule
 from d3cli.units import LayerBytes, WeightBytes, parse_unit
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from d3cli.base.errors import PromptError
+from d3cli.base.settings import BUILTIN
 from d3cli.chat_template import encode_chat
-from d3cli.config import BUILTIN
-from d3cli.errors import PromptError
 from d3cli.files import find_model
 from d3cli.load import load_model
 from d3cli.scoring import Document, perplexity, score

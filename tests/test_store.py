@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from d3cli import store
+from d3cli.base.errors import ModelError, StoreError
+from d3cli.base.settings import BUILTIN, state_dir
 from d3cli.cli.stored import as_json, describe, percent, summary
-from d3cli.config import BUILTIN, state_dir
-from d3cli.errors import ModelError, StoreError
 from d3cli.files import find_model, find_on_disk, model_identity
 from d3cli.load import load_model
 from d3cli.record import Calibration, Entry, ModelKey

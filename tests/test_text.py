@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from d3cli import text
-from d3cli.config import BUILTIN
-from d3cli.errors import ContextFullError, PromptError, UsageError
+from d3cli.base.errors import ContextFullError, PromptError, UsageError
+from d3cli.base.settings import BUILTIN
 from d3cli.files import find_model
 from d3cli.text import (
     Detokenizer,

@@ -21,8 +21,8 @@ def _a_machine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
     monkeypatch.setattr(psutil, "getloadavg", lambda: (0.1, 0.1, 0.1))
-    monkeypatch.setattr("d3cli.control_groups.OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr("d3cli.control_groups.GROUPS", tmp_path / "fs")
+    monkeypatch.setattr("d3cli.base.cgroups.OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("d3cli.base.cgroups.GROUPS", tmp_path / "fs")
     yield
     torch.set_num_threads(before)
 

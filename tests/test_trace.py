@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d3cli.base.errors import TraceError
 from d3cli.cli.profile_against import against_report
 from d3cli.cli.profile_report import csv_text, report
-from d3cli.errors import TraceError
 from d3cli.html_report import _reply
 from d3cli.trace import TokenTrace, Trace, parse_trace, read_trace, to_json
 from d3cli.trace_summary import summarize, with_figures

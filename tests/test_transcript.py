@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3cli import transcript
-from d3cli.config import state_dir
-from d3cli.errors import TranscriptError, UsageError
+from d3cli.base.errors import TranscriptError, UsageError
+from d3cli.base.settings import state_dir
 from d3cli.transcript import ChatMessage
 
 USER, REPLY = ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi!", model="demo")

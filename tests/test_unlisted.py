@@ -20,8 +20,8 @@ from transformers import (
     TrOCRConfig,
 )
 
+from d3cli.base.errors import ModelError, ScheduleError
 from d3cli.engine import Engine
-from d3cli.errors import ModelError, ScheduleError
 from d3cli.load import load_model
 from d3cli.sampling import SamplingParams
 from d3cli.schedule import DepthSchedule

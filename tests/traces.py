@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from d3cli.config import BUILTIN
+from d3cli.base.settings import BUILTIN
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.profiled import ProfileOptions, Prompt

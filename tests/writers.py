@@ -12,7 +12,8 @@ from pathlib import Path
 
 import tomlkit
 
-from d3cli import config, store, transcript
+from d3cli import store, transcript
+from d3cli.base import settings
 from d3cli.cli.output import Output
 from d3cli.cli.profile_files import Destination, Format
 from d3cli.record import Calibration, ModelKey
@@ -60,13 +61,13 @@ def trace(folder: str, count: str | None = None) -> None:
 
 
 def settings(folder: str, count: str | None = None) -> None:
-    path = config.config_file()
-    config.make_directory(path.parent)
+    path = settings.config_file()
+    settings.make_directory(path.parent)
     if not count:
-        config.replace_file(path, "# a comment\n" * LONG)
+        settings.replace_file(path, "# a comment\n" * LONG)
     for number in _numbers(count):
-        config.save_setting("model", f"org/{number}")
-        config.load_settings()
+        settings.save_setting("model", f"org/{number}")
+        settings.load_settings()
 
 
 def check(folder: str, kind: str) -> None:
@@ -88,7 +89,7 @@ def check(folder: str, kind: str) -> None:
         assert len(numbers) == LONG
         assert len(set(numbers)) == 1
     else:
-        path = config.config_file()
+        path = settings.config_file()
         if path.exists():
             tomlkit.parse(path.read_text())
-            config.load_settings()
+            settings.load_settings()

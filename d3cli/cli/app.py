@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from d3cli import __version__
+from d3cli.base.errors import D3Error, UsageError, is_panic
+from d3cli.base.inert import inert
+from d3cli.base.settings import config_file, load_settings
 from d3cli.cli import options, signals
 from d3cli.cli.calibrate import calibrate
 from d3cli.cli.chat import chat
@@ -19,9 +22,6 @@ from d3cli.cli.models import models_app
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.profile import profile
 from d3cli.cli.signals import Stopped
-from d3cli.config import config_file, load_settings
-from d3cli.errors import D3Error, UsageError, is_panic
-from d3cli.inert import inert
 
 INTERRUPTED = 130
 # How torch's allocator and the loader of libraries say it.

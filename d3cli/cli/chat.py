@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from d3cli import transcript
+from d3cli.base.errors import UsageError
+from d3cli.base.settings import default_model, state_dir
 from d3cli.cli import options
 from d3cli.cli.chat_saving import Saving
 from d3cli.cli.completion import complete_model
@@ -15,8 +17,6 @@ from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.prompt import check_utf8, read_text
-from d3cli.config import default_model, state_dir
-from d3cli.errors import UsageError
 from d3cli.files import find_local
 from d3cli.sampling import SamplingParams
 from d3cli.store import calibrate_command

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3cli import transcript
+from d3cli.base.errors import D3Error, UsageError
+from d3cli.base.settings import BUILTIN, aliases
 from d3cli.cli import chat_report, signals
 from d3cli.cli.chat_session import Chat, Command
 from d3cli.cli.depth import parse_alpha, parse_start
-from d3cli.config import BUILTIN, aliases
-from d3cli.errors import D3Error, UsageError
 
 if TYPE_CHECKING:
     from d3cli.engine import Reply

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from d3cli.base.errors import ContextFullError, D3Error
 from d3cli.cli import figures, signals
 from d3cli.cli.chat_prompt import ChatPrompt
 from d3cli.cli.chat_report import stats_line
@@ -13,7 +14,6 @@ from d3cli.cli.output import PROGRESS_FROM, Output
 from d3cli.cli.reply_view import ReplyView
 from d3cli.cli.signals import Stopped
 from d3cli.conversation import Conversation, ReplyOptions, inside
-from d3cli.errors import ContextFullError, D3Error
 from d3cli.read_ahead import ReadAhead
 from d3cli.reasoning import count_thinking
 

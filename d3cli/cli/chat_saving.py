@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from d3cli import transcript
-from d3cli.errors import TranscriptError
+from d3cli.base.errors import TranscriptError
 
 if TYPE_CHECKING:
     from d3cli.conversation import Conversation

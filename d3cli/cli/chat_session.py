@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from d3cli import transcript
+from d3cli.base.errors import D3Error, UsageError
+from d3cli.base.inert import inert
 from d3cli.cli import signals
 from d3cli.cli.chat_prompt import Arguments, ChatPrompt
 from d3cli.cli.chat_replies import Replies
@@ -23,9 +25,7 @@ from d3cli.cli.output import Output
 from d3cli.cli.signals import Stopped
 from d3cli.cli.terminal import line_mode
 from d3cli.conversation import Conversation, ReplyOptions
-from d3cli.errors import D3Error, UsageError
 from d3cli.files import find_local
-from d3cli.inert import inert
 from d3cli.sampling import SamplingParams
 from d3cli.transcript import ChatMessage
 

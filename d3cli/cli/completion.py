@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from d3cli.config import BUILTIN, PATH_STARTS, aliases
-from d3cli.errors import D3Error
+from d3cli.base.errors import D3Error
+from d3cli.base.settings import BUILTIN, PATH_STARTS, aliases
 
 
 def complete_model(incomplete: str) -> list[str]:

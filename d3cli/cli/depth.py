@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from d3cli.base.errors import UsageError
 from d3cli.cli.output import Output
 from d3cli.cli.stored import percent
-from d3cli.errors import UsageError
 from d3cli.record import Calibration
 from d3cli.schedule import DepthSchedule
 from d3cli.store import Stale

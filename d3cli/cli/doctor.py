@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from d3cli.base.hardware import check_address_space
 from d3cli.cli import options
 from d3cli.cli.output import Output
-from d3cli.machine import check_address_space
 
 SCHEMA = 1
 

@@ -4,10 +4,10 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
+from d3cli.base.hardware import check_address_space
+from d3cli.base.settings import BUILTIN
 from d3cli.cli.output import Output
-from d3cli.config import BUILTIN
 from d3cli.files import find_model
-from d3cli.machine import check_address_space
 
 if TYPE_CHECKING:
     from d3cli.load import LoadOptions

@@ -27,9 +27,9 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from d3cli.base.errors import D3Error
+from d3cli.base.inert import inert
 from d3cli.cli.terminal import screen_left_when_suspended
-from d3cli.errors import D3Error
-from d3cli.inert import inert
 
 SPINNER_WIDTH = 20  # narrower, a spinner would wrap and redraw over other lines
 SHORTEST_SCREEN = 8  # lines, below which a live table shows nothing

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli import options, signals
 from d3cli.cli.completion import complete_model
 from d3cli.cli.output import ClosedPipe, Output, WriteError, json_line
 from d3cli.cli.profile_files import SUFFIXES, Destination, Format
 from d3cli.cli.prompt import PromptRow, read_arguments, read_prompts
 from d3cli.cli.request import Ready, Request
-from d3cli.errors import D3Error, UsageError
 
 if TYPE_CHECKING:
     from d3cli.profiled import Prompt

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from d3cli import trace_words
+from d3cli.base.inert import quoted
 from d3cli.cli.tables import aligned, cut, fixed
-from d3cli.inert import quoted
 from d3cli.trace import ReplyTrace, Trace
 from d3cli.trace_summary import Summary, mean, summarize
 

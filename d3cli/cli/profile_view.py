@@ -13,8 +13,8 @@ from rich.console import RenderableType
 from rich.segment import Segment, Segments
 from rich.style import Style
 
+from d3cli.base.inert import inert, quoted
 from d3cli.cli.tables import WIDEST_TEXT, cut
-from d3cli.inert import inert, quoted
 
 if TYPE_CHECKING:
     from rich.console import Console

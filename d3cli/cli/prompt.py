@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from d3cli.config import default_model, names_a_model
-from d3cli.errors import PromptError, UsageError
+from d3cli.base.errors import PromptError, UsageError
+from d3cli.base.settings import default_model, names_a_model
 from d3cli.files import find_local
 
 LARGEST_TEXT = 64 * 2**20

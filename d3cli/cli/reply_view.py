@@ -21,7 +21,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
-from d3cli.inert import inert
+from d3cli.base.inert import inert
 from d3cli.reasoning import ReasoningSplitter
 
 # Colours that the terminal's own palette defines read well on light and dark.

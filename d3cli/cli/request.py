@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d3cli.base.errors import UsageError
 from d3cli.cli import options
 from d3cli.cli.depth import choose_schedule, parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.prompt import check_utf8, estimate_tokens, read_text
-from d3cli.errors import UsageError
 from d3cli.sampling import SamplingParams
 from d3cli.schedule import DepthSchedule
 from d3cli.store import calibrate_command

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from d3cli.errors import D3Error
+from d3cli.base.errors import D3Error
 from d3cli.files import find_on_disk
 from d3cli.record import Calibration, Entry
 from d3cli.store import Stale, StoredFile, find

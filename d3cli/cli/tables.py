@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from d3cli.inert import inert
+from d3cli.base.inert import inert
 
 GAP = 3  # blanks between columns, as Rich draws them
 WIDEST_TEXT = 24  # of a text in quotes

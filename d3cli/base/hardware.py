@@ -4,7 +4,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from d3cli.errors import D3Error
+from d3cli.base.errors import D3Error
 
 # Of torch, transformers and what they import, with the smallest model. With less, OpenBLAS was seen
 # to try for ever while it is imported, and others to end with words that blame the model.

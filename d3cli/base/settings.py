@@ -16,7 +16,7 @@ from typing import Any
 
 import tomlkit
 
-from d3cli.errors import D3Error, UsageError
+from d3cli.base.errors import D3Error, UsageError
 
 BUILTIN = "demo"
 ALIAS_SIMILARITY = 0.85
