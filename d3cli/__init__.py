@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from d3cli.audit import Agreement
     from d3cli.base.errors import D3Error
     from d3cli.calibration import Calibrator
+    from d3cli.depth.schedule import DepthSchedule
     from d3cli.engine import Engine, GenerationChunk, Reply
     from d3cli.load import load_model
     from d3cli.model import LoadedModel, wrap_model
     from d3cli.outcome import CalibrationSettings
     from d3cli.sampling import SamplingParams
-    from d3cli.schedule import DepthSchedule
     from d3cli.scoring import Document, Scorer, perplexity, score
     from d3cli.stats import RunStats
 

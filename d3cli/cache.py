@@ -19,7 +19,7 @@ from transformers.cache_utils import (
 )
 
 from d3cli.base.errors import ModelError
-from d3cli.families import OTHER_TYPE
+from d3cli.depth.families import OTHER_TYPE
 
 
 class KVLayer(CacheLayerMixin):

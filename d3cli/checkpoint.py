@@ -23,7 +23,14 @@ from transformers.utils import logging as hf_logging
 from d3cli.base.errors import ModelError, is_panic
 from d3cli.base.progress import ByteProgress
 from d3cli.cache import KVCache
-from d3cli.families import ENCODER_DECODER, OTHER_TYPE, UNLISTED, Family, find_family, not_proven
+from d3cli.depth.families import (
+    ENCODER_DECODER,
+    OTHER_TYPE,
+    UNLISTED,
+    Family,
+    find_family,
+    not_proven,
+)
 from d3cli.files import ModelFiles
 from d3cli.model_json import BROKEN_FILES
 from d3cli.packing import can_pack, pack_linears

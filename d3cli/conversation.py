@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from d3cli.audit import common_prefix
 from d3cli.base.errors import ContextFullError, D3Error
 from d3cli.chat_template import Message, encode_chat
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine, Reply
 from d3cli.model import LoadedModel
 from d3cli.reasoning import opening_tag
 from d3cli.sampling import SamplingParams
-from d3cli.schedule import DepthSchedule
 from d3cli.text import check_length
 from d3cli.transcript import ChatMessage
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from d3cli.base.errors import GenerationError
 from d3cli.cache import KVCache
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.memory import PREFILL_CHUNK
 from d3cli.model import LoadedModel
 from d3cli.sampling import Sampler
-from d3cli.schedule import DepthSchedule
 
 
 @dataclass(frozen=True, slots=True)

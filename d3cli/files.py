@@ -14,7 +14,7 @@ from d3cli.base.settings import (
     nearest_aliases,
     shipped_aliases,
 )
-from d3cli.families import find_family
+from d3cli.depth.families import find_family
 from d3cli.hub import cached_snapshot, describe_repository, download
 from d3cli.model_json import BROKEN_FILES, read_json
 from d3cli.weights import Description, missing_weights

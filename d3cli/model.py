@@ -16,13 +16,13 @@ from d3cli.attention import group_queries
 from d3cli.base.errors import ModelError, ScheduleError
 from d3cli.cache import KVCache
 from d3cli.chat_template import Renderer
-from d3cli.families import OTHER_TYPE, UNLISTED, find_family, not_proven
+from d3cli.depth.calibration_record import Calibration, ModelKey
+from d3cli.depth.calibration_store import Stale
+from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
+from d3cli.depth.schedule import DepthSchedule, resolve_schedule
+from d3cli.depth.units import WeightBytes, parse_unit
 from d3cli.layers import LayerGate, measure_bytes
 from d3cli.model_json import BROKEN_FILES
-from d3cli.record import Calibration, ModelKey
-from d3cli.schedule import DepthSchedule, resolve_schedule
-from d3cli.store import Stale
-from d3cli.units import WeightBytes, parse_unit
 from d3cli.weights import one_line
 
 

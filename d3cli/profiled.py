@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from d3cli.chat_template import Message
 from d3cli.comparison import Comparison
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import GenerationChunk, Reply
 from d3cli.sampling import SamplingParams
-from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document
 from d3cli.trace import ClockTrace, LayersTrace, RepeatTrace
 

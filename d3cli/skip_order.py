@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.units import parse_unit
 from d3cli.evaluation import Evaluator, OutOfTime
 from d3cli.model import LoadedModel
-from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document
-from d3cli.units import parse_unit
 
 UnitKind = Literal["layer", "sublayer"]
 

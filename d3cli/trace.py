@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from d3cli.base.errors import ScheduleError, TraceError
-from d3cli.schedule import DepthSchedule
-from d3cli.units import LayerBytes, WeightBytes
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.units import LayerBytes, WeightBytes
 
 SCHEMA = 1
 LARGEST_FILE = 512 << 20

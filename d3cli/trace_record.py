@@ -14,10 +14,11 @@ from torch import Tensor
 
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.clock import PartTimes, StepTimes
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.units import parse_unit
 from d3cli.engine import Reply
 from d3cli.model import LoadedModel
 from d3cli.profiled import Profiled, ProfileOptions
-from d3cli.schedule import DepthSchedule
 from d3cli.trace import (
     ClockTrace,
     LayersTrace,
@@ -28,7 +29,6 @@ from d3cli.trace import (
     TokenTrace,
     Trace,
 )
-from d3cli.units import parse_unit
 
 CONFIDENCE = 0.95
 

@@ -41,12 +41,12 @@ from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN
 from d3cli.clock import fill_cache, spread_steps
 from d3cli.decode import decode_step
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.doctor import read_bandwidth
 from d3cli.files import find_model
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.quantized_head import EightBitLinear
-from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document
 from d3cli.skip_order import static_schedule
 from d3cli.stats import peak_memory

@@ -23,11 +23,11 @@ from demo_world import CATEGORIES
 
 from d3cli.chat_template import encode_chat
 from d3cli.decode import DecodedToken
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams
-from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
 
 BUILTIN = Path(__file__).parent.parent / "d3cli" / "builtin"

@@ -78,13 +78,15 @@ def conversation(data: bytes) -> object:
 
 
 def calibration(data: bytes) -> object:
-    from d3cli import store
+    from d3cli.depth import calibration_store
 
-    path = store.file_of("someone/fox")
+    path = calibration_store.file_of("someone/fox")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     try:
-        return store.calibrations_of("someone/fox"), store.all_calibrations()
+        return calibration_store.calibrations_of(
+            "someone/fox"
+        ), calibration_store.all_calibrations()
     finally:
         path.unlink()
 
@@ -105,7 +107,7 @@ def options(data: bytes) -> object:
     """Percent, depth and time, each as a flag gives it."""
     from d3cli.cli.calibrate import parse_duration, parse_target
     from d3cli.cli.depth import parse_alpha, parse_start
-    from d3cli.units import parse_unit
+    from d3cli.depth.units import parse_unit
 
     text = text_of(data)
     results = []
@@ -220,10 +222,10 @@ def seeds(name: str) -> list[bytes]:
 
         return [json.dumps(to_json(made_trace([4, 4, 3], [10.0, 9.0]))).encode()]
     if name == "calibration":
-        from d3cli import store
+        from d3cli.depth import calibration_store
         from tests.records import FOUND, KEY
 
-        return [store.save(KEY, FOUND).read_bytes()]
+        return [calibration_store.save(KEY, FOUND).read_bytes()]
     if name == "conversation":
         from d3cli import transcript
 

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from pathlib import Path
 
-from d3cli.families import CANNOT_SKIP, FAMILIES
+from d3cli.depth.families import CANNOT_SKIP, FAMILIES
 
 TARGET = Path(__file__).parent.parent / "docs" / "models.md"
 
 HEAD = """# Models
 
-Written by `scripts/write_models_docs.py` from the table in `d3cli/families.py`. Do not edit.
+Written by `scripts/write_models_docs.py` from the table in `d3cli/depth/families.py`. Do not edit.
 
 ## Supported
 

@@ -35,9 +35,9 @@ from transformers import (
     Starcoder2Config,
 )
 
-from d3cli.families import find_family
+from d3cli.depth.families import find_family
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.model import LoadedModel, wrap_model
-from d3cli.schedule import DepthSchedule
 from tests.reference import Reference
 
 VOCAB = 131

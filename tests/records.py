@@ -1,7 +1,7 @@
 """A calibration made by hand, and the key of the model that it is for."""
 
-from d3cli.record import Calibration, ModelKey, Unseen
-from d3cli.schedule import DepthSchedule
+from d3cli.depth.calibration_record import Calibration, ModelKey, Unseen
+from d3cli.depth.schedule import DepthSchedule
 
 SCHEDULE = DepthSchedule(16, 0.98, 8, 4, 4, ("9", "7", "5"))
 UNSEEN = Unseen(

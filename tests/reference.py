@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d3cli.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule
 
 
 def depths_by_position(schedule: DepthSchedule, prompt_len: int, length: int) -> list[set[str]]:

@@ -15,7 +15,7 @@ import pytest
 from d3cli.base.errors import StoreError, UsageError
 from d3cli.base.settings import state_dir
 from d3cli.cli.calibrate import parse_duration, parse_target
-from d3cli.store import file_of
+from d3cli.depth.calibration_store import file_of
 from tests.conftest import D3, Result, check
 
 # Few documents, one kind, no greedy search: seconds instead of a minute.

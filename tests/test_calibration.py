@@ -10,6 +10,7 @@ import torch
 from d3cli.base.errors import CalibrationError, GenerationError, UsageError
 from d3cli.calibration import Calibrator
 from d3cli.decode import decode_step, prefill
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.evaluation import Clock, Evaluator
 from d3cli.heldout import builtin_samples, choose, encode_samples, hash_documents
 from d3cli.load import load_model
@@ -17,7 +18,6 @@ from d3cli.model import LoadedModel
 from d3cli.outcome import CalibrationSettings, Outcome
 from d3cli.plan import make_plan
 from d3cli.replies import judge, self_replies, surprise
-from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
 from d3cli.search import StaticLosses, at_least_depth, candidates, score_prefixes
 from d3cli.skip_order import static_schedule

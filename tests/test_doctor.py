@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaConfig
 
 from d3cli.base.errors import ModelError
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.doctor import SHAPES, expected_speeds, read_bandwidth
 from d3cli.load import load_model
-from d3cli.schedule import DepthSchedule
 from tests.conftest import D3
 
 

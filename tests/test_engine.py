@@ -17,11 +17,11 @@ from d3cli.base.errors import (
     UsageError,
 )
 from d3cli.decode import decode, prefill
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine, Reply
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
-from d3cli.schedule import DepthSchedule
 from d3cli.scoring import Document, score
 from d3cli.text import Detokenizer, StopStrings
 from tests.families import random_ids, tiny, whole_layers

@@ -20,15 +20,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from d3cli import store
 from d3cli.base.errors import ModelError, StoreError
 from d3cli.base.settings import BUILTIN, state_dir
 from d3cli.cli.stored import as_json, describe, percent, summary
+from d3cli.depth import calibration_store
+from d3cli.depth.calibration_record import Calibration, Entry, ModelKey
+from d3cli.depth.calibration_store import (
+    Stale,
+    all_calibrations,
+    calibrations_of,
+    check_writable,
+    file_of,
+    find,
+)
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.files import find_model, find_on_disk, model_identity
 from d3cli.load import load_model
-from d3cli.record import Calibration, Entry, ModelKey
-from d3cli.schedule import DepthSchedule
-from d3cli.store import Stale, all_calibrations, calibrations_of, check_writable, file_of, find
 from d3cli.weights import fingerprint
 from tests.conftest import BUILTIN_PATH, D3, hub_repository
 from tests.records import FOUND, KEY, SCHEDULE, UNSEEN
@@ -57,7 +64,7 @@ def fox(tmp_path: Path) -> Path:
 class TestSavedAndFound:
     def test_what_is_saved_is_found(self) -> None:
         assert find(KEY) is None
-        path = store.save(KEY, FOUND)
+        path = calibration_store.save(KEY, FOUND)
         assert path.parent == state_dir() / "calibrations"
         assert "someone-fox" in path.name
         assert find(KEY) == FOUND
@@ -66,9 +73,9 @@ class TestSavedAndFound:
         assert data["entries"][0]["schedule"] == SCHEDULE.to_json()
 
     def test_a_second_one_replaces_the_first(self) -> None:
-        store.save(KEY, FOUND)
+        calibration_store.save(KEY, FOUND)
         better = replace(FOUND, target_drop=0.02)
-        store.save(KEY, better)
+        calibration_store.save(KEY, better)
         assert find(KEY) == better
         (stored,) = all_calibrations()
         assert stored.entries == (Entry(KEY, better),)
@@ -77,7 +84,7 @@ class TestSavedAndFound:
         kinds = [("bfloat16", None), ("float32", None), ("bfloat16", "bnb-4bit")]
         for number, (dtype, quantization) in enumerate(kinds, start=1):
             key = replace(KEY, dtype=dtype, quantization=quantization)
-            store.save(key, replace(FOUND, target_drop=number / 100))
+            calibration_store.save(key, replace(FOUND, target_drop=number / 100))
         for number, (dtype, quantization) in enumerate(kinds, start=1):
             found = find(replace(KEY, dtype=dtype, quantization=quantization))
             assert isinstance(found, Calibration)
@@ -88,7 +95,7 @@ class TestSavedAndFound:
         names = ["a/b", "a-b", "A/b", "a/B", "/a/b", "demo", "x" * 5000, "名前/モデル", "a\udcff"]
         assert len({file_of(name).name for name in names}) == len(names)
         for name in names:
-            store.save(replace(KEY, model=name), FOUND)
+            calibration_store.save(replace(KEY, model=name), FOUND)
             assert find(replace(KEY, model=name)) == FOUND
 
     def test_only_the_owner_may_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,7 +103,7 @@ class TestSavedAndFound:
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "local" / "state"))
         previous = os.umask(0)
         try:
-            path = store.save(KEY, FOUND)
+            path = calibration_store.save(KEY, FOUND)
         finally:
             os.umask(previous)
         assert path.parent == tmp_path / "local" / "state" / "d3" / "calibrations"
@@ -107,11 +114,11 @@ class TestSavedAndFound:
 
     def test_removing_takes_all_of_a_model_and_nothing_else(self) -> None:
         other = replace(KEY, model="someone/else")
-        store.save(KEY, FOUND)
-        store.save(replace(KEY, dtype="float32"), FOUND)
-        store.save(other, FOUND)
-        assert store.remove("someone/fox")
-        assert not store.remove("someone/fox")
+        calibration_store.save(KEY, FOUND)
+        calibration_store.save(replace(KEY, dtype="float32"), FOUND)
+        calibration_store.save(other, FOUND)
+        assert calibration_store.remove("someone/fox")
+        assert not calibration_store.remove("someone/fox")
         assert find(KEY) is None
         assert find(other) == FOUND
 
@@ -127,7 +134,7 @@ class TestSavedAndFound:
             replace(KEY, fingerprint="")
 
     def test_neither_reading_nor_writing_imports_torch(self) -> None:
-        code = "import sys, d3cli.store, d3cli.cli.stored; sys.exit('torch' in sys.modules)"
+        code = "import sys, d3cli.depth.calibration_store, d3cli.cli.stored; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -145,14 +152,14 @@ class TestStale:
         ],
     )
     def test_each_reason_is_named(self, change: dict[str, Any], reason: str) -> None:
-        store.save(KEY, FOUND)
+        calibration_store.save(KEY, FOUND)
         found = find(replace(KEY, **change))
         assert isinstance(found, Stale)
         assert reason in found.reason
 
     def test_all_forms_that_are_there_are_named(self) -> None:
-        store.save(KEY, FOUND)
-        store.save(replace(KEY, quantization="bnb-8bit"), FOUND)
+        calibration_store.save(KEY, FOUND)
+        calibration_store.save(replace(KEY, quantization="bnb-8bit"), FOUND)
         found = find(replace(KEY, dtype="float16"))
         assert isinstance(found, Stale)
         assert "made in bfloat16 and bfloat16 bnb-8bit," in found.reason
@@ -163,8 +170,8 @@ def run_saves(body: str) -> subprocess.Popen[str]:
     code = f"""
 import itertools, json, sys
 from dataclasses import replace
-from d3cli import store
-from d3cli.record import Calibration, ModelKey
+from d3cli.depth import calibration_store
+from d3cli.depth.calibration_record import Calibration, ModelKey
 KEY = {KEY!r}
 FOUND = Calibration.from_json(json.loads({json.dumps(FOUND.to_json())!r}))
 print("ready", flush=True)
@@ -187,8 +194,8 @@ own = replace(KEY, dtype={dtype!r})
 sys.stdin.readline()
 for number in range(60):
     made = replace(FOUND, settings={{"number": number}})
-    store.save(own, made)
-    assert store.find(own) == made, number
+    calibration_store.save(own, made)
+    assert calibration_store.find(own) == made, number
 """
         started = [run_saves(body.format(dtype=dtype)) for dtype in ("float32", "float16")]
         for process in started:
@@ -208,7 +215,7 @@ for number in range(60):
 for number in itertools.count():
     # Long, so that writing takes its time.
     made = replace(FOUND, settings={f"s{i}": number for i in range(2000)})
-    store.save(replace(KEY, dtype="float32"), made)
+    calibration_store.save(replace(KEY, dtype="float32"), made)
 """)
         while find(replace(KEY, dtype="float32")) is None:
             time.sleep(0.001)
@@ -220,8 +227,8 @@ for number in itertools.count():
         assert len(found.settings) == 2000
         assert len(set(found.settings.values())) == 1
         begun = time.perf_counter()
-        store.save(KEY, FOUND)  # its lock went with it
-        assert time.perf_counter() - begun < store.LOCK_SECONDS / 2
+        calibration_store.save(KEY, FOUND)  # its lock went with it
+        assert time.perf_counter() - begun < calibration_store.LOCK_SECONDS / 2
         assert find(replace(KEY, dtype="float32")) == found
         assert {path.name for path in file_of(KEY.model).parent.iterdir()} == {
             ".lock",
@@ -229,22 +236,22 @@ for number in itertools.count():
         }
 
     def test_what_a_killed_process_left_is_cleared_away(self) -> None:
-        path = store.save(KEY, FOUND)
+        path = calibration_store.save(KEY, FOUND)
         left = path.parent / f".{path.name}.abc123"
         left.write_text('{"schema":')
         (path.parent / ".lock").write_text("4711")
-        store.save(KEY, replace(FOUND, target_drop=0.02))
+        calibration_store.save(KEY, replace(FOUND, target_drop=0.02))
         assert not left.exists()
 
     def test_a_lock_that_is_held_too_long_is_an_error(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = store.save(KEY, FOUND)
-        monkeypatch.setattr(store, "LOCK_SECONDS", 0.1)
+        path = calibration_store.save(KEY, FOUND)
+        monkeypatch.setattr(calibration_store, "LOCK_SECONDS", 0.1)
         with FileLock(path.parent / ".lock"):
             assert find(KEY) == FOUND  # a reader does not wait
             with pytest.raises(StoreError, match="another d3 has been writing"):
-                store.save(KEY, replace(FOUND, target_drop=0.02))
+                calibration_store.save(KEY, replace(FOUND, target_drop=0.02))
         assert find(KEY) == FOUND
 
 
@@ -269,7 +276,7 @@ def assert_left_alone(path: Path, problem: str) -> None:
     before = path.read_bytes()
     for refused in (
         lambda: find(KEY),
-        lambda: store.save(KEY, FOUND),
+        lambda: calibration_store.save(KEY, FOUND),
         lambda: check_writable(KEY),
         lambda: calibrations_of(KEY.model),
     ):
@@ -429,16 +436,16 @@ class TestDamaged:
     def test_one_that_is_damaged_hides_no_other(self) -> None:
         write("{")
         other = replace(KEY, model="someone/else")
-        store.save(other, FOUND)
+        calibration_store.save(other, FOUND)
         stored = all_calibrations()
         assert [file.model for file in stored] == [None, "someone/else"]
         assert [bool(file.problem) for file in stored] == [True, False]
 
     def test_removing_takes_a_damaged_one_too(self) -> None:
         path = write("{")
-        assert store.remove(KEY.model)
+        assert calibration_store.remove(KEY.model)
         assert not path.exists()
-        store.save(KEY, FOUND)
+        calibration_store.save(KEY, FOUND)
         assert find(KEY) == FOUND
 
 
@@ -450,23 +457,23 @@ class TestCannotBeWritten:
         (tmp_path / "home" / blocked).parent.mkdir(exist_ok=True)
         (tmp_path / "home" / blocked).write_text("a file")
         monkeypatch.setenv("D3_HOME", str(tmp_path / "home"))
-        for write_ in (lambda: check_writable(KEY), lambda: store.save(KEY, FOUND)):
+        for write_ in (lambda: check_writable(KEY), lambda: calibration_store.save(KEY, FOUND)):
             with pytest.raises(StoreError, match="cannot be written to") as error:
                 write_()
             assert "D3_HOME" in error.value.hint
         assert find(KEY) is None
         assert all_calibrations() == []
-        assert not store.remove(KEY.model)
+        assert not calibration_store.remove(KEY.model)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_a_read_only_directory(self) -> None:
-        directory = store.save(KEY, FOUND).parent
+        directory = calibration_store.save(KEY, FOUND).parent
         directory.chmod(0o500)
         try:
             with pytest.raises(StoreError, match="Permission denied"):
                 check_writable(KEY)
             with pytest.raises(StoreError, match="Permission denied"):
-                store.save(KEY, replace(FOUND, target_drop=0.02))
+                calibration_store.save(KEY, replace(FOUND, target_drop=0.02))
             assert find(KEY) == FOUND
         finally:
             directory.chmod(0o700)
@@ -559,7 +566,7 @@ class TestIdentity:
             names = ("foxy", "someone/tiny-fox")
             keys = {key_of(name) for name in names}
             assert len(keys) == 1
-            store.save(*keys, FOUND)
+            calibration_store.save(*keys, FOUND)
             for name in names:
                 data = json.loads(d3("generate", name, "Hi.", "--json", *TAIL).out)
                 assert data["schedule"]["source"] == "calibration"
@@ -596,7 +603,7 @@ class TestGenerate:
         return json.loads(result.out)["schedule"]["source"], notes
 
     def test_auto_uses_the_calibration_and_says_what_it_costs(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox), FOUND)
+        calibration_store.save(key_of(fox), FOUND)
         result = d3("generate", fox, "Hi.", "--json", *TAIL)
         expected = SCHEDULE.to_json() | {"source": "calibration"}
         assert json.loads(result.out)["schedule"] == expected
@@ -608,7 +615,7 @@ class TestGenerate:
 
     def test_it_wins_over_the_schedule_that_ships_with_the_model(self, d3: D3) -> None:
         assert self.source(d3) == ("shipped", [])
-        store.save(key_of(BUILTIN), FOUND)
+        calibration_store.save(key_of(BUILTIN), FOUND)
         assert self.source(d3)[0] == "calibration"
         model = load_model(dtype="float32")
         assert (model.stored_schedule, model.schedule_source) == (SCHEDULE, "calibration")
@@ -616,13 +623,13 @@ class TestGenerate:
         assert model.key == key_of(BUILTIN)
 
     def test_flags_override_its_fields(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox), FOUND)
+        calibration_store.save(key_of(fox), FOUND)
         result = d3("generate", fox, "Hi.", "--json", "--alpha", "0.9", *TAIL)
         schedule = json.loads(result.out)["schedule"]
         assert schedule == replace(SCHEDULE, alpha=0.9).to_json() | {"source": "flags"}
 
     def test_a_changed_weight_makes_it_stale(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox), FOUND)
+        calibration_store.save(key_of(fox), FOUND)
         TestFingerprint().change_a_tensor(fox, lambda tensor: tensor * 1.01)
         source, (stale, default) = self.source(d3, fox)
         assert source == "default"
@@ -632,7 +639,7 @@ class TestGenerate:
         assert "not calibrated" not in default
 
     def test_a_changed_config_makes_it_stale(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox), FOUND)
+        calibration_store.save(key_of(fox), FOUND)
         config = json.loads((fox / "config.json").read_text())
         (fox / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
         source, (stale, _) = self.source(d3, fox)
@@ -640,7 +647,7 @@ class TestGenerate:
 
     def test_a_new_revision_makes_it_stale(self, d3: D3) -> None:
         with hub_repository("someone/tiny-fox") as snapshot:
-            store.save(key_of("someone/tiny-fox"), FOUND)
+            calibration_store.save(key_of("someone/tiny-fox"), FOUND)
             snapshot.rename(snapshot.with_name("2" * 40))
             (snapshot.parent.parent / "refs" / "main").write_text("2" * 40)
             source, (stale, _) = self.source(d3, "someone/tiny-fox")
@@ -648,14 +655,14 @@ class TestGenerate:
         assert "the model is now at 222222222222" in stale
 
     def test_another_dtype_has_none(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox, dtype="bfloat16"), FOUND)
+        calibration_store.save(key_of(fox, dtype="bfloat16"), FOUND)
         source, (stale, _) = self.source(d3, fox)
         assert source == "default"
         assert "made in bfloat16, and the model now runs in float32" in stale
 
     def test_one_that_does_not_fit_the_model_is_not_used(self, d3: D3, fox: Path) -> None:
         other = DepthSchedule(8, 0.98, 8, 2, 2, ("3", "4"))
-        store.save(key_of(fox), replace(FOUND, schedule=other))
+        calibration_store.save(key_of(fox), replace(FOUND, schedule=other))
         source, (stale, _) = self.source(d3, fox)
         assert source == "default"
         assert "for 8 layers" in stale
@@ -670,7 +677,7 @@ class TestGenerate:
     def test_a_file_that_cannot_be_read_is_a_note(
         self, d3: D3, text: str, problem: str, remedy: str
     ) -> None:
-        path = store.save(key_of(BUILTIN), FOUND)
+        path = calibration_store.save(key_of(BUILTIN), FOUND)
         path.write_text(text)
         source, (note,) = self.source(d3)
         assert source == "shipped"
@@ -679,7 +686,7 @@ class TestGenerate:
         assert path.read_text() == text
 
     def test_full_depth_has_no_use_for_one(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox), FOUND).write_text("{")
+        calibration_store.save(key_of(fox), FOUND).write_text("{")
         assert self.source(d3, "--alpha", "off", fox) == ("off", [])
 
     def test_without_one_the_command_that_makes_one_is_named(self, d3: D3, fox: Path) -> None:
@@ -698,22 +705,24 @@ class TestModelsCommand:
 
     def test_a_calibrated_model_shows_its_drop_and_ratio(self, d3: D3) -> None:
         assert self.row(d3, "demo")[4] == ""
-        store.save(key_of(BUILTIN), FOUND)
+        calibration_store.save(key_of(BUILTIN), FOUND)
         assert self.row(d3, "demo")[4] == "+0.80%, 1.21×, alpha 0.98 (float32)"
         with hub_repository("someone/tiny-fox"):
-            store.save(key_of("someone/tiny-fox", quantization="bnb-4bit"), FOUND)
+            calibration_store.save(key_of("someone/tiny-fox", quantization="bnb-4bit"), FOUND)
             assert self.row(d3, "someone/tiny-fox")[4].endswith("(float32 bnb-4bit)")
 
     def test_a_calibrated_directory_has_a_row(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox), FOUND)
-        store.save(key_of(fox, dtype="bfloat16"), replace(FOUND, schedule=DepthSchedule(16)))
+        calibration_store.save(key_of(fox), FOUND)
+        calibration_store.save(
+            key_of(fox, dtype="bfloat16"), replace(FOUND, schedule=DepthSchedule(16))
+        )
         expected = "+0.80%, 1.21×, alpha 0.98 (float32); +0.80%, 1.21×, alpha 1 (bfloat16)"
         assert self.row(d3, str(fox))[4] == expected
         (fox / "config.json").write_text("{}")
         assert self.row(d3, str(fox))[4].count("stale") == 2
 
     def test_json_holds_them_whole(self, d3: D3, fox: Path) -> None:
-        store.save(key_of(fox), FOUND)
+        calibration_store.save(key_of(fox), FOUND)
         (item,) = json.loads(d3("models", "--json").out)["calibrations"]
         assert item["model"] == str(fox)
         assert item["problem"] is None
@@ -724,8 +733,8 @@ class TestModelsCommand:
         assert "config.json" in item["problem"]
 
     def test_a_damaged_file_stands_beside_its_model(self, d3: D3) -> None:
-        store.save(key_of(BUILTIN), FOUND).write_text("{")
-        store.save(KEY, FOUND).write_text("\x1b[31m")
+        calibration_store.save(key_of(BUILTIN), FOUND).write_text("{")
+        calibration_store.save(KEY, FOUND).write_text("\x1b[31m")
         assert self.row(d3, "demo")[4] == "unusable"
         assert "is damaged" in self.row(d3, "demo")[5]
         assert "is damaged" in self.row(d3, file_of(KEY.model).name)[5]
@@ -734,7 +743,7 @@ class TestModelsCommand:
         assert len(items) == 2
 
     def test_hostile_texts_in_a_file_stay_inert(self, d3: D3) -> None:
-        store.save(replace(KEY, model="a\x1b[2J", dtype="\u202efp"), FOUND)
+        calibration_store.save(replace(KEY, model="a\x1b[2J", dtype="\u202efp"), FOUND)
         result = d3("models")
         assert result.code == 0
         assert "\x1b" not in result.out

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import tomlkit
 
-from d3cli import store, transcript
+from d3cli import transcript
 from d3cli.base import settings
 from d3cli.cli.output import Output
 from d3cli.cli.profile_files import Destination, Format
-from d3cli.record import Calibration, ModelKey
+from d3cli.depth import calibration_store
+from d3cli.depth.calibration_record import Calibration, ModelKey
 from d3cli.transcript import ChatMessage
 from tests.records import FOUND, KEY
 
@@ -39,9 +40,9 @@ def _name(count: str | None) -> str:
 def calibration(folder: str, count: str | None = None) -> None:
     for number in _numbers(count):
         settings = {f"s{i}": number for i in range(LONG)}
-        store.save(_key(), replace(FOUND, settings=settings))
+        calibration_store.save(_key(), replace(FOUND, settings=settings))
         if count:
-            assert isinstance(store.find(_key()), Calibration)
+            assert isinstance(calibration_store.find(_key()), Calibration)
 
 
 def conversation(folder: str, count: str | None = None) -> None:
@@ -74,7 +75,7 @@ def check(folder: str, kind: str) -> None:
     """Fails unless what is there is one version, whole."""
     home = Path(folder)
     if kind == "calibration":
-        found = store.find(_key())
+        found = calibration_store.find(_key())
         assert found is None or isinstance(found, Calibration), found
         assert found is None or len(found.settings) == LONG
         assert found is None or len(set(found.settings.values())) == 1

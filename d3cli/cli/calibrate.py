@@ -20,8 +20,15 @@ from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.stored import as_json as stored_as_json
 from d3cli.cli.stored import describe, with_reasons
+from d3cli.depth.calibration_store import (
+    StoredFile,
+    all_calibrations,
+    calibrations_of,
+    check_writable,
+    remove,
+    save,
+)
 from d3cli.files import find_local, model_identity
-from d3cli.store import StoredFile, all_calibrations, calibrations_of, check_writable, remove, save
 
 if TYPE_CHECKING:
     from d3cli.calibration import Calibrator, Progress

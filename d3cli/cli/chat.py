@@ -17,9 +17,9 @@ from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.prompt import check_utf8, read_text
+from d3cli.depth.calibration_store import calibrate_command
 from d3cli.files import find_local
 from d3cli.sampling import SamplingParams
-from d3cli.store import calibrate_command
 
 if TYPE_CHECKING:
     from d3cli.load import LoadOptions

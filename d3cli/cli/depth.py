@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Literal
 from d3cli.base.errors import UsageError
 from d3cli.cli.output import Output
 from d3cli.cli.stored import percent
-from d3cli.record import Calibration
-from d3cli.schedule import DepthSchedule
-from d3cli.store import Stale
+from d3cli.depth.calibration_record import Calibration
+from d3cli.depth.calibration_store import Stale
+from d3cli.depth.schedule import DepthSchedule
 
 if TYPE_CHECKING:
     from d3cli.model import LoadedModel

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
+    from d3cli.depth.schedule import DepthSchedule
     from d3cli.model import LoadedModel
     from d3cli.profiled import Run
-    from d3cli.schedule import DepthSchedule
 
 # At most so often a second, and never for more than this share of the time: drawing shares the
 # processor with decoding.

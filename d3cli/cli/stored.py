@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from d3cli.base.errors import D3Error
+from d3cli.depth.calibration_record import Calibration, Entry
+from d3cli.depth.calibration_store import Stale, StoredFile, find
 from d3cli.files import find_on_disk
-from d3cli.record import Calibration, Entry
-from d3cli.store import Stale, StoredFile, find
 from d3cli.weights import fingerprint
 
 

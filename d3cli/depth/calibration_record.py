@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from d3cli.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule
 
 Scalar = str | int | float | bool | None
 

@@ -15,7 +15,7 @@ from operator import index
 from typing import Any, Literal
 
 from d3cli.base.errors import ScheduleError
-from d3cli.units import Unit, WeightBytes, parse_unit
+from d3cli.depth.units import Unit, WeightBytes, parse_unit
 
 # Float sums of weights such as 0.3 + 0.7 must still count as one whole layer.
 TOLERANCE = 1e-9

@@ -17,7 +17,14 @@ from typing import Any
 
 from d3cli.base.errors import ScheduleError, StoreError
 from d3cli.base.settings import make_directory, replace_file, state_dir
-from d3cli.record import Calibration, Entry, ModelKey, check_object, is_count, is_text
+from d3cli.depth.calibration_record import (
+    Calibration,
+    Entry,
+    ModelKey,
+    check_object,
+    is_count,
+    is_text,
+)
 
 SCHEMA = 1
 LARGEST_FILE = 1 << 20

@@ -1,0 +1,1 @@
+"""Which layers a token runs: families, units, schedules, stored calibrations. No torch."""
