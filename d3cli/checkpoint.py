@@ -31,8 +31,15 @@ from d3cli.depth.families import (
     find_family,
     not_proven,
 )
-from d3cli.files import ModelFiles
-from d3cli.model_json import BROKEN_FILES
+from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.names import ModelFiles
+from d3cli.files.safetensors import (
+    Description,
+    lazy_state_dict,
+    one_line,
+    read_again,
+)
+from d3cli.files.vetting import refuse_other_sizes, vet_config
 from d3cli.packing import can_pack, pack_linears
 from d3cli.quantization import (
     Quantization,
@@ -43,13 +50,6 @@ from d3cli.quantization import (
     quantization_config,
 )
 from d3cli.quantized_head import quantize_head
-from d3cli.vetting import refuse_other_sizes, vet_config
-from d3cli.weights import (
-    Description,
-    lazy_state_dict,
-    one_line,
-    read_again,
-)
 
 # Buffers that old checkpoints hold and that are computed today.
 OLD_BUFFERS = (

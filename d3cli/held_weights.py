@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig
 
 from d3cli.base.errors import ModelError
-from d3cli.model_json import BROKEN_FILES
+from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.safetensors import REOPEN_AFTER, Description, TensorInfo, one_line
 from d3cli.packing import can_pack
 from d3cli.quantization import (
     Quantization,
@@ -19,7 +20,6 @@ from d3cli.quantization import (
     quantized_bytes,
 )
 from d3cli.quantized_head import MULTIPLE, HeadChoice
-from d3cli.weights import REOPEN_AFTER, Description, TensorInfo, one_line
 
 # bitsandbytes' temporaries while it brings a 4-bit weight into the order of the CPU's kernel, in
 # bytes a weight; and what quantizing takes in any case.

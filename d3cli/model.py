@@ -21,9 +21,9 @@ from d3cli.depth.calibration_store import Stale
 from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
 from d3cli.depth.schedule import DepthSchedule, resolve_schedule
 from d3cli.depth.units import WeightBytes, parse_unit
+from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.safetensors import one_line
 from d3cli.layers import LayerGate, measure_bytes
-from d3cli.model_json import BROKEN_FILES
-from d3cli.weights import one_line
 
 
 class _FinalStates:

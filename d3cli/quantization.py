@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from d3cli.base.errors import ModelError
-from d3cli.model_json import BROKEN_FILES
+from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.safetensors import FLOATS, TensorInfo
 from d3cli.nf4 import register_rounding
-from d3cli.weights import FLOATS, TensorInfo
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
 

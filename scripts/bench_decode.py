@@ -43,7 +43,7 @@ from d3cli.clock import fill_cache, spread_steps
 from d3cli.decode import decode_step
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.doctor import read_bandwidth
-from d3cli.files import find_model
+from d3cli.files.names import find_model
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.quantized_head import EightBitLinear

@@ -24,11 +24,11 @@ def measure(directory: str, dtype: str, quantization: str | None, prompt: int, r
     import torch
 
     from d3cli.engine import Engine
+    from d3cli.files.safetensors import describe_directory
     from d3cli.load import load_model
     from d3cli.memory import predict_memory
     from d3cli.sampling import SamplingParams
     from d3cli.stats import peak_memory
-    from d3cli.weights import describe_directory
 
     before = psutil.Process().memory_info().rss
     need = predict_memory(

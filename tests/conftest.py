@@ -23,7 +23,7 @@ import torch
 from d3cli.base.settings import BUILTIN
 from d3cli.cli import signals
 from d3cli.cli.app import run
-from d3cli.files import find_model
+from d3cli.files.names import find_model
 
 torch.set_num_threads(1)
 

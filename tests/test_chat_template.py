@@ -15,7 +15,7 @@ from d3cli.base.errors import ModelError, PromptError, UsageError
 from d3cli.base.settings import BUILTIN
 from d3cli.chat_template import Renderer
 from d3cli.chat_template import encode_chat as encode
-from d3cli.files import ModelFiles, find_model
+from d3cli.files.names import ModelFiles, find_model
 from d3cli.load import load_model
 from d3cli.reasoning import (
     TAGS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from d3cli.base.errors import ModelError
-from d3cli.checksums import METADATA, verify
+from d3cli.files.checksums import METADATA, verify
 from tests.conftest import BUILTIN_PATH, D3, check
 
 

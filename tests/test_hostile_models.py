@@ -106,7 +106,7 @@ def test_links_within_one_repository_of_the_hub_s_cache_are_followed(
 
 
 def test_json_that_says_nothing_bad_is_read_as_it_is(tmp_path: Path) -> None:
-    from d3cli.model_json import read_json
+    from d3cli.files.json_files import read_json
 
     (tmp_path / "config.json").write_text(json.dumps({"a": [{"b": [1, {"c": None}]}]}))
     assert read_json(tmp_path / "config.json") == {"a": [{"b": [1, {"c": None}]}]}

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from d3cli import memory
 from d3cli.cache import KVCache
+from d3cli.files.safetensors import describe_directory
 from d3cli.load import load_model
 from d3cli.memory import kv_bytes_per_position, predict_memory
-from d3cli.weights import describe_directory
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import CONFIGS, random_ids, tiny
 
@@ -40,7 +40,7 @@ from d3cli.memory import predict_memory
 from d3cli.load import load_model
 from d3cli.sampling import SamplingParams
 from d3cli.stats import peak_memory
-from d3cli.weights import describe_directory
+from d3cli.files.safetensors import describe_directory
 
 path, dtype, quantization, prompt = sys.argv[1:]
 options = {"quantization": quantization or None, "prompt_tokens": int(prompt), "reply_tokens": 4}

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from d3cli import packing
+from d3cli.files.safetensors import lazy_state_dict, read_again
 from d3cli.load import load_model
 from d3cli.model import wrap_model
 from d3cli.packing import PackedLinear, can_pack, pack_linears
-from d3cli.weights import lazy_state_dict, read_again
 from tests.conftest import BUILTIN_PATH
 from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from d3cli import text
 from d3cli.base.errors import ContextFullError, PromptError, UsageError
 from d3cli.base.settings import BUILTIN
-from d3cli.files import find_model
+from d3cli.files.names import find_model
 from d3cli.text import (
     Detokenizer,
     StopStrings,

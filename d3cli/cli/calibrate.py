@@ -28,7 +28,7 @@ from d3cli.depth.calibration_store import (
     remove,
     save,
 )
-from d3cli.files import find_local, model_identity
+from d3cli.files.names import find_local, model_identity
 
 if TYPE_CHECKING:
     from d3cli.calibration import Calibrator, Progress

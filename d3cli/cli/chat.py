@@ -18,7 +18,7 @@ from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.prompt import check_utf8, read_text
 from d3cli.depth.calibration_store import calibrate_command
-from d3cli.files import find_local
+from d3cli.files.names import find_local
 from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from d3cli.cli.output import Output
 from d3cli.cli.signals import Stopped
 from d3cli.cli.terminal import line_mode
 from d3cli.conversation import Conversation, ReplyOptions
-from d3cli.files import find_local
+from d3cli.files.names import find_local
 from d3cli.sampling import SamplingParams
 from d3cli.transcript import ChatMessage
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
 from d3cli.cli.output import Output
-from d3cli.files import find_model
+from d3cli.files.names import find_model
 
 if TYPE_CHECKING:
     from d3cli.load import LoadOptions

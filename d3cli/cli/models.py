@@ -12,7 +12,7 @@ from d3cli.cli.output import Output
 from d3cli.cli.stored import as_json as calibration_json
 from d3cli.cli.stored import summary
 from d3cli.depth.calibration_store import all_calibrations, file_of
-from d3cli.files import CachedModel, cached_models, find_local, model_identity
+from d3cli.files.names import CachedModel, cached_models, find_local, model_identity
 
 SCHEMA = 1
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from d3cli.base.errors import PromptError, UsageError
 from d3cli.base.settings import default_model, names_a_model
-from d3cli.files import find_local
+from d3cli.files.names import find_local
 
 LARGEST_TEXT = 64 * 2**20
 NOT_UTF8 = "save it as UTF-8, or convert it with iconv"

@@ -24,7 +24,7 @@ class ModelKey:
 
     Attributes:
         model: its identity: a hub id, a directory's resolved path, or "demo".
-        fingerprint: of its config and weights; see `d3cli.weights.fingerprint`.
+        fingerprint: of its config and weights; see `d3cli.files.safetensors.fingerprint`.
         revision: the hub's commit, where it comes from there.
         dtype: what it is computed in: "bfloat16".
         quantization: "bnb-4bit" or "bnb-8bit" where it is quantized while loading.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from d3cli.base.errors import ModelError
-from d3cli.model_json import BROKEN_FILES, no_name_twice, read_json
+from d3cli.files.json_files import BROKEN_FILES, no_name_twice, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from d3cli.base.errors import ModelError
-from d3cli.model_json import BROKEN_FILES, DO_NOT_USE, read_json
-from d3cli.weights import INDEX, SINGLE_FILE, TensorInfo, weight_files
+from d3cli.files.json_files import BROKEN_FILES, DO_NOT_USE, read_json
+from d3cli.files.safetensors import INDEX, SINGLE_FILE, TensorInfo, weight_files
 
 # What transformers or d3 reads of a model, beside its weights. Other files are left alone.
 READ = {

@@ -15,9 +15,9 @@ from d3cli.base.settings import (
     shipped_aliases,
 )
 from d3cli.depth.families import find_family
-from d3cli.hub import cached_snapshot, describe_repository, download
-from d3cli.model_json import BROKEN_FILES, read_json
-from d3cli.weights import Description, missing_weights
+from d3cli.files.hub import cached_snapshot, describe_repository, download
+from d3cli.files.json_files import BROKEN_FILES, read_json
+from d3cli.files.safetensors import Description, missing_weights
 
 GGUF_HINT = (
     "get the same model as safetensors: the hub repository that it was converted from has them, "

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from d3cli.base.errors import DownloadError, ModelError, UnknownModelError
 from d3cli.base.settings import nearest_aliases
-from d3cli.model_json import BROKEN_FILES, read_json
-from d3cli.weights import Description, TensorInfo, missing_weights
+from d3cli.files.json_files import BROKEN_FILES, read_json
+from d3cli.files.safetensors import Description, TensorInfo, missing_weights
 
 # merges.txt and *.model are tokenizers.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
