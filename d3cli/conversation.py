@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 
 from d3cli.audit import common_prefix
 from d3cli.base.errors import ContextFullError, D3Error
-from d3cli.chat_template import Message, encode_chat
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine, Reply
 from d3cli.model import LoadedModel
-from d3cli.reasoning import opening_tag
 from d3cli.sampling import SamplingParams
-from d3cli.text import check_length
+from d3cli.text.chat_template import Message, encode_chat
+from d3cli.text.reasoning import opening_tag
+from d3cli.text.tokens import check_length
 from d3cli.transcript import ChatMessage
 
 # A chat template's opening tag is found at the end of a prompt: its last tokens tell.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from d3cli.base.errors import ContextFullError, UsageError
-from d3cli.chat_template import Message, encode_chat
 from d3cli.model import LoadedModel
 from d3cli.scoring import Document
-from d3cli.text import check_length, encode_in_pieces
+from d3cli.text.chat_template import Message, encode_chat
+from d3cli.text.tokens import check_length, encode_in_pieces
 
 PROMPT_TOKENS = 64  # of a plain text, read before what is scored
 PASSAGE_TOKENS = 320  # a plain text's passages, prompt and response together

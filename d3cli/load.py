@@ -13,7 +13,6 @@ import torch
 from d3cli.base.errors import ScheduleError, StoreError, UsageError
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
-from d3cli.chat_template import Renderer, own_template
 from d3cli.checkpoint import check_config, check_sizes, load_tokenizer, load_weights
 from d3cli.depth.calibration_record import Calibration, ModelKey
 from d3cli.depth.calibration_store import Stale, find
@@ -30,6 +29,7 @@ from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
 from d3cli.quantization import Quantization
 from d3cli.quantized_head import HeadChoice
+from d3cli.text.chat_template import Renderer, own_template
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process
 

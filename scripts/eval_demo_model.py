@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from demo_world import CATEGORIES
 
-from d3cli.chat_template import encode_chat
 from d3cli.decode import DecodedToken
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine
@@ -29,6 +28,7 @@ from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams
 from d3cli.scoring import Document, score
+from d3cli.text.chat_template import encode_chat
 
 BUILTIN = Path(__file__).parent.parent / "d3cli" / "builtin"
 CORE = 4

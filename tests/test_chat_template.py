@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from d3cli.base.errors import ModelError, PromptError, UsageError
 from d3cli.base.settings import BUILTIN
-from d3cli.chat_template import Renderer
-from d3cli.chat_template import encode_chat as encode
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.load import load_model
-from d3cli.reasoning import (
+from d3cli.text.chat_template import Renderer
+from d3cli.text.chat_template import encode_chat as encode
+from d3cli.text.reasoning import (
     TAGS,
     ReasoningSplitter,
     count_thinking,
@@ -179,7 +179,7 @@ def test_a_hostile_template_gives_one_clear_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentinel = tmp_path / "sentinel"
-    monkeypatch.setattr("d3cli.chat_template.RENDER_LIMIT", 3.0)
+    monkeypatch.setattr("d3cli.text.chat_template.RENDER_LIMIT", 3.0)
     template = HOSTILE[name].replace("SENTINEL", str(sentinel))
     began = time.monotonic()
     with pytest.raises(ModelError, match="cannot render this conversation: ") as failure:

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from d3cli.chat_template import Renderer, encode_chat
+from d3cli.text.chat_template import Renderer, encode_chat
 from tests.conftest import BUILTIN_PATH
 
 RENDERER = Renderer()

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from d3cli.base.errors import ContextFullError
-from d3cli.chat_template import encode_chat
 from d3cli.conversation import Conversation, ReplyOptions, inside
 from d3cli.engine import Engine, Reply
 from d3cli.load import load_model
 from d3cli.read_ahead import ReadAhead
 from d3cli.reply_comparison import compare_reply
 from d3cli.sampling import SamplingParams
+from d3cli.text.chat_template import encode_chat
 from d3cli.transcript import ChatMessage
 
 MODEL = load_model(dtype="float32", device="cpu", threads=1)
@@ -229,7 +229,7 @@ class TestOverflow:
     def test_a_huge_old_message_is_left_out_without_tokenizing_it(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("d3cli.text.LONGEST_PIECE", 20_000)
+        monkeypatch.setattr("d3cli.text.tokens.LONGEST_PIECE", 20_000)
         huge = ChatMessage("user", "word " * 100_000)
         conversation = Conversation(MODEL, [huge, *self.long(1).messages])
         conversation.say("Hello?")

@@ -23,7 +23,7 @@ from d3cli.load import load_model
 from d3cli.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.scoring import Document, score
-from d3cli.text import Detokenizer, StopStrings
+from d3cli.text.tokens import Detokenizer, StopStrings
 from tests.families import random_ids, tiny, whole_layers
 
 STORY = "Tell me a story about a fox."

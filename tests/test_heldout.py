@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from d3cli import text
 from d3cli.base.errors import UsageError
 from d3cli.heldout import Sample, builtin_samples, encode_samples, read_samples, split
 from d3cli.load import load_model
 from d3cli.model import LoadedModel
+from d3cli.text import tokens
 from tests.families import tiny
 
 
@@ -90,7 +90,7 @@ def test_a_plain_text_is_cut_into_passages(model: LoadedModel, tmp_path: Path) -
 def test_what_is_far_too_long_is_not_tokenized_whole(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "LONGEST_PIECE", 20_000)  # a context of 1,024 tokens
+    monkeypatch.setattr(tokens, "LONGEST_PIECE", 20_000)  # a context of 1,024 tokens
     given: list[str] = []
     tokenize = model.tokenizer.__call__
     monkeypatch.setattr(

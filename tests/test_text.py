@@ -4,22 +4,22 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-from d3cli import text
-from d3cli.base.errors import ContextFullError, PromptError, UsageError
-from d3cli.base.settings import BUILTIN
-from d3cli.files.names import find_model
-from d3cli.text import (
+from d3cli.tokens.tokens import (
     Detokenizer,
     StopStrings,
     check_length,
     encode_in_pieces,
     encode_raw,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from d3cli.base.errors import ContextFullError, PromptError, UsageError
+from d3cli.base.settings import BUILTIN
+from d3cli.files.names import find_model
+from d3cli.text import tokens
 
 
 def builtin() -> PreTrainedTokenizerFast:
@@ -159,7 +159,7 @@ class Counting:
 class TestLongTexts:
     @pytest.mark.parametrize("end", ["\n", " ", "x"])
     def test_pieces_hold_the_whole_text(self, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text, "LONGEST_PIECE", 100)
+        monkeypatch.setattr(tokens, "LONGEST_PIECE", 100)
         whole = f"\nA fox ran over nine hills{end}" * 200
         ids = list(encode_in_pieces(TOKENIZER, whole))
         assert TOKENIZER.decode(ids) == whole
@@ -180,18 +180,18 @@ class TestLongTexts:
         tokenizer = Counting()
         with pytest.raises(ContextFullError):
             check_length(tokenizer, "🦊" * 500_000, 1024)
-        assert tokenizer.characters == text.LONGEST_PIECE // 4
+        assert tokenizer.characters == tokens.LONGEST_PIECE // 4
 
     def test_no_more_is_tokenized_than_is_asked_for(self) -> None:
         tokenizer = Counting()
         assert len(list(islice(encode_in_pieces(tokenizer, "a fox " * 2_000_000), 320))) == 320
-        assert tokenizer.characters <= text.LONGEST_PIECE
+        assert tokenizer.characters <= tokens.LONGEST_PIECE
 
     def test_far_beyond_the_context_only_the_beginning_is_tokenized(self) -> None:
         tokenizer = Counting()
         with pytest.raises(ContextFullError, match=r"is at least .* tokens long") as refused:
             check_length(tokenizer, "a fox " * 2_000_000, 1024)
-        assert tokenizer.characters == text.LONGEST_PIECE
+        assert tokenizer.characters == tokens.LONGEST_PIECE
         assert refused.value.tokens > 2 * refused.value.context
 
     def test_what_may_fit_is_not_refused(self) -> None:

@@ -15,7 +15,7 @@ from d3cli.cli.reply_view import ReplyView
 from d3cli.cli.signals import Stopped
 from d3cli.conversation import Conversation, ReplyOptions, inside
 from d3cli.read_ahead import ReadAhead
-from d3cli.reasoning import count_thinking
+from d3cli.text.reasoning import count_thinking
 
 if TYPE_CHECKING:
     from d3cli.engine import Reply

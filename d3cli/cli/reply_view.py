@@ -22,7 +22,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from d3cli.base.inert import inert
-from d3cli.reasoning import ReasoningSplitter
+from d3cli.text.reasoning import ReasoningSplitter
 
 # Colours that the terminal's own palette defines read well on light and dark.
 CODE_THEME = "ansi_dark"

@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from d3cli import template_child
 from d3cli.base.errors import ModelError, PromptError, UsageError
-from d3cli.reasoning import split_reasoning
+from d3cli.text import template_sandbox
+from d3cli.text.reasoning import split_reasoning
 
 Message = dict[str, str]
 
@@ -54,7 +54,7 @@ class Renderer:
             self._ready = False
             self._child = subprocess.Popen(  # noqa: S603 - no shell, nothing from outside
                 # -P: a module that lies in the working directory is not ours.
-                [sys.executable, "-P", "-m", template_child.__name__],
+                [sys.executable, "-P", "-m", template_sandbox.__name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -85,7 +85,7 @@ class Renderer:
             "largest": largest,
         }
         if template in self._trusted:
-            answer = template_child.answer(request)
+            answer = template_sandbox.answer(request)
         else:
             answer = self._ask(json.dumps(request) + "\n", largest)
         if "error" in answer:
