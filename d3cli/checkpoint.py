@@ -40,8 +40,7 @@ from d3cli.files.safetensors import (
     read_again,
 )
 from d3cli.files.vetting import refuse_other_sizes, vet_config
-from d3cli.packing import can_pack, pack_linears
-from d3cli.quantization import (
+from d3cli.kernels.bnb_linear import (
     Quantization,
     check_quantization,
     import_bitsandbytes,
@@ -49,7 +48,8 @@ from d3cli.quantization import (
     pack_for_cpu,
     quantization_config,
 )
-from d3cli.quantized_head import quantize_head
+from d3cli.kernels.int8_linear import quantize_head
+from d3cli.kernels.packed_linear import can_pack, pack_linears
 
 # Buffers that old checkpoints hold and that are computed today.
 OLD_BUFFERS = (

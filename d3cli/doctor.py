@@ -12,9 +12,9 @@ from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.held_weights import LEAST_HEAD
+from d3cli.kernels.bnb_linear import quantized_bytes
+from d3cli.kernels.threads import pick_threads, usable_cores
 from d3cli.memory import available_memory
-from d3cli.quantization import quantized_bytes
-from d3cli.threads import pick_threads, usable_cores
 
 PROBE_SECONDS = 1.0
 PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches

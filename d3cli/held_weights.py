@@ -11,15 +11,15 @@ from transformers import AutoConfig
 from d3cli.base.errors import ModelError
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.files.safetensors import REOPEN_AFTER, Description, TensorInfo, one_line
-from d3cli.packing import can_pack
-from d3cli.quantization import (
+from d3cli.kernels.bnb_linear import (
     Quantization,
     fits_cpu_kernel,
     is_converted,
     is_quantized_while_loading,
     quantized_bytes,
 )
-from d3cli.quantized_head import MULTIPLE, HeadChoice
+from d3cli.kernels.int8_linear import MULTIPLE, HeadChoice
+from d3cli.kernels.packed_linear import can_pack
 
 # bitsandbytes' temporaries while it brings a 4-bit weight into the order of the CPU's kernel, in
 # bytes a weight; and what quantizing takes in any case.

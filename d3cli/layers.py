@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from d3cli.base.errors import ModelError, UsageError
 from d3cli.depth.families import Family
 from d3cli.depth.units import LayerBytes, WeightBytes
-from d3cli.quantization import stored_bytes
+from d3cli.kernels.bnb_linear import stored_bytes
 
 
 class LayerGate:

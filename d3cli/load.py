@@ -18,17 +18,17 @@ from d3cli.depth.calibration_record import Calibration, ModelKey
 from d3cli.depth.calibration_store import Stale, find
 from d3cli.depth.families import Family
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.device import Dtype, pick_device, pick_dtype
 from d3cli.files.checksums import verify
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.files.safetensors import Description, describe_directory, fingerprint
 from d3cli.files.vetting import vet_files
 from d3cli.held_weights import HeldWeights
+from d3cli.kernels.bnb_linear import Quantization
+from d3cli.kernels.device import Dtype, pick_device, pick_dtype
+from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model import LoadedModel, wrap_model
-from d3cli.quantization import Quantization
-from d3cli.quantized_head import HeadChoice
 from d3cli.text.chat_template import Renderer, own_template
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process

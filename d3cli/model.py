@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from d3cli.attention import group_queries
 from d3cli.base.errors import ModelError, ScheduleError
 from d3cli.cache import KVCache
 from d3cli.depth.calibration_record import Calibration, ModelKey
@@ -22,6 +21,7 @@ from d3cli.depth.schedule import DepthSchedule, resolve_schedule
 from d3cli.depth.units import WeightBytes, parse_unit
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.files.safetensors import one_line
+from d3cli.kernels.grouped_attention import group_queries
 from d3cli.layers import LayerGate, measure_bytes
 from d3cli.text.chat_template import Renderer
 

@@ -15,7 +15,7 @@ from shapes import SHAPES
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from d3cli.attention import grouped_attention
+from d3cli.kernels.grouped_attention import grouped_attention
 
 LENGTHS = (64, 256, 1024, 4096)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from d3cli.attention import GROUPED, grouped_attention
+from d3cli.kernels.grouped_attention import GROUPED, grouped_attention
 from tests.families import CONFIGS, tiny
 
 

@@ -88,7 +88,7 @@ def test_the_bytes_are_those_of_the_model() -> None:
 def test_the_4_bit_bytes_are_those_of_a_loaded_model() -> None:
     model = load_model(quantization="bnb-4bit", dtype="bfloat16", device="cpu")
     layer = model.weight_bytes.layers[0]
-    from d3cli.quantization import quantized_bytes
+    from d3cli.kernels.bnb_linear import quantized_bytes
 
     weights = 4 * 128 * 128 + 3 * 128 * 384
     assert layer.attn + layer.mlp == pytest.approx(quantized_bytes(weights, "bnb-4bit"), rel=0.02)

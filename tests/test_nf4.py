@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from d3cli.kernels.nf4 import BLOCK, CHUNK, OPERATION, VALUES, register_rounding, round_to_nf4
 from d3cli.load import load_model
-from d3cli.nf4 import BLOCK, CHUNK, OPERATION, VALUES, register_rounding, round_to_nf4
 
 OPERATION_OF_TORCH = torch.ops.bitsandbytes.quantize_4bit.default
 

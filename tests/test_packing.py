@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from d3cli import packing
 from d3cli.files.safetensors import lazy_state_dict, read_again
+from d3cli.kernels import packed_linear
+from d3cli.kernels.packed_linear import PackedLinear, can_pack, pack_linears
 from d3cli.load import load_model
 from d3cli.model import wrap_model
-from d3cli.packing import PackedLinear, can_pack, pack_linears
 from tests.conftest import BUILTIN_PATH
 from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
 
@@ -94,7 +94,7 @@ def test_only_bfloat16_on_a_processor_that_multiplies_it(monkeypatch: pytest.Mon
 def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its pages stay in memory beside the copy."""
     seen: list[tuple[int, int]] = []
-    original = packing.pack_linears
+    original = packed_linear.pack_linears
 
     def spy(model: Any, read: Any, on_packed: Any) -> None:
         def reading(weight: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from d3cli import threads
-from d3cli.threads import fastest, pick_threads, usable_cores
+from d3cli.kernels import threads
+from d3cli.kernels.threads import fastest, pick_threads, usable_cores
 from tests.conftest import D3
 
 
@@ -86,7 +86,7 @@ def test_fewer_only_where_they_are_faster_by_a_tenth(
         now[0] += times[running[0]] / 2
         return now[0]
 
-    monkeypatch.setattr("d3cli.threads.time.perf_counter", clock)
+    monkeypatch.setattr("d3cli.kernels.threads.time.perf_counter", clock)
     assert fastest([8, 7, 4]) == chosen
     assert running == [chosen]
 

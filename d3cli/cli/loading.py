@@ -29,8 +29,8 @@ def load(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     with output.waiting("loading"):
+        from d3cli.kernels.threads import pick_threads
         from d3cli.load import check_model, load_model
-        from d3cli.threads import pick_threads
 
         if threads is None:
             threads, reason = pick_threads()

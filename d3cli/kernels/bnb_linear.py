@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from d3cli.base.errors import ModelError
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.files.safetensors import FLOATS, TensorInfo
-from d3cli.nf4 import register_rounding
+from d3cli.kernels.nf4 import register_rounding
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
 
