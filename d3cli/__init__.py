@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from d3cli.calibration import Calibrator
     from d3cli.depth.schedule import DepthSchedule
     from d3cli.engine import Engine, GenerationChunk, Reply
-    from d3cli.load import load_model
-    from d3cli.model import LoadedModel, wrap_model
+    from d3cli.model.load import load_model
+    from d3cli.model.model import LoadedModel, wrap_model
     from d3cli.outcome import CalibrationSettings
     from d3cli.sampling import SamplingParams
     from d3cli.scoring import Document, Scorer, perplexity, score

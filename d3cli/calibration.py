@@ -20,7 +20,7 @@ from d3cli.depth.schedule import TOLERANCE, DepthSchedule
 from d3cli.drop import Losses, drop_by_position, measure_drop, measure_rise, total
 from d3cli.evaluation import Clock, Evaluator, OutOfTime
 from d3cli.heldout import split
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.outcome import CalibrationSettings, DecayVerdict, Measured, Outcome
 from d3cli.plan import Plan, make_plan, measure_pace
 from d3cli.replies import FEWEST_PROMPTS, FULL_DEPTH, MOST_PROMPTS, judge, surprise, write_reply

@@ -12,7 +12,7 @@ from d3cli.audit import common_prefix
 from d3cli.base.errors import ContextFullError, D3Error
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine, Reply
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.sampling import SamplingParams
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.reasoning import opening_tag

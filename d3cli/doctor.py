@@ -11,10 +11,10 @@ import torch
 from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
-from d3cli.held_weights import LEAST_HEAD
 from d3cli.kernels.bnb_linear import quantized_bytes
 from d3cli.kernels.threads import pick_threads, usable_cores
-from d3cli.memory import available_memory
+from d3cli.model.held_weights import LEAST_HEAD
+from d3cli.model.memory import available_memory
 
 PROBE_SECONDS = 1.0
 PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches
@@ -158,7 +158,7 @@ def examine() -> dict[str, Any]:
 def _ask_builtin() -> dict[str, Any]:
     """Whether the built-in model loads and adds two numbers."""
     from d3cli.engine import Engine
-    from d3cli.load import load_model
+    from d3cli.model.load import load_model
     from d3cli.sampling import SamplingParams
 
     begun = time.perf_counter()

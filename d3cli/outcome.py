@@ -11,7 +11,7 @@ from d3cli.depth.calibration_record import Calibration, Unseen
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.drop import Drop
 from d3cli.heldout import hash_documents
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.replies import Judged
 from d3cli.scoring import Document
 from d3cli.search import Candidate, Tried

@@ -15,7 +15,7 @@ from d3cli.clock import PartTimes, StepTimes, fill_cache
 from d3cli.comparison import compare
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.profiled import Profiled, ProfileOptions, Prompt, Run
 from d3cli.scoring import Document, Scorer

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.drop import Drop, Losses, measure_rise
 from d3cli.engine import Engine
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.sampling import SamplingParams
 from d3cli.scoring import Document, score
 

@@ -15,7 +15,7 @@ from d3cli.audit import Agreement
 from d3cli.clock import StepTimes
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine, Reply
-from d3cli.memory import PREFILL_CHUNK
+from d3cli.model.memory import PREFILL_CHUNK
 from d3cli.sampling import make_sampler
 from d3cli.scoring import Document, head_chunk
 

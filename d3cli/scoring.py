@@ -17,7 +17,7 @@ from torch import Tensor
 from d3cli.base.errors import PromptError
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 
 # Bytes of float32 logits that exist at once: 64 positions of a 256k vocabulary.
 HEAD_BYTES = 64 << 20

@@ -17,7 +17,7 @@ from torch import Tensor
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.evaluation import Evaluator, OutOfTime
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.scoring import Document
 
 UnitKind = Literal["layer", "sublayer"]

@@ -17,7 +17,7 @@ from d3cli.clock import PartTimes, StepTimes
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.engine import Reply
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.profiled import Profiled, ProfileOptions
 from d3cli.trace import (
     ClockTrace,

@@ -19,8 +19,8 @@ from d3cli.calibration import Calibrator
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.drop import Losses
 from d3cli.heldout import builtin_samples, encode_samples
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.outcome import CalibrationSettings, Outcome
 from d3cli.scoring import Document, score
 

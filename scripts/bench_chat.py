@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.read_ahead import CHUNK
 from d3cli.sampling import SamplingParams
 

@@ -45,8 +45,8 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.doctor import read_bandwidth
 from d3cli.files.names import find_model
 from d3cli.kernels.int8_linear import EightBitLinear
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.scoring import Document
 from d3cli.skip_order import static_schedule
 from d3cli.stats import peak_memory

@@ -19,8 +19,8 @@ import torch
 from d3cli.base.settings import BUILTIN
 from d3cli.decode import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.scoring import Document, Scorer, score
 
 

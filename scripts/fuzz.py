@@ -150,7 +150,7 @@ def _chat() -> Any:
         from d3cli.cli.chat_settings import ChatSettings
         from d3cli.cli.output import Output
         from d3cli.conversation import Conversation
-        from d3cli.load import load_model
+        from d3cli.model.load import load_model
 
         console = Console(file=io.StringIO())
         conversation = Conversation(load_model(device="cpu", threads=1))

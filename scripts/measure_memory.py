@@ -25,8 +25,8 @@ def measure(directory: str, dtype: str, quantization: str | None, prompt: int, r
 
     from d3cli.engine import Engine
     from d3cli.files.safetensors import describe_directory
-    from d3cli.load import load_model
-    from d3cli.memory import predict_memory
+    from d3cli.model.load import load_model
+    from d3cli.model.memory import predict_memory
     from d3cli.sampling import SamplingParams
     from d3cli.stats import peak_memory
 

@@ -25,8 +25,8 @@ import psutil
 
 from d3cli.engine import Engine
 from d3cli.heldout import builtin_samples
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.sampling import SamplingParams
 
 ALPHAS = ("off", "auto", 0.999, 0.99, 0.97, 0.9)

@@ -37,7 +37,7 @@ from transformers import (
 
 from d3cli.depth.families import find_family
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model import LoadedModel, wrap_model
+from d3cli.model.model import LoadedModel, wrap_model
 from tests.reference import Reference
 
 VOCAB = 131

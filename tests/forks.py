@@ -98,7 +98,7 @@ def serve() -> None:
 
     import d3cli.cli.app
     import d3cli.engine
-    import d3cli.load  # noqa: F401
+    import d3cli.model.load  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model import LoadedModel, wrap_model
+from d3cli.model.model import LoadedModel, wrap_model
 from d3cli.replies import write_reply
 from d3cli.scoring import Document
 from tests.families import tiny

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import JambaConfig, LlamaConfig
 
 from d3cli.base.errors import ModelError
-from d3cli.cache import KVCache
+from d3cli.model.kv_cache import KVCache
 
 
 def states(length: int, start: int = 0) -> torch.Tensor:

@@ -13,8 +13,8 @@ from d3cli.decode import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.evaluation import Clock, Evaluator
 from d3cli.heldout import builtin_samples, choose, encode_samples, hash_documents
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.outcome import CalibrationSettings, Outcome
 from d3cli.plan import make_plan
 from d3cli.replies import judge, self_replies, surprise

@@ -24,7 +24,7 @@ from d3cli.cli.reply_view import reply_console
 from d3cli.conversation import Conversation, ReplyOptions
 from d3cli.decode import decode_step
 from d3cli.engine import Engine
-from d3cli.load import load_model
+from d3cli.model.load import load_model
 from d3cli.sampling import SamplingParams
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.terminal import Terminal

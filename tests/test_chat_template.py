@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from d3cli.base.errors import ModelError, PromptError, UsageError
 from d3cli.base.settings import BUILTIN
 from d3cli.files.names import ModelFiles, find_model
-from d3cli.load import load_model
+from d3cli.model.load import load_model
 from d3cli.text.chat_template import Renderer
 from d3cli.text.chat_template import encode_chat as encode
 from d3cli.text.reasoning import (

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from d3cli.base.errors import ContextFullError
 from d3cli.conversation import Conversation, ReplyOptions, inside
 from d3cli.engine import Engine, Reply
-from d3cli.load import load_model
+from d3cli.model.load import load_model
 from d3cli.read_ahead import ReadAhead
 from d3cli.reply_comparison import compare_reply
 from d3cli.sampling import SamplingParams

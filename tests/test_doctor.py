@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from d3cli.base.errors import ModelError
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.doctor import SHAPES, expected_speeds, read_bandwidth
-from d3cli.load import load_model
+from d3cli.model.load import load_model
 from tests.conftest import D3
 
 
@@ -46,7 +46,7 @@ def test_a_built_in_model_that_fails_is_told(d3: D3, monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise ModelError("its weights are gone")
 
-    monkeypatch.setattr("d3cli.load.load_model", broken)
+    monkeypatch.setattr("d3cli.model.load.load_model", broken)
     result = d3("doctor")
     assert result.code == 1
     assert "does not work: its weights are gone" in result.out
@@ -58,7 +58,7 @@ def test_a_bad_calibration_of_the_built_in_model_is_no_defect(
 ) -> None:
     bad = DepthSchedule(16, 0.5, 0, 0, 1, tuple(map(str, range(15))))
     monkeypatch.setattr(
-        "d3cli.load.load_model",
+        "d3cli.model.load.load_model",
         lambda *words, **settings: replace(load_model(*words, **settings), stored_schedule=bad),
     )
     assert d3("doctor").code == 0

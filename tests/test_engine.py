@@ -19,8 +19,8 @@ from d3cli.base.errors import (
 from d3cli.decode import decode, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine, Reply
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.scoring import Document, score
 from d3cli.text.tokens import Detokenizer, StopStrings

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from d3cli import memory
-from d3cli.cache import KVCache
 from d3cli.files.safetensors import describe_directory
-from d3cli.load import load_model
-from d3cli.memory import kv_bytes_per_position, predict_memory
+from d3cli.model import memory
+from d3cli.model.kv_cache import KVCache
+from d3cli.model.load import load_model
+from d3cli.model.memory import kv_bytes_per_position, predict_memory
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import CONFIGS, random_ids, tiny
 
@@ -36,8 +36,8 @@ import json, sys
 from pathlib import Path
 import psutil, torch
 from d3cli.engine import Engine
-from d3cli.memory import predict_memory
-from d3cli.load import load_model
+from d3cli.model.memory import predict_memory
+from d3cli.model.load import load_model
 from d3cli.sampling import SamplingParams
 from d3cli.stats import peak_memory
 from d3cli.files.safetensors import describe_directory
@@ -134,8 +134,8 @@ class TestRefusal:
     @pytest.fixture(autouse=True)
     def _little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # In float32 the built-in model needs 180 MB, 17 MB of them for the KV cache.
-        monkeypatch.setattr("d3cli.memory.available_memory", lambda device: 174 * 10**6)
-        monkeypatch.setattr("d3cli.memory.CUDA_BUILD", 0)  # with it nothing smaller would fit
+        monkeypatch.setattr("d3cli.model.memory.available_memory", lambda device: 174 * 10**6)
+        monkeypatch.setattr("d3cli.model.memory.CUDA_BUILD", 0)  # with it nothing smaller would fit
 
     def test_both_numbers_and_what_would_fit(self, d3: D3) -> None:
         result = d3("generate", "Hello.", "--dtype", "float32")

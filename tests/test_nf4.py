@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from d3cli.kernels.nf4 import BLOCK, CHUNK, OPERATION, VALUES, register_rounding, round_to_nf4
-from d3cli.load import load_model
+from d3cli.model.load import load_model
 
 OPERATION_OF_TORCH = torch.ops.bitsandbytes.quantize_4bit.default
 

@@ -10,8 +10,8 @@ from torch import nn
 from d3cli.files.safetensors import lazy_state_dict, read_again
 from d3cli.kernels import packed_linear
 from d3cli.kernels.packed_linear import PackedLinear, can_pack, pack_linears
-from d3cli.load import load_model
-from d3cli.model import wrap_model
+from d3cli.model.load import load_model
+from d3cli.model.model import wrap_model
 from tests.conftest import BUILTIN_PATH
 from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
 
@@ -105,7 +105,7 @@ def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.Monkey
 
         original(model, reading, on_packed)
 
-    monkeypatch.setattr("d3cli.checkpoint.pack_linears", spy)
+    monkeypatch.setattr("d3cli.model.build.pack_linears", spy)
     load_model(str(BUILTIN_PATH), dtype="bfloat16", device="cpu")
     assert len(seen) > 50
     assert all(before != after for before, after in seen)

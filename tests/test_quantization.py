@@ -16,8 +16,8 @@ from d3cli.base.errors import ModelError
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.engine import Engine
 from d3cli.kernels.bnb_linear import check_quantization, quantization_config
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.sampling import SamplingParams
 from d3cli.scoring import Document, score
 from tests.conftest import BUILTIN_PATH, D3, check

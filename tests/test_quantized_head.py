@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
-from d3cli.held_weights import HeldWeights
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.int8_linear import FEW, MULTIPLE, EightBitLinear, HeadChoice, quantize_head
-from d3cli.load import load_model
-from d3cli.memory import predict_memory
-from d3cli.model import wrap_model
+from d3cli.model.held_weights import HeldWeights
+from d3cli.model.load import load_model
+from d3cli.model.memory import predict_memory
+from d3cli.model.model import wrap_model
 from tests.conftest import BUILTIN_PATH, D3
 from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d3cli.evaluation import Clock, Evaluator
-from d3cli.model import LoadedModel
+from d3cli.model.model import LoadedModel
 from d3cli.scoring import Document
 from d3cli.skip_order import (
     GreedyOrder,

@@ -6,8 +6,8 @@ from typing import Any
 
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.load import load_model
-from d3cli.model import LoadedModel
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.profiled import ProfileOptions, Prompt
 from d3cli.profiling import Profiler, nested_family
 from d3cli.sampling import SamplingParams

@@ -33,7 +33,7 @@ from d3cli.files.names import find_local, model_identity
 if TYPE_CHECKING:
     from d3cli.calibration import Calibrator, Progress
     from d3cli.heldout import Sample
-    from d3cli.model import LoadedModel
+    from d3cli.model.model import LoadedModel
     from d3cli.outcome import CalibrationSettings
     from d3cli.scoring import Document
 

@@ -22,7 +22,7 @@ from d3cli.files.names import find_local
 from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from d3cli.load import LoadOptions
+    from d3cli.model.load import LoadOptions
 
 KEPT = "Conversations"
 

@@ -31,7 +31,7 @@ from d3cli.transcript import ChatMessage
 
 if TYPE_CHECKING:
     from d3cli.engine import Reply
-    from d3cli.model import LoadedModel
+    from d3cli.model.model import LoadedModel
 
 # A second Ctrl-C within these seconds leaves, also where the prompt has come back meanwhile.
 AT_ONCE = 1.0

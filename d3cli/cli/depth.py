@@ -10,7 +10,7 @@ from d3cli.depth.calibration_store import Stale
 from d3cli.depth.schedule import DepthSchedule
 
 if TYPE_CHECKING:
-    from d3cli.model import LoadedModel
+    from d3cli.model.model import LoadedModel
 
 
 def parse_alpha(text: str) -> float | Literal["auto", "off"]:

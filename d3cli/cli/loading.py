@@ -10,8 +10,8 @@ from d3cli.cli.output import Output
 from d3cli.files.names import find_model
 
 if TYPE_CHECKING:
-    from d3cli.load import LoadOptions
-    from d3cli.model import LoadedModel
+    from d3cli.model.load import LoadOptions
+    from d3cli.model.model import LoadedModel
 
 
 def load(
@@ -30,7 +30,7 @@ def load(
         os.environ["HF_HUB_OFFLINE"] = "1"
     with output.waiting("loading"):
         from d3cli.kernels.threads import pick_threads
-        from d3cli.load import check_model, load_model
+        from d3cli.model.load import check_model, load_model
 
         if threads is None:
             threads, reason = pick_threads()

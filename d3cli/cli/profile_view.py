@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from d3cli.depth.schedule import DepthSchedule
-    from d3cli.model import LoadedModel
+    from d3cli.model.model import LoadedModel
     from d3cli.profiled import Run
 
 # At most so often a second, and never for more than this share of the time: drawing shares the

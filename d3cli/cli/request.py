@@ -16,7 +16,7 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from d3cli.model import LoadedModel
+    from d3cli.model.model import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import torch
 from d3cli.base.errors import ScheduleError, StoreError, UsageError
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
-from d3cli.checkpoint import check_config, check_sizes, load_tokenizer, load_weights
 from d3cli.depth.calibration_record import Calibration, ModelKey
 from d3cli.depth.calibration_store import Stale, find
 from d3cli.depth.families import Family
@@ -23,12 +22,13 @@ from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.files.safetensors import Description, describe_directory, fingerprint
 from d3cli.files.vetting import vet_files
-from d3cli.held_weights import HeldWeights
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
-from d3cli.memory import DEFAULT_RESERVE, check_memory
-from d3cli.model import LoadedModel, wrap_model
+from d3cli.model.build import check_config, check_sizes, load_tokenizer, load_weights
+from d3cli.model.held_weights import HeldWeights
+from d3cli.model.memory import DEFAULT_RESERVE, check_memory
+from d3cli.model.model import LoadedModel, wrap_model
 from d3cli.text.chat_template import Renderer, own_template
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process

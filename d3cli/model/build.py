@@ -22,7 +22,6 @@ from transformers.utils import logging as hf_logging
 
 from d3cli.base.errors import ModelError, is_panic
 from d3cli.base.progress import ByteProgress
-from d3cli.cache import KVCache
 from d3cli.depth.families import (
     ENCODER_DECODER,
     OTHER_TYPE,
@@ -50,6 +49,7 @@ from d3cli.kernels.bnb_linear import (
 )
 from d3cli.kernels.int8_linear import quantize_head
 from d3cli.kernels.packed_linear import can_pack, pack_linears
+from d3cli.model.kv_cache import KVCache
 
 # Buffers that old checkpoints hold and that are computed today.
 OLD_BUFFERS = (

@@ -16,12 +16,12 @@ import torch
 from d3cli.base.cgroups import own_groups
 from d3cli.base.errors import ModelError, NotEnoughMemoryError
 from d3cli.files.safetensors import Description
-from d3cli.held_weights import HeldWeights, no_sense
 from d3cli.kernels.bnb_linear import (
     Quantization,
     check_quantization,
 )
 from d3cli.kernels.int8_linear import HeadChoice
+from d3cli.model.held_weights import HeldWeights, no_sense
 
 # Positions that one pass of a prefill reads. It bounds the attention mask and the activations of a
 # long prompt, and is large enough to keep GEMMs busy.

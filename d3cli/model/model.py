@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from d3cli.base.errors import ModelError, ScheduleError
-from d3cli.cache import KVCache
 from d3cli.depth.calibration_record import Calibration, ModelKey
 from d3cli.depth.calibration_store import Stale
 from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
@@ -22,7 +21,8 @@ from d3cli.depth.units import WeightBytes, parse_unit
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.files.safetensors import one_line
 from d3cli.kernels.grouped_attention import group_queries
-from d3cli.layers import LayerGate, measure_bytes
+from d3cli.model.gate import LayerGate, measure_bytes
+from d3cli.model.kv_cache import KVCache
 from d3cli.text.chat_template import Renderer
 
 

@@ -1,0 +1,1 @@
+"""A Hugging Face model with the gate and the ragged KV cache."""
