@@ -8,17 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d3cli.audit import Agreement
     from d3cli.base.errors import D3Error
     from d3cli.calibration import Calibrator
+    from d3cli.decode.agreement import Agreement
+    from d3cli.decode.sampling import SamplingParams
+    from d3cli.decode.session import Engine, GenerationChunk, Reply
+    from d3cli.decode.stats import RunStats
     from d3cli.depth.schedule import DepthSchedule
-    from d3cli.engine import Engine, GenerationChunk, Reply
     from d3cli.model.load import load_model
     from d3cli.model.model import LoadedModel, wrap_model
     from d3cli.outcome import CalibrationSettings
-    from d3cli.sampling import SamplingParams
     from d3cli.scoring import Document, Scorer, perplexity, score
-    from d3cli.stats import RunStats
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from d3cli.decode import decode_step, prefill
+from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel

@@ -157,9 +157,9 @@ def examine() -> dict[str, Any]:
 
 def _ask_builtin() -> dict[str, Any]:
     """Whether the built-in model loads and adds two numbers."""
-    from d3cli.engine import Engine
+    from d3cli.decode.sampling import SamplingParams
+    from d3cli.decode.session import Engine
     from d3cli.model.load import load_model
-    from d3cli.sampling import SamplingParams
 
     begun = time.perf_counter()
     try:

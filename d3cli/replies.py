@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.drop import Drop, Losses, measure_rise
-from d3cli.engine import Engine
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams
 from d3cli.scoring import Document, score
 
 # Prompts that the judging of replies uses; and the fewest that it says anything about.

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d3cli.audit import Agreement
 from d3cli.clock import StepTimes
+from d3cli.decode.agreement import Agreement
+from d3cli.decode.sampling import make_sampler
+from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine, Reply
 from d3cli.model.memory import PREFILL_CHUNK
-from d3cli.sampling import make_sampler
 from d3cli.scoring import Document, head_chunk
 
 # Decode steps that are timed at both depths, each twice, spread over the reply.

@@ -16,12 +16,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from d3cli.decode.read_ahead import CHUNK
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.read_ahead import CHUNK
-from d3cli.sampling import SamplingParams
 
 MESSAGES = (
     "What is 27 + 45?",

@@ -25,9 +25,9 @@ from rich.live import Live
 from d3cli import load_model
 from d3cli.cli.depth import parse_alpha
 from d3cli.cli.profile_view import ProfileView
+from d3cli.decode.sampling import SamplingParams
 from d3cli.profiled import ProfileOptions, Prompt
 from d3cli.profiling import Profiler
-from d3cli.sampling import SamplingParams
 
 ROWS, COLUMNS = 50, 120
 STRETCH = 8  # tokens

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from d3cli.base.settings import BUILTIN
-from d3cli.decode import decode_step, prefill
+from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from demo_world import CATEGORIES
 
-from d3cli.decode import DecodedToken
+from d3cli.decode.loop import DecodedToken
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams
 from d3cli.scoring import Document, score
 from d3cli.text.chat_template import encode_chat
 

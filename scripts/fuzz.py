@@ -72,7 +72,7 @@ def trace(data: bytes) -> object:
 
 
 def conversation(data: bytes) -> object:
-    from d3cli import transcript
+    from d3cli.decode import transcript
 
     return transcript.read(file_of(data, "conversation.jsonl"))
 
@@ -149,7 +149,7 @@ def _chat() -> Any:
         from d3cli.cli.chat_session import Chat
         from d3cli.cli.chat_settings import ChatSettings
         from d3cli.cli.output import Output
-        from d3cli.conversation import Conversation
+        from d3cli.decode.conversation import Conversation
         from d3cli.model.load import load_model
 
         console = Console(file=io.StringIO())
@@ -227,7 +227,7 @@ def seeds(name: str) -> list[bytes]:
 
         return [calibration_store.save(KEY, FOUND).read_bytes()]
     if name == "conversation":
-        from d3cli import transcript
+        from d3cli.decode import transcript
 
         path = FOLDER / "seed.jsonl"
         transcript.write(path, [transcript.ChatMessage("user", "a")])

@@ -23,12 +23,12 @@ def measure(directory: str, dtype: str, quantization: str | None, prompt: int, r
     import psutil
     import torch
 
-    from d3cli.engine import Engine
+    from d3cli.decode.sampling import SamplingParams
+    from d3cli.decode.session import Engine
+    from d3cli.decode.stats import peak_memory
     from d3cli.files.safetensors import describe_directory
     from d3cli.model.load import load_model
     from d3cli.model.memory import predict_memory
-    from d3cli.sampling import SamplingParams
-    from d3cli.stats import peak_memory
 
     before = psutil.Process().memory_info().rss
     need = predict_memory(

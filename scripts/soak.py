@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from d3cli.engine import Engine
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.heldout import builtin_samples
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams
 
 ALPHAS = ("off", "auto", 0.999, 0.99, 0.97, 0.9)
 SAMPLE_S, WARM = 30.0, 0.2  # the share of the samples before which memory may still grow

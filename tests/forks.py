@@ -97,7 +97,7 @@ def serve() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import d3cli.cli.app
-    import d3cli.engine
+    import d3cli.decode.session
     import d3cli.model.load  # noqa: F401
 
     for line in sys.stdin:

@@ -9,7 +9,7 @@ import torch
 
 from d3cli.base.errors import CalibrationError, GenerationError, UsageError
 from d3cli.calibration import Calibrator
-from d3cli.decode import decode_step, prefill
+from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.evaluation import Clock, Evaluator
 from d3cli.heldout import builtin_samples, choose, encode_samples, hash_documents

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from d3cli import transcript
 from d3cli.cli.chat_prompt import ChatPrompt
 from d3cli.cli.chat_replies import Replies
 from d3cli.cli.chat_saving import Saving
 from d3cli.cli.chat_settings import ChatSettings
 from d3cli.cli.output import Output
 from d3cli.cli.reply_view import reply_console
-from d3cli.conversation import Conversation, ReplyOptions
-from d3cli.decode import decode_step
-from d3cli.engine import Engine
+from d3cli.decode import transcript
+from d3cli.decode.conversation import Conversation, ReplyOptions
+from d3cli.decode.loop import decode_step
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.model.load import load_model
-from d3cli.sampling import SamplingParams
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.terminal import Terminal
 
@@ -663,7 +663,7 @@ def test_what_came_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
             raise RuntimeError("can't allocate memory")
         return decode_step(*words, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("d3cli.decode.decode_step", fail_at_last)
+    monkeypatch.setattr("d3cli.decode.loop.decode_step", fail_at_last)
     with pytest.raises(RuntimeError, match="allocate"):
         replies.write(conversation, options, ChatSettings(plain=True))
     kept = transcript.read(transcript.path_of("20260101-000000-aaaa"))

@@ -20,7 +20,7 @@ from transformers import BertConfig, LlamaConfig
 from d3cli.base.errors import GenerationError
 from d3cli.cli import signals
 from d3cli.cli.signals import Stopped
-from d3cli.decode import DecodedToken, decode
+from d3cli.decode.loop import DecodedToken, decode
 from tests.conftest import BUILTIN_PATH, D3, Result, check, hub_repository
 
 STORY = "Tell me a story about a fox."
@@ -579,7 +579,7 @@ class TestInterruption:
             yield from itertools.islice(decode(*arguments, **options), 5)  # type: ignore[arg-type]
             raise error
 
-        monkeypatch.setattr("d3cli.engine.decode", broken_off)
+        monkeypatch.setattr("d3cli.decode.session.decode", broken_off)
         result = d3("generate", STORY, "--json")
         data = json.loads(result.out)
         assert result.code == code

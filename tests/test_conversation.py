@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from d3cli.base.errors import ContextFullError
-from d3cli.conversation import Conversation, ReplyOptions, inside
-from d3cli.engine import Engine, Reply
+from d3cli.decode.conversation import Conversation, ReplyOptions, inside
+from d3cli.decode.read_ahead import ReadAhead
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine, Reply
+from d3cli.decode.transcript import ChatMessage
 from d3cli.model.load import load_model
-from d3cli.read_ahead import ReadAhead
 from d3cli.reply_comparison import compare_reply
-from d3cli.sampling import SamplingParams
 from d3cli.text.chat_template import encode_chat
-from d3cli.transcript import ChatMessage
 
 MODEL = load_model(dtype="float32", device="cpu", threads=1)
 TEXTS = ["What is 27 + 45?", "Tell me a story about a fox.", "Go on.", "Why?", "é 漢 🦊"]
@@ -235,7 +235,7 @@ class TestOverflow:
         conversation.say("Hello?")
         longest = []
         monkeypatch.setattr(
-            "d3cli.conversation.encode_chat",
+            "d3cli.decode.conversation.encode_chat",
             lambda tokenizer, messages, *words, **more: (
                 longest.append(sum(len(message["content"]) for message in messages)),
                 encode_chat(tokenizer, messages, *words, **more),

@@ -16,12 +16,12 @@ from d3cli.base.errors import (
     ScheduleError,
     UsageError,
 )
-from d3cli.decode import decode, prefill
+from d3cli.decode.loop import decode, prefill
+from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine, Reply
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.scoring import Document, score
 from d3cli.text.tokens import Detokenizer, StopStrings
 from tests.families import random_ids, tiny, whole_layers

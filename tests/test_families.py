@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from d3cli.decode import DecodedToken, decode, prefill
+from d3cli.decode.loop import DecodedToken, decode, prefill
+from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams, make_sampler
 from d3cli.scoring import Document, Scorer, score
 from tests.families import (
     CONFIGS,

@@ -35,11 +35,11 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import psutil, torch
-from d3cli.engine import Engine
+from d3cli.decode.session import Engine
 from d3cli.model.memory import predict_memory
 from d3cli.model.load import load_model
-from d3cli.sampling import SamplingParams
-from d3cli.stats import peak_memory
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.stats import peak_memory
 from d3cli.files.safetensors import describe_directory
 
 path, dtype, quantization, prompt = sys.argv[1:]
@@ -167,7 +167,7 @@ def test_prompts_of_many_lengths_leave_little_behind() -> None:
     code = """
 import psutil
 from d3cli import Engine, load_model
-from d3cli.sampling import SamplingParams
+from d3cli.decode.sampling import SamplingParams
 model, rest = load_model(threads=1, device="cpu"), {"sampling": SamplingParams(), "max_tokens": 1}
 sizes = []
 for first in (20, 60, 120):

@@ -9,12 +9,12 @@ import torch
 
 from d3cli.base.errors import UsageError
 from d3cli.clock import PartTimes, StepTimes, fill_cache, spread_steps
-from d3cli.decode import decode_step
+from d3cli.decode.loop import decode_step
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine
 from d3cli.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.profiling import Profiler, nested_family
-from d3cli.sampling import SamplingParams
 from d3cli.scoring import Document, Scorer
 from d3cli.trace import Trace, to_json
 from d3cli.trace_record import active_layers, clock_trace

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from d3cli.base.errors import ModelError
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine
 from d3cli.kernels.bnb_linear import check_quantization, quantization_config
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams
 from d3cli.scoring import Document, score
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import tiny, word_tokenizer

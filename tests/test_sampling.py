@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from d3cli.base.errors import ModelError, SamplingError
-from d3cli.engine import Engine
-from d3cli.sampling import SamplingParams, make_sampler
+from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.session import Engine
 from tests.families import random_ids, tiny
 
 NEW_TOKENS = 20

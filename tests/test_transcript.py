@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d3cli import transcript
 from d3cli.base.errors import TranscriptError, UsageError
 from d3cli.base.settings import state_dir
-from d3cli.transcript import ChatMessage
+from d3cli.decode import transcript
+from d3cli.decode.transcript import ChatMessage
 
 USER, REPLY = ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi!", model="demo")
 

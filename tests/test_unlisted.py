@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from d3cli.base.errors import ModelError, ScheduleError
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine
 from d3cli.model.load import load_model
-from d3cli.sampling import SamplingParams
 from tests.conftest import D3, check
 from tests.families import VOCAB, random_ids, word_tokenizer
 

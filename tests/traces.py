@@ -5,12 +5,12 @@ from functools import cache
 from typing import Any
 
 from d3cli.base.settings import BUILTIN
+from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.profiled import ProfileOptions, Prompt
 from d3cli.profiling import Profiler, nested_family
-from d3cli.sampling import SamplingParams
 from d3cli.trace import (
     MachineTrace,
     ModelTrace,

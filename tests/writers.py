@@ -12,13 +12,13 @@ from pathlib import Path
 
 import tomlkit
 
-from d3cli import transcript
 from d3cli.base import settings
 from d3cli.cli.output import Output
 from d3cli.cli.profile_files import Destination, Format
+from d3cli.decode import transcript
+from d3cli.decode.transcript import ChatMessage
 from d3cli.depth import calibration_store
 from d3cli.depth.calibration_record import Calibration, ModelKey
-from d3cli.transcript import ChatMessage
 from tests.records import FOUND, KEY
 
 LONG = 2000

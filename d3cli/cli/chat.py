@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d3cli import transcript
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import default_model, state_dir
 from d3cli.cli import options
@@ -17,9 +16,10 @@ from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
 from d3cli.cli.prompt import check_utf8, read_text
+from d3cli.decode import transcript
+from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.calibration_store import calibrate_command
 from d3cli.files.names import find_local
-from d3cli.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from d3cli.model.load import LoadOptions
@@ -200,7 +200,7 @@ def chat(
     from d3cli.cli.chat_session import Chat, Models
     from d3cli.cli.chat_settings import ChatSettings
     from d3cli.cli.reply_view import reply_console
-    from d3cli.conversation import Conversation
+    from d3cli.decode.conversation import Conversation
 
     conversation = Conversation(loaded, messages)
     if system_text is not None or not messages:

@@ -9,15 +9,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d3cli import transcript
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.base.settings import BUILTIN, aliases
 from d3cli.cli import chat_report, signals
 from d3cli.cli.chat_session import Chat, Command
 from d3cli.cli.depth import parse_alpha, parse_start
+from d3cli.decode import transcript
 
 if TYPE_CHECKING:
-    from d3cli.engine import Reply
+    from d3cli.decode.session import Reply
 
 ALPHAS = ("auto", "off", "0.999", "0.995", "0.99", "0.98")
 

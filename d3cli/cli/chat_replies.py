@@ -13,12 +13,12 @@ from d3cli.cli.chat_settings import ChatSettings, Totals
 from d3cli.cli.output import PROGRESS_FROM, Output
 from d3cli.cli.reply_view import ReplyView
 from d3cli.cli.signals import Stopped
-from d3cli.conversation import Conversation, ReplyOptions, inside
-from d3cli.read_ahead import ReadAhead
+from d3cli.decode.conversation import Conversation, ReplyOptions, inside
+from d3cli.decode.read_ahead import ReadAhead
 from d3cli.text.reasoning import count_thinking
 
 if TYPE_CHECKING:
-    from d3cli.engine import Reply
+    from d3cli.decode.session import Reply
 
 # Turns that are named when they are dropped; those after them are counted.
 MOST_NAMED = 10

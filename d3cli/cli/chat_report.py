@@ -3,15 +3,15 @@
 import math
 from typing import TYPE_CHECKING
 
-from d3cli import transcript
 from d3cli.cli import figures
 from d3cli.cli.chat_settings import ChatSettings, Totals
-from d3cli.conversation import Conversation, ReplyOptions
+from d3cli.decode import transcript
+from d3cli.decode.conversation import Conversation, ReplyOptions
+from d3cli.decode.transcript import ChatMessage
 from d3cli.reply_comparison import ReplyComparison
-from d3cli.transcript import ChatMessage
 
 if TYPE_CHECKING:
-    from d3cli.engine import Reply
+    from d3cli.decode.session import Reply
 
 KEYS = """\
 Enter sends · Ctrl-J or Alt-Enter begins a new line · \"\"\" around several lines

@@ -3,11 +3,11 @@
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from d3cli import transcript
 from d3cli.base.errors import TranscriptError
+from d3cli.decode import transcript
 
 if TYPE_CHECKING:
-    from d3cli.conversation import Conversation
+    from d3cli.decode.conversation import Conversation
 
 
 class Saving:

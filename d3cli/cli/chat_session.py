@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from d3cli import transcript
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.base.inert import inert
 from d3cli.cli import signals
@@ -24,13 +23,14 @@ from d3cli.cli.depth import choose_schedule
 from d3cli.cli.output import Output
 from d3cli.cli.signals import Stopped
 from d3cli.cli.terminal import line_mode
-from d3cli.conversation import Conversation, ReplyOptions
+from d3cli.decode import transcript
+from d3cli.decode.conversation import Conversation, ReplyOptions
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.transcript import ChatMessage
 from d3cli.files.names import find_local
-from d3cli.sampling import SamplingParams
-from d3cli.transcript import ChatMessage
 
 if TYPE_CHECKING:
-    from d3cli.engine import Reply
+    from d3cli.decode.session import Reply
     from d3cli.model.model import LoadedModel
 
 # A second Ctrl-C within these seconds leaves, also where the prompt has come back meanwhile.

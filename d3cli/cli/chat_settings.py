@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from d3cli.engine import Reply
+    from d3cli.decode.session import Reply
 
 
 @dataclass(slots=True)

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from d3cli.audit import Agreement
-    from d3cli.engine import Reply
+    from d3cli.decode.agreement import Agreement
+    from d3cli.decode.session import Reply
 
 
 def speed(reply: "Reply") -> list[str]:

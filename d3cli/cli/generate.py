@@ -14,7 +14,7 @@ from d3cli.cli.prompt import read_arguments
 from d3cli.cli.request import Request
 
 if TYPE_CHECKING:
-    from d3cli.engine import Reply
+    from d3cli.decode.session import Reply
 
 SCHEMA = 1
 
@@ -109,7 +109,7 @@ def generate(
     if system:
         messages.insert(0, {"role": "system", "content": system})
 
-    from d3cli.engine import Engine
+    from d3cli.decode.session import Engine
 
     reply = Engine(ready.model).stream(
         prompt_text if raw else messages,

@@ -8,7 +8,7 @@ terminals.
 import threading
 from collections.abc import Callable, Sequence
 
-from d3cli.engine import Engine
+from d3cli.decode.session import Engine
 
 # Positions read at once: whoever waits for `stop` waits for so many at most.
 CHUNK = 64

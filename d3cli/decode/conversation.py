@@ -8,16 +8,16 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from d3cli.audit import common_prefix
 from d3cli.base.errors import ContextFullError, D3Error
+from d3cli.decode.agreement import common_prefix
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine, Reply
+from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.engine import Engine, Reply
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.reasoning import opening_tag
 from d3cli.text.tokens import check_length
-from d3cli.transcript import ChatMessage
 
 # A chat template's opening tag is found at the end of a prompt: its last tokens tell.
 PROMPT_END = 16

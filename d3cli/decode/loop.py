@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from d3cli.base.errors import GenerationError
+from d3cli.decode.sampling import Sampler
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.memory import PREFILL_CHUNK
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import Sampler
 
 
 @dataclass(frozen=True, slots=True)

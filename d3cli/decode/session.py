@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from d3cli.audit import Agreement, Audit, common_prefix
 from d3cli.base.errors import ContextFullError, PromptError, UsageError
-from d3cli.decode import DecodedToken, PrefillChunk, decode, prefill
+from d3cli.decode.agreement import Agreement, Audit, common_prefix
+from d3cli.decode.loop import DecodedToken, PrefillChunk, decode, prefill
+from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.stats import RunStats, peak_memory
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import DEFAULT_RESERVE, PREFILL_CHUNK
 from d3cli.model.model import LoadedModel
-from d3cli.sampling import SamplingParams, make_sampler
-from d3cli.stats import RunStats, peak_memory
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.tokens import Detokenizer, StopStrings, check_length, encode_raw
 

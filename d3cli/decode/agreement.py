@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d3cli.decode import DecodedToken
+from d3cli.decode.loop import DecodedToken
 from d3cli.model.model import LoadedModel
 
 # Positions whose full-depth choice is computed at once.

@@ -1,0 +1,1 @@
+"""The paper: prefill, decode steps, replies, conversations."""
