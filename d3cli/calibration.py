@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.base.errors import CalibrationError, UsageError
-from d3cli.comparison import compare
 from d3cli.depth.schedule import TOLERANCE, DepthSchedule
-from d3cli.drop import Losses, drop_by_position, measure_drop, measure_rise, total
 from d3cli.evaluation import Clock, Evaluator, OutOfTime
 from d3cli.heldout import split
 from d3cli.model.model import LoadedModel
 from d3cli.outcome import CalibrationSettings, DecayVerdict, Measured, Outcome
 from d3cli.plan import Plan, make_plan, measure_pace
 from d3cli.replies import FEWEST_PROMPTS, FULL_DEPTH, MOST_PROMPTS, judge, surprise, write_reply
-from d3cli.scoring import Document
+from d3cli.scoring.compare import compare
+from d3cli.scoring.intervals import Losses, drop_by_position, measure_drop, measure_rise, total
+from d3cli.scoring.one_pass import Document
 from d3cli.search import (
     LEAST_EVIDENCE,
     Candidate,

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from d3cli.base.errors import GenerationError, NotEnoughMemoryError
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.drop import Losses
 from d3cli.model.memory import activations, available_memory, gigabytes, kv_bytes_per_position
 from d3cli.model.model import LoadedModel
-from d3cli.scoring import Document, ResponseScores, Scorer, head_chunk, score
+from d3cli.scoring.intervals import Losses
+from d3cli.scoring.one_pass import Document, ResponseScores, Scorer, head_chunk, score
 
 # Positions of one batch. Larger ones gain nothing on a CPU; a GPU wants more at once.
 CPU_BATCH, GPU_BATCH = 2048, 16384

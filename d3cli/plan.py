@@ -11,7 +11,7 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.evaluation import WITH_REUSE, batch_rows
 from d3cli.heldout import FEWEST_DOCUMENTS, FEWEST_TOKENS
 from d3cli.model.model import LoadedModel
-from d3cli.scoring import Document, score
+from d3cli.scoring.one_pass import Document, score
 from d3cli.search import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
 from d3cli.skip_order import BEST_BEFORE, LEAST_INFLUENCE, UnitKind
 

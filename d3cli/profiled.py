@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from d3cli.comparison import Comparison
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import GenerationChunk, Reply
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.scoring import Document
+from d3cli.scoring.compare import Comparison
+from d3cli.scoring.one_pass import Document
 from d3cli.text.chat_template import Message
 from d3cli.trace import ClockTrace, LayersTrace, RepeatTrace
 

@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from torch import Tensor
 
 from d3cli.base.errors import UsageError
-from d3cli.clock import PartTimes, StepTimes, fill_cache
-from d3cli.comparison import compare
 from d3cli.decode.session import Engine
 from d3cli.decode.stats import peak_memory
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
-from d3cli.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.profiled import Profiled, ProfileOptions, Prompt, Run
-from d3cli.scoring import Document, Scorer
+from d3cli.scoring.compare import compare
+from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
+from d3cli.scoring.one_pass import Document, Scorer
+from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache
 from d3cli.trace import Trace
 from d3cli.trace_record import clock_trace, layers_trace, record_trace
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.depth.schedule import TOLERANCE, DepthSchedule
-from d3cli.drop import Drop, Losses, measure_drop, total
 from d3cli.evaluation import Evaluator
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.intervals import Drop, Losses, measure_drop, total
 from d3cli.skip_order import UnitKind, schedule_of, static_schedule
 
 # Full-depth tokens before the decay, and over how many tokens it then reaches the floor. Each pace

@@ -18,7 +18,7 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.evaluation import Evaluator, OutOfTime
 from d3cli.model.model import LoadedModel
-from d3cli.scoring import Document
+from d3cli.scoring.one_pass import Document
 
 UnitKind = Literal["layer", "sublayer"]
 

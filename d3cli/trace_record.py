@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from d3cli.base.hardware import processor_name, system, versions
-from d3cli.clock import PartTimes, StepTimes
 from d3cli.decode.session import Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
 from d3cli.profiled import Profiled, ProfileOptions
+from d3cli.scoring.step_times import PartTimes, StepTimes
 from d3cli.trace import (
     ClockTrace,
     LayersTrace,

@@ -39,7 +39,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN
-from d3cli.clock import fill_cache, spread_steps
 from d3cli.decode.loop import decode_step
 from d3cli.decode.stats import peak_memory
 from d3cli.depth.schedule import DepthSchedule
@@ -48,7 +47,8 @@ from d3cli.files.names import find_model
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring import Document
+from d3cli.scoring.one_pass import Document
+from d3cli.scoring.step_times import fill_cache, spread_steps
 from d3cli.skip_order import static_schedule
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -18,7 +18,7 @@ from d3cli.model.model import LoadedModel
 from d3cli.outcome import CalibrationSettings, Outcome
 from d3cli.plan import make_plan
 from d3cli.replies import judge, self_replies, surprise
-from d3cli.scoring import Document, score
+from d3cli.scoring.one_pass import Document, score
 from d3cli.search import StaticLosses, at_least_depth, candidates, score_prefixes
 from d3cli.skip_order import static_schedule
 from tests.families import random_ids, tiny

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from d3cli.drop import drop_by_position, measure_drop, measure_rise
+from d3cli.scoring.intervals import drop_by_position, measure_drop, measure_rise
 
 
 def test_the_drop_is_the_perplexity_ratio_over_all_tokens_less_one() -> None:

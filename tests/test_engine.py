@@ -22,7 +22,7 @@ from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring import Document, score
+from d3cli.scoring.one_pass import Document, score
 from d3cli.text.tokens import Detokenizer, StopStrings
 from tests.families import random_ids, tiny, whole_layers
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from d3cli.base.errors import UsageError
-from d3cli.clock import PartTimes, StepTimes, fill_cache, spread_steps
 from d3cli.decode.loop import decode_step
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.profiling import Profiler, nested_family
-from d3cli.scoring import Document, Scorer
+from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
+from d3cli.scoring.one_pass import Document, Scorer
+from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache, spread_steps
 from d3cli.trace import Trace, to_json
 from d3cli.trace_record import active_layers, clock_trace
 from d3cli.trace_summary import summarize
@@ -195,7 +195,7 @@ class TestFullDepth:
     def test_the_lens_in_small_groups_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         document = document_of(whole_trace())
         *_, (_, whole) = saturation_layers(builtin(), document)
-        monkeypatch.setattr("d3cli.needed_depth.LENS_BYTES", 1)
+        monkeypatch.setattr("d3cli.scoring.needed_depth.LENS_BYTES", 1)
         steps = [(count, list(found)) for count, found in saturation_layers(builtin(), document)]
         assert [count for count, _ in steps] == list(range(1, 17))
         assert steps[-1][1] == whole
@@ -243,7 +243,7 @@ class TestClock:
             seen.append((cache.position, token_id, len(dropped), cache.full_length))
             return decode_step(model_, cache, token_id, dropped)
 
-        monkeypatch.setattr("d3cli.clock.decode_step", watch)
+        monkeypatch.setattr("d3cli.scoring.step_times.decode_step", watch)
         times = StepTimes(model, fill_cache(model, document), document, schedule, 2, 3)
         assert [round(share, 3) for share in times] == [0.333, 0.667, 1.0]
         assert len(times.ratios) == 4

@@ -7,7 +7,7 @@ import torch
 
 from d3cli.evaluation import Clock, Evaluator
 from d3cli.model.model import LoadedModel
-from d3cli.scoring import Document
+from d3cli.scoring.one_pass import Document
 from d3cli.skip_order import (
     GreedyOrder,
     measure_influence,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from d3cli.cli.stored import percent
 
 if TYPE_CHECKING:
-    from d3cli.drop import Drop
     from d3cli.model.model import LoadedModel
     from d3cli.outcome import CalibrationSettings, DecayVerdict, Measured, Outcome
     from d3cli.replies import Judged
+    from d3cli.scoring.intervals import Drop
     from d3cli.search import Candidate, Tried
 
 SCHEMA = 1

@@ -208,7 +208,7 @@ def _compare(chat: Chat, _: str) -> None:
     if all(token.depth == reply.model.num_layers for token in reply.tokens):
         chat.print("the last reply ran at full depth: there is nothing to compare", "dim")
         return
-    from d3cli.reply_comparison import compare_reply
+    from d3cli.scoring.reply_compare import compare_reply
 
     with chat.output.waiting("comparing with full depth"):
         found = compare_reply(chat.conversation.engine, reply)

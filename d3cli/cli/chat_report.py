@@ -8,7 +8,7 @@ from d3cli.cli.chat_settings import ChatSettings, Totals
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.transcript import ChatMessage
-from d3cli.reply_comparison import ReplyComparison
+from d3cli.scoring.reply_compare import ReplyComparison
 
 if TYPE_CHECKING:
     from d3cli.decode.session import Reply

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d3cli.clock import StepTimes
 from d3cli.decode.agreement import Agreement
 from d3cli.decode.sampling import make_sampler
 from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import PREFILL_CHUNK
-from d3cli.scoring import Document, head_chunk
+from d3cli.scoring.one_pass import Document, head_chunk
+from d3cli.scoring.step_times import StepTimes
 
 # Decode steps that are timed at both depths, each twice, spread over the reply.
 TIMED_STEPS = 6

@@ -13,7 +13,7 @@ from torch import Tensor
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.evaluation import batch_rows
 from d3cli.model.model import LoadedModel
-from d3cli.scoring import Document, Scorer, head_chunk
+from d3cli.scoring.one_pass import Document, Scorer, head_chunk
 
 
 @dataclass(frozen=True, slots=True)
