@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from d3cli.base.errors import D3Error
-    from d3cli.calibration import Calibrator
+    from d3cli.calibrate.calibrator import Calibrator
+    from d3cli.calibrate.result import CalibrationSettings
     from d3cli.decode.agreement import Agreement
     from d3cli.decode.sampling import SamplingParams
     from d3cli.decode.session import Engine, GenerationChunk, Reply
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from d3cli.depth.schedule import DepthSchedule
     from d3cli.model.load import load_model
     from d3cli.model.model import LoadedModel, wrap_model
-    from d3cli.outcome import CalibrationSettings
     from d3cli.scoring.one_pass import Document, Scorer, perplexity, score
 
 __version__ = "0.1.0"

@@ -15,12 +15,12 @@ import random
 import numpy as np
 
 from d3cli.base.settings import BUILTIN
-from d3cli.calibration import Calibrator
+from d3cli.calibrate.calibrator import Calibrator
+from d3cli.calibrate.result import CalibrationSettings, Outcome
+from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.heldout import builtin_samples, encode_samples
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.outcome import CalibrationSettings, Outcome
 from d3cli.scoring.intervals import Losses
 from d3cli.scoring.one_pass import Document, score
 

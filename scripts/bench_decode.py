@@ -39,6 +39,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN
+from d3cli.calibrate.order import static_schedule
 from d3cli.decode.loop import decode_step
 from d3cli.decode.stats import peak_memory
 from d3cli.depth.schedule import DepthSchedule
@@ -49,7 +50,6 @@ from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.one_pass import Document
 from d3cli.scoring.step_times import fill_cache, spread_steps
-from d3cli.skip_order import static_schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import SHAPES, save_checkpoint

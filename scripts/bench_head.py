@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import kl_div
 
 from d3cli.base.settings import BUILTIN
-from d3cli.heldout import builtin_samples, encode_samples
+from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.kernels.int8_linear import quantize_head
 from d3cli.model.load import load_model
 from d3cli.scoring.intervals import measure_drop

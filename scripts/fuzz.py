@@ -51,7 +51,7 @@ def text_of(data: bytes) -> str:
 
 
 def rows(data: bytes) -> object:
-    from d3cli.heldout import read_samples
+    from d3cli.calibrate.texts import read_samples
 
     return read_samples(file_of(data, "rows.jsonl"))
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from d3cli.calibrate.texts import builtin_samples
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
-from d3cli.heldout import builtin_samples
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 

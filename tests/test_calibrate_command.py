@@ -270,7 +270,7 @@ def test_a_state_directory_that_cannot_be_written_is_refused_before_the_search(
 ) -> None:
     state_dir().mkdir(parents=True, exist_ok=True)
     (state_dir() / "calibrations").write_text("a file in its place")
-    monkeypatch.delattr("d3cli.calibration.Calibrator.__iter__")
+    monkeypatch.delattr("d3cli.calibrate.calibrator.Calibrator.__iter__")
     check(bad(d3), 1, "cannot be written")
 
 
@@ -307,8 +307,8 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
 def test_a_search_that_memory_would_end_is_refused(
     d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("d3cli.evaluation.available_memory", lambda device: 200_000_000)
-    monkeypatch.delattr("d3cli.calibration.Calibrator.__iter__")
+    monkeypatch.setattr("d3cli.calibrate.evaluator.available_memory", lambda device: 200_000_000)
+    monkeypatch.delattr("d3cli.calibrate.calibrator.Calibrator.__iter__")
     check(bad(d3), 1, "needs about 272 MB more, and 200 MB are free")
     monkeypatch.setattr("d3cli.cli.calibrate._search", lambda *_: pytest.fail("it was tried"))
     with pytest.raises(pytest.fail.Exception):

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from d3cli.base.errors import CalibrationError, GenerationError, UsageError
-from d3cli.calibration import Calibrator
+from d3cli.calibrate.budget import make_plan
+from d3cli.calibrate.calibrator import Calibrator
+from d3cli.calibrate.evaluator import Clock, Evaluator
+from d3cli.calibrate.order import static_schedule
+from d3cli.calibrate.own_replies import judge, self_replies, surprise
+from d3cli.calibrate.race import StaticLosses, at_least_depth, candidates, score_prefixes
+from d3cli.calibrate.result import CalibrationSettings, Outcome
+from d3cli.calibrate.texts import builtin_samples, choose, encode_samples, hash_documents
 from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.evaluation import Clock, Evaluator
-from d3cli.heldout import builtin_samples, choose, encode_samples, hash_documents
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.outcome import CalibrationSettings, Outcome
-from d3cli.plan import make_plan
-from d3cli.replies import judge, self_replies, surprise
 from d3cli.scoring.one_pass import Document, score
-from d3cli.search import StaticLosses, at_least_depth, candidates, score_prefixes
-from d3cli.skip_order import static_schedule
 from tests.families import random_ids, tiny
 from tests.planted import IDLE, QUIET, documents, planted
 
@@ -118,7 +118,7 @@ def test_a_search_short_of_time_tests_what_it_has_and_says_so(
     monkeypatch: pytest.MonkeyPatch, share: float, slower: int, cut: str
 ) -> None:
     # A clock that counts the positions scored: how busy the machine is must not matter.
-    monkeypatch.setattr("d3cli.calibration.measure_pace", lambda model, texts: 1.0)
+    monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda model, texts: 1.0)
     monkeypatch.setattr(Clock, "elapsed", property(lambda clock: slower * clock.scored))
     settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=1e9)
     whole = Calibrator(planted(), list(documents()), settings).plan.positions
@@ -131,7 +131,7 @@ def test_a_search_short_of_time_tests_what_it_has_and_says_so(
 def test_a_short_search_that_found_nothing_is_not_out_of_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("d3cli.calibration.measure_pace", lambda model, texts: 1.0)
+    monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda model, texts: 1.0)
     monkeypatch.setattr(Clock, "elapsed", property(lambda clock: clock.scored))
     model = tiny("llama").gated
     texts = list(

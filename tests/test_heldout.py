@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from d3cli.base.errors import UsageError
-from d3cli.heldout import Sample, builtin_samples, encode_samples, read_samples, split
+from d3cli.calibrate.texts import Sample, builtin_samples, encode_samples, read_samples, split
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.text import tokens

@@ -5,16 +5,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from d3cli.evaluation import Clock, Evaluator
-from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document
-from d3cli.skip_order import (
+from d3cli.calibrate.evaluator import Clock, Evaluator
+from d3cli.calibrate.order import (
     GreedyOrder,
     measure_influence,
     order_by_influence,
     static_schedule,
     units_of,
 )
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.one_pass import Document
 from tests.families import random_ids, tiny
 from tests.planted import IDLE, QUIET, documents, planted
 

@@ -31,10 +31,10 @@ from d3cli.depth.calibration_store import (
 from d3cli.files.names import find_local, model_identity
 
 if TYPE_CHECKING:
-    from d3cli.calibration import Calibrator, Progress
-    from d3cli.heldout import Sample
+    from d3cli.calibrate.calibrator import Calibrator, Progress
+    from d3cli.calibrate.result import CalibrationSettings
+    from d3cli.calibrate.texts import Sample
     from d3cli.model.model import LoadedModel
-    from d3cli.outcome import CalibrationSettings
     from d3cli.scoring.one_pass import Document
 
 SEARCH, TEXT, STORE = "Search", "Text", "Store"
@@ -236,8 +236,8 @@ def calibrate(
     name = default_model() if model is None else model
     with output.waiting("loading"):
         output.quiet_libraries()
-        from d3cli.heldout import read_samples
-        from d3cli.outcome import CalibrationSettings
+        from d3cli.calibrate.result import CalibrationSettings
+        from d3cli.calibrate.texts import read_samples
 
         settings = CalibrationSettings(
             target_drop=target,
@@ -274,7 +274,7 @@ def calibrate(
         with output.waiting("reading the text"):
             import scipy.stats  # noqa: F401 - slow, and no signal may raise in the middle of it
 
-            from d3cli.evaluation import check_memory_to_score
+            from d3cli.calibrate.evaluator import check_memory_to_score
 
             texts = _documents(loaded, samples, prompt_tokens, documents, seed)
         signals.stop_in_order()
@@ -374,7 +374,7 @@ def _documents(
     count: int | None,
     seed: int,
 ) -> list["Document"]:
-    from d3cli.heldout import builtin_samples, choose, encode_samples
+    from d3cli.calibrate.texts import builtin_samples, choose, encode_samples
 
     own = builtin_samples(model) if samples is None else samples
     found = encode_samples(model, own, prompt_tokens=prompt_tokens)
@@ -393,8 +393,8 @@ def _write_replies(
     Raises:
         CalibrationError: too few.
     """
-    from d3cli.heldout import FEWEST_DOCUMENTS
-    from d3cli.replies import self_replies
+    from d3cli.calibrate.own_replies import self_replies
+    from d3cli.calibrate.texts import FEWEST_DOCUMENTS
 
     found: list[Document] = []
 
@@ -426,8 +426,8 @@ def _search(
     began: float,
     count: int | None,
 ) -> "Calibrator":
-    from d3cli.calibration import Calibrator
-    from d3cli.plan import in_words
+    from d3cli.calibrate.budget import in_words
+    from d3cli.calibrate.calibrator import Calibrator
 
     with output.waiting("measuring this model's pace"):
         calibrator = Calibrator(model, texts, settings, began, all_documents=count is not None)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from d3cli.cli.stored import percent
 
 if TYPE_CHECKING:
+    from d3cli.calibrate.own_replies import Judged
+    from d3cli.calibrate.race import Candidate, Tried
+    from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
     from d3cli.model.model import LoadedModel
-    from d3cli.outcome import CalibrationSettings, DecayVerdict, Measured, Outcome
-    from d3cli.replies import Judged
     from d3cli.scoring.intervals import Drop
-    from d3cli.search import Candidate, Tried
 
 SCHEMA = 1
 DOUBTFUL_KL = 5  # times the target, in nats
@@ -111,7 +111,7 @@ def facts(
 
 
 def _by_replies(verdict: "DecayVerdict") -> str:
-    from d3cli.outcome import decay_paid
+    from d3cli.calibrate.result import decay_paid
 
     if verdict.by_replies is None:
         return "not asked: --replies lets D³ write replies, and full depth judge them"

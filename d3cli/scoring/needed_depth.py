@@ -11,11 +11,11 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from d3cli.calibrate.order import static_schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.one_pass import Document, Scorer, head_chunk
-from d3cli.skip_order import static_schedule
 
 LENS_BYTES = 256 << 20  # of layers' outputs that are kept at once
 

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from d3cli.calibrate.evaluator import Evaluator, OutOfTime
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
-from d3cli.evaluation import Evaluator, OutOfTime
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.one_pass import Document
 

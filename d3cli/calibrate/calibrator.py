@@ -15,17 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.base.errors import CalibrationError, UsageError
-from d3cli.depth.schedule import TOLERANCE, DepthSchedule
-from d3cli.evaluation import Clock, Evaluator, OutOfTime
-from d3cli.heldout import split
-from d3cli.model.model import LoadedModel
-from d3cli.outcome import CalibrationSettings, DecayVerdict, Measured, Outcome
-from d3cli.plan import Plan, make_plan, measure_pace
-from d3cli.replies import FEWEST_PROMPTS, FULL_DEPTH, MOST_PROMPTS, judge, surprise, write_reply
-from d3cli.scoring.compare import compare
-from d3cli.scoring.intervals import Losses, drop_by_position, measure_drop, measure_rise, total
-from d3cli.scoring.one_pass import Document
-from d3cli.search import (
+from d3cli.calibrate.budget import Plan, make_plan, measure_pace
+from d3cli.calibrate.evaluator import Clock, Evaluator, OutOfTime
+from d3cli.calibrate.order import (
+    GreedyOrder,
+    UnitKind,
+    measure_influence,
+    order_by_influence,
+    units_of,
+)
+from d3cli.calibrate.own_replies import (
+    FEWEST_PROMPTS,
+    FULL_DEPTH,
+    MOST_PROMPTS,
+    judge,
+    surprise,
+    write_reply,
+)
+from d3cli.calibrate.race import (
     LEAST_EVIDENCE,
     Candidate,
     StaticLosses,
@@ -36,13 +43,13 @@ from d3cli.search import (
     race,
     score_prefixes,
 )
-from d3cli.skip_order import (
-    GreedyOrder,
-    UnitKind,
-    measure_influence,
-    order_by_influence,
-    units_of,
-)
+from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
+from d3cli.calibrate.texts import split
+from d3cli.depth.schedule import TOLERANCE, DepthSchedule
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.compare import compare
+from d3cli.scoring.intervals import Losses, drop_by_position, measure_drop, measure_rise, total
+from d3cli.scoring.one_pass import Document
 
 # A schedule that saves less of the bytes, net of repair, is not worth its drop.
 LEAST_SAVED = 0.02

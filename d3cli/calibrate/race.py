@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from d3cli.calibrate.evaluator import Evaluator
+from d3cli.calibrate.order import UnitKind, schedule_of, static_schedule
 from d3cli.depth.schedule import TOLERANCE, DepthSchedule
-from d3cli.evaluation import Evaluator
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.intervals import Drop, Losses, measure_drop, total
-from d3cli.skip_order import UnitKind, schedule_of, static_schedule
 
 # Full-depth tokens before the decay, and over how many tokens it then reaches the floor. Each pace
 # is a breakpoint of alpha, where the last unit's first token changes; the paces between them differ
