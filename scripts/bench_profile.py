@@ -26,8 +26,8 @@ from d3cli import load_model
 from d3cli.cli.depth import parse_alpha
 from d3cli.cli.profile_view import ProfileView
 from d3cli.decode.sampling import SamplingParams
-from d3cli.profiled import ProfileOptions, Prompt
-from d3cli.profiling import Profiler
+from d3cli.profile.profiler import Profiler
+from d3cli.profile.run import ProfileOptions, Prompt
 
 ROWS, COLUMNS = 50, 120
 STRETCH = 8  # tokens

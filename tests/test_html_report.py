@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.html_charts import NO_ATTENTION, NO_MLP, RUN, SKIPPED, cells
-from d3cli.html_report import html_report
-from d3cli.trace import Trace
+from d3cli.profile.html.charts import NO_ATTENTION, NO_MLP, RUN, SKIPPED, cells
+from d3cli.profile.html.page import html_report
+from d3cli.profile.trace import Trace
 from tests.browser import Browser, find_chromium
 from tests.traces import HOSTILE, hostile_trace, made_trace, whole_trace
 

@@ -26,10 +26,10 @@ from d3cli.cli.profile_against import against_json
 from d3cli.cli.profile_report import report
 from d3cli.cli.profile_view import ProfileView
 from d3cli.cli.tables import cut
-from d3cli.profiled import Run
-from d3cli.profiling import Profiler
-from d3cli.trace import Trace, parse_trace, read_trace
-from d3cli.trace_summary import with_figures
+from d3cli.profile.profiler import Profiler
+from d3cli.profile.run import Run
+from d3cli.profile.summary import with_figures
+from d3cli.profile.trace import Trace, parse_trace, read_trace
 from tests.conftest import D3, check
 from tests.terminal import Terminal
 from tests.test_cli import d3_process

@@ -12,13 +12,13 @@ from d3cli.decode.loop import decode_step
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.profiling import Profiler, nested_family
+from d3cli.profile.profiler import Profiler, nested_family
+from d3cli.profile.record import active_layers, clock_trace
+from d3cli.profile.summary import summarize
+from d3cli.profile.trace import Trace, to_json
 from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.scoring.one_pass import Document, Scorer
 from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache, spread_steps
-from d3cli.trace import Trace, to_json
-from d3cli.trace_record import active_layers, clock_trace
-from d3cli.trace_summary import summarize
 from tests.families import tiny
 from tests.traces import STORY, SUM, builtin, made_trace, profile, prompt, whole_trace
 
@@ -313,7 +313,7 @@ class TestSummary:
         [(2.0, "as D³ presumes"), (4.0, "against D³'s premise"), (3.0, "no evidence")],
     )
     def test_the_premise_is_judged_by_the_halves(self, late: float, words: str) -> None:
-        from d3cli.trace_words import sentences
+        from d3cli.profile.sentences import sentences
 
         count = 81
         wobble = [0.1 * (step % 3) for step in range(count)]
@@ -340,7 +340,7 @@ class TestSummary:
         assert both.replies == 2
 
     def test_few_tokens_give_no_verdict(self) -> None:
-        from d3cli.trace_words import sentences
+        from d3cli.profile.sentences import sentences
 
         for count in (2, 20, 32):
             trace = made_trace(
@@ -354,7 +354,7 @@ class TestSummary:
             assert "too few tokens" in " ".join(sentences(found, trace, trace.replies))
 
     def test_rounding_is_no_difference(self) -> None:
-        from d3cli.trace_words import sentences
+        from d3cli.profile.sentences import sentences
 
         count = 50
         trace = made_trace(

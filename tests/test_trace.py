@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from d3cli.base.errors import TraceError
 from d3cli.cli.profile_against import against_report
 from d3cli.cli.profile_report import csv_text, report
-from d3cli.html_report import _reply
-from d3cli.trace import TokenTrace, Trace, parse_trace, read_trace, to_json
-from d3cli.trace_summary import summarize, with_figures
-from d3cli.trace_words import sentences
+from d3cli.profile.html.page import _reply
+from d3cli.profile.sentences import sentences
+from d3cli.profile.summary import summarize, with_figures
+from d3cli.profile.trace import TokenTrace, Trace, parse_trace, read_trace, to_json
 from tests.traces import hostile_trace, made_trace, whole_trace
 
 DOCS = Path(__file__).parent.parent / "docs" / "trace.md"

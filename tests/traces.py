@@ -9,9 +9,9 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.profiled import ProfileOptions, Prompt
-from d3cli.profiling import Profiler, nested_family
-from d3cli.trace import (
+from d3cli.profile.profiler import Profiler, nested_family
+from d3cli.profile.run import ProfileOptions, Prompt
+from d3cli.profile.trace import (
     MachineTrace,
     ModelTrace,
     RepeatTrace,

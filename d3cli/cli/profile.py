@@ -15,9 +15,9 @@ from d3cli.cli.prompt import PromptRow, read_arguments, read_prompts
 from d3cli.cli.request import Ready, Request
 
 if TYPE_CHECKING:
-    from d3cli.profiled import Prompt
-    from d3cli.profiling import Profiler
-    from d3cli.trace import Trace
+    from d3cli.profile.profiler import Profiler
+    from d3cli.profile.run import Prompt
+    from d3cli.profile.trace import Trace
 
 MEASURE, RECORDED = "Measure", "Recorded runs"
 PIPE_WIDTH = 160  # of tables that no terminal shows
@@ -203,8 +203,8 @@ def profile(
     longest = max((row.whole_text for row in rows), key=len)
     ready = request.prepare(output, model_name, longest)
 
-    from d3cli.profiled import ProfileOptions, Prompt
-    from d3cli.profiling import Profiler, nested_family
+    from d3cli.profile.profiler import Profiler, nested_family
+    from d3cli.profile.run import ProfileOptions, Prompt
 
     order = nested_family(ready.model, ready.schedule, ready.source) if needed else None
     profiler = Profiler(
@@ -361,11 +361,11 @@ def _show(output: Output, form: Format, text: str) -> None:
 
 def _render(trace: "Trace", form: Format, width: int) -> str:
     if form is Format.json:
-        from d3cli.trace_summary import with_figures
+        from d3cli.profile.summary import with_figures
 
         return json_line(with_figures(trace))
     if form is Format.html:
-        from d3cli.html_report import html_report
+        from d3cli.profile.html.page import html_report
 
         return html_report(trace)
     from d3cli.cli.profile_report import csv_text, report
@@ -388,7 +388,7 @@ def _check_recorded(ctx: typer.Context) -> None:
 def _show_recorded(
     output: Output, destination: Destination, path: Path, against: Path | None
 ) -> None:
-    from d3cli.trace import read_trace
+    from d3cli.profile.trace import read_trace
 
     trace = read_trace(path)
     destination.check(output, (path, against))

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from d3cli import trace_words
 from d3cli.base.inert import quoted
 from d3cli.cli.tables import aligned, cut, fixed
-from d3cli.trace import ReplyTrace, Trace
-from d3cli.trace_summary import Summary, mean, summarize
+from d3cli.profile import sentences
+from d3cli.profile.summary import Summary, mean, summarize
+from d3cli.profile.trace import ReplyTrace, Trace
 
 Measure = Callable[[Trace, Summary], float | None]
 # What two traces are compared by: what to call it, where it is, and its digits.
@@ -85,10 +85,10 @@ def _differs(ours: Trace, theirs: Trace) -> Iterator[str]:
         ),
         "depth": (ours.depth_schedule.in_words(), theirs.depth_schedule.in_words()),
         "skip order": (ours.depth_schedule.skip_order, theirs.depth_schedule.skip_order),
-        "sampling": (trace_words.sampling(ours), trace_words.sampling(theirs)),
-        "options": (trace_words.options(ours), trace_words.options(theirs)),
-        "machine": (trace_words.machine(ours), trace_words.machine(theirs)),
-        "versions": (trace_words.versions(ours), trace_words.versions(theirs)),
+        "sampling": (sentences.sampling(ours), sentences.sampling(theirs)),
+        "options": (sentences.options(ours), sentences.options(theirs)),
+        "machine": (sentences.machine(ours), sentences.machine(theirs)),
+        "versions": (sentences.versions(ours), sentences.versions(theirs)),
         "prompts": (
             [reply.prompt_sha256 for reply in ours.replies],
             [reply.prompt_sha256 for reply in theirs.replies],

@@ -5,11 +5,11 @@ import io
 import json
 from dataclasses import fields
 
-from d3cli import trace_words
 from d3cli.cli.tables import aligned, cut, filled, fixed, one_line, percent
-from d3cli.trace import LayerTime, ReplyTrace, TokenTrace, Trace
-from d3cli.trace_columns import Column, columns_of
-from d3cli.trace_summary import Summary, mean, summarize
+from d3cli.profile import sentences
+from d3cli.profile.columns import Column, columns_of
+from d3cli.profile.summary import Summary, mean, summarize
+from d3cli.profile.trace import LayerTime, ReplyTrace, TokenTrace, Trace
 
 Rows = list[tuple[str, str]]  # names and values
 
@@ -35,12 +35,12 @@ def facts(trace: Trace, total: Summary) -> Rows:
     """What was run, how fast it was, what it cost."""
     replies = trace.replies
     rows = [
-        ("model", trace_words.title(trace)),
-        ("depth", trace_words.schedule(trace)),
-        ("sampling", trace_words.sampling(trace)),
-        ("options", trace_words.options(trace)),
-        ("machine", trace_words.machine(trace)),
-        ("versions", trace_words.versions(trace)),
+        ("model", sentences.title(trace)),
+        ("depth", sentences.schedule(trace)),
+        ("sampling", sentences.sampling(trace)),
+        ("options", sentences.options(trace)),
+        ("machine", sentences.machine(trace)),
+        ("versions", sentences.versions(trace)),
         ("fingerprint", trace.model.fingerprint or ""),
     ]
     rows = [row for row in rows if row[1]]
@@ -53,24 +53,24 @@ def facts(trace: Trace, total: Summary) -> Rows:
         rows.append(
             (
                 "prefill",
-                f"{total.prompt_tokens:,} tokens, TTFT {trace_words.spread(total.ttft_s, 3)} s",
+                f"{total.prompt_tokens:,} tokens, TTFT {sentences.spread(total.ttft_s, 3)} s",
             )
         )
     if total.tokens_per_second is not None and total.tpot_ms is not None:
         rows.append(
             (
                 "decode",
-                f"{trace_words.spread(total.tokens_per_second, 1)} tok/s; TPOT {total.tpot_ms:.1f} "
+                f"{sentences.spread(total.tokens_per_second, 1)} tok/s; TPOT {total.tpot_ms:.1f} "
                 f"ms (median), {total.tpot_p95_ms:.1f} (95th percentile)"
                 + ("" if total.cpu_percent is None else f"; processor {total.cpu_percent:.0f}%"),
             )
         )
     memory = "GPU" if trace.machine.gpu else "process"
     rows.append(("peak memory", f"{trace.peak_memory_bytes / 1e9:.2f} GB ({memory})"))
-    ratios = trace_words.ratios(total, replies)
+    ratios = sentences.ratios(total, replies)
     if ratios:
         rows.append(("ratio", ratios))
-    found = list(trace_words.sentences(total, trace, replies))
+    found = list(sentences.sentences(total, trace, replies))
     return rows + [("in words" if not number else "", one) for number, one in enumerate(found)]
 
 

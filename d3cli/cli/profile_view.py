@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from d3cli.depth.schedule import DepthSchedule
     from d3cli.model.model import LoadedModel
-    from d3cli.profiled import Run
+    from d3cli.profile.run import Run
 
 # At most so often a second, and never for more than this share of the time: drawing shares the
 # processor with decoding.

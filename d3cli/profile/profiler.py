@@ -15,13 +15,13 @@ from d3cli.decode.session import Engine
 from d3cli.decode.stats import peak_memory
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
-from d3cli.profiled import Profiled, ProfileOptions, Prompt, Run
+from d3cli.profile.record import clock_trace, layers_trace, record_trace
+from d3cli.profile.run import Profiled, ProfileOptions, Prompt, Run
+from d3cli.profile.trace import Trace
 from d3cli.scoring.compare import compare
 from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.scoring.one_pass import Document, Scorer
 from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache
-from d3cli.trace import Trace
-from d3cli.trace_record import clock_trace, layers_trace, record_trace
 
 # Of `--compare`: decode steps that are timed, and how often each is timed ABBA. The interval of
 # the clock ratio comes from twice as many pairs.

@@ -15,12 +15,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from d3cli import trace_words
 from d3cli.base.inert import inert, quoted
-from d3cli.html_charts import STATE_COLOURS, STATES, charts_of
-from d3cli.trace import ReplyTrace, TokenTrace, Trace
-from d3cli.trace_columns import columns_of
-from d3cli.trace_summary import Summary, summarize
+from d3cli.profile import sentences
+from d3cli.profile.columns import columns_of
+from d3cli.profile.html.charts import STATE_COLOURS, STATES, charts_of
+from d3cli.profile.summary import Summary, summarize
+from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 
 
 def html_report(trace: Trace) -> str:
@@ -45,7 +45,7 @@ def html_report(trace: Trace) -> str:
         head=[(name, inert(text)) for name, text in _head(trace)],
         foot=[(name, inert(text)) for name, text in _foot(trace)],
         tiles=list(_tiles(total, trace.replies)),
-        words=[inert(one) for one in trace_words.sentences(total, trace, trace.replies)],
+        words=[inert(one) for one in sentences.sentences(total, trace, trace.replies)],
         interrupted=trace.interrupted,
         states=list(zip(STATES, STATE_COLOURS, strict=True)),
         replies=replies,
@@ -66,22 +66,22 @@ def _data(value: object) -> Markup:
 
 
 def _head(trace: Trace) -> list[tuple[str, str]]:
-    rows = [("depth", trace_words.schedule(trace)), ("sampling", trace_words.sampling(trace))]
-    rows.append(("machine", trace_words.machine(trace)))
-    return [("model", trace_words.title(trace)), *rows, ("made", trace.created)]
+    rows = [("depth", sentences.schedule(trace)), ("sampling", sentences.sampling(trace))]
+    rows.append(("machine", sentences.machine(trace)))
+    return [("model", sentences.title(trace)), *rows, ("made", trace.created)]
 
 
 def _foot(trace: Trace) -> list[tuple[str, str]]:
     model = trace.model
     rows = [
-        ("versions", trace_words.versions(trace)),
+        ("versions", sentences.versions(trace)),
         ("model type", model.model_type),
         ("fingerprint", model.fingerprint or "none: not from files"),
         ("revision", model.revision or ""),
         ("weights", f"{model.weight_bytes.total / 1e6:,.1f} MB read a step at full depth"),
         ("peak memory", f"{trace.peak_memory_bytes / 1e9:.2f} GB"),
         ("schedule", json.dumps(trace.schedule)),
-        ("options", trace_words.options(trace)),
+        ("options", sentences.options(trace)),
         ("needed along", " ".join(trace.needed_order or ())),
     ]
     return [row for row in rows if row[1]]
@@ -128,7 +128,7 @@ def _reply(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
     columns = columns_of(reply.tokens)
     return {
         "name": first if len(first) <= 60 else first[:59] + "…",
-        "words": [inert(one) for one in trace_words.sentences(summary, trace, [reply])],
+        "words": [inert(one) for one in sentences.sentences(summary, trace, [reply])],
         "text": inert("".join(token.text for token in reply.tokens)),
         "prompt": inert(reply.prompt),
         "columns": [column.title for column in columns],

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from d3cli.base.inert import quoted
-from d3cli.trace import ReplyTrace, Trace
-from d3cli.trace_summary import TOLERANCE, Needed, Spread, Summary
+from d3cli.profile.summary import TOLERANCE, Needed, Spread, Summary
+from d3cli.profile.trace import ReplyTrace, Trace
 
 ENDS = {
     "stop": "ended by itself",

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import GenerationChunk, Reply
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.profile.trace import ClockTrace, LayersTrace, RepeatTrace
 from d3cli.scoring.compare import Comparison
 from d3cli.scoring.one_pass import Document
 from d3cli.text.chat_template import Message
-from d3cli.trace import ClockTrace, LayersTrace, RepeatTrace
 
 
 @dataclass(frozen=True, slots=True)

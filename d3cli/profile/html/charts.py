@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from d3cli.depth.units import parse_unit
-from d3cli.trace import ReplyTrace, TokenTrace, Trace
-from d3cli.trace_summary import Stretch, Summary
+from d3cli.profile.summary import Stretch, Summary
+from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 
 # The light theme; the page's script exchanges these for the dark ones.
 INK, QUIET, LINE = "#1c2430", "#5b6675", "#dde2e9"

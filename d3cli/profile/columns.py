@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from d3cli.base.inert import quoted
-from d3cli.trace import TokenTrace
+from d3cli.profile.trace import TokenTrace
 
 
 @dataclass(frozen=True, slots=True)

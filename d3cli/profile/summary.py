@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from d3cli.trace import ReplyTrace, TokenTrace, Trace, to_json
+from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace, to_json
 
 MOST_STRETCHES, SHORTEST_STRETCH = 8, 8
 SHORTEST_S = 1e-6  # of decoding that has a rate

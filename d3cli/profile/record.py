@@ -17,9 +17,8 @@ from d3cli.decode.session import Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
-from d3cli.profiled import Profiled, ProfileOptions
-from d3cli.scoring.step_times import PartTimes, StepTimes
-from d3cli.trace import (
+from d3cli.profile.run import Profiled, ProfileOptions
+from d3cli.profile.trace import (
     ClockTrace,
     LayersTrace,
     LayerTime,
@@ -29,6 +28,7 @@ from d3cli.trace import (
     TokenTrace,
     Trace,
 )
+from d3cli.scoring.step_times import PartTimes, StepTimes
 
 CONFIDENCE = 0.95
 

@@ -1,0 +1,1 @@
+"""A recorded run: how it is made, kept, summarized and drawn."""
