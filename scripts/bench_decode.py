@@ -40,10 +40,10 @@ from transformers.generation.streamers import BaseStreamer
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN
 from d3cli.calibrate.order import static_schedule
+from d3cli.cli.doctor.probe import read_bandwidth
 from d3cli.decode.loop import decode_step
 from d3cli.decode.stats import peak_memory
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.doctor import read_bandwidth
 from d3cli.files.names import find_model
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.model.load import load_model

@@ -57,7 +57,7 @@ def rows(data: bytes) -> object:
 
 
 def prompts(data: bytes) -> object:
-    from d3cli.cli.prompt import read_prompts
+    from d3cli.cli.prompts import read_prompts
 
     return read_prompts(None, None, None, None, file_of(data, "prompts.jsonl"))
 
@@ -105,7 +105,7 @@ def settings(data: bytes) -> object:
 
 def options(data: bytes) -> object:
     """Percent, depth and time, each as a flag gives it."""
-    from d3cli.cli.calibrate import parse_duration, parse_target
+    from d3cli.cli.calibrate.command import parse_duration, parse_target
     from d3cli.cli.depth import parse_alpha, parse_start
     from d3cli.depth.units import parse_unit
 
@@ -125,7 +125,7 @@ def options(data: bytes) -> object:
 
 def commands(data: bytes) -> object:
     """Slash commands that neither write files nor load models."""
-    from d3cli.cli.chat_commands import COMMANDS
+    from d3cli.cli.chat.commands import COMMANDS
 
     chat = _chat()
     chat._commands = {
@@ -145,9 +145,9 @@ def _chat() -> Any:
     if not _CHATS:
         from rich.console import Console
 
-        from d3cli.cli.chat_saving import Saving
-        from d3cli.cli.chat_session import Chat
-        from d3cli.cli.chat_settings import ChatSettings
+        from d3cli.cli.chat.saving import Saving
+        from d3cli.cli.chat.session import Chat
+        from d3cli.cli.chat.settings import ChatSettings
         from d3cli.cli.output import Output
         from d3cli.decode.conversation import Conversation
         from d3cli.model.load import load_model

@@ -14,7 +14,7 @@ import pytest
 
 from d3cli.base.errors import StoreError, UsageError
 from d3cli.base.settings import state_dir
-from d3cli.cli.calibrate import parse_duration, parse_target
+from d3cli.cli.calibrate.command import parse_duration, parse_target
 from d3cli.depth.calibration_store import file_of
 from tests.conftest import D3, Result, check
 
@@ -297,7 +297,7 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
     def full_disk(*_: object) -> None:
         raise StoreError("no space left", "free some")
 
-    monkeypatch.setattr("d3cli.cli.calibrate.save", full_disk)
+    monkeypatch.setattr("d3cli.cli.calibrate.command.save", full_disk)
     result = d3("calibrate", *QUICK, "--target-drop", "5%")
     assert result.code == 1
     assert "on unseen text" in result.out
@@ -310,6 +310,8 @@ def test_a_search_that_memory_would_end_is_refused(
     monkeypatch.setattr("d3cli.calibrate.evaluator.available_memory", lambda device: 200_000_000)
     monkeypatch.delattr("d3cli.calibrate.calibrator.Calibrator.__iter__")
     check(bad(d3), 1, "needs about 272 MB more, and 200 MB are free")
-    monkeypatch.setattr("d3cli.cli.calibrate._search", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setattr(
+        "d3cli.cli.calibrate.command._search", lambda *_: pytest.fail("it was tried")
+    )
     with pytest.raises(pytest.fail.Exception):
         d3("calibrate", "--force")

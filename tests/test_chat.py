@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from d3cli.cli.chat_prompt import ChatPrompt
-from d3cli.cli.chat_replies import Replies
-from d3cli.cli.chat_saving import Saving
-from d3cli.cli.chat_settings import ChatSettings
+from d3cli.cli.chat.line_editor import ChatPrompt
+from d3cli.cli.chat.markdown import reply_console
+from d3cli.cli.chat.saving import Saving
+from d3cli.cli.chat.settings import ChatSettings
+from d3cli.cli.chat.writer import Replies
 from d3cli.cli.output import Output
-from d3cli.cli.reply_view import reply_console
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.loop import decode_step

@@ -8,16 +8,18 @@ import torch
 from transformers import LlamaConfig
 
 from d3cli.base.errors import ModelError
+from d3cli.cli.doctor.probe import SHAPES, expected_speeds, read_bandwidth
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.doctor import SHAPES, expected_speeds, read_bandwidth
 from d3cli.model.load import load_model
 from tests.conftest import D3
 
 
 @pytest.fixture(autouse=True)
 def _small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("d3cli.doctor.PROBE_BYTES", 1 << 20)
-    monkeypatch.setattr("d3cli.doctor.read_bandwidth", lambda device: read_bandwidth(device, 0.01))
+    monkeypatch.setattr("d3cli.cli.doctor.probe.PROBE_BYTES", 1 << 20)
+    monkeypatch.setattr(
+        "d3cli.cli.doctor.probe.read_bandwidth", lambda device: read_bandwidth(device, 0.01)
+    )
 
 
 def test_what_is_examined(d3: D3) -> None:

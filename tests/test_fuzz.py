@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d3cli.base.errors import UsageError
-from d3cli.cli.chat_commands import COMMANDS
+from d3cli.cli.chat.commands import COMMANDS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 

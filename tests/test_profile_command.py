@@ -22,9 +22,9 @@ from rich.console import Console
 from d3cli.base.inert import quoted
 from d3cli.base.settings import replace_file
 from d3cli.cli.output import json_line
-from d3cli.cli.profile_against import against_json
-from d3cli.cli.profile_report import report
-from d3cli.cli.profile_view import ProfileView
+from d3cli.cli.profile.against import against_json
+from d3cli.cli.profile.live import ProfileView
+from d3cli.cli.profile.tables import report
 from d3cli.cli.tables import cut
 from d3cli.profile.profiler import Profiler
 from d3cli.profile.run import Run
@@ -440,7 +440,7 @@ class TestInterruption:
             os.kill(os.getpid(), signal.SIGINT)
             replace_file(path, text)
 
-        monkeypatch.setattr("d3cli.cli.profile_files.replace_file", killed)
+        monkeypatch.setattr("d3cli.cli.profile.destination.replace_file", killed)
         path = tmp_path / "run.json"
         assert d3("profile", SUM, *FAST, "--output-file", path).code == 130
         assert not read_trace(path).interrupted

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from d3cli.cli import reply_view
-from d3cli.cli.reply_view import THEME, ReplyView, split_blocks
+from d3cli.cli.chat import markdown
+from d3cli.cli.chat.markdown import THEME, ReplyView, split_blocks
 
 SAMPLE = """\
 # A heading
@@ -94,8 +94,8 @@ def shown(
 
 @pytest.fixture(autouse=True)
 def _draw_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reply_view, "INTERVAL", 0.0)
-    monkeypatch.setattr(reply_view, "SHARE", 1e9)
+    monkeypatch.setattr(markdown, "INTERVAL", 0.0)
+    monkeypatch.setattr(markdown, "SHARE", 1e9)
 
 
 def test_markdown_is_shown_as_what_it_means() -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from d3cli.base.errors import ModelError, StoreError
 from d3cli.base.settings import BUILTIN, state_dir
-from d3cli.cli.stored import as_json, describe, percent, summary
+from d3cli.cli.calibrate.stored import as_json, describe, percent, summary
 from d3cli.depth import calibration_store
 from d3cli.depth.calibration_record import Calibration, Entry, ModelKey
 from d3cli.depth.calibration_store import (
@@ -134,7 +134,7 @@ class TestSavedAndFound:
             replace(KEY, fingerprint="")
 
     def test_neither_reading_nor_writing_imports_torch(self) -> None:
-        code = "import sys, d3cli.depth.calibration_store, d3cli.cli.stored; sys.exit('torch' in sys.modules)"
+        code = "import sys, d3cli.depth.calibration_store, d3cli.cli.calibrate.stored; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3cli.base.errors import TraceError
-from d3cli.cli.profile_against import against_report
-from d3cli.cli.profile_report import csv_text, report
+from d3cli.cli.profile.against import against_report
+from d3cli.cli.profile.tables import csv_text, report
 from d3cli.profile.html.page import _reply
 from d3cli.profile.sentences import sentences
 from d3cli.profile.summary import summarize, with_figures

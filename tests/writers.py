@@ -14,7 +14,7 @@ import tomlkit
 
 from d3cli.base import settings
 from d3cli.cli.output import Output
-from d3cli.cli.profile_files import Destination, Format
+from d3cli.cli.profile.destination import Destination, Format
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth import calibration_store

@@ -14,13 +14,13 @@ from d3cli.base.errors import D3Error, UsageError, is_panic
 from d3cli.base.inert import inert
 from d3cli.base.settings import config_file, load_settings
 from d3cli.cli import options, signals
-from d3cli.cli.calibrate import calibrate
-from d3cli.cli.chat import chat
-from d3cli.cli.doctor import doctor
+from d3cli.cli.calibrate.command import calibrate
+from d3cli.cli.chat.command import chat
+from d3cli.cli.doctor.command import doctor
 from d3cli.cli.generate import generate
 from d3cli.cli.models import models_app
 from d3cli.cli.output import ClosedPipe, Output, WriteError
-from d3cli.cli.profile import profile
+from d3cli.cli.profile.command import profile
 from d3cli.cli.signals import Stopped
 
 INTERRUPTED = 130

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Literal
 
 from d3cli.base.errors import UsageError
+from d3cli.cli.calibrate.stored import percent
 from d3cli.cli.output import Output
-from d3cli.cli.stored import percent
 from d3cli.depth.calibration_record import Calibration
 from d3cli.depth.calibration_store import Stale
 from d3cli.depth.schedule import DepthSchedule

@@ -10,7 +10,7 @@ from d3cli.cli import options, signals
 from d3cli.cli.completion import complete_model
 from d3cli.cli.figures import speed
 from d3cli.cli.output import PROGRESS_FROM, ClosedPipe, Output, WriteError
-from d3cli.cli.prompt import read_arguments
+from d3cli.cli.prompts import read_arguments
 from d3cli.cli.request import Request
 
 if TYPE_CHECKING:

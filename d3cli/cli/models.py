@@ -7,10 +7,10 @@ import typer
 
 from d3cli.base.settings import BUILTIN, aliases, default_model, save_setting
 from d3cli.cli import options
+from d3cli.cli.calibrate.stored import as_json as calibration_json
+from d3cli.cli.calibrate.stored import summary
 from d3cli.cli.completion import complete_model
 from d3cli.cli.output import Output
-from d3cli.cli.stored import as_json as calibration_json
-from d3cli.cli.stored import summary
 from d3cli.depth.calibration_store import all_calibrations, file_of
 from d3cli.files.names import CachedModel, cached_models, find_local, model_identity
 

@@ -10,7 +10,7 @@ from d3cli.cli import options
 from d3cli.cli.depth import choose_schedule, parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
-from d3cli.cli.prompt import check_utf8, estimate_tokens, read_text
+from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.calibration_store import calibrate_command
 from d3cli.depth.schedule import DepthSchedule

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.base.settings import BUILTIN, aliases
-from d3cli.cli import chat_report, signals
-from d3cli.cli.chat_session import Chat, Command
+from d3cli.cli import signals
+from d3cli.cli.chat import views
+from d3cli.cli.chat.session import Chat, Command
 from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.decode import transcript
 
@@ -24,24 +25,24 @@ ALPHAS = ("auto", "off", "0.999", "0.995", "0.99", "0.98")
 
 def _help(chat: Chat, _: str) -> None:
     chat.print_rows(_help_rows())
-    chat.print(f"\n{chat_report.KEYS}")
+    chat.print(f"\n{views.KEYS}")
 
 
 def _alpha(chat: Chat, argument: str) -> None:
     if argument:
         _as_option(lambda: chat.change(alpha=parse_alpha(argument)))
-    chat.print(f"depth: {chat_report.depth_in_words(chat.options)}", "dim")
+    chat.print(f"depth: {views.depth_in_words(chat.options)}", "dim")
 
 
 def _depth(chat: Chat, _: str) -> None:
-    chat.print(chat_report.depth_curves(chat.options, chat.conversation.reply, chat.console.width))
+    chat.print(views.depth_curves(chat.options, chat.conversation.reply, chat.console.width))
 
 
 def _set(chat: Chat, argument: str) -> None:
     name, _, value = argument.partition(" ")
     name, value = name.lower().replace("_", "-"), value.strip()
     if not name:
-        chat.print_rows(list(chat_report.settings(chat.settings, chat.options).items()))
+        chat.print_rows(list(views.settings(chat.settings, chat.options).items()))
         chat.print("\n/set NAME VALUE, or /set NAME default")
         return
     if name not in SETTINGS:
@@ -53,7 +54,7 @@ def _set(chat: Chat, argument: str) -> None:
     if not value:
         raise UsageError(f"/set {name} needs a value", f"{SETTINGS[name]}, or default")
     _as_option(lambda: _change(chat, name, value))
-    shown = chat_report.settings(chat.settings, chat.options)[name]
+    shown = views.settings(chat.settings, chat.options)[name]
     chat.print(f"{name} is now {shown}", "dim")
 
 
@@ -151,7 +152,7 @@ def _show(chat: Chat, _: str) -> None:
         saved = str(transcript.path_of(chat.saving.id))
     if chat.saving.problem is not None:
         saved = f"NOT saved: {chat.saving.problem.message}"
-    overview = chat_report.overview(chat.conversation, chat.settings, chat.options)
+    overview = views.overview(chat.conversation, chat.settings, chat.options)
     chat.print_rows([*overview, ("saved", saved)])
 
 
@@ -173,7 +174,7 @@ def _model(chat: Chat, argument: str) -> None:
 def _stats(chat: Chat, _: str) -> None:
     if not chat.replies.totals.replies:
         raise UsageError("there are no replies yet", "say something first")
-    chat.print_rows(chat_report.totals(chat.replies.totals, chat.conversation.reply))
+    chat.print_rows(views.totals(chat.replies.totals, chat.conversation.reply))
 
 
 def _regen(chat: Chat, argument: str) -> None:
@@ -200,7 +201,7 @@ def _regen(chat: Chat, argument: str) -> None:
             conversation.put_back_reply(old)
             chat.save()
     if new is not None:
-        chat.print(chat_report.where_they_differ(old, before, new), "dim")
+        chat.print(views.where_they_differ(old, before, new), "dim")
 
 
 def _compare(chat: Chat, _: str) -> None:
@@ -213,7 +214,7 @@ def _compare(chat: Chat, _: str) -> None:
     with chat.output.waiting("comparing with full depth"):
         found = compare_reply(chat.conversation.engine, reply)
     signals.check()
-    chat.print_rows(chat_report.comparison(reply, found))
+    chat.print_rows(views.comparison(reply, found))
 
 
 def _last_reply(chat: Chat) -> "Reply":

@@ -14,12 +14,12 @@ import typer
 from d3cli.base.errors import CalibrationError, StoreError, TargetNotMetError, UsageError
 from d3cli.base.settings import default_model
 from d3cli.cli import options, signals
-from d3cli.cli.calibration_report import SCHEMA, as_json, csv_rows, facts, plot
+from d3cli.cli.calibrate.report import SCHEMA, as_json, csv_rows, facts, plot
+from d3cli.cli.calibrate.stored import as_json as stored_as_json
+from d3cli.cli.calibrate.stored import describe, with_reasons
 from d3cli.cli.completion import complete_model
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
-from d3cli.cli.stored import as_json as stored_as_json
-from d3cli.cli.stored import describe, with_reasons
 from d3cli.depth.calibration_store import (
     StoredFile,
     all_calibrations,

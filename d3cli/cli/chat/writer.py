@@ -6,12 +6,12 @@ from rich.console import Console
 
 from d3cli.base.errors import ContextFullError, D3Error
 from d3cli.cli import figures, signals
-from d3cli.cli.chat_prompt import ChatPrompt
-from d3cli.cli.chat_report import stats_line
-from d3cli.cli.chat_saving import Saving
-from d3cli.cli.chat_settings import ChatSettings, Totals
+from d3cli.cli.chat.line_editor import ChatPrompt
+from d3cli.cli.chat.markdown import ReplyView
+from d3cli.cli.chat.saving import Saving
+from d3cli.cli.chat.settings import ChatSettings, Totals
+from d3cli.cli.chat.views import stats_line
 from d3cli.cli.output import PROGRESS_FROM, Output
-from d3cli.cli.reply_view import ReplyView
 from d3cli.cli.signals import Stopped
 from d3cli.decode.conversation import Conversation, ReplyOptions, inside
 from d3cli.decode.read_ahead import ReadAhead

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d3cli.cli.stored import percent
+from d3cli.cli.calibrate.stored import percent
 
 if TYPE_CHECKING:
     from d3cli.calibrate.own_replies import Judged

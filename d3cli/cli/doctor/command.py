@@ -22,7 +22,7 @@ def doctor(
     output = Output()
     output.quiet_libraries()
     with output.waiting("measuring"):
-        from d3cli.doctor import examine
+        from d3cli.cli.doctor.probe import examine
 
         found = examine()
     if as_json:

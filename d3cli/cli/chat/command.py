@@ -10,12 +10,12 @@ import typer
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import default_model, state_dir
 from d3cli.cli import options
-from d3cli.cli.chat_saving import Saving
+from d3cli.cli.chat.saving import Saving
 from d3cli.cli.completion import complete_model
 from d3cli.cli.depth import parse_alpha, parse_start
 from d3cli.cli.loading import load
 from d3cli.cli.output import Output
-from d3cli.cli.prompt import check_utf8, read_text
+from d3cli.cli.prompts import check_utf8, read_text
 from d3cli.decode import transcript
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.calibration_store import calibrate_command
@@ -195,11 +195,11 @@ def chat(
         loading["reply_tokens"] = max_tokens
     loaded = load(output, name, offline, threads, **loading)
 
-    from d3cli.cli.chat_commands import COMMANDS
-    from d3cli.cli.chat_prompt import ChatPrompt
-    from d3cli.cli.chat_session import Chat, Models
-    from d3cli.cli.chat_settings import ChatSettings
-    from d3cli.cli.reply_view import reply_console
+    from d3cli.cli.chat.commands import COMMANDS
+    from d3cli.cli.chat.line_editor import ChatPrompt
+    from d3cli.cli.chat.markdown import reply_console
+    from d3cli.cli.chat.session import Chat, Models
+    from d3cli.cli.chat.settings import ChatSettings
     from d3cli.decode.conversation import Conversation
 
     conversation = Conversation(loaded, messages)
@@ -250,7 +250,7 @@ def _check_terminal() -> None:
 
 
 def _list(output: Output) -> None:
-    from d3cli.cli.chat_report import listing
+    from d3cli.cli.chat.views import listing
 
     found = transcript.all_conversations()
     if not found:

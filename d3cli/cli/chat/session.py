@@ -15,10 +15,10 @@ from rich.text import Text
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.base.inert import inert
 from d3cli.cli import signals
-from d3cli.cli.chat_prompt import Arguments, ChatPrompt
-from d3cli.cli.chat_replies import Replies
-from d3cli.cli.chat_saving import Saving
-from d3cli.cli.chat_settings import ChatSettings
+from d3cli.cli.chat.line_editor import Arguments, ChatPrompt
+from d3cli.cli.chat.saving import Saving
+from d3cli.cli.chat.settings import ChatSettings
+from d3cli.cli.chat.writer import Replies
 from d3cli.cli.depth import choose_schedule
 from d3cli.cli.output import Output
 from d3cli.cli.signals import Stopped

@@ -10,8 +10,8 @@ from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli import options, signals
 from d3cli.cli.completion import complete_model
 from d3cli.cli.output import ClosedPipe, Output, WriteError, json_line
-from d3cli.cli.profile_files import SUFFIXES, Destination, Format
-from d3cli.cli.prompt import PromptRow, read_arguments, read_prompts
+from d3cli.cli.profile.destination import SUFFIXES, Destination, Format
+from d3cli.cli.prompts import PromptRow, read_arguments, read_prompts
 from d3cli.cli.request import Ready, Request
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def _write_what_there_is(output: Output, profiler: "Profiler", destination: Dest
 
 def _run(output: Output, profiler: "Profiler", prompts: Sequence["Prompt"], ready: Ready) -> None:
     """The replies, on a live screen where there is one."""
-    from d3cli.cli.profile_view import ProfileView
+    from d3cli.cli.profile.live import ProfileView
 
     asked = profiler.options
     profiler.check(prompts)
@@ -368,7 +368,7 @@ def _render(trace: "Trace", form: Format, width: int) -> str:
         from d3cli.profile.html.page import html_report
 
         return html_report(trace)
-    from d3cli.cli.profile_report import csv_text, report
+    from d3cli.cli.profile.tables import csv_text, report
 
     return csv_text(trace) if form is Format.csv else report(trace, width)
 
@@ -399,7 +399,7 @@ def _show_recorded(
         raise UsageError(
             f"two runs side by side have no {destination.form}", "use -o table or -o json"
         )
-    from d3cli.cli.profile_against import against_json, against_report
+    from d3cli.cli.profile.against import against_json, against_report
 
     other, names = read_trace(against), (str(path), str(against))
     width = output.stdout_width or PIPE_WIDTH
