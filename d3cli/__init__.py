@@ -43,17 +43,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "audit": ("Agreement",),
-    "calibration": ("Calibrator",),
-    "engine": ("Engine", "GenerationChunk", "Reply"),
-    "errors": ("D3Error",),
-    "load": ("load_model",),
-    "outcome": ("CalibrationSettings",),
-    "model": ("LoadedModel", "wrap_model"),
-    "sampling": ("SamplingParams",),
-    "schedule": ("DepthSchedule",),
-    "stats": ("RunStats",),
-    "scoring": ("Document", "Scorer", "perplexity", "score"),
+    "base.errors": ("D3Error",),
+    "depth.schedule": ("DepthSchedule",),
+    "model.load": ("load_model",),
+    "model.model": ("LoadedModel", "wrap_model"),
+    "decode.agreement": ("Agreement",),
+    "decode.sampling": ("SamplingParams",),
+    "decode.session": ("Engine", "GenerationChunk", "Reply"),
+    "decode.stats": ("RunStats",),
+    "scoring.one_pass": ("Document", "Scorer", "perplexity", "score"),
+    "calibrate.calibrator": ("Calibrator",),
+    "calibrate.result": ("CalibrationSettings",),
 }
 
 

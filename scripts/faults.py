@@ -263,7 +263,7 @@ def damage(forks: Forks, rng: random.Random) -> Iterator[str]:
                 yield f"{path.name} {how}: {other.name} was changed"
         for kind in ("calibration", "conversation"):  # and what is written now can be read again
             ended = forks.call(kind, folder, "1", env=env)
-            if ended.code and "\nd3cli.errors." not in ended.err:
+            if ended.code and "\nd3cli.base.errors." not in ended.err:
                 yield f"{path.name} {how}: writing {kind}: {ended.err[-300:]}"
 
 

@@ -13,9 +13,9 @@ Written by `scripts/write_models_docs.py` from the table in `d3cli/depth/familie
 
 ## Supported
 
-Each family is proven by `tests/test_families.py` on a tiny random model, in float32: full depth
-gives the tokens of `model.generate`; decayed decoding equals a slow reference without gate and
-cache; one-pass scoring equals token-by-token decoding, alone and in unequal batches; a repaired
+Each family is proven by `tests/model/test_families.py` on a tiny random model, in float32: full
+depth gives the tokens of `model.generate`; decayed decoding equals a slow reference without gate
+and cache; one-pass scoring equals token-by-token decoding, alone and in unequal batches; a repaired
 cache equals the full model's. No real checkpoint of these families was run.
 
 | `model_type` | models | units | attention |

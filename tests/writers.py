@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tomlkit
 
-from d3cli.base import settings
+from d3cli.base import settings as base_settings
 from d3cli.cli.output import Output
 from d3cli.cli.profile.destination import Destination, Format
 from d3cli.decode import transcript
@@ -62,13 +62,13 @@ def trace(folder: str, count: str | None = None) -> None:
 
 
 def settings(folder: str, count: str | None = None) -> None:
-    path = settings.config_file()
-    settings.make_directory(path.parent)
+    path = base_settings.config_file()
+    base_settings.make_directory(path.parent)
     if not count:
-        settings.replace_file(path, "# a comment\n" * LONG)
+        base_settings.replace_file(path, "# a comment\n" * LONG)
     for number in _numbers(count):
-        settings.save_setting("model", f"org/{number}")
-        settings.load_settings()
+        base_settings.save_setting("model", f"org/{number}")
+        base_settings.load_settings()
 
 
 def check(folder: str, kind: str) -> None:
@@ -90,7 +90,7 @@ def check(folder: str, kind: str) -> None:
         assert len(numbers) == LONG
         assert len(set(numbers)) == 1
     else:
-        path = settings.config_file()
+        path = base_settings.config_file()
         if path.exists():
             tomlkit.parse(path.read_text())
-            settings.load_settings()
+            base_settings.load_settings()

@@ -45,7 +45,7 @@ class Sample:
 def builtin_samples(model: LoadedModel) -> list[Sample]:
     """The pairs that ship with d3; for the built-in model, which knows little, its own split."""
     if not model.builtin:
-        path = Path(str(files("d3cli") / "heldout.jsonl"))
+        path = Path(str(files("d3cli.calibrate") / "heldout.jsonl"))
     else:
         path = Path(str(files("d3cli") / "builtin" / "heldout.jsonl"))
     return read_samples(path)

@@ -36,7 +36,7 @@ class Family:
         return self.can_skip and self.mlp is not None
 
 
-# The allow-list. A model type stands here once tests/test_families.py proves it.
+# The allow-list. A model type stands here once tests/model/test_families.py proves it.
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("Llama 2, 3, 3.1, 3.2, 3.3; TinyLlama, SmolLM2, the built-in model"),
     "mistral": Family("Mistral 7B, Mistral Nemo, Mistral Small (text)"),

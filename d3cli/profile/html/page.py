@@ -27,7 +27,7 @@ def html_report(trace: Trace) -> str:
     """The whole page."""
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(loader=PackageLoader("d3cli", "report"), autoescape=True)
+    environment = Environment(loader=PackageLoader("d3cli.profile", "report"), autoescape=True)
     loader = environment.loader
     assert loader is not None
     style = loader.get_source(environment, "report.css")[0]

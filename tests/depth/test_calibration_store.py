@@ -134,7 +134,10 @@ class TestSavedAndFound:
             replace(KEY, fingerprint="")
 
     def test_neither_reading_nor_writing_imports_torch(self) -> None:
-        code = "import sys, d3cli.depth.calibration_store, d3cli.cli.calibrate.stored; sys.exit('torch' in sys.modules)"
+        code = (
+            "import sys, d3cli.depth.calibration_store, d3cli.cli.calibrate.stored; "
+            "sys.exit('torch' in sys.modules)"
+        )
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -18,7 +18,7 @@ from d3cli.profile.summary import summarize, with_figures
 from d3cli.profile.trace import TokenTrace, Trace, parse_trace, read_trace, to_json
 from tests.traces import hostile_trace, made_trace, whole_trace
 
-DOCS = Path(__file__).parent.parent / "docs" / "trace.md"
+DOCS = Path(__file__).parents[2] / "docs" / "trace.md"
 
 
 def written(trace: Trace) -> dict[str, Any]:

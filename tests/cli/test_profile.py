@@ -30,9 +30,9 @@ from d3cli.profile.profiler import Profiler
 from d3cli.profile.run import Run
 from d3cli.profile.summary import with_figures
 from d3cli.profile.trace import Trace, parse_trace, read_trace
+from tests.cli.test_generate import d3_process
 from tests.conftest import D3, check
 from tests.terminal import Terminal
-from tests.test_cli import d3_process
 from tests.traces import HOSTILE, STORY, SUM, hostile_trace, profile, prompt, whole_trace
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
