@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from d3cli.depth.schedule import DepthSchedule
     from d3cli.model.load import load_model
     from d3cli.model.model import LoadedModel, wrap_model
-    from d3cli.scoring.one_pass import Document, Scorer, perplexity, score
+    from d3cli.scoring.documents import Document
+    from d3cli.scoring.one_pass import Scorer, perplexity, score
 
 __version__ = "0.1.0"
 

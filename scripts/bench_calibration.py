@@ -21,8 +21,9 @@ from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Losses
-from d3cli.scoring.one_pass import Document, score
+from d3cli.scoring.one_pass import score
 
 
 def calibrated(

@@ -39,16 +39,15 @@ from transformers.generation.streamers import BaseStreamer
 
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN
-from d3cli.calibrate.order import static_schedule
 from d3cli.cli.doctor.probe import read_bandwidth
 from d3cli.decode.loop import decode_step
 from d3cli.decode.stats import peak_memory
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.files.names import find_model
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document
+from d3cli.scoring.documents import Document
 from d3cli.scoring.step_times import fill_cache, spread_steps
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -183,7 +182,7 @@ def arms_of(
     order = [str(layer) for layer in range(1, model.num_layers - 1)]
     for ratio in RATIOS:
         dropped = model.num_layers - round(model.num_layers / ratio)
-        schedule = static_schedule(model, order[:dropped])
+        schedule = static_schedule(model.weight_bytes, order[:dropped])
         name = f"{prefix}d3 {model.num_layers - dropped} of {model.num_layers} layers"
         yield d3_arm(name, model, document, schedule, early)
     yield d3_arm(

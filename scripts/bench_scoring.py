@@ -21,7 +21,8 @@ from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, Scorer, score
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import Scorer, score
 
 
 def token_by_token(model: LoadedModel, document: Document, schedule: DepthSchedule) -> float:

@@ -27,7 +27,8 @@ from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, score
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import score
 from d3cli.text.chat_template import encode_chat
 
 BUILTIN = Path(__file__).parent.parent / "d3cli" / "builtin"

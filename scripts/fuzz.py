@@ -168,14 +168,15 @@ def _chat() -> Any:
 
 def model_json(data: bytes) -> object:
     from d3cli.files.json_files import read_json
-    from d3cli.files.vetting import vet_config
+    from d3cli.files.vet_config import vet_config
 
     config = read_json(file_of(data, "config.json"))
     return vet_config("fuzz", config)
 
 
 def weights(data: bytes) -> object:
-    from d3cli.files.safetensors import describe_directory, fingerprint
+    from d3cli.files.fingerprint import fingerprint
+    from d3cli.files.safetensors import describe_directory
 
     (FOLDER / "config.json").write_text('{"model_type": "llama"}')
     file_of(data, "model.safetensors")

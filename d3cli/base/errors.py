@@ -109,3 +109,9 @@ class TargetNotMetError(D3Error):
 def is_panic(error: BaseException) -> bool:
     """Whether Rust code gave up, as tokenizers' does on some regular expressions; no Exception."""
     return type(error).__name__ == "PanicException"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's words on one line; its kind too, where they are too few to understand."""
+    words = " ".join(str(error).split())[:400]
+    return words if " " in words else f"{type(error).__name__} {words}".strip()

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from d3cli.base.errors import CalibrationError, UsageError
-from d3cli.calibrate.evaluator import WITH_REUSE, batch_rows
-from d3cli.calibrate.order import BEST_BEFORE, LEAST_INFLUENCE, UnitKind
+from d3cli.calibrate.evaluator import WITH_REUSE
+from d3cli.calibrate.order import BEST_BEFORE, LEAST_INFLUENCE
 from d3cli.calibrate.race import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
 from d3cli.calibrate.texts import FEWEST_DOCUMENTS, FEWEST_TOKENS
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, score
+from d3cli.scoring.documents import Document, batch_rows
+from d3cli.scoring.one_pass import score
 
 # Seconds that a pass may take to measure the pace.
 LONG = 2.0

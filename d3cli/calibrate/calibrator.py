@@ -17,13 +17,8 @@ from numpy.typing import NDArray
 from d3cli.base.errors import CalibrationError, UsageError
 from d3cli.calibrate.budget import Plan, make_plan, measure_pace
 from d3cli.calibrate.evaluator import Clock, Evaluator, OutOfTime
-from d3cli.calibrate.order import (
-    GreedyOrder,
-    UnitKind,
-    measure_influence,
-    order_by_influence,
-    units_of,
-)
+from d3cli.calibrate.influence import measure_influence, order_by_influence
+from d3cli.calibrate.order import GreedyOrder, units_of
 from d3cli.calibrate.own_replies import (
     FEWEST_PROMPTS,
     FULL_DEPTH,
@@ -32,24 +27,24 @@ from d3cli.calibrate.own_replies import (
     surprise,
     write_reply,
 )
-from d3cli.calibrate.race import (
+from d3cli.calibrate.race import Tried, race
+from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
+from d3cli.calibrate.space import (
     LEAST_EVIDENCE,
     Candidate,
     StaticLosses,
-    Tried,
     at_least_depth,
     candidates,
     front,
-    race,
     score_prefixes,
 )
-from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
 from d3cli.calibrate.texts import split
 from d3cli.depth.schedule import TOLERANCE, DepthSchedule
+from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.compare import compare
+from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Losses, drop_by_position, measure_drop, measure_rise, total
-from d3cli.scoring.one_pass import Document
 
 # A schedule that saves less of the bytes, net of repair, is not worth its drop.
 LEAST_SAVED = 0.02

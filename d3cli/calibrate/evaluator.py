@@ -14,11 +14,10 @@ from d3cli.base.errors import GenerationError, NotEnoughMemoryError
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import activations, available_memory, gigabytes, kv_bytes_per_position
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document, _batch_positions, batch_rows
 from d3cli.scoring.intervals import Losses
-from d3cli.scoring.one_pass import Document, ResponseScores, Scorer, head_chunk, score
+from d3cli.scoring.one_pass import ResponseScores, Scorer, head_chunk, score
 
-# Positions of one batch. Larger ones gain nothing on a CPU; a GPU wants more at once.
-CPU_BATCH, GPU_BATCH = 2048, 16384
 # Nats lost by a token to which D³ gives no probability, or none that is a number.
 WORST = 100.0
 # What may be kept between schedules: a share of what is free, and never more than this.
@@ -237,28 +236,3 @@ def _thin(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
     if count >= len(layers):
         return layers
     return tuple(layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(max(0, count)))
-
-
-def batch_rows(
-    model: LoadedModel, documents: Sequence[Document], rows: Sequence[int]
-) -> list[list[int]]:
-    """Numbers of documents to score together: of like length, so that little is padding."""
-    positions = _batch_positions(model)
-    ordered = sorted(
-        rows, key=lambda row: (len(documents[row].response_ids), len(documents[row].prompt_ids))
-    )
-    batches: list[list[int]] = []
-    prompt = response = 0
-    for row in ordered:
-        prompt = max(prompt, len(documents[row].prompt_ids))
-        response = max(response, len(documents[row].response_ids))
-        if batches and (len(batches[-1]) + 1) * (prompt + response) <= positions:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-            prompt, response = len(documents[row].prompt_ids), len(documents[row].response_ids)
-    return batches
-
-
-def _batch_positions(model: LoadedModel) -> int:
-    return GPU_BATCH if model.device.type == "cuda" else CPU_BATCH

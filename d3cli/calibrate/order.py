@@ -5,22 +5,15 @@ Knows how units rank; which of the orders' schedules is worth having is the sear
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from d3cli.calibrate.evaluator import Evaluator, OutOfTime
-from d3cli.depth.schedule import DepthSchedule
-from d3cli.depth.units import parse_unit
+from d3cli.depth.schedule import DepthSchedule, static_schedule
+from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document
-
-UnitKind = Literal["layer", "sublayer"]
 
 # Of the units left, each round tries those that looked best the last time, and those of the least
 # influence: losses change little from one drop to the next, so one far down is not about to lead.
@@ -33,93 +26,6 @@ def units_of(model: LoadedModel, kind: UnitKind) -> list[str]:
     if kind == "layer":
         return [str(layer) for layer in inner]
     return [f"{layer}.{part}" for layer in inner for part in ("attn", "mlp")]
-
-
-@torch.inference_mode()
-def measure_influence(
-    model: LoadedModel, documents: Sequence[Document], units: Sequence[str]
-) -> dict[str, float]:
-    """Each unit's Block Influence: how far it turns the hidden state, at full depth.
-
-    One minus the cosine between a layer's output without the unit and with it, mean over response
-    tokens. For a whole layer, that is between its input and its output (ShortGPT, Men et al.,
-    arXiv 2403.03853); for a sublayer the layer runs once more without it.
-    """
-    sums, tokens = dict.fromkeys(units, 0.0), 0
-    for document in documents:
-        ids = torch.tensor([[*document.prompt_ids, *document.response_ids[:-1]]])
-        first = len(document.prompt_ids) - 1  # predicts the first response token
-        with _comparing(model, units, first, sums):
-            model.hidden_states(ids.to(model.device))
-        tokens += len(document.response_ids)
-    return {unit: value / tokens for unit, value in sums.items()}
-
-
-@contextmanager
-def _comparing(
-    model: LoadedModel, units: Sequence[str], first: int, sums: dict[str, float]
-) -> Iterator[None]:
-    by_layer: dict[int, list[str]] = {}
-    for unit in units:
-        by_layer.setdefault(parse_unit(unit).layer, []).append(unit)
-
-    def compare(layer: Any, args: Any, kwargs: Any, output: Any, names: list[str]) -> None:
-        whole = _states(output)[0, first:].float()
-        limits = model.gate.limits
-        for name in names:
-            model.gate.limits = {name: 0}
-            without = _states(layer.forward(*args, **kwargs))[0, first:].float()
-            cosine = torch.nn.functional.cosine_similarity(without, whole, dim=-1)
-            sums[name] += float((1 - cosine).sum())
-        model.gate.limits = limits
-
-    hooks = [
-        model.gate.layers[layer].register_forward_hook(
-            lambda module, args, kwargs, output, names=names: compare(
-                module, args, kwargs, output, names
-            ),
-            with_kwargs=True,
-        )
-        for layer, names in by_layer.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _states(output: Any) -> Tensor:
-    states: Tensor = output if isinstance(output, Tensor) else output[0]
-    return states
-
-
-def order_by_influence(model: LoadedModel, influence: Mapping[str, float]) -> list[str]:
-    """Units by influence per byte saved, the least first."""
-    return sorted(influence, key=lambda unit: influence[unit] / model.weight_bytes.of(unit))
-
-
-def schedule_of(
-    model: LoadedModel, order: Sequence[str], alpha: float, start: int
-) -> DepthSchedule:
-    """A schedule over a skip order; the core is the layers before and behind those it names."""
-    layers = [parse_unit(unit).layer for unit in order]
-    return DepthSchedule(
-        model.num_layers,
-        alpha,
-        start,
-        min(layers, default=0),
-        model.num_layers - 1 - max(layers, default=model.num_layers - 1),
-        tuple(order),
-        tuple(map(model.weight_bytes.weight, order)),
-    )
-
-
-def static_schedule(model: LoadedModel, order: Sequence[str]) -> DepthSchedule:
-    """Drops the whole order from token 1 on: constant depth."""
-    before_last = sum(map(model.weight_bytes.weight, order[:-1]))
-    # Just below the alpha at which the last unit goes, so that the first step drops them all.
-    return schedule_of(model, order, 1 - (before_last + 1e-4) / model.num_layers, 0)
 
 
 @dataclass(slots=True)
@@ -156,12 +62,12 @@ class GreedyOrder:
         before: NDArray[np.float64] = np.zeros(self.documents)
         while left:
             # All that is tried in one round agrees until the layer where it drops one unit more.
-            so_far = static_schedule(self.model, self.order)
+            so_far = static_schedule(self.model.weight_bytes, self.order)
             self.evaluator.remember(so_far, range(self.model.num_layers - 1))
             rates: dict[str, NDArray[np.float64]] = {}
             sums: dict[str, NDArray[np.float64]] = {}
             for unit in self._entrants(left, looked):
-                schedule = static_schedule(self.model, [*self.order, unit])
+                schedule = static_schedule(self.model.weight_bytes, [*self.order, unit])
                 try:
                     losses = self.evaluator.losses(schedule, self.documents)
                 except OutOfTime:

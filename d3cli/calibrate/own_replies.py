@@ -14,8 +14,9 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop, Losses, measure_rise
-from d3cli.scoring.one_pass import Document, score
+from d3cli.scoring.one_pass import score
 
 # Prompts that the judging of replies uses; and the fewest that it says anything about.
 MOST_PROMPTS, FEWEST_PROMPTS = 16, 4

@@ -7,15 +7,16 @@ from typing import Literal
 
 from d3cli import __version__
 from d3cli.base.errors import UsageError
-from d3cli.calibrate.order import UnitKind
 from d3cli.calibrate.own_replies import Judged
-from d3cli.calibrate.race import Candidate, Tried
+from d3cli.calibrate.race import Tried
+from d3cli.calibrate.space import Candidate
 from d3cli.calibrate.texts import hash_documents
 from d3cli.depth.calibration_record import Calibration, Unseen
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop
-from d3cli.scoring.one_pass import Document
 
 
 @dataclass(frozen=True, slots=True)

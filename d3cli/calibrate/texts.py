@@ -16,7 +16,7 @@ from typing import Any
 
 from d3cli.base.errors import ContextFullError, UsageError
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document
+from d3cli.scoring.documents import Document
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.tokens import check_length, encode_in_pieces
 

@@ -21,7 +21,8 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import DEFAULT_RESERVE, PREFILL_CHUNK
 from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat
-from d3cli.text.tokens import Detokenizer, StopStrings, check_length, encode_raw
+from d3cli.text.stop_strings import StopStrings
+from d3cli.text.tokens import Detokenizer, check_length, encode_raw
 
 
 @dataclass(frozen=True, slots=True)

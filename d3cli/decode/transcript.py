@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from d3cli.base.atomic_files import make_directory, replace_file
 from d3cli.base.errors import TranscriptError, UsageError
-from d3cli.base.settings import make_directory, replace_file, state_dir
+from d3cli.base.settings import state_dir
 
 SCHEMA = 1
 LARGEST_FILE = 64 << 20

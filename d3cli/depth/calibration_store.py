@@ -15,8 +15,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from d3cli.base.atomic_files import make_directory, replace_file
 from d3cli.base.errors import ScheduleError, StoreError
-from d3cli.base.settings import make_directory, replace_file, state_dir
+from d3cli.base.settings import state_dir
 from d3cli.depth.calibration_record import (
     Calibration,
     Entry,

@@ -8,11 +8,11 @@ of it), and a weight, its share of a layer.
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import index
-from typing import Any, Literal
+from typing import Any
 
 from d3cli.base.errors import ScheduleError
 from d3cli.depth.units import Unit, WeightBytes, parse_unit
@@ -210,72 +210,26 @@ class DepthSchedule:
             raise ScheduleError("the stored depth schedule is damaged") from error
 
 
-def default_schedule(
-    num_layers: int,
-    alpha: float | None = None,
-    start: int | None = None,
-    core_first: int | None = None,
-    core_last: int | None = None,
+def schedule_of(
+    weight_bytes: WeightBytes, order: Sequence[str], alpha: float, start: int
 ) -> DepthSchedule:
-    """The schedule for a model that nobody has calibrated: whole layers, shallow-first.
-
-    Without an alpha it is a cautious one: alpha 0.999 from token 32 on, dropping at most the first
-    ``floor(L / 8)`` flex layers. An explicit alpha may drop every flex layer. Each end keeps
-    ``ceil(L / 4)`` core layers. Cautious, because the order is a guess: docs/algorithm.md.
-    """
-    quarter = math.ceil(num_layers / 4)
-    first = min(quarter, num_layers) if core_first is None else core_first
-    last = min(quarter, num_layers - min(first, num_layers)) if core_last is None else core_last
-    flex = [str(layer) for layer in range(first, num_layers - last)]
-    if alpha is None:
-        alpha, flex = 0.999, flex[: num_layers // 8]
-        start = 32 if start is None else start
-    return DepthSchedule(num_layers, alpha, start or 0, first, last, tuple(flex))
-
-
-def resolve_schedule(
-    num_layers: int,
-    alpha: float | Literal["auto", "off"] = "auto",
-    *,
-    start: int | None = None,
-    core_first: int | None = None,
-    core_last: int | None = None,
-    stored: DepthSchedule | None = None,
-) -> DepthSchedule:
-    """The schedule that the depth options mean for one model.
-
-    Args:
-        num_layers: the model's layers.
-        alpha: a decay; "auto" for the stored schedule, else the cautious default; "off" for full
-            depth.
-        start, core_first, core_last: each overrides its field; core sizes filter the skip order.
-        stored: the model's own schedule, calibrated or shipped with it, where there is one.
-
-    Raises:
-        ScheduleError: the options do not fit the model.
-    """
-    if alpha == "off":
-        return DepthSchedule.full(num_layers)
-    decay = None if alpha == "auto" else alpha
-    if stored is None:
-        return default_schedule(num_layers, decay, start, core_first, core_last)
-    if stored.num_layers != num_layers:
-        raise ScheduleError(
-            f"the stored schedule is for {stored.num_layers} layers, the model has {num_layers}"
-        )
-    first = stored.core_first if core_first is None else core_first
-    last = stored.core_last if core_last is None else core_last
-    kept = [
-        (name, weight)
-        for name, weight in zip(stored.skip_order, stored.weights, strict=True)
-        if first <= parse_unit(name).layer < num_layers - last
-    ]
-    return replace(
-        stored,
-        alpha=stored.alpha if decay is None else decay,
-        start=stored.start if start is None else start,
-        core_first=first,
-        core_last=last,
-        skip_order=tuple(name for name, _ in kept),
-        weights=tuple(weight for _, weight in kept),
+    """A schedule over a skip order; the core is the layers before the first and after the last."""
+    num_layers = len(weight_bytes.layers)
+    layers = [parse_unit(unit).layer for unit in order]
+    return DepthSchedule(
+        num_layers,
+        alpha,
+        start,
+        min(layers, default=0),
+        num_layers - 1 - max(layers, default=num_layers - 1),
+        tuple(order),
+        tuple(map(weight_bytes.weight, order)),
     )
+
+
+def static_schedule(weight_bytes: WeightBytes, order: Sequence[str]) -> DepthSchedule:
+    """Drops the whole order from token 1 on: constant depth."""
+    before_last = sum(map(weight_bytes.weight, order[:-1]))
+    # Just below the alpha at which the last unit goes, so that the first step drops them all.
+    alpha = 1 - (before_last + 1e-4) / len(weight_bytes.layers)
+    return schedule_of(weight_bytes, order, alpha, 0)

@@ -69,3 +69,6 @@ class WeightBytes:
         layer, part = parse_unit(unit_name)
         here = self.layers[layer]
         return 1.0 if part is None else getattr(here, part) / (here.attn + here.mlp)
+
+
+UnitKind = Literal["layer", "sublayer"]

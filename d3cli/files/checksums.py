@@ -11,7 +11,7 @@ from pathlib import Path
 
 from d3cli.base.errors import ModelError
 from d3cli.base.progress import ByteProgress, OnProgress
-from d3cli.files.vetting import files_read
+from d3cli.files.vet_tokenizer import files_read
 
 METADATA = ".cache/huggingface/download"  # of `hf download --local-dir`
 PIECE = 1 << 22

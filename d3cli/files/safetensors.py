@@ -6,13 +6,12 @@ Reads headers, not weights, until `lazy_state_dict`. Knows nothing of the hub, d
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import ModelError, one_line
 from d3cli.files.json_files import BROKEN_FILES, no_name_twice, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -21,7 +20,6 @@ SINGLE_FILE = "model.safetensors"
 # A mapped file's pages count as the process's memory until the mapping ends.
 REOPEN_AFTER = 32 << 20
 
-SAMPLE_BYTES = 4096  # of each tensor, for its fingerprint: one page
 # Bytes of one file's header, and tensors in all: several times what published models have.
 LARGEST_HEADER, MOST_TENSORS = 8 << 20, 200_000
 
@@ -128,7 +126,7 @@ def _read_header(path: Path) -> list[TensorInfo]:
 
     try:
         with path.open("rb", buffering=0) as raw:
-            _parse_header(raw, path.stat().st_size)  # safetensors takes the last of two of a name
+            parse_header(raw, path.stat().st_size)  # safetensors takes the last of two of a name
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return [
@@ -141,42 +139,7 @@ def _read_header(path: Path) -> list[TensorInfo]:
         raise ModelError(f"{path} cannot be read: {one_line(error)}", BROKEN_FILES) from error
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's words on one line; its kind too, where they are too few to understand."""
-    words = " ".join(str(error).split())[:400]
-    return words if " " in words else f"{type(error).__name__} {words}".strip()
-
-
-def fingerprint(directory: Path) -> str:
-    """What tells a model from a changed one: a SHA-256 over its config and a sample of its weights.
-
-    Each tensor counts with its name, dtype, shape and up to 4 KB from the middle of its data; how
-    they are spread over files does not matter. This is a sample that notices another model, a
-    fine-tune or a new conversion. It is no checksum: hashing all of 16 GB would cost many seconds
-    at every start. The tokenizer and the generation settings do not count.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
-    try:
-        config = (directory / "config.json").read_bytes()
-    except OSError as error:
-        raise ModelError(f"{directory} has no readable config.json", BROKEN_FILES) from error
-    samples: list[tuple[str, bytes]] = []
-    for file in weight_files(directory):
-        try:
-            samples += _samples(directory / file)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ModelError(
-                f"{directory / file} cannot be read: {one_line(error)}", BROKEN_FILES
-            ) from error
-    digest = sha256(sha256(config).digest())
-    for tensor, data in sorted(samples):
-        digest.update(sha256(tensor.encode()).digest() + data)
-    return digest.hexdigest()
-
-
-def _parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
+def parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
     """Where the data of a safetensors file begins, and what it says of each tensor.
 
     Raises:
@@ -188,21 +151,6 @@ def _parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
     header: dict[str, Any] = json.loads(file.read(start - 8), object_pairs_hook=no_name_twice)
     header.pop("__metadata__", None)
     return start, header
-
-
-def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Each tensor of a safetensors file: its description, and a hash of its middle bytes."""
-    size = path.stat().st_size
-    with path.open("rb", buffering=0) as file:
-        start, header = _parse_header(file, size)
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= size - start:
-                raise ValueError(f"the data of {name!r} lies outside the file")
-            length = min(SAMPLE_BYTES, end - begin)
-            file.seek(start + begin + (end - begin - length) // 2)
-            description = json.dumps([name, entry["dtype"], entry["shape"]])
-            yield description, sha256(file.read(length)).digest()
 
 
 def lazy_state_dict(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import ModelError, one_line
 from d3cli.files.json_files import BROKEN_FILES
-from d3cli.files.safetensors import REOPEN_AFTER, Description, TensorInfo, one_line
+from d3cli.files.safetensors import REOPEN_AFTER, Description, TensorInfo
 from d3cli.kernels.bnb_linear import (
     Quantization,
     fits_cpu_kernel,

@@ -18,14 +18,16 @@ from d3cli.depth.calibration_store import Stale, find
 from d3cli.depth.families import Family
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.checksums import verify
+from d3cli.files.fingerprint import fingerprint
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
-from d3cli.files.safetensors import Description, describe_directory, fingerprint
-from d3cli.files.vetting import vet_files
+from d3cli.files.safetensors import Description, describe_directory
+from d3cli.files.vet_tokenizer import vet_files
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
-from d3cli.model.build import check_config, check_sizes, load_tokenizer, load_weights
+from d3cli.model.build import load_tokenizer, load_weights
+from d3cli.model.check import check_config, check_sizes
 from d3cli.model.held_weights import HeldWeights
 from d3cli.model.memory import DEFAULT_RESERVE, check_memory
 from d3cli.model.model import LoadedModel, wrap_model

@@ -12,17 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from d3cli.base.errors import ModelError, ScheduleError
+from d3cli.base.errors import ModelError, ScheduleError, one_line
 from d3cli.depth.calibration_record import Calibration, ModelKey
 from d3cli.depth.calibration_store import Stale
+from d3cli.depth.choice import resolve_schedule
 from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
-from d3cli.depth.schedule import DepthSchedule, resolve_schedule
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import WeightBytes, parse_unit
 from d3cli.files.json_files import BROKEN_FILES
-from d3cli.files.safetensors import one_line
 from d3cli.kernels.grouped_attention import group_queries
-from d3cli.model.gate import LayerGate, measure_bytes
+from d3cli.model.gate import LayerGate
 from d3cli.model.kv_cache import KVCache
+from d3cli.model.weight_bytes import measure_bytes
 from d3cli.text.chat_template import Renderer
 
 

@@ -19,8 +19,9 @@ from d3cli.profile.record import clock_trace, layers_trace, record_trace
 from d3cli.profile.run import Profiled, ProfileOptions, Prompt, Run
 from d3cli.profile.trace import Trace
 from d3cli.scoring.compare import compare
+from d3cli.scoring.documents import Document
 from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
-from d3cli.scoring.one_pass import Document, Scorer
+from d3cli.scoring.one_pass import Scorer
 from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache
 
 # Of `--compare`: decode steps that are timed, and how often each is timed ABBA. The interval of

@@ -10,7 +10,7 @@ from d3cli.decode.session import GenerationChunk, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.trace import ClockTrace, LayersTrace, RepeatTrace
 from d3cli.scoring.compare import Comparison
-from d3cli.scoring.one_pass import Document
+from d3cli.scoring.documents import Document
 from d3cli.text.chat_template import Message
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d3cli.calibrate.evaluator import batch_rows
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, Scorer, head_chunk
+from d3cli.scoring.documents import Document, batch_rows
+from d3cli.scoring.one_pass import Scorer, head_chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from d3cli.calibrate.order import static_schedule
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, Scorer, head_chunk
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import Scorer, head_chunk
 
 LENS_BYTES = 256 << 20  # of layers' outputs that are kept at once
 
@@ -32,7 +32,8 @@ def constant_depth_choices(
     if first:  # what comes before the first unit is the same at every depth
         scorer.remember(full, [first - 1])
     for count in range(len(order) + 1):
-        states = scorer.states(static_schedule(model, order[:count]) if count else full)
+        schedule = static_schedule(model.weight_bytes, order[:count]) if count else full
+        states = scorer.states(schedule)
         parts = torch.split(states, head_chunk(model))
         yield torch.cat([model.logits(part).argmax(dim=-1) for part in parts]).cpu()
 
@@ -42,7 +43,8 @@ def needed_depths(
 ) -> list[float]:
     """Each token's needed depth, in layers, from what `constant_depth_choices` gave."""
     depths = [float(model.num_layers)]
-    depths += [static_schedule(model, order[:count]).floor for count in range(1, len(order) + 1)]
+    prefixes = (order[:count] for count in range(1, len(order) + 1))
+    depths += [static_schedule(model.weight_bytes, prefix).floor for prefix in prefixes]
     table = torch.stack(list(choices))  # [units + 1, T]
     return [
         depths[sum(1 for _ in takewhile(bool, column)) - 1]

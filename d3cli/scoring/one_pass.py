@@ -18,20 +18,10 @@ from d3cli.base.errors import PromptError
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document
 
 # Bytes of float32 logits that exist at once: 64 positions of a 256k vocabulary.
 HEAD_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A prompt and the response whose tokens are scored, as token ids."""
-
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.response_ids)
 
 
 @dataclass(frozen=True, slots=True)

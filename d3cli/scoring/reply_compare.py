@@ -16,7 +16,8 @@ from d3cli.decode.sampling import make_sampler
 from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import PREFILL_CHUNK
-from d3cli.scoring.one_pass import Document, head_chunk
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import head_chunk
 from d3cli.scoring.step_times import StepTimes
 
 # Decode steps that are timed at both depths, each twice, spread over the reply.

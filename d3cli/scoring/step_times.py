@@ -16,7 +16,7 @@ from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document
+from d3cli.scoring.documents import Document
 
 
 @dataclass(slots=True)

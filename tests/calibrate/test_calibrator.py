@@ -11,16 +11,16 @@ from d3cli.base.errors import CalibrationError, GenerationError, UsageError
 from d3cli.calibrate.budget import make_plan
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.evaluator import Clock, Evaluator
-from d3cli.calibrate.order import static_schedule
 from d3cli.calibrate.own_replies import judge, self_replies, surprise
-from d3cli.calibrate.race import StaticLosses, at_least_depth, candidates, score_prefixes
 from d3cli.calibrate.result import CalibrationSettings, Outcome
+from d3cli.calibrate.space import StaticLosses, at_least_depth, candidates, score_prefixes
 from d3cli.calibrate.texts import builtin_samples, choose, encode_samples, hash_documents
 from d3cli.decode.loop import decode_step, prefill
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, score
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import score
 from tests.families import random_ids, tiny
 from tests.planted import IDLE, QUIET, documents, planted
 
@@ -42,7 +42,7 @@ def planted_outcome() -> Outcome:
 def test_the_search_finds_all_that_the_construction_allows(planted_outcome: Outcome) -> None:
     model, chosen = planted(), planted_outcome.chosen
     assert chosen is not None
-    allowed = static_schedule(model, [str(layer) for layer in IDLE])
+    allowed = static_schedule(model.weight_bytes, [str(layer) for layer in IDLE])
     reached = chosen.candidate.schedule.byte_ratio(40, model.weight_bytes)
     # Sublayers leave the norms of an idle layer in, which are next to nothing.
     assert reached >= 0.999 * allowed.byte_ratio(40, model.weight_bytes)
@@ -258,7 +258,7 @@ def test_text_that_the_model_does_not_know_is_not_calibrated_on() -> None:
 
 def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None:
     model, texts = planted(), list(documents())
-    schedule = static_schedule(model, ["7", "3"])
+    schedule = static_schedule(model.weight_bytes, ["7", "3"])
     kept = Evaluator(model, texts, (8, len(texts)), Clock(1e9))
     kept.remember(DepthSchedule.full(9), [1, 2])
     bare = Evaluator(model, texts, (8, len(texts)), Clock(1e9), kept_bytes=0)
@@ -287,7 +287,7 @@ def test_a_token_without_probability_is_a_great_loss_and_no_nan() -> None:
     own = model.gate.layers[-1].forward
     model.gate.layers[-1].forward = lambda hidden, *a, **k: own(hidden, *a, **k) * math.nan
     try:
-        losses = evaluator.losses(static_schedule(model, ["3"]), 4)
+        losses = evaluator.losses(static_schedule(model.weight_bytes, ["3"]), 4)
         with pytest.raises(GenerationError, match="not finite"):
             Evaluator(model, texts, (4,), Clock(1e9)).losses(DepthSchedule.full(8), 4)
     finally:

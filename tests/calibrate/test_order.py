@@ -6,15 +6,11 @@ import pytest
 import torch
 
 from d3cli.calibrate.evaluator import Clock, Evaluator
-from d3cli.calibrate.order import (
-    GreedyOrder,
-    measure_influence,
-    order_by_influence,
-    static_schedule,
-    units_of,
-)
+from d3cli.calibrate.influence import measure_influence, order_by_influence
+from d3cli.calibrate.order import GreedyOrder, units_of
+from d3cli.depth.schedule import static_schedule
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document
+from d3cli.scoring.documents import Document
 from tests.families import random_ids, tiny
 from tests.planted import IDLE, QUIET, documents, planted
 
@@ -120,7 +116,7 @@ def test_greedy_ends_in_order_when_time_is_over() -> None:
 def test_the_first_step_below_full_depth_drops_a_static_schedules_whole_order() -> None:
     model = planted()
     order = ["5.mlp", "2.attn", "7.mlp"]
-    schedule = static_schedule(model, order)
+    schedule = static_schedule(model.weight_bytes, order)
     assert schedule.dropped(0) == ()
     assert schedule.dropped(1) == tuple(order)
     assert (schedule.core_first, schedule.core_last) == (2, 1)

@@ -19,8 +19,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from d3cli.base.atomic_files import replace_file
 from d3cli.base.inert import quoted
-from d3cli.base.settings import replace_file
 from d3cli.cli.output import json_line
 from d3cli.cli.profile.against import against_json
 from d3cli.cli.profile.live import ProfileView

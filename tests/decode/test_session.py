@@ -22,8 +22,10 @@ from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, score
-from d3cli.text.tokens import Detokenizer, StopStrings
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import score
+from d3cli.text.stop_strings import StopStrings
+from d3cli.text.tokens import Detokenizer
 from tests.families import random_ids, tiny, whole_layers
 
 STORY = "Tell me a story about a fox."

@@ -34,8 +34,8 @@ from d3cli.depth.calibration_store import (
     find,
 )
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.files.fingerprint import fingerprint
 from d3cli.files.names import find_model, find_on_disk, model_identity
-from d3cli.files.safetensors import fingerprint
 from d3cli.model.load import load_model
 from tests.conftest import BUILTIN_PATH, D3, hub_repository
 from tests.records import FOUND, KEY, SCHEDULE, UNSEEN

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3cli.base.errors import ScheduleError
-from d3cli.depth.schedule import DepthSchedule, default_schedule, resolve_schedule
+from d3cli.depth.choice import default_schedule, resolve_schedule
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import LayerBytes, WeightBytes, parse_unit
 
 ATTN_SHARE = 0.25

@@ -19,7 +19,8 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels.bnb_linear import check_quantization, quantization_config
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, score
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import score
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import tiny, word_tokenizer
 from tests.reference import Reference

@@ -14,7 +14,8 @@ from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.one_pass import Document, Scorer, score
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import Scorer, score
 from tests.families import (
     CONFIGS,
     FAMILY_NAMES,

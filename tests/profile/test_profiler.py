@@ -16,8 +16,9 @@ from d3cli.profile.profiler import Profiler, nested_family
 from d3cli.profile.record import active_layers, clock_trace
 from d3cli.profile.summary import summarize
 from d3cli.profile.trace import Trace, to_json
+from d3cli.scoring.documents import Document
 from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
-from d3cli.scoring.one_pass import Document, Scorer
+from d3cli.scoring.one_pass import Scorer
 from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache, spread_steps
 from tests.families import tiny
 from tests.traces import STORY, SUM, builtin, made_trace, profile, prompt, whole_trace

@@ -7,7 +7,7 @@ from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.compare import compare
-from d3cli.scoring.one_pass import Document
+from d3cli.scoring.documents import Document
 from tests.families import random_ids, schedules, tiny
 
 

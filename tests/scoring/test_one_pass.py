@@ -8,7 +8,8 @@ from d3cli.base.errors import PromptError
 from d3cli.base.settings import BUILTIN
 from d3cli.files.names import find_model
 from d3cli.model.load import load_model
-from d3cli.scoring.one_pass import Document, perplexity, score
+from d3cli.scoring.documents import Document
+from d3cli.scoring.one_pass import perplexity, score
 from d3cli.text.chat_template import encode_chat
 from tests.families import random_ids, tiny, whole_layers
 

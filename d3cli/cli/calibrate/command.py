@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from d3cli.calibrate.result import CalibrationSettings
     from d3cli.calibrate.texts import Sample
     from d3cli.model.model import LoadedModel
-    from d3cli.scoring.one_pass import Document
+    from d3cli.scoring.documents import Document
 
 SEARCH, TEXT, STORE = "Search", "Text", "Store"
 # Documents that are used where nobody says how many; more change a result little.

@@ -10,8 +10,9 @@ from d3cli.cli.calibrate.stored import percent
 
 if TYPE_CHECKING:
     from d3cli.calibrate.own_replies import Judged
-    from d3cli.calibrate.race import Candidate, Tried
+    from d3cli.calibrate.race import Tried
     from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
+    from d3cli.calibrate.space import Candidate
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.intervals import Drop
 

@@ -7,8 +7,8 @@ from typing import Any
 from d3cli.base.errors import D3Error
 from d3cli.depth.calibration_record import Calibration, Entry
 from d3cli.depth.calibration_store import Stale, StoredFile, find
+from d3cli.files.fingerprint import fingerprint
 from d3cli.files.names import find_on_disk
-from d3cli.files.safetensors import fingerprint
 
 
 def percent(rise: float) -> str:

@@ -22,8 +22,8 @@ from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.styles import Style
 
+from d3cli.base.atomic_files import make_directory
 from d3cli.base.inert import inert
-from d3cli.base.settings import make_directory
 from d3cli.cli import signals
 from d3cli.cli.output import Output
 

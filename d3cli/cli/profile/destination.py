@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from d3cli.base.atomic_files import replace_file
 from d3cli.base.errors import UsageError
-from d3cli.base.settings import replace_file
 from d3cli.cli.output import Output, WriteError
 
 

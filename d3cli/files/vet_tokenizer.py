@@ -7,13 +7,14 @@ Nothing here runs or allocates what it looks at. Knows nothing of devices or dep
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from d3cli.base.errors import ModelError
 from d3cli.files.json_files import BROKEN_FILES, DO_NOT_USE, read_json
-from d3cli.files.safetensors import INDEX, SINGLE_FILE, TensorInfo, weight_files
+from d3cli.files.safetensors import INDEX, weight_files
+from d3cli.files.vet_config import entries, vet_tokenizer_class
 
 # What transformers or d3 reads of a model, beside its weights. Other files are left alone.
 READ = {
@@ -39,42 +40,7 @@ MODEL = re.compile(r"\.model(\.v\d+.*)?$")  # SentencePiece's, and Mistral's ver
 TEMPLATES = "additional_chat_templates"
 LARGEST_TEXT = 128 << 20  # bytes of a vocabulary or a template
 
-# What may compute attention or experts: transformers takes any other name for a repository of code.
-IMPLEMENTATIONS = {
-    "eager",
-    "sdpa",
-    "flash_attention_2",
-    "flash_attention_3",
-    "flex_attention",
-    "grouped_mm",
-    "batched_mm",
-}
-IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
-# How many there are of something: each may be built one by one.
-MOST_LAYERS, MOST = 1_000, 10_000
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-SIZES = {
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "head_dim",
-    "n_embd",
-    "n_head",
-    "num_attention_heads",
-    "num_key_value_heads",
-}
-COUNTS = re.compile(
-    r"(num|n)_.*(layers?|heads?|experts?|groups?|blocks?|stages?|labels)$|n_layer|n_head"
-)
 
-SCALES_OF_INT8 = ".SCB"
-# Numbers in tables that are computed when a model is built, beyond four for each weight.
-MOST_COMPUTED = 64 << 20
-
-# transformers takes any class of its own by this name, models too.
-TOKENIZER_CLASS = re.compile(
-    r"(?!Auto|Rag)\w*(Tokenizer|TokenizerFast)|(Tokenizers|SentencePiece|MistralCommon)Backend"
-)
 # By how much a tokenizer's replacements of text may make it longer; tokens beside its vocabulary,
 # for each of which text is searched; and what it puts around any text, as JSON.
 LARGEST_GROWTH, MOST_ADDED_TOKENS, LARGEST_POST_PROCESSOR = 256, 30_000, 64 << 10
@@ -108,86 +74,6 @@ def vet_files(directory: Path) -> None:
     _vet_tokenizer(directory)
 
 
-def vet_config(name: str, config: dict[str, Any]) -> None:
-    """Refuses code of others and absurd counts, however deep in a config they stand.
-
-    Raises:
-        ModelError: it should not be used.
-    """
-    if config.get("configuration_files"):
-        raise ModelError(
-            f"the config.json of {name} names another config to use instead", DO_NOT_USE
-        )
-    _vet_tokenizer_class(f"the config.json of {name}", config)
-    elsewhere = config.get("transformers_weights")
-    if elsewhere is not None and elsewhere != SINGLE_FILE:
-        raise ModelError(
-            f"the config.json of {name} wants its weights from {elsewhere!r:.100}",
-            f"d3 reads {SINGLE_FILE}, or the files that its index names",
-        )
-    for key, value in _entries(config):
-        if IMPLEMENTATION.fullmatch(key):
-            for wanted in value.values() if isinstance(value, dict) else [value]:
-                known = isinstance(wanted, str) and wanted in IMPLEMENTATIONS
-                if wanted is not None and not known:
-                    raise ModelError(
-                        f"the config.json of {name} names other code to run: {key} {wanted!r:.100}",
-                        DO_NOT_USE,
-                    )
-        if key in SIZES and isinstance(value, int | float) and not value >= 1:
-            raise ModelError(f"the config.json of {name} has the {key} {value!r:.40}", BROKEN_FILES)
-        is_count = COUNTS.match(key) and isinstance(value, int | float)
-        most = MOST_LAYERS if key in LAYERS else MOST
-        if is_count and not abs(value) <= most:  # NaN is no count, either
-            raise ModelError(
-                f"the config.json of {name} has the {key} {value!r:.40}, and may have {most:,}",
-                BROKEN_FILES,
-            )
-
-
-def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> None:
-    """Refuses a config that describes a larger model than the files hold.
-
-    transformers would build it, fill what is missing with random numbers, and only then report.
-
-    Args:
-        built: the model as its config describes it, on torch's meta device.
-        held: the tensors in the files.
-
-    Raises:
-        ModelError: config and weights do not belong together.
-    """
-    wrong = "config.json and the weights do not belong together"
-    expected = {key: tuple(value.shape) for key, value in built.state_dict().items()}
-    quantized = bool(getattr(built.config, "quantization_config", None))
-    there = 0
-    for tensor in held:
-        # Of 4-bit weights eight are stored as a float32, at most, in another shape.
-        there += 8 * tensor.numel if quantized else tensor.numel
-        shape = tensor.shape
-        if tensor.name.endswith(SCALES_OF_INT8):  # bitsandbytes': one for each row of a weight
-            shape = expected.get(tensor.name.removesuffix(SCALES_OF_INT8) + ".weight", shape)[:1]
-        elif not quantized:
-            shape = expected.get(tensor.name, shape)
-        if tensor.shape != shape:
-            raise ModelError(
-                f"{name} has the wrong shape for {tensor.name}: {list(tensor.shape)}, where its "
-                f"config.json asks for {list(shape)}",
-                wrong,
-            )
-    # Tied weights count once; experts may be stored one by one, under other names.
-    asked = sum(parameter.numel() for parameter in built.parameters())
-    computed = sum(buffer.numel() for buffer in built.buffers())
-    if computed > 4 * asked + MOST_COMPUTED:
-        raise ModelError(
-            f"the config.json of {name} asks for tables of {computed:,} numbers", BROKEN_FILES
-        )
-    if asked > there + there // 4:
-        raise ModelError(
-            f"the config.json of {name} asks for {asked:,} weights, but there are {there:,}", wrong
-        )
-
-
 def _home(directory: Path) -> Path:
     """Where a model's files may lie: its directory, or its repository in the hub's cache."""
     resolved = directory.resolve()
@@ -204,25 +90,6 @@ def files_read(directory: Path) -> Iterator[Path]:
     yield from sorted(found)
     if templates.is_dir():
         yield from sorted(templates.glob("*.jinja"))
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every name of a JSON value with what it stands for, at any depth."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _entries(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _entries(inner)
-
-
-def _vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:
-    wanted = config.get("tokenizer_class")
-    if wanted is not None and not (isinstance(wanted, str) and TOKENIZER_CLASS.fullmatch(wanted)):
-        raise ModelError(
-            f"{where} names a tokenizer_class that is none: {wanted!r:.60}", DO_NOT_USE
-        )
 
 
 def _vet_tokens(path: Path, found: Any) -> None:
@@ -244,7 +111,7 @@ def _longest(value: Any) -> int:
 
 def _vet_tokenizer(directory: Path) -> None:
     config = read_json(directory / "tokenizer_config.json")
-    _vet_tokenizer_class(str(directory / "tokenizer_config.json"), config)
+    vet_tokenizer_class(str(directory / "tokenizer_config.json"), config)
     others = config.get("fast_tokenizer_files") or ["tokenizer.json"]
     if others != ["tokenizer.json"]:  # which transformers would read in place of what is vetted
         raise ModelError(
@@ -270,7 +137,7 @@ def _vet_tokenizer(directory: Path) -> None:
         raise ModelError(f"{path} adds too much to any text", DO_NOT_USE)
     growth = 1
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        for key, value in _entries(tokenizer.get(part)):
+        for key, value in entries(tokenizer.get(part)):
             if key in ("content", "prepend") and isinstance(value, str):
                 growth *= max(1, len(value))
     if growth > LARGEST_GROWTH:

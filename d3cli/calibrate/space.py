@@ -1,0 +1,154 @@
+"""Which depth schedules over a skip order there are, and what they are predicted to lose."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d3cli.calibrate.evaluator import Evaluator
+from d3cli.depth.schedule import TOLERANCE, DepthSchedule, schedule_of, static_schedule
+from d3cli.depth.units import UnitKind
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.intervals import Losses, total
+
+# Full-depth tokens before the decay, and over how many tokens it then reaches the floor. Each pace
+# is a breakpoint of alpha, where the last unit's first token changes; the paces between them differ
+# by less than the measurement can tell.
+STARTS = (0, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+PACES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+
+
+# The least depth that a reply reaches must be the depth of this share of the scored tokens, so
+# that no saving is promised where nothing was measured.
+LEAST_EVIDENCE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A schedule and what is foretold of it.
+
+    Attributes:
+        kind: what its skip order consists of.
+        byte_ratio: for replies of the length asked for, net of repair.
+        foretold: nats lost per token, from static depths.
+    """
+
+    schedule: DepthSchedule
+    kind: UnitKind
+    byte_ratio: float
+    foretold: float
+
+    @property
+    def is_static(self) -> bool:
+        """Whether all of its units go at token 1."""
+        return self.schedule.num_dropped(1) == len(self.schedule.skip_order)
+
+
+@dataclass(frozen=True, slots=True)
+class StaticLosses:
+    """What each prefix of a skip order loses at constant depth; the empty prefix loses nothing."""
+
+    order: tuple[str, ...]
+    losses: list[Losses]
+
+    def by_step(self, documents: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Losses summed over the first documents, ``[prefixes, T]``, and tokens ``[T]``."""
+        longest = max(len(loss) for loss in self.losses[0][:documents])
+        sums = np.zeros((len(self.losses), longest))
+        tokens = np.zeros(longest)
+        for prefix, losses in enumerate(self.losses):
+            for loss in losses[:documents]:
+                sums[prefix, : len(loss)] += loss
+        for loss in self.losses[0][:documents]:
+            tokens[: len(loss)] += 1
+        return sums, tokens
+
+
+def score_prefixes(
+    model: LoadedModel,
+    evaluator: Evaluator,
+    order: Sequence[str],
+    documents: int,
+    most_lost: float,
+) -> Iterator[Losses]:
+    """Losses of static depth for each prefix of an order, until one loses more than `most_lost`.
+
+    The first item is full depth's, which loses nothing.
+    """
+    yield [np.zeros(len(d.response_ids)) for d in evaluator.documents[:documents]]
+    for length in range(1, len(order) + 1):
+        losses = evaluator.losses(static_schedule(model.weight_bytes, order[:length]), documents)
+        yield losses
+        if total(losses) > most_lost:
+            return
+
+
+def candidates(
+    model: LoadedModel, kind: UnitKind, static: StaticLosses, reply_tokens: int
+) -> list[Candidate]:
+    """Every schedule of the space, with its byte ratio and what it is foretold to lose.
+
+    Foretold from static depths: a token that drops k units is taken to lose what it lost where all
+    tokens dropped k. The tokens before it ran deeper, so it will lose a little less.
+    """
+    sums, tokens = static.by_step(len(static.losses[0]))
+    bytes_ = model.weight_bytes
+    saved_by = np.cumsum([0, *(bytes_.of(unit) for unit in static.order)])
+    weights = [bytes_.weight(unit) for unit in static.order]
+    found, seen = [], set[bytes]()
+    # Behind the last start and pace, every token runs at the floor.
+    steps = np.arange(1, max(STARTS[-1] + PACES[-1] + 1, len(tokens)))
+    measured = np.arange(1, len(tokens))
+    full = bytes_.total * (reply_tokens - 1)
+    for floor in range(1, len(sums)):
+        dropped_weight = np.cumsum([0.0, *weights[:floor]])
+        for start, pace in _start_and_pace(reply_tokens):
+            alpha = _alpha(model.num_layers, dropped_weight[-2], pace)
+            needed = model.num_layers * (1 - alpha ** np.maximum(0, steps - start)) - TOLERANCE
+            dropped = np.minimum(np.searchsorted(dropped_weight, needed), floor)
+            in_reply = dropped[: reply_tokens - 1]
+            here = dropped[: len(measured)]
+            evidence = tokens[1:][here == floor].sum() / tokens.sum()
+            if in_reply[-1] < floor or evidence < LEAST_EVIDENCE or dropped.tobytes() in seen:
+                continue
+            seen.add(dropped.tobytes())
+            at_floor = reply_tokens - 1 - len(in_reply)
+            saved = saved_by[in_reply].sum() + at_floor * saved_by[floor]
+            ratio = full / (full - saved + bytes_.total)
+            lost = sums[here, measured].sum() / tokens.sum()
+            schedule = schedule_of(model.weight_bytes, static.order[:floor], alpha, start)
+            found.append(Candidate(schedule, kind, float(ratio), float(lost)))
+    return found
+
+
+def at_least_depth(schedule: DepthSchedule, responses: Sequence[int]) -> float:
+    """The share of tokens, of responses so long, that run at a schedule's least depth."""
+    longest, units = max(responses), len(schedule.skip_order)
+    first = next((t for t in range(longest) if schedule.num_dropped(t) == units), longest)
+    return sum(max(0, length - first) for length in responses) / sum(responses)
+
+
+def _start_and_pace(reply_tokens: int) -> Iterator[tuple[int, int]]:
+    for start in STARTS:
+        for pace in PACES:
+            if start + pace < reply_tokens:
+                yield start, pace
+
+
+def _alpha(num_layers: int, before_last: float, pace: int) -> float:
+    """The alpha at which the last unit goes `pace` tokens after the start."""
+    alpha: float = (1 - (before_last + 1e-4) / num_layers) ** (1 / pace)
+    return math.floor(alpha * 1e6) / 1e6  # downward: never a token later
+
+
+def front(pool: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates that no other one beats in both bytes and foretold loss, the slowest first."""
+    best: list[Candidate] = []
+    for candidate in sorted(pool, key=lambda c: (-c.byte_ratio, c.foretold)):
+        if not best or candidate.foretold < best[-1].foretold:
+            best.append(candidate)
+    return best[::-1]

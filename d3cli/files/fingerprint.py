@@ -1,0 +1,56 @@
+"""A model's fingerprint: what a calibration is kept under, beside the model's name."""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from d3cli.base.errors import ModelError, one_line
+from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.safetensors import parse_header, weight_files
+
+SAMPLE_BYTES = 4096  # of each tensor, for its fingerprint: one page
+
+
+def fingerprint(directory: Path) -> str:
+    """What tells a model from a changed one: a SHA-256 over its config and a sample of its weights.
+
+    Each tensor counts with its name, dtype, shape and up to 4 KB from the middle of its data; how
+    they are spread over files does not matter. This is a sample that notices another model, a
+    fine-tune or a new conversion. It is no checksum: hashing all of 16 GB would cost many seconds
+    at every start. The tokenizer and the generation settings do not count.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    try:
+        config = (directory / "config.json").read_bytes()
+    except OSError as error:
+        raise ModelError(f"{directory} has no readable config.json", BROKEN_FILES) from error
+    samples: list[tuple[str, bytes]] = []
+    for file in weight_files(directory):
+        try:
+            samples += _samples(directory / file)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ModelError(
+                f"{directory / file} cannot be read: {one_line(error)}", BROKEN_FILES
+            ) from error
+    digest = sha256(sha256(config).digest())
+    for tensor, data in sorted(samples):
+        digest.update(sha256(tensor.encode()).digest() + data)
+    return digest.hexdigest()
+
+
+def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each tensor of a safetensors file: its description, and a hash of its middle bytes."""
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        start, header = parse_header(file, size)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= size - start:
+                raise ValueError(f"the data of {name!r} lies outside the file")
+            length = min(SAMPLE_BYTES, end - begin)
+            file.seek(start + begin + (end - begin - length) // 2)
+            description = json.dumps([name, entry["dtype"], entry["shape"]])
+            yield description, sha256(file.read(length)).digest()
