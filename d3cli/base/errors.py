@@ -1,8 +1,42 @@
 """Every error that a user can cause or meet, as one family.
 
 The library raises these and never prints; only `d3cli.cli.app` turns one into a line, a hint and
-an exit code. Knows nothing of models or terminals.
+an exit code. A sentence that speaks of a setting holds a `Setting`, not the spelling of one front
+end: the command line writes ``--max-tokens``, Python ``max_tokens``. Knows nothing of models or
+terminals.
 """
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Setting(NamedTuple):
+    """A setting in a sentence, by its name in the Python API, with a value to give it.
+
+    Attributes:
+        name: ``"max_tokens"``, say.
+        value: what to set it to; empty where the setting itself is meant.
+    """
+
+    name: str
+    value: str = ""
+
+
+# A sentence, whole or in pieces; the pieces are joined as they are.
+Words = str | Sequence[str | Setting]
+Spell = Callable[[Setting], str]
+
+
+def in_python(setting: Setting) -> str:
+    """A setting as Python code names it: ``dtype`` or ``dtype=float32``."""
+    return f"{setting.name}={setting.value}" if setting.value else setting.name
+
+
+def spelled(words: Words, spell: Spell = in_python) -> str:
+    """A sentence as text, its settings spelled by `spell`."""
+    if isinstance(words, str):
+        return words
+    return "".join(spell(piece) if isinstance(piece, Setting) else piece for piece in words)
 
 
 class D3Error(Exception):
@@ -11,14 +45,32 @@ class D3Error(Exception):
     Args:
         message: what is wrong, one sentence, without a final full stop being required.
         hint: what to do next; empty where the message already says it.
+        field: the setting at fault; taken from the message where that names one.
+
+    Attributes:
+        message, hint: as text, settings spelled as in Python.
+        field: the name of the setting at fault, empty where there is none.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    def __init__(self, message: Words, hint: Words = "", *, field: str = "") -> None:
+        self._message, self._hint = message, hint
+        named = (piece.name for piece in message if isinstance(piece, Setting))
+        self.field = field or next(named, "")
+        super().__init__(spelled(message))
+
+    @property
+    def message(self) -> str:
+        return spelled(self._message)
+
+    @property
+    def hint(self) -> str:
+        return spelled(self._hint)
+
+    def told(self, spell: Spell) -> tuple[str, str]:
+        """Message and hint, with settings spelled by `spell`."""
+        return spelled(self._message, spell), spelled(self._hint, spell)
 
 
 class UsageError(D3Error):

@@ -118,13 +118,13 @@ def run(arguments: Sequence[str]) -> int:
             return 128 + stopped_by[0]
         _show_traceback()
         if isinstance(error, WriteError):
-            output.error(error.message, error.hint)
+            output.failure(error)
             return error.exit_code
         output.error(f"the system refused: {error}", "check the disk and the permissions")
         return 1
     except D3Error as error:
         _show_traceback()
-        output.error(error.message, error.hint)
+        output.failure(error)
         return error.exit_code
     except typer.TyperException as error:  # Typer's own: unknown options, wrong types
         _show_traceback()

@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from d3cli.base.errors import D3Error
+from d3cli.base.errors import D3Error, Setting, Spell, Words, spelled
 from d3cli.base.inert import inert
 from d3cli.cli.terminal import screen_left_when_suspended
 
@@ -50,10 +50,20 @@ class WriteError(D3Error):
     """Standard output cannot be written: a full disk, say."""
 
 
-class Output:
-    """Where a command writes."""
+def flag(setting: Setting) -> str:
+    """A setting as the command line names it: ``--dtype`` or ``--dtype float32``."""
+    return f"--{setting.name.replace('_', '-')} {setting.value}".rstrip()
 
-    def __init__(self) -> None:
+
+class Output:
+    """Where a command writes.
+
+    Args:
+        spell: how sentences name settings.
+    """
+
+    def __init__(self, spell: Spell = flag) -> None:
+        self.spell = spell
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a test's stream may not have it
                 stream.reconfigure(errors="replace")
@@ -151,21 +161,23 @@ class Output:
             csv.writer(line, lineterminator="\n").writerow(row)
             self.write(line.getvalue())
 
-    def note(self, text: str) -> None:
+    def note(self, words: Words) -> None:
         """A line about what happens, on stderr."""
-        self._say(Text(inert(text), style="dim"))
+        self._say(Text(inert(spelled(words, self.spell)), style="dim"))
 
-    def error(self, message: str, hint: str = "") -> None:
+    def error(self, message: Words, hint: Words = "") -> None:
         """One line, and one with what to do next."""
         label = Text("error: ", style="bold red")
-        self._say(label + Text(inert(_one_line(message)), style="default"))
+        text = spelled(message, self.spell)
+        self._say(label + Text(inert(_one_line(text)), style="default"))
         if hint:
-            self._say(Text("hint: " + inert(_one_line(hint)), style="dim"))
+            text = spelled(hint, self.spell)
+            self._say(Text("hint: " + inert(_one_line(text)), style="dim"))
 
     def failure(self, error: Exception) -> None:
         """An error after which the command goes on."""
         if isinstance(error, D3Error):
-            self.error(error.message, error.hint)
+            self.error(*error.told(self.spell))
         elif isinstance(error, MemoryError):
             self.error(f"out of memory: {error or 'MemoryError'}", "/clear, or a shorter message")
         else:
