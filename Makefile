@@ -1,29 +1,44 @@
 # make demo   sets up and runs the main job on the built-in model
-# make test   sets up and runs the tests
+# make test   sets up and runs the tests that take minutes
 #
-# make dist-check   builds, installs and runs what is shipped
+# make test-all     runs the slow tests, and the model tests with AVX2 kernels only
+# make lint         checks style, types and the direction of imports
+# make dist-check   builds the package, installs it and runs it
 #
-# PIP_ARGS is handed to pip. For torch's small CPU-only build on Linux:
+# PIP_ARGS is passed to pip. For torch's small CPU-only build on Linux:
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# A worker takes over the tests that the other has not started yet.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test lint docs bench dist-check clean
+.PHONY: demo test test-all test-slow test-avx2 lint docs bench dist-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/d3 generate "Tell me a story about a fox."
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: test-slow test-avx2
+
+test-slow: $(VENV)/.test-installed
+	$(PYTEST) -m slow
+
+# The kernels of a processor without AVX-512. Other processors than x86-64 ignore both variables.
+test-avx2: $(VENV)/.test-installed
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" \
+		tests/model tests/kernels tests/decode tests/scoring
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict d3cli
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/write_cli_docs.py

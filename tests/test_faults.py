@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 from faults import FAULTS, ImpossibleError, broken_files, problems
 
+pytestmark = pytest.mark.slow
+
 HANDFUL = dict.fromkeys(FAULTS, 1) | {"signals": 2, "kills": 2}
 
 
