@@ -192,9 +192,9 @@ def test_a_hostile_template_gives_one_clear_error(
 
 def test_the_child_can_write_nothing_and_start_nothing(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom d3cli import template_child\n"
+        "import os, sys\nfrom d3cli.text import template_sandbox\n"
         "import socket, subprocess\n"
-        "template_child.limit()\n"
+        "template_sandbox.limit()\n"
         "def refused(action):\n"
         "    try:\n        action()\n    except OSError:\n        return True\n"
         "print(refused(lambda: open(sys.argv[1], 'w')), refused(socket.socket),\n"

@@ -4,13 +4,6 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from d3cli.tokens.tokens import (
-    Detokenizer,
-    StopStrings,
-    check_length,
-    encode_in_pieces,
-    encode_raw,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -20,6 +13,13 @@ from d3cli.base.errors import ContextFullError, PromptError, UsageError
 from d3cli.base.settings import BUILTIN
 from d3cli.files.names import find_model
 from d3cli.text import tokens
+from d3cli.text.stop_strings import StopStrings
+from d3cli.text.tokens import (
+    Detokenizer,
+    check_length,
+    encode_in_pieces,
+    encode_raw,
+)
 
 
 def builtin() -> PreTrainedTokenizerFast:
