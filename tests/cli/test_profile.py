@@ -352,10 +352,12 @@ class TestBadInput:
 
     def test_a_recorded_run_takes_no_other_options(self, d3: D3, trace_file: Path) -> None:
         for extra in ((STORY,), ("--alpha", "0.9"), ("--compare",), ("--max-tokens", "3")):
-            check(d3("profile", "--from", trace_file, *extra), 2, "--from draws a run")
+            check(
+                d3("profile", "--from", trace_file, *extra), 2, "it draws a run as it was recorded"
+            )
         for form in ("csv", "html"):
             result = d3("profile", "--from", trace_file, "--against", trace_file, "-o", form)
-            check(result, 2, f"have no {form}")
+            check(result, 2, f"cannot be written as {form}")
 
     def test_damaged_traces_are_one_line(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
         whole = trace_file.read_text()
