@@ -118,10 +118,10 @@ def candidates(
             seen.add(dropped.tobytes())
             at_floor = reply_tokens - 1 - len(in_reply)
             saved = saved_by[in_reply].sum() + at_floor * saved_by[floor]
-            ratio = full / (full - saved + bytes_.total)
+            ratio = bytes_.ratio(reply_tokens - 1, full - int(saved), repairs=1)
             lost = sums[here, measured].sum() / tokens.sum()
             schedule = schedule_of(model.weight_bytes, static.order[:floor], alpha, start)
-            found.append(Candidate(schedule, kind, float(ratio), float(lost)))
+            found.append(Candidate(schedule, kind, ratio or 1.0, float(lost)))
     return found
 
 

@@ -37,7 +37,9 @@ class DecodedToken:
         depth: layers used to predict it.
         logprob: its raw log-probability, before penalties, temperature and warpers.
         top_id: the raw argmax at this step.
-        entropy: of the raw distribution, in nats.
+        bytes_read: bytes of weights that the pass which predicted it read. The prefill reads all
+            of them for token 0; a byte ratio counts the decode steps only.
+        entropy: of the raw distribution, in nats; None unless asked for.
     """
 
     step: int
@@ -45,7 +47,8 @@ class DecodedToken:
     depth: float
     logprob: float
     top_id: int
-    entropy: float
+    bytes_read: int
+    entropy: float | None = None
 
 
 def prefill(
@@ -84,6 +87,7 @@ def decode(
     prompt_ids: Sequence[int],
     max_tokens: int,
     eos_token_ids: Container[int] = (),
+    with_entropy: bool = False,
 ) -> Iterator[DecodedToken]:
     """Generates a reply, token ``t`` at ``schedule.depth(t)``.
 
@@ -91,6 +95,7 @@ def decode(
         logits: the prefill's last logits, ``[V]``; they give token 0.
         prompt_ids: what the cache holds; the repetition penalty looks at it.
         eos_token_ids: the reply ends with the first of these.
+        with_entropy: compute each token's entropy, which costs a pass over the logits.
 
     Raises:
         GenerationError: the logits of some step are not finite.
@@ -113,14 +118,15 @@ def decode(
             depth=schedule.depth(step),
             logprob=float(logits[token_id]) - normalizer,
             top_id=int(logits.argmax()),
-            entropy=_entropy(logits, normalizer),
+            bytes_read=model.weight_bytes.read(schedule.dropped(step)),
+            entropy=_entropy(logits, normalizer) if with_entropy else None,
         )
         if token_id in eos_token_ids:
             return
 
 
 def _entropy(logits: Tensor, normalizer: float) -> float:
-    """Of the distribution that ``logits`` ``[V]`` stand for, in nats; costs one pass over them."""
+    """The entropy, in nats, of the distribution that ``logits`` ``[V]`` stand for."""
     # Clamped: a logit of minus infinity has the probability 0, and 0 times infinity is no number.
     log_probs = (logits - normalizer).clamp(min=torch.finfo(logits.dtype).min)
     return max(0.0, -float(torch.dot(log_probs.exp(), log_probs)))

@@ -69,6 +69,7 @@ class Engine:
         chat_template: str | None = None,
         think: bool | None = None,
         raw: bool = False,
+        with_entropy: bool = False,
         began: float | None = None,
     ) -> "Reply":
         """A reply to a prompt or a conversation, to be iterated.
@@ -84,6 +85,7 @@ class Engine:
             max_tokens: None for what the context leaves.
             stop: texts that end the reply; they are not part of it.
             raw: take the prompt, which is then a string, without a chat template.
+            with_entropy: compute the entropy of each token's distribution.
             began: when the user began to wait, by `time.perf_counter`; None for now.
 
         Raises:
@@ -121,6 +123,7 @@ class Engine:
             sampling=sampling,
             max_tokens=max_tokens,
             stop=stop,
+            with_entropy=with_entropy,
             began=began,
         )
 
@@ -132,6 +135,7 @@ class Engine:
         sampling: SamplingParams,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        with_entropy: bool = False,
         began: float | None = None,
     ) -> "Reply":
         """As `stream`, for a prompt that is already token ids."""
@@ -157,7 +161,14 @@ class Engine:
             raise ContextFullError(len(prompt_ids), context)
         stops = (stop,) if isinstance(stop, str) else stop
         return Reply(
-            self, list(prompt_ids), schedule, sampling.with_seed(), max_tokens, stops, began
+            self,
+            list(prompt_ids),
+            schedule,
+            sampling.with_seed(),
+            max_tokens,
+            stops,
+            with_entropy,
+            began,
         )
 
     def repair(self, *, recheck: bool = False) -> Agreement:
@@ -273,6 +284,7 @@ class Reply:
         sampling: SamplingParams,
         max_tokens: int | None,
         stop: Sequence[str],
+        with_entropy: bool,
         began: float | None,
     ) -> None:
         self.model = engine.model
@@ -289,6 +301,7 @@ class Reply:
         self._max_tokens = max_tokens
         self._stops = stop
         self._stop = StopStrings(stop)
+        self._with_entropy = with_entropy
         self._detokenizer = Detokenizer(self.model.tokenizer)
         self._began = time.perf_counter() if began is None else began
         self._first = self._latest = self._began
@@ -342,6 +355,7 @@ class Reply:
             prompt_ids=self.prompt_ids,
             max_tokens=limit,
             eos_token_ids=self.model.eos_token_ids,
+            with_entropy=self._with_entropy,
         )
         while True:
             with self._engine._step(self):  # else it would read and write what is another's now
@@ -434,7 +448,9 @@ class Reply:
             mean_depth=mean,
             min_depth=min(depths, default=None),
             layer_ratio=self.model.num_layers / mean if mean else None,
-            byte_ratio=self.schedule.byte_ratio(count, self.model.weight_bytes) if depths else None,
+            byte_ratio=self.model.weight_bytes.ratio(
+                len(depths), sum(token.bytes_read for token in self.tokens[1:])
+            ),
             peak_memory_bytes=peak_memory(self.model.device),
             seed=None if self.sampling.is_greedy else self.sampling.seed,
         )

@@ -165,8 +165,8 @@ class DepthSchedule:
         steps = max(0, new_tokens - 1)
         saved_by = list(accumulate((weight_bytes.of(u) for u in self.skip_order), initial=0))
         saved = sum(saved_by[self.num_dropped(t)] for t in range(1, new_tokens))
-        used = steps * weight_bytes.total - saved + (weight_bytes.total if net_of_repair else 0)
-        return steps * weight_bytes.total / used if steps else 1.0
+        read = steps * weight_bytes.total - saved
+        return weight_bytes.ratio(steps, read, repairs=int(net_of_repair)) or 1.0
 
     def in_words(self) -> str:
         """What it does: "alpha 0.97 from token 8, down to 9 of 16 layers"."""

@@ -1,5 +1,6 @@
 """What can be dropped: whole layers and sublayers, their names, weights and bytes. No torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -63,6 +64,23 @@ class WeightBytes:
         layer, part = parse_unit(unit_name)
         here = self.layers[layer]
         return here.total if part is None else getattr(here, part)
+
+    def read(self, dropped: Iterable[str]) -> int:
+        """Bytes that one step reads with these units dropped."""
+        return self.total - sum(map(self.of, dropped))
+
+    def ratio(self, steps: int, read: int, *, repairs: int = 0) -> float | None:
+        """The byte ratio: bytes that `steps` read at full depth over the bytes that they did read.
+
+        Args:
+            read: bytes read by all steps together.
+            repairs: full-depth reads to add to `read`, one for each KV cache repaired later.
+
+        Returns:
+            None if there was no step.
+        """
+        read += repairs * self.total
+        return steps * self.total / read if steps and read else None
 
     def weight(self, unit_name: str) -> float:
         """The unit's weight in layers: 1, or its share of the layer's attention + MLP bytes."""

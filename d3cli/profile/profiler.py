@@ -116,6 +116,7 @@ class Profiler:
             chat_template=options.chat_template,
             think=options.think,
             raw=options.raw,
+            with_entropy=True,
         )
         return Run(reply, number)
 

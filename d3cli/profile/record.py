@@ -124,7 +124,7 @@ def _token_trace(
         ms=fmean(ms) if ms else None,
         ms_sd=stdev(ms) if len(ms) > 1 else None,
         logprob=token.logprob,
-        entropy=token.entropy,
+        entropy=token.entropy or 0.0,
         top_token_id=token.top_id,
         **extra,
     )

@@ -71,6 +71,10 @@ class TestReply:
         assert stats.min_depth == depths[-1] < 16
         assert stats.layer_ratio == pytest.approx(16 * 29 / sum(depths))
         assert stats.byte_ratio == schedule.byte_ratio(30, builtin.weight_bytes)
+        saved = [builtin.weight_bytes.total - token.bytes_read for token in reply.tokens]
+        of = builtin.weight_bytes.of
+        assert saved == [sum(map(of, schedule.dropped(t))) for t in range(30)]
+        assert saved[0] == 0 < saved[-1]
         assert 1 < stats.byte_ratio < stats.layer_ratio
         assert stats.ttft_s is not None
         assert stats.ttft_s + stats.decode_s <= wall
@@ -78,11 +82,18 @@ class TestReply:
         assert stats.peak_memory_bytes > 50e6
         assert stats.seed is None
 
+    def test_entropy_is_computed_only_where_asked_for(self, builtin: LoadedModel) -> None:
+        plain = Engine(builtin).stream(STORY, max_tokens=3)
+        asked = Engine(builtin).stream(STORY, max_tokens=3, with_entropy=True)
+        assert [chunk.token.entropy for chunk in plain] == [None] * 3
+        assert all(chunk.token.entropy > 0 for chunk in asked)
+
     def test_one_token_has_no_ratio(self, builtin: LoadedModel) -> None:
         reply = Engine(builtin).stream(STORY, max_tokens=1)
         list(reply)
         stats = reply.stats
         assert (stats.mean_depth, stats.layer_ratio, stats.tokens_per_second) == (None, None, None)
+        assert stats.byte_ratio is None
 
     def test_max_tokens_ends_with_length(self, builtin: LoadedModel) -> None:
         reply = Engine(builtin).stream(STORY, max_tokens=7)

@@ -99,7 +99,7 @@ class ProfileView:
         rate = token.step / self._decode_s if self._decode_s else None
         text = cut(quoted(run.reply.pieces[-1]))
         self._rows.append(
-            _Row(token.step, text, token.depth, ms, rate, token.logprob, token.entropy)
+            _Row(token.step, text, token.depth, ms, rate, token.logprob, token.entropy or 0.0)
         )
         self._draw_if_due()
 
