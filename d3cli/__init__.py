@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from d3cli.decode.stats import RunStats
     from d3cli.depth.schedule import DepthSchedule
     from d3cli.model.load import load_model
-    from d3cli.model.model import LoadedModel, wrap_model
+    from d3cli.model.model import LoadedModel
+    from d3cli.model.wrap import wrap_model
     from d3cli.scoring.documents import Document
     from d3cli.scoring.one_pass import Scorer, perplexity, score
 
@@ -47,12 +48,14 @@ _HOMES = {
     "base.errors": ("D3Error",),
     "depth.schedule": ("DepthSchedule",),
     "model.load": ("load_model",),
-    "model.model": ("LoadedModel", "wrap_model"),
+    "model.model": ("LoadedModel",),
+    "model.wrap": ("wrap_model",),
     "decode.agreement": ("Agreement",),
     "decode.sampling": ("SamplingParams",),
     "decode.session": ("Engine", "GenerationChunk", "Reply"),
     "decode.stats": ("RunStats",),
-    "scoring.one_pass": ("Document", "Scorer", "perplexity", "score"),
+    "scoring.documents": ("Document",),
+    "scoring.one_pass": ("Scorer", "perplexity", "score"),
     "calibrate.calibrator": ("Calibrator",),
     "calibrate.result": ("CalibrationSettings",),
 }

@@ -114,7 +114,9 @@ def main() -> None:
     arguments = parser.parse_args()
     alpha = arguments.alpha if arguments.alpha in ("auto", "off") else float(arguments.alpha)
     model = load_model(arguments.model, dtype=arguments.dtype, threads=arguments.threads)
-    model = replace(model, eos_token_ids=frozenset())  # every reply has its full length
+    model = replace(
+        model, text=replace(model.text, eos_token_ids=frozenset())
+    )  # every reply has its full length
     play(model, alpha, 1, 8, 0)  # warm
     rounds = [
         play(model, alpha, arguments.turns, arguments.reply, number)

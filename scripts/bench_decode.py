@@ -225,7 +225,7 @@ def main() -> None:
             save_checkpoint(SHAPES[asked.shape], path)
         name = str(path)
     model = load_model(name, dtype=asked.dtype, device="cpu", threads=asked.threads)
-    directory = find_model(BUILTIN).path if model.builtin else Path(name)
+    directory = find_model(BUILTIN).path if model.origin.builtin else Path(name)
     plain = plain_model(directory, model.causal_lm.dtype)
     rng = np.random.default_rng(0)
     ids = rng.integers(100, int(model.causal_lm.config.vocab_size) - 100, PROMPT + REPLY).tolist()

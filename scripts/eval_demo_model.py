@@ -52,7 +52,7 @@ def read_rows(path: Path, model: LoadedModel) -> list[Row]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        prompt = encode_chat(model.tokenizer, row["messages"][:-1], model.renderer)
+        prompt = encode_chat(model.tokenizer, row["messages"][:-1], model.text.renderer)
         reply = model.tokenizer.encode(row["messages"][-1]["content"], add_special_tokens=False)
         document = Document(prompt, [*reply, model.tokenizer.eos_token_id])
         rows.append(Row(row["kind"], row["messages"], row.get("check"), document))

@@ -37,7 +37,8 @@ from transformers import (
 
 from d3cli.depth.families import find_family
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.model import LoadedModel, wrap_model
+from d3cli.model.model import LoadedModel
+from d3cli.model.wrap import wrap_model
 from tests.reference import Reference
 
 VOCAB = 131

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from d3cli.calibrate.own_replies import write_reply
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.model import LoadedModel, wrap_model
+from d3cli.model.model import LoadedModel
+from d3cli.model.wrap import wrap_model
 from d3cli.scoring.documents import Document
 from tests.families import tiny
 

@@ -44,7 +44,7 @@ class Sample:
 
 def builtin_samples(model: LoadedModel) -> list[Sample]:
     """The pairs that ship with d3; for the built-in model, which knows little, its own split."""
-    if not model.builtin:
+    if not model.origin.builtin:
         path = Path(str(files("d3cli.calibrate") / "heldout.jsonl"))
     else:
         path = Path(str(files("d3cli") / "builtin" / "heldout.jsonl"))
@@ -151,7 +151,7 @@ def encode_samples(
             with suppress(ContextFullError):  # it would be left out below
                 texts = "\n".join(message["content"] for message in sample.messages)
                 check_length(model.tokenizer, texts, model.context_length)
-                prompt = encode_chat(model.tokenizer, sample.messages, model.renderer)
+                prompt = encode_chat(model.tokenizer, sample.messages, model.text.renderer)
                 documents.append(Document(prompt, list(islice(ids, LONGEST_RESPONSE))))
             continue
         size = max(PASSAGE_TOKENS, prompt_tokens + 2)

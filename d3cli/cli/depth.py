@@ -73,25 +73,25 @@ def choose_schedule(
     if alpha != "auto" or start is not None or core != (None, None):
         if schedule.alpha < 1 and not schedule.skip_order:
             output.note("depth: every layer is a core layer, so nothing is dropped")
-        stored = model.stored_schedule
+        stored = model.origin.schedule
         if stored and (
             schedule.core_first < stored.core_first or schedule.core_last < stored.core_last
         ):
             output.note("depth: a smaller core adds no layers to this model's own skip order")
         return schedule, "flags"
-    if isinstance(model.calibration, Stale):
-        output.note(_stale(model.calibration, model, command))
-    if model.schedule_source == "shipped":
-        return schedule, "shipped"
-    if isinstance(model.calibration, Calibration):
-        drop, asked = model.calibration.unseen.drop, model.calibration.target_drop
+    if isinstance(model.origin.calibration, Stale):
+        output.note(_stale(model.origin.calibration, model, command))
+    if isinstance(model.origin.calibration, Calibration):
+        drop, asked = model.origin.calibration.unseen.drop, model.origin.calibration.target_drop
         output.note(
             f"depth: calibrated: {percent(drop)} perplexity ({100 * asked:g}% was allowed), "
             f"{schedule.in_words()}"
         )
         return schedule, "calibration"
+    if model.origin.schedule is not None:
+        return schedule, "shipped"
     because, better = "", ""
-    if model.calibration is None:  # else the note above says what is wrong with it
+    if model.origin.calibration is None:  # else the note above says what is wrong with it
         because, better = "this model is not calibrated, so ", f"{command} finds better; "
     what = f"all {schedule.num_layers} layers ({better}--alpha 0.99 drops some)"
     if schedule.skip_order:
@@ -102,6 +102,6 @@ def choose_schedule(
 
 def _stale(stale: Stale, model: "LoadedModel", command: str) -> str:
     unused = "the calibration made here is not used"
-    if model.builtin:
+    if model.origin.builtin:
         unused = "the schedule that ships with the model is used, not the calibration made here"
     return f"depth: {unused}: {stale.reason}; {stale.remedy or f'run: {command}'}"

@@ -98,7 +98,7 @@ class Request:
             loaded,
             schedule,
             source,
-            SamplingParams.resolve(self.sampling, loaded.generation_settings),
+            SamplingParams.resolve(self.sampling, loaded.text.generation_settings),
             template,
             None if self.think is None else self.think is options.Think.on,
         )

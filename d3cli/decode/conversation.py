@@ -108,11 +108,12 @@ class Conversation:
 
     def keep(self, reply: Reply, options: ReplyOptions) -> ChatMessage:
         """Adds a reply, whole or interrupted, to the conversation."""
+        key = self.model.origin.key
         message = ChatMessage(
             "assistant",
             # With the tag that the template wrote, a later reader knows what is reasoning.
             inside(reply) + reply.text,
-            model=self.model.name if self.model.key is None else self.model.key.model,
+            model=self.model.name if key is None else key.model,
             finish_reason=reply.finish_reason,
             schedule=options.schedule.to_json() | {"source": options.schedule_source},
             stats=asdict(reply.stats),
@@ -213,7 +214,7 @@ class Conversation:
         return encode_chat(
             self.model.tokenizer,
             messages,
-            self.model.renderer,
+            self.model.text.renderer,
             chat_template=options.chat_template,
             think=options.think,
         )

@@ -39,7 +39,7 @@ class ReadAhead:
         self._stopped.set()
         self._thread.join(PATIENCE)
         while self._thread.is_alive():  # a chat template takes its time, and more than one may
-            self._engine.model.renderer.interrupt()
+            self._engine.model.text.renderer.interrupt()
             self._thread.join(PATIENCE)
 
     def abandon(self) -> None:

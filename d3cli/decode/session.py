@@ -111,12 +111,12 @@ class Engine:
             prompt_ids = encode_chat(
                 self.model.tokenizer,
                 messages,
-                self.model.renderer,
+                self.model.text.renderer,
                 chat_template=chat_template,
                 think=think,
             )
         if sampling is None:
-            sampling = SamplingParams.resolve({}, self.model.generation_settings)
+            sampling = SamplingParams.resolve({}, self.model.text.generation_settings)
         return self.stream_ids(
             prompt_ids,
             schedule=schedule or self.model.schedule(),
@@ -354,7 +354,7 @@ class Reply:
             make_sampler(self.sampling, str(self.model.device)),
             prompt_ids=self.prompt_ids,
             max_tokens=limit,
-            eos_token_ids=self.model.eos_token_ids,
+            eos_token_ids=self.model.text.eos_token_ids,
             with_entropy=self._with_entropy,
         )
         while True:
@@ -363,7 +363,7 @@ class Reply:
                 self._note(token)
             shown, stopped = self._stop.push(self.pieces[-1])
             reason = None
-            if stopped or token.token_id in self.model.eos_token_ids:
+            if stopped or token.token_id in self.model.text.eos_token_ids:
                 reason = "stop"
             elif token.step == limit - 1:
                 reason = "length" if limit == self._max_tokens else "context"

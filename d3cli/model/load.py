@@ -10,13 +10,11 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
-from d3cli.base.errors import ScheduleError, StoreError, UsageError
+from d3cli.base.errors import Setting, UsageError, Words
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
-from d3cli.depth.calibration_record import Calibration, ModelKey
-from d3cli.depth.calibration_store import Stale, find
+from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.families import Family
-from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.checksums import verify
 from d3cli.files.fingerprint import fingerprint
 from d3cli.files.json_files import read_json
@@ -30,7 +28,9 @@ from d3cli.model.build import load_tokenizer, load_weights
 from d3cli.model.check import check_config, check_sizes
 from d3cli.model.held_weights import HeldWeights
 from d3cli.model.memory import DEFAULT_RESERVE, check_memory
-from d3cli.model.model import LoadedModel, wrap_model
+from d3cli.model.model import LoadedModel
+from d3cli.model.origin import Origin, find_calibration, shipped_schedule
+from d3cli.model.wrap import wrap_model
 from d3cli.text.chat_template import Renderer, own_template
 
 MOST_THREADS = 1024  # far beyond it, torch aborts the process
@@ -160,7 +160,6 @@ def load_model(
         tokenizer,
         name=files.name,
         generation_settings=read_json(files.path / "generation_config.json"),
-        stored_schedule=_shipped_schedule(files),
         notes=_notes(causal_lm, family, device, unfit, in_8_bits),
         full_depth_only=not family.can_skip,
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
@@ -168,9 +167,9 @@ def load_model(
     if files.builtin and options.get("verify", False):
         note = "the built-in model came with d3, not from the hub: nothing to verify"
         model = replace(model, notes=(*model.notes, note))
-    model = replace(model, builtin=files.builtin)
-    if not family.can_skip:
-        return model  # nothing can be dropped, so a calibration is of no interest
+    origin = Origin(shipped=shipped_schedule(files), builtin=files.builtin)
+    if not family.can_skip:  # nothing can be dropped, so a calibration is of no interest
+        return replace(model, origin=origin)
     key = ModelKey(
         model=files.identity,
         fingerprint=fingerprint(files.path),
@@ -178,7 +177,8 @@ def load_model(
         dtype=str(dtype).removeprefix("torch."),
         quantization=quantization,
     )
-    return _with_calibration(replace(model, key=key), key)
+    calibration = find_calibration(key, model.check_schedule)
+    return replace(model, origin=replace(origin, key=key, calibration=calibration))
 
 
 def _notes(
@@ -187,11 +187,13 @@ def _notes(
     device: torch.device,
     unfit: list[str],
     head_in_8_bits: bool,
-) -> list[str]:
+) -> list[Words]:
     """What a user should know of how a model was loaded."""
-    notes = []
+    notes: list[Words] = []
     if head_in_8_bits:
-        notes.append("the LM head is in 8 bits; --quantize-head off keeps it as it is")
+        notes.append(
+            ("the LM head is in 8 bits; ", Setting("quantize_head", "off"), " keeps it as it is")
+        )
     if unfit:
         notes.append(
             f"{len(unfit)} linears have shapes that 4-bit cannot take on a CPU and stay as they "
@@ -206,24 +208,3 @@ def _notes(
             "runs, as in transformers"
         )
     return notes
-
-
-def _with_calibration(model: LoadedModel, key: ModelKey) -> LoadedModel:
-    """The model with the schedule that was calibrated for it, or why that does not count."""
-    try:
-        found = find(key)
-        if isinstance(found, Calibration):
-            model.check_schedule(found.schedule)
-            return replace(model, calibration=found, stored_schedule=found.schedule)
-    except ScheduleError as error:
-        found = Stale(error.message)
-    except StoreError as error:
-        found = Stale(error.message, error.hint)
-    return replace(model, calibration=found)
-
-
-def _shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
-    """The built-in model brings its own calibration; a stranger's file is not taken for one."""
-    if not files.builtin:
-        return None
-    return DepthSchedule.from_json(read_json(files.path / "schedule.json"))

@@ -4,7 +4,7 @@
 hidden states to logits. Knows nothing of files, schedules' meaning, replies or terminals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,18 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from d3cli.base.errors import ModelError, ScheduleError, one_line
-from d3cli.depth.calibration_record import Calibration, ModelKey
-from d3cli.depth.calibration_store import Stale
+from d3cli.base.errors import ScheduleError, Words
 from d3cli.depth.choice import resolve_schedule
-from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import WeightBytes, parse_unit
-from d3cli.files.json_files import BROKEN_FILES
-from d3cli.kernels.grouped_attention import group_queries
 from d3cli.model.gate import LayerGate
 from d3cli.model.kv_cache import KVCache
-from d3cli.model.weight_bytes import measure_bytes
+from d3cli.model.origin import Origin
 from d3cli.text.chat_template import Renderer
 
 
@@ -41,49 +36,49 @@ class _FinalStates:
 
 
 @dataclass(frozen=True, slots=True)
+class TextSide:
+    """How a model's text becomes tokens, and how a reply is written and ends.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+        renderer: renders chat templates; in a child process, unless the model is known by name.
+        eos_token_ids: tokens that end a reply.
+        generation_settings: the checkpoint's generation_config.json.
+    """
+
+    tokenizer: Any
+    renderer: Renderer
+    eos_token_ids: frozenset[int]
+    generation_settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model ready to decode at any depth.
 
     Attributes:
-        name: what to call it before the user.
+        name: what to call it in messages.
         causal_lm: the Hugging Face model, gated, in eval mode.
-        tokenizer: its tokenizer.
         gate: switches layers and sublayers.
         weight_bytes: bytes that a decode step reads.
         context_length: positions that the model was made for.
-        eos_token_ids: tokens that end a reply.
-        generation_settings: the checkpoint's generation_config.json.
-        stored_schedule: its own depth schedule, calibrated or shipped with it, if it has one.
-        notes: what a user should know of how it was loaded.
-        key: what a calibration of it is kept under; None where it does not come from files, or
-            can run at full depth only.
-        calibration: what the store holds for it, or why that does not count.
-        builtin: whether it is the model that ships with d3cli.
-        renderer: renders chat templates; this model's own in a child process, unless the model is
-            known by name.
+        text: its tokenizer and what else a reply needs.
+        origin: where it comes from, and the depth schedule that belongs to it.
+        notes: what a user should know about how it was loaded.
     """
 
     name: str
     causal_lm: Any
-    tokenizer: Any
     gate: LayerGate
     weight_bytes: WeightBytes
     context_length: int
-    eos_token_ids: frozenset[int]
-    generation_settings: Mapping[str, Any]
-    stored_schedule: DepthSchedule | None = None
-    notes: tuple[str, ...] = ()
-    key: ModelKey | None = None
-    calibration: Calibration | Stale | None = None
-    builtin: bool = False
-    renderer: Renderer = field(default_factory=Renderer)
+    text: TextSide
+    origin: Origin = field(default_factory=Origin)
+    notes: tuple[Words, ...] = ()
 
     @property
-    def schedule_source(self) -> Literal["calibration", "shipped"] | None:
-        """Where `stored_schedule` comes from."""
-        if isinstance(self.calibration, Calibration):
-            return "calibration"
-        return None if self.stored_schedule is None else "shipped"
+    def tokenizer(self) -> Any:
+        return self.text.tokenizer
 
     @property
     def num_layers(self) -> int:
@@ -112,7 +107,7 @@ class LoadedModel:
             start=start,
             core_first=core_first,
             core_last=core_last,
-            stored=self.stored_schedule,
+            stored=self.origin.schedule,
         )
 
     def check_schedule(self, schedule: DepthSchedule) -> None:
@@ -190,113 +185,3 @@ class LoadedModel:
                 else:
                     decoder.forward = own
         return logits.float().reshape(*hidden.shape[:-1], -1)
-
-
-def wrap_model(
-    causal_lm: Any,
-    tokenizer: Any,
-    *,
-    name: str = "model",
-    generation_settings: Mapping[str, Any] | None = None,
-    stored_schedule: DepthSchedule | None = None,
-    notes: Sequence[str] = (),
-    full_depth_only: bool = False,
-    renderer: Renderer | None = None,
-) -> LoadedModel:
-    """Makes a `LoadedModel` of a Hugging Face causal language model that is already in memory.
-
-    The layers are gated from now on, one token's queries attend in groups, and the model is in eval
-    mode; at full depth it computes what it did before.
-
-    Args:
-        full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
-
-    Raises:
-        ModelError: its stack cannot skip layers.
-    """
-    config = causal_lm.config
-    family = find_family(config.model_type)
-    if family is UNLISTED and not full_depth_only:
-        raise not_proven(config.model_type)
-    group_queries(causal_lm)
-    gate = LayerGate(causal_lm.eval(), family)
-    settings = dict(generation_settings or {})
-    model = LoadedModel(
-        name=name,
-        causal_lm=causal_lm,
-        tokenizer=tokenizer,
-        gate=gate,
-        weight_bytes=measure_bytes(causal_lm, gate),
-        context_length=_context_length(name, config),
-        eos_token_ids=_eos_token_ids(settings, config, tokenizer),
-        generation_settings=settings,
-        stored_schedule=stored_schedule,
-        notes=tuple(notes),
-        renderer=renderer or Renderer(),
-    )
-    if family is UNLISTED:
-        _try_out(model)
-    return model
-
-
-def _try_out(model: LoadedModel) -> None:
-    """Compares an unlisted model's logits through d3 with those of its own forward.
-
-    Raises:
-        ModelError: they differ: its decoder or its cache is not where transformers' others are.
-    """
-    ids = torch.arange(3, 11, device=model.device)[None] % int(model.causal_lm.config.vocab_size)
-    try:
-        with torch.inference_mode():
-            expected = model.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
-        whole = model.logits(model.hidden_states(ids)[0])
-        cache, steps = model.new_cache(), []
-        for part in (ids[:, :5], ids[:, 5:6], ids[:, 6:7], ids[:, 7:]):
-            steps.append(model.logits(model.hidden_states(part, cache)[0]))
-            cache.commit(part.shape[1], full_depth=True)
-        off = max(float((found - expected).abs().max()) for found in (whole, torch.cat(steps)))
-        rounding = max(1e-4, 8 * torch.finfo(model.causal_lm.dtype).eps)
-        same = off <= rounding * float(expected.abs().max())
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever an unknown model's code raises
-        raise _not_runnable(model, one_line(error)[:120]) from error
-    if not same:
-        raise _not_runnable(model, "its results differ from those of transformers")
-
-
-def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
-    return ModelError(
-        f'{model.name} is of the type "{model.causal_lm.config.model_type}", which d3 cannot run: '
-        f"{reason}",
-        OTHER_TYPE,
-    )
-
-
-def _context_length(name: str, config: Any) -> int:
-    """Positions for which one rotary table serves the whole sequence.
-
-    LongRoPE (Phi-3 128k and others) changes to a second table once a sequence outgrows the
-    original context. Keys that are already cached keep the first one, so chunks, repair and one
-    pass would no longer agree: the original context is the limit here.
-
-    Raises:
-        ModelError: there is no room for a prompt and a reply.
-    """
-    longest = int(config.max_position_embeddings)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        original = rope.get("original_max_position_embeddings")
-        longest = min(longest, int(original or config.original_max_position_embeddings))
-    if longest < 2:
-        raise ModelError(f"the context of {name} is {longest} token long", BROKEN_FILES)
-    return longest
-
-
-def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a reply: the checkpoint's, and the tokenizer's own."""
-    named = settings.get("eos_token_id", config.eos_token_id)
-    ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    if any(id_ is not None and type(id_) is not int for id_ in ids):
-        raise ModelError(f"eos_token_id is {named!r}, which names no token", BROKEN_FILES)
-    return frozenset(id_ for id_ in ids if id_ is not None)

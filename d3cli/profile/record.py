@@ -195,7 +195,7 @@ def layers_trace(parts: PartTimes) -> LayersTrace:
 
 
 def _model_trace(model: LoadedModel) -> ModelTrace:
-    key, weights = model.key, model.weight_bytes
+    key, weights = model.origin.key, model.weight_bytes
     return ModelTrace(
         name=model.name,
         model_type=model.causal_lm.config.model_type,

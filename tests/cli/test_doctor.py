@@ -11,6 +11,7 @@ from d3cli.base.errors import ModelError
 from d3cli.cli.doctor.probe import SHAPES, expected_speeds, read_bandwidth
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
+from d3cli.model.origin import Origin
 from tests.conftest import D3
 
 
@@ -61,7 +62,9 @@ def test_a_bad_calibration_of_the_built_in_model_is_no_defect(
     bad = DepthSchedule(16, 0.5, 0, 0, 1, tuple(map(str, range(15))))
     monkeypatch.setattr(
         "d3cli.model.load.load_model",
-        lambda *words, **settings: replace(load_model(*words, **settings), stored_schedule=bad),
+        lambda *words, **settings: replace(
+            load_model(*words, **settings), origin=Origin(shipped=bad)
+        ),
     )
     assert d3("doctor").code == 0
 

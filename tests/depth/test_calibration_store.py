@@ -621,9 +621,9 @@ class TestGenerate:
         calibration_store.save(key_of(BUILTIN), FOUND)
         assert self.source(d3)[0] == "calibration"
         model = load_model(dtype="float32")
-        assert (model.stored_schedule, model.schedule_source) == (SCHEDULE, "calibration")
-        assert model.builtin
-        assert model.key == key_of(BUILTIN)
+        assert model.origin.schedule == SCHEDULE
+        assert model.origin.builtin
+        assert model.origin.key == key_of(BUILTIN)
 
     def test_flags_override_its_fields(self, d3: D3, fox: Path) -> None:
         calibration_store.save(key_of(fox), FOUND)

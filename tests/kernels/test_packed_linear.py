@@ -11,7 +11,7 @@ from d3cli.files.safetensors import lazy_state_dict, read_again
 from d3cli.kernels import packed_linear
 from d3cli.kernels.packed_linear import PackedLinear, can_pack, pack_linears
 from d3cli.model.load import load_model
-from d3cli.model.model import wrap_model
+from d3cli.model.wrap import wrap_model
 from tests.conftest import BUILTIN_PATH
 from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
 

@@ -8,7 +8,7 @@ import torch
 from d3cli.base.errors import ModelError, ScheduleError, UsageError
 from d3cli.depth.families import CANNOT_SKIP, FAMILIES, UNLISTED, find_family
 from d3cli.depth.units import LayerBytes
-from d3cli.model.model import wrap_model
+from d3cli.model.wrap import wrap_model
 from tests.families import CONFIGS, LAYERS, random_ids, sublayers, tiny
 
 

@@ -404,5 +404,5 @@ class TestSummary:
         profiler, trace = profile(SUM, max_tokens=5)
         assert isinstance(profiler, Profiler)
         assert trace.depth_schedule == builtin().schedule(0.97, start=4)
-        assert trace.model.fingerprint == builtin().key.fingerprint
+        assert trace.model.fingerprint == builtin().origin.key.fingerprint
         assert trace.model.weight_bytes == builtin().weight_bytes

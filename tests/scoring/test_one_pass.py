@@ -44,7 +44,9 @@ def test_perplexity_of_the_trained_model_rises_as_depth_falls() -> None:
     for row in rows[:12]:
         *messages, answer = json.loads(row)["messages"]
         response = model.tokenizer(answer["content"], add_special_tokens=False)["input_ids"]
-        documents.append(Document(encode_chat(model.tokenizer, messages, model.renderer), response))
+        documents.append(
+            Document(encode_chat(model.tokenizer, messages, model.text.renderer), response)
+        )
     depths = [model.schedule(alpha, start=0) for alpha in ("off", 0.97, 1e-9)]
     found = [perplexity(score(model, documents, schedule)) for schedule in depths]
     assert found == sorted(found)

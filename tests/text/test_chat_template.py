@@ -232,8 +232,8 @@ def test_only_templates_known_by_name_run_in_this_process(tmp_path: Path) -> Non
     assert llama.is_known
     assert not ModelFiles("x", tmp_path, str(tmp_path)).is_known
     builtin = load_model()
-    assert encode(builtin.tokenizer, user("hi"), builtin.renderer)
-    assert builtin.renderer._child is None
+    assert encode(builtin.tokenizer, user("hi"), builtin.text.renderer)
+    assert builtin.text.renderer._child is None
 
 
 def test_a_stranger_s_model_answers_through_the_child(d3: D3, tmp_path: Path) -> None:

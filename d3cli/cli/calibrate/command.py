@@ -267,8 +267,8 @@ def calibrate(
     if reply_tokens is None:
         settings = replace(settings, reply_tokens=min(REPLY_TOKENS, loaded.context_length))
     began = time.monotonic()
-    assert loaded.key is not None  # what is not proven is refused where depth is to decay
-    check_writable(loaded.key)
+    assert loaded.origin.key is not None  # what is not proven is refused where depth is to decay
+    check_writable(loaded.origin.key)
 
     try:
         with output.waiting("reading the text"):
@@ -316,8 +316,8 @@ def _finish(
             "allow a larger --target-drop, or give more --data",
         )
     try:
-        assert model.key is not None
-        stored = save(model.key, outcome.record(settings, source, texts, model))
+        assert model.origin.key is not None
+        stored = save(model.origin.key, outcome.record(settings, source, texts, model))
     except StoreError:
         _report(output, model, calibrator, None, form)
         raise

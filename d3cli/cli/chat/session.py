@@ -245,7 +245,7 @@ class Chat:
         return ReplyOptions(
             schedule,
             source,
-            SamplingParams.resolve(settings.sampling, model.generation_settings),
+            SamplingParams.resolve(settings.sampling, model.text.generation_settings),
             max_tokens=settings.max_tokens,
             stop=settings.stop,
             chat_template=settings.chat_template,
@@ -298,7 +298,7 @@ class Chat:
             with line_mode(True):  # as it is to be, should a signal end the process
                 model = self._models.load(name, self.settings.alpha == "off")
             # Refused now, while the present model can still come back.
-            SamplingParams.resolve(self.settings.sampling, model.generation_settings)
+            SamplingParams.resolve(self.settings.sampling, model.text.generation_settings)
             self.model_name = name
         except Exception as error:  # whatever it was, first there must be a model again
             failure = error

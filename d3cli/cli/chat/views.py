@@ -100,7 +100,7 @@ def overview(conversation: Conversation, now: ChatSettings, options: ReplyOption
     used = len(conversation.opening(options))
     share = used / model.context_length
     left_out = conversation.left_out
-    form = "" if model.key is None else f", {model.key.form}"
+    form = "" if model.origin.key is None else f", {model.origin.key.form}"
     return [
         ("model", f"{model.name}{form}, {model.num_layers} layers"),
         ("depth", depth_in_words(options)),

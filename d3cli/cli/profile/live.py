@@ -134,8 +134,8 @@ class ProfileView:
         if run is None:
             return []
         stats, done = run.reply.stats, len(run.reply.tokens)
-        name = self.model.name if self.model.key is None else f"{self.model.name}, "
-        name += "" if self.model.key is None else self.model.key.form
+        name = self.model.name if self.model.origin.key is None else f"{self.model.name}, "
+        name += "" if self.model.origin.key is None else self.model.origin.key.form
         place = [f"prompt {self._prompt} of {self.prompts}"] if self.prompts > 1 else []
         if self.repeats > 1:
             place.append(f"repeat {run.number} of {self.repeats}" if run.number else "warming up")

@@ -1,0 +1,62 @@
+"""Where a model comes from, and the depth schedule that is stored for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from d3cli.base.errors import ScheduleError, StoreError
+from d3cli.depth.calibration_record import Calibration, ModelKey
+from d3cli.depth.calibration_store import Stale, find
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.files.json_files import read_json
+from d3cli.files.names import ModelFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model comes from, and the depth schedule that is stored for it.
+
+    Attributes:
+        key: what a calibration of it is stored under; None where it does not come from files, or
+            can run at full depth only.
+        calibration: what the store holds for it, or why that does not count.
+        shipped: the depth schedule that came with it.
+        builtin: whether it is the model that ships with d3cli.
+    """
+
+    key: ModelKey | None = None
+    calibration: Calibration | Stale | None = None
+    shipped: DepthSchedule | None = None
+    builtin: bool = False
+
+    @property
+    def schedule(self) -> DepthSchedule | None:
+        """The model's own depth schedule: calibrated here, else shipped with it, else none."""
+        if isinstance(self.calibration, Calibration):
+            return self.calibration.schedule
+        return self.shipped
+
+
+def shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
+    """The depth schedule that ships with the built-in model. Other models' files are not read."""
+    if not files.builtin:
+        return None
+    return DepthSchedule.from_json(read_json(files.path / "schedule.json"))
+
+
+def find_calibration(
+    key: ModelKey, check: Callable[[DepthSchedule], None]
+) -> Calibration | Stale | None:
+    """What the store holds for a model, or why that does not count.
+
+    Args:
+        check: raises ScheduleError where a schedule does not fit the model.
+    """
+    try:
+        found = find(key)
+        if isinstance(found, Calibration):
+            check(found.schedule)
+    except ScheduleError as error:
+        return Stale(error.message)
+    except StoreError as error:
+        return Stale(error.message, error.hint)
+    return found

@@ -1,0 +1,129 @@
+"""Puts the gate on a causal language model that is in memory already."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from d3cli.base.errors import ModelError, Words, one_line
+from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.files.json_files import BROKEN_FILES
+from d3cli.kernels.grouped_attention import group_queries
+from d3cli.model.gate import LayerGate
+from d3cli.model.model import LoadedModel, TextSide
+from d3cli.model.origin import Origin
+from d3cli.model.weight_bytes import measure_bytes
+from d3cli.text.chat_template import Renderer
+
+
+def wrap_model(
+    causal_lm: Any,
+    tokenizer: Any,
+    *,
+    name: str = "model",
+    generation_settings: Mapping[str, Any] | None = None,
+    stored_schedule: DepthSchedule | None = None,
+    notes: Sequence[Words] = (),
+    full_depth_only: bool = False,
+    renderer: Renderer | None = None,
+) -> LoadedModel:
+    """Makes a `LoadedModel` of a Hugging Face causal language model that is already in memory.
+
+    The layers are gated from now on, one token's queries attend in groups, and the model is in eval
+    mode; at full depth it computes what it did before.
+
+    Args:
+        full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
+
+    Raises:
+        ModelError: its stack cannot skip layers.
+    """
+    config = causal_lm.config
+    family = find_family(config.model_type)
+    if family is UNLISTED and not full_depth_only:
+        raise not_proven(config.model_type)
+    group_queries(causal_lm)
+    gate = LayerGate(causal_lm.eval(), family)
+    settings = dict(generation_settings or {})
+    model = LoadedModel(
+        name=name,
+        causal_lm=causal_lm,
+        gate=gate,
+        weight_bytes=measure_bytes(causal_lm, gate),
+        context_length=_context_length(name, config),
+        text=TextSide(
+            tokenizer=tokenizer,
+            renderer=renderer or Renderer(),
+            eos_token_ids=_eos_token_ids(settings, config, tokenizer),
+            generation_settings=settings,
+        ),
+        origin=Origin(shipped=stored_schedule),
+        notes=tuple(notes),
+    )
+    if family is UNLISTED:
+        _try_out(model)
+    return model
+
+
+def _try_out(model: LoadedModel) -> None:
+    """Compares an unlisted model's logits through d3 with those of its own forward.
+
+    Raises:
+        ModelError: they differ: its decoder or its cache is not where transformers' others are.
+    """
+    ids = torch.arange(3, 11, device=model.device)[None] % int(model.causal_lm.config.vocab_size)
+    try:
+        with torch.inference_mode():
+            expected = model.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
+        whole = model.logits(model.hidden_states(ids)[0])
+        cache, steps = model.new_cache(), []
+        for part in (ids[:, :5], ids[:, 5:6], ids[:, 6:7], ids[:, 7:]):
+            steps.append(model.logits(model.hidden_states(part, cache)[0]))
+            cache.commit(part.shape[1], full_depth=True)
+        off = max(float((found - expected).abs().max()) for found in (whole, torch.cat(steps)))
+        rounding = max(1e-4, 8 * torch.finfo(model.causal_lm.dtype).eps)
+        same = off <= rounding * float(expected.abs().max())
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever an unknown model's code raises
+        raise _not_runnable(model, one_line(error)[:120]) from error
+    if not same:
+        raise _not_runnable(model, "its results differ from those of transformers")
+
+
+def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
+    return ModelError(
+        f'{model.name} is of the type "{model.causal_lm.config.model_type}", which d3 cannot run: '
+        f"{reason}",
+        OTHER_TYPE,
+    )
+
+
+def _context_length(name: str, config: Any) -> int:
+    """Positions for which one rotary table serves the whole sequence.
+
+    LongRoPE (Phi-3 128k and others) changes to a second table once a sequence outgrows the
+    original context. Keys that are already cached keep the first one, so chunks, repair and one
+    pass would no longer agree: the original context is the limit here.
+
+    Raises:
+        ModelError: there is no room for a prompt and a reply.
+    """
+    longest = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        longest = min(longest, int(original or config.original_max_position_embeddings))
+    if longest < 2:
+        raise ModelError(f"the context of {name} is {longest} token long", BROKEN_FILES)
+    return longest
+
+
+def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a reply: the checkpoint's, and the tokenizer's own."""
+    named = settings.get("eos_token_id", config.eos_token_id)
+    ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    if any(id_ is not None and type(id_) is not int for id_ in ids):
+        raise ModelError(f"eos_token_id is {named!r}, which names no token", BROKEN_FILES)
+    return frozenset(id_ for id_ in ids if id_ is not None)
