@@ -44,5 +44,24 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
-    has_bf16 = any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
-    return torch.bfloat16 if has_bf16 else torch.float32
+    return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16, and torch may use it.
+
+    ``ONEDNN_MAX_CPU_ISA`` may forbid it on x86-64.
+    """
+    features = torch.cpu.get_capabilities()
+    if not any(on for name, on in features.items() if "bf16" in name):
+        return False
+    return features.get("architecture") != "x86_64" or onednn_takes_bfloat16()
+
+
+def onednn_takes_bfloat16() -> bool:
+    """Whether oneDNN multiplies bfloat16 here; torch may have been built without oneDNN."""
+    mkldnn = torch.backends.mkldnn
+    return bool(
+        mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d3cli.kernels.device import onednn_takes_bfloat16
+
 # For one row oneDNN's kernel sums up in few registers, which wait for each other; four equal rows
 # keep it busy, and read the weights once all the same. Weights that a cache holds gain nothing.
 ROWS, LARGE = 4, 1 << 20
@@ -56,7 +58,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         dtype == torch.bfloat16
         and device.type == "cpu"
         and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and onednn_takes_bfloat16()
     )
 
 

@@ -140,7 +140,7 @@ def test_shapes_that_the_cpu_kernel_rejects_stay_and_are_named(tmp_path: Path) -
     shutil.copytree(BUILTIN_PATH, path)
     torch.manual_seed(0)
     LlamaForCausalLM(config).bfloat16().save_pretrained(path)
-    model = load_model(str(path), device="cpu", quantization="bnb-4bit")
+    model = load_model(str(path), device="cpu", dtype="bfloat16", quantization="bnb-4bit")
     mlp = model.causal_lm.model.layers[0].mlp
     assert mlp.up_proj.weight.dtype == mlp.down_proj.weight.dtype == torch.bfloat16
     assert model.causal_lm.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
