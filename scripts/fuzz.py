@@ -65,7 +65,7 @@ def prompts(data: bytes) -> object:
 def trace(data: bytes) -> object:
     from d3cli.profile.html.page import html_report
     from d3cli.profile.summary import with_figures
-    from d3cli.profile.trace import parse_trace
+    from d3cli.profile.trace_file import parse_trace
 
     found = parse_trace(data, "fuzz")
     return with_figures(found), html_report(found)
@@ -218,7 +218,7 @@ def attempt(parse: Parse, data: bytes) -> None:
 
 def seeds(name: str) -> list[bytes]:
     if name == "trace":
-        from d3cli.profile.trace import to_json
+        from d3cli.profile.trace_file import to_json
         from tests.traces import made_trace
 
         return [json.dumps(to_json(made_trace([4, 4, 3], [10.0, 9.0]))).encode()]

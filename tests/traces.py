@@ -104,6 +104,21 @@ def hostile_trace() -> Trace:
     )
 
 
+def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
+    """A written trace as 0.1.0 would have written it: tokens have no `bytes_read`."""
+    replies = [
+        reply
+        | {
+            "tokens": [
+                {name: value for name, value in token.items() if name != "bytes_read"}
+                for token in reply["tokens"]
+            ]
+        }
+        for reply in data["replies"]
+    ]
+    return data | {"schema": 1, "replies": replies}
+
+
 def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Trace:
     """A trace of one reply by hand: 4 layers of 10 bytes, 20 fixed; whole layers 1, then 2."""
     schedule = DepthSchedule(4, 0.9, 0, 1, 1, ("1", "2"))
@@ -121,6 +136,7 @@ def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Tra
                 depth=depths[step],
                 dropped_units=round(4 - depths[step]),
                 active_layers=round(depths[step]),
+                bytes_read=20 + 10 * round(depths[step]),
                 ms=ms[step - 1] if step else None,
                 logprob=-1.0,
                 entropy=0.5,

@@ -98,6 +98,7 @@ def _token_trace(
     active: Sequence[int],
 ) -> TokenTrace:
     token, dropped = reply.tokens[step], options.schedule.num_dropped(step)
+    assert token.entropy is not None  # the profiler asks for it
     # A signal may have come between a token and its time.
     ms = [each[step - 1] for each in times if 0 < step <= len(each)]
     extra: dict[str, Any] = {}
@@ -121,10 +122,11 @@ def _token_trace(
         depth=token.depth,
         dropped_units=dropped,
         active_layers=active[dropped],
+        bytes_read=token.bytes_read,
         ms=fmean(ms) if ms else None,
         ms_sd=stdev(ms) if len(ms) > 1 else None,
         logprob=token.logprob,
-        entropy=token.entropy or 0.0,
+        entropy=token.entropy,
         top_token_id=token.top_id,
         **extra,
     )

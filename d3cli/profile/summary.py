@@ -4,16 +4,15 @@ Depths and ratios are taken over the decode steps ``1 .. N - 1``, as everywhere 
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from statistics import fmean, median, quantiles, stdev, variance
 from typing import Any
 
 import msgspec
 
-from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace, to_json
+from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace_file import to_json
 
 MOST_STRETCHES, SHORTEST_STRETCH = 8, 8
 SHORTEST_S = 1e-6  # of decoding that has a rate
@@ -152,8 +151,8 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         mean_depth=mean_depth,
         min_depth=min((token.depth for token in steps), default=None),
         layer_ratio=None if mean_depth is None else layers / mean_depth,
-        byte_ratio=_byte_ratio(trace, replies, repairs=0),
-        byte_ratio_net=_byte_ratio(trace, replies, repairs=sum(len(r.tokens) > 1 for r in replies)),
+        byte_ratio=_byte_ratio(trace, steps, repairs=0),
+        byte_ratio_net=_byte_ratio(trace, steps, repairs=sum(len(r.tokens) > 1 for r in replies)),
         compared=len(below),
         agreed=sum(bool(token.agrees) for token in below),
         perplexity=_perplexity([token.logprob for token in tokens]) if whole else None,
@@ -201,14 +200,9 @@ def _mean(steps: Sequence[TokenTrace], value: Callable[[TokenTrace], float | Non
     return fmean(found) if found else None
 
 
-def _byte_ratio(trace: Trace, replies: Sequence[ReplyTrace], repairs: int) -> float | None:
-    steps = Counter(token.dropped_units for reply in replies for token in reply.tokens[1:])
-    weights, order = trace.model.weight_bytes, trace.depth_schedule.skip_order
-    saved_by = list(accumulate((weights.of(unit) for unit in order), initial=0))
-    full, count = weights.total, steps.total()
-    saved = sum(times * saved_by[dropped] for dropped, times in steps.items())
-    read = (count + repairs) * full - saved
-    return count * full / read if count and read else None
+def _byte_ratio(trace: Trace, steps: Sequence[TokenTrace], repairs: int) -> float | None:
+    read = sum(token.bytes_read for token in steps)
+    return trace.model.weight_bytes.ratio(len(steps), read, repairs=repairs)
 
 
 def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:

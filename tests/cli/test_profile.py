@@ -29,7 +29,8 @@ from d3cli.cli.tables import cut
 from d3cli.profile.profiler import Profiler
 from d3cli.profile.run import Run
 from d3cli.profile.summary import with_figures
-from d3cli.profile.trace import Trace, parse_trace, read_trace
+from d3cli.profile.trace import Trace
+from d3cli.profile.trace_file import parse_trace, read_trace
 from tests.cli.test_generate import d3_process
 from tests.conftest import D3, check
 from tests.terminal import Terminal
@@ -369,7 +370,7 @@ class TestBadInput:
         for name, text in cases.items():
             path = tmp_path / f"{name}.json"
             path.write_text(text)
-            says = "a newer d3" if name == "newer" else "is not a whole trace"
+            says = "a newer d3" if name == "newer" else "is not a valid trace"
             check(d3("profile", "--from", path), 2, says)
             check(d3("profile", "--from", trace_file, "--against", path), 2, says)
         check(d3("profile", "--from", tmp_path / "none"), 2, "cannot be read")

@@ -63,8 +63,6 @@ def test_sublayers_have_states_of_their_own() -> None:
     order = ("1.attn", "2.mlp", "1.mlp")
     schedule = DepthSchedule(4, 0.5, 0, 1, 1, order, (0.4, 0.6, 0.6))
     made = made_trace([4, 4 - 0.4, 4 - 1.0, 4 - 1.6], [1.0, 1.0, 1.0])
-    from dataclasses import replace
-
     tokens = tuple(
         replace(token, dropped_units=count) for count, token in enumerate(made.replies[0].tokens)
     )
@@ -76,6 +74,14 @@ def test_sublayers_have_states_of_their_own() -> None:
         [RUN, RUN, NO_MLP, NO_MLP],
         [RUN] * 4,
     ]
+
+
+def test_a_token_without_dropped_units_has_empty_cells() -> None:
+    made = made_trace([4, 3], [1.0])
+    [reply] = made.replies
+    tokens = (reply.tokens[0], replace(reply.tokens[1], dropped_units=None))
+    assert cells(made, tokens) == [[RUN, None]] * 4
+    assert html_report(replace(made, replies=(replace(reply, tokens=tokens),)))
 
 
 @pytest.mark.parametrize("make", [whole_trace, hostile_trace])

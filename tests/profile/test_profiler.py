@@ -15,7 +15,8 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.profiler import Profiler, nested_family
 from d3cli.profile.record import active_layers, clock_trace
 from d3cli.profile.summary import summarize
-from d3cli.profile.trace import Trace, to_json
+from d3cli.profile.trace import Trace
+from d3cli.profile.trace_file import to_json
 from d3cli.scoring.documents import Document
 from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.scoring.one_pass import Scorer

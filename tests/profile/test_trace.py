@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from d3cli.base.errors import TraceError
 from d3cli.cli.profile.against import against_report
 from d3cli.cli.profile.tables import csv_text, report
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.html.page import _reply
 from d3cli.profile.sentences import sentences
 from d3cli.profile.summary import summarize, with_figures
-from d3cli.profile.trace import TokenTrace, Trace, parse_trace, read_trace, to_json
-from tests.traces import hostile_trace, made_trace, whole_trace
+from d3cli.profile.trace import TokenTrace, Trace
+from d3cli.profile.trace_file import parse_trace, read_trace, to_json
+from tests.traces import as_schema_1, hostile_trace, made_trace, whole_trace
 
 DOCS = Path(__file__).parents[2] / "docs" / "trace.md"
+RECORDED = Path(__file__).parents[1] / "data" / "v0.1.0" / "trace.json"
 
 
 def written(trace: Trace) -> dict[str, Any]:
@@ -72,15 +75,73 @@ def test_fields_that_a_later_d3_adds_are_passed_over() -> None:
 
 
 def test_a_newer_schema_is_said_to_be_newer() -> None:
-    data = written(whole_trace()) | {"schema": 2, "replies": "another form altogether"}
-    with pytest.raises(TraceError, match=r"t\.json was written by a newer d3 \(schema 2"):
+    data = written(whole_trace()) | {"schema": 3, "replies": "another form altogether"}
+    with pytest.raises(TraceError, match=r"t\.json was written by a newer d3 \(schema 3"):
         read(data)
+
+
+class TestSchema1:
+    """Traces of 0.1.0 do not say how many bytes a token read; the schedule does."""
+
+    def test_it_reads_as_the_same_trace(self) -> None:
+        for trace in (whole_trace(), made_trace([4, 3, 2], [1.0, 2.0])):
+            assert read(as_schema_1(written(trace))) == trace
+
+    def test_sublayers_save_their_own_bytes(self) -> None:
+        schedule = DepthSchedule(4, 0.5, 0, 1, 1, ("1.attn", "2.mlp"), (0.4, 0.6))
+        trace = replace(made_trace([4, 3, 2], [1.0, 2.0]), schedule=schedule.to_json())
+        tokens = read(as_schema_1(written(trace))).replies[0].tokens
+        assert [token.bytes_read for token in tokens] == [60, 56, 50]
+
+    def test_a_trace_of_0_1_0_keeps_its_figures(self) -> None:
+        trace = read_trace(RECORDED)
+        assert trace.schema == 2
+        before = json.loads(RECORDED.read_text())
+        after = written(trace)
+        assert after["totals"] == before["totals"]
+        assert [reply["stats"] for reply in after["replies"]] == [
+            reply["stats"] for reply in before["replies"]
+        ]
+        assert as_schema_1(after) == before
+
+    @pytest.mark.parametrize(
+        ("path", "value", "says"),
+        [
+            (("replies", 0, "tokens", 1, "dropped_units"), 3, "drops 3 of 2 units"),
+            (("replies", 0, "tokens", 1, "dropped_units"), None, "dropped_units"),
+            (("replies", 0, "tokens", 1, "ms"), "slow", r"tokens\[1\]\.ms"),
+            (("replies", 0, "tokens"), None, "tokens"),
+            (("model", "layer_bytes"), [[1, 2, 3]], "one entry for each layer"),
+            (("schedule",), {}, "damaged"),
+        ],
+    )
+    def test_damage_is_named(self, path: tuple[Any, ...], value: object, says: str) -> None:
+        data: Any = as_schema_1(written(made_trace([4, 3], [1.0])))
+        place = data
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(TraceError, match=says):
+            read(data)
+
+
+def test_bytes_are_added_up_as_recorded() -> None:
+    """A step may read more or less than the schedule alone says."""
+    made = made_trace([4, 3, 3], [1.0, 1.0])
+    [reply] = made.replies
+    first, second, third = reply.tokens
+    tokens = (first, second, replace(third, bytes_read=0, dropped_units=None))
+    trace = read(written(replace(made, replies=(replace(reply, tokens=tokens),))))
+    found = summarize(trace, trace.replies)
+    assert found.byte_ratio == 2 * 60 / 50
+    assert found.byte_ratio_net == 2 * 60 / 110
+    assert csv_text(trace).splitlines()[-1].startswith('1,2,2,"""t2""",3.0,,3,0,')
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends() -> None:
     text = json.dumps(written(whole_trace())).encode()
     for end in range(0, len(text) - 1, 97):
-        with pytest.raises(TraceError, match="is not a whole trace"):
+        with pytest.raises(TraceError, match="is not a valid trace"):
             parse_trace(text[:end], "t.json")
 
 
@@ -91,25 +152,27 @@ def test_a_truncated_file_is_refused_wherever_it_ends() -> None:
         (("replies", 0, "tokens", 3, "depth"), 17, "step 3 does not fit"),
         (("replies", 0, "tokens", 3, "depth"), -1, "tokens"),
         (("replies", 0, "tokens", 3, "dropped_units"), 99, "step 3 does not fit"),
+        (("replies", 0, "tokens", 3, "bytes_read"), -1, "bytes_read"),
+        (("replies", 0, "tokens", 3, "bytes_read"), None, "bytes_read"),
         (("replies", 0, "tokens", 3, "step"), 4, "do not count from 0"),
         (("replies", 0, "tokens", 3, "token_id"), 2**40, "token_id"),
         (("replies", 0, "tokens"), {}, "tokens"),
-        (("replies", 0, "layers", "layers"), [], "not every layer's time"),
+        (("replies", 0, "layers", "layers"), [], "one time for each layer"),
         (("model", "num_layers"), 20, "another number of layers"),
         (("model", "num_layers"), 10**9, "num_layers"),
         (("replies", 0, "tokens", 3, "ms"), 1e308, "ms"),
         (("replies", 0, "tokens", 3, "logprob"), -1e308, "logprob"),
         (("replies", 0, "tokens", 3, "depth"), 5e-324, "depth"),
         (("replies", 0, "repeats", 0, "ttft_s"), 1e300, "ttft_s"),
-        (("sampling", "temperature"), 10**400, "whole trace"),
-        (("model", "layer_bytes"), [[1, 2, 3]], "not every layer's bytes"),
+        (("sampling", "temperature"), 10**400, "valid trace"),
+        (("model", "layer_bytes"), [[1, 2, 3]], "one entry for each layer"),
         (("model", "fixed_bytes"), -1, "fixed_bytes"),
         (("schedule", "alpha"), 3, "alpha is 3"),
         (("schedule", "skip_order"), ["1", "1"], "damaged|weights|twice"),
         (("schedule",), {}, "damaged"),
-        (("needed_order",), ["99"], "needed_order is no skip order"),
-        (("needed_order",), ["1", "1.mlp"], "needed_order is no skip order"),
-        (("needed_order",), ["1.x"], "needed_order is no skip order"),
+        (("needed_order",), ["99"], "needed_order is not a skip order"),
+        (("needed_order",), ["1", "1.mlp"], "needed_order is not a skip order"),
+        (("needed_order",), ["1.x"], "needed_order is not a skip order"),
         (("needed_order",), None, "without needed_order"),
         (("sampling", "temperature"), "hot", "sampling"),
         (("schema",), "1", "schema"),
@@ -168,6 +231,8 @@ def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     extra |= {"full_token_id": [1, 1, 2], "full_text": ["a"] * 3, "full_logprob": [-1.0] * 3}
     made = made_trace([4, 3, 2], [1.0, 2.0], kl=[0.0, 0.1, 0.2], **extra)
     whole: Any = json.loads(json.dumps(to_json(made)))
+    if data.draw(st.booleans()):
+        whole = as_schema_1(whole)
     place, key = whole, data.draw(st.sampled_from(sorted(whole)))
     while isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
         place = place[key]

@@ -35,7 +35,7 @@ def show_recorded(
         UsageError: two runs have no report of this form.
         ClosedPipe, WriteError: as for `deliver`.
     """
-    from d3cli.profile.trace import read_trace
+    from d3cli.profile.trace_file import read_trace
 
     trace = read_trace(path)
     destination.check(output, (path, against))

@@ -34,11 +34,14 @@ def charts_of(trace: Trace, reply: ReplyTrace, summary: Summary) -> Iterator[dic
         yield _parts(reply)
 
 
-def cells(trace: Trace, tokens: Sequence[TokenTrace]) -> list[list[int]]:
-    """What each layer did for each token, ``[layers][tokens]``, as an index of `STATES`."""
+def cells(trace: Trace, tokens: Sequence[TokenTrace]) -> list[list[int | None]]:
+    """What each layer did for each token, ``[layers][tokens]``, as an index of `STATES`.
+
+    None for a token whose dropped units are not recorded.
+    """
     units = [parse_unit(name) for name in trace.depth_schedule.skip_order]
-    columns: dict[int, list[int]] = {}
-    for count in {token.dropped_units for token in tokens}:
+    columns: dict[int | None, list[int | None]] = {None: [None] * trace.model.num_layers}
+    for count in {token.dropped_units for token in tokens} - {None}:
         column = columns[count] = [RUN] * trace.model.num_layers
         for layer, part in units[:count]:
             mine = SKIPPED if part is None else NO_MLP if part == "mlp" else NO_ATTENTION

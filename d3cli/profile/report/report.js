@@ -22,7 +22,7 @@
   const labelled = (trace, labels) => {
     if (trace.type === "heatmap") {
       trace.text = trace.z.map((row, layer) =>
-        row.map((state, at) => `layer ${layer}: ${states[state]}<br>${labels[at]}`));
+        row.map((state, at) => `layer ${layer}: ${states[state] ?? "not recorded"}<br>${labels[at]}`));
     } else if (trace.customdata) {
       trace.text = trace.customdata.map((step) => labels[step]);
     }
