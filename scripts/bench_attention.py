@@ -2,8 +2,8 @@
 
     python scripts/bench_attention.py [--threads 2] [--shape llama-3.2-1b]
 
-Microseconds of one layer, medians; both take turns on keys and values that lie in a longer buffer,
-as the KV cache holds them.
+Prints median microseconds per layer. The two are interleaved, on keys and values that are part of
+a longer buffer, as in the KV cache.
 """
 
 import argparse

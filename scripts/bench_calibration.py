@@ -1,10 +1,10 @@
-"""What d3 calibrate finds on a model, how long it takes, and whether its promise holds.
+"""Shows what d3 calibrate finds on a model, how long it takes, and whether its promise holds.
 
     python scripts/bench_calibration.py                # targets by seeds
     python scripts/bench_calibration.py --promise 20   # does it hold on further text?
 
-The promise: in each round a third of the held-out documents is set aside by another seed, the rest
-is calibrated on as always, and the drop of what was chosen is measured on what was set aside.
+With --promise, each round uses another seed to set aside a third of the held-out documents,
+calibrates on the rest as always, and measures the chosen schedule's drop on the third set aside.
 Prints rows of a Markdown table.
 """
 

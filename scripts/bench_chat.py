@@ -1,10 +1,9 @@
-"""Times a conversation turn by turn: with and without the KV cache of the turns before, and in all.
+"""Times a conversation turn by turn, with and without the KV cache of earlier turns.
 
-Four conversations go on side by side, turn by turn, in an order that changes: D³ with what the
-next turn needs read ahead while the user types; D³ that repairs in the next prefill; D³ that reads
-the whole conversation anew; and full depth. Replies have a fixed length, so that all
-do as much; token ids go from turn to turn, since random weights write no text that would survive
-being written down.
+Four conversations run side by side, turn by turn, in a changing order: D³ that reads ahead while
+the user types; D³ that repairs in the next prefill; D³ that reads the whole conversation again each
+turn; and full depth. Replies have a fixed length, so that all four do the same work. Turns pass on
+token ids, because the text of random weights does not survive decoding and encoding.
 
     python scripts/bench_chat.py
     python scripts/bench_chat.py --model DIRECTORY --alpha 0.97 --reply 48
@@ -30,7 +29,7 @@ MESSAGES = (
     "Go on.",
     "What is the opposite of warm?",
 )
-AHEAD, REUSE, ANEW, FULL = "read ahead", "repaired in the prefill", "read anew", "full depth"
+AHEAD, REUSE, AGAIN, FULL = "read ahead", "repaired in the prefill", "read again", "full depth"
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Arm:
 
     def turn(self, message: Sequence[int], name: str) -> None:
         """Says something, reads the reply, and times both."""
-        if name == ANEW:
+        if name == AGAIN:
             self.engine = Engine(self.model)
         began = time.perf_counter()
         if name == AHEAD:
@@ -85,7 +84,7 @@ def play(
     schedule, full = model.schedule(alpha), model.schedule("off")  # type: ignore[arg-type]
     arms = {
         name: Arm(model, full if name == FULL else schedule, reply)
-        for name in (AHEAD, REUSE, ANEW, FULL)
+        for name in (AHEAD, REUSE, AGAIN, FULL)
     }
     messages = [model.tokenizer(text)["input_ids"] for text in MESSAGES]
     names = list(arms)
@@ -132,7 +131,7 @@ def main() -> None:
         print(f"{turn + 1:>4} {rounds[0][REUSE].prompt_tokens[turn]:>6}  {times}")
     schedule = model.schedule(alpha)  # type: ignore[arg-type]
     print("\nthe whole conversation, what the user waits for, over full depth's:")
-    for name in (AHEAD, REUSE, ANEW):
+    for name in (AHEAD, REUSE, AGAIN):
         ratios = sorted(arms[FULL].total / arms[name].total for arms in rounds)
         print(
             f"  {name:<24} {statistics.median(ratios):.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"

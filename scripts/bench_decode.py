@@ -1,20 +1,19 @@
-"""How fast decoding is, beside Hugging Face's generate and beside what memory allows.
+"""Measures decoding speed against Hugging Face's generate and against the memory bandwidth.
 
     make bench                                             # the Llama-3.2-1B shape, in bfloat16
     python scripts/bench_decode.py --quantization bnb-4bit # its layers in 4 bits as well
     python scripts/bench_decode.py --model demo --dtype float32
 
-One process and one set of weights on disk; speed does not depend on the weights' values, so a shape
-has random ones. Every arm decodes so many tokens from the same prompt and is warmed before; a round
-runs all arms forward and then backward, so that whatever the machine does meanwhile meets all of
-them alike. Ratios are taken within half a round and their medians printed with 95% bootstrap
-intervals. The read bandwidth is measured before and after; a run between two that differ by more
-than a tenth is marked unsteady.
+One process and one set of weights on disk. Speed does not depend on the weights' values, so a shape
+gets random ones. Every arm is warmed up and decodes --tokens tokens from the same prompt. A round runs
+all arms forward and then backward, so that other load affects all of them equally. Ratios are taken
+within half a round; their medians are printed with 95% bootstrap intervals. The read bandwidth is
+measured before and after. If the two differ by more than a tenth, the run is marked unsteady.
 
-- `HF generate`: transformers' own loop and dynamic cache, on a plain model of its own.
+- `HF generate`: transformers' own loop and dynamic cache, on a separate plain model.
 - `HF static`: the same with its static cache.
-- `HF compiled`, where asked for: with its static cache and `torch.compile`.
-- `GEMVs alone`: one product for each weight matrix of a full-depth step, and nothing else.
+- `HF compiled` (with --compile): with its static cache and `torch.compile`.
+- `GEMVs alone`: only one product for each weight matrix of a full-depth step.
 - `d3`: forced tokens at full depth and at constant depths; `d3 schedule`: steps spread over a reply
   of 256 tokens under alpha 0.99, at their own depths.
 """
@@ -56,7 +55,7 @@ from shapes import SHAPES, save_checkpoint
 ROOT = Path(__file__).parent.parent
 RATIOS = (1.33, 1.6, 2.0)
 PROMPT, REPLY = 32, 256
-STEADY = 0.1  # how far the bandwidth before and after may lie apart
+STEADY = 0.1  # largest relative difference of the bandwidths before and after
 HF, HF_STATIC, HF_COMPILED, GEMVS, FULL, SCHEDULE = (
     "HF generate",
     "HF static",
@@ -72,7 +71,7 @@ class Arm:
     """One way to decode, and its times in seconds a token, one for each half of a round.
 
     Attributes:
-        run: decodes so many tokens and gives the seconds of one.
+        run: decodes the given number of tokens and returns the seconds per token.
         depth: layers that it runs on average; None where that is no matter.
         bytes: weights that it reads a token.
     """
@@ -91,7 +90,7 @@ class Arm:
 
 
 class Stamps(BaseStreamer):
-    """Notes when each token comes out of `generate`."""
+    """Records when `generate` yields each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -103,7 +102,7 @@ class Stamps(BaseStreamer):
 
 
 def hf_arm(name: str, plain: Any, prompt: Sequence[int], tokens: int, **settings: Any) -> Arm:
-    """Transformers' generate, greedy, its prefill left out."""
+    """Transformers' generate, greedy, without its prefill."""
     ids = torch.tensor([list(prompt)])
 
     def run() -> float:
@@ -118,7 +117,7 @@ def hf_arm(name: str, plain: Any, prompt: Sequence[int], tokens: int, **settings
             pad_token_id=0,
             **settings,
         )
-        # The streamer is handed the prompt first, then token 0, which the prefill gives.
+        # The streamer gets the prompt first, then token 0, which comes out of the prefill.
         assert len(stamps.times) == tokens + 2
         return (stamps.times[-1] - stamps.times[1]) / tokens
 
@@ -126,7 +125,7 @@ def hf_arm(name: str, plain: Any, prompt: Sequence[int], tokens: int, **settings
 
 
 def gemv_arm(model: LoadedModel, tokens: int, prefix: str) -> Arm:
-    """The products of one step and nothing else, on inputs that are there already."""
+    """Only the products of one step, on inputs prepared before."""
     kinds = (nn.Linear, EightBitLinear)
     linears = [m for m in model.causal_lm.modules() if isinstance(m, kinds)]
     dtype = model.causal_lm.dtype
@@ -151,7 +150,7 @@ def d3_arm(
     whole = cache.position
 
     def run() -> float:
-        # Lengths only: what the buffers hold stays, so the cache is whole again for the next run.
+        # Only lengths change: the buffers keep their contents, so the next run finds a full cache.
         for layer in cache.layers:
             layer.length = whole
         cache.position = cache.full_length = whole
@@ -209,14 +208,16 @@ def plain_model(directory: Path, dtype: torch.dtype) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
-    parser.add_argument("--model", help="a directory, an alias or demo, in place of a shape")
+    parser.add_argument("--model", help="a directory, an alias or demo, instead of a shape")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", choices=["bnb-4bit"], help="measure this as well")
-    parser.add_argument("--compile", action="store_true", help="HF with torch.compile as well")
-    parser.add_argument("--tokens", type=int, default=8, help="of each arm in each half round")
+    parser.add_argument(
+        "--quantization", choices=["bnb-4bit"], help="measure this quantization too"
+    )
+    parser.add_argument("--compile", action="store_true", help="HF with torch.compile too")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens per arm and half round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path, help="write raw samples there")
+    parser.add_argument("--json", type=Path, help="write raw samples to this file")
     asked = parser.parse_args()
     name = asked.model
     if name is None:

@@ -1,10 +1,10 @@
-"""What the LM head in 8 bits costs in quality and saves in time, beside the same head as it is.
+"""Measures what an 8-bit LM head costs in quality and saves in time.
 
     python scripts/bench_head.py                                   # quality: the built-in model
     python scripts/bench_head.py --model build/llama-3.2-1b        # time, at a real shape
 
-Both heads are handed the same hidden states, of held-out replies at full depth, so all that differs
-is the head. Random weights say nothing of quality: of those, look at the time alone.
+Both heads get the same hidden states, of held-out replies at full depth, so only the head differs.
+Random weights say nothing about quality; use them for the time only.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
         quantize_head="off",
     )
     plain = model.causal_lm.get_output_embeddings()
-    # A packed weight is opaque; to_dense gives it back.
+    # A packed weight is opaque; to_dense converts it back.
     weight = plain.weight.to_dense() if plain.weight.is_mkldnn else plain.weight
     quantize_head(model.causal_lm, lambda _: weight)
     small = model.causal_lm.get_output_embeddings()
@@ -54,7 +54,7 @@ def main() -> None:
         logits = {}
         for name, head in (("plain", plain), ("small", small)):
             model.causal_lm.set_output_embeddings(head)
-            # Token by token, as decoding does: many rows at once take another way.
+            # Token by token, as in decoding: many rows at once take another path.
             logits[name] = torch.stack([model.logits(row) for row in hidden])
         first, second = (logits[name].log_softmax(-1) for name in ("plain", "small"))
         targets = torch.tensor(document.response_ids)[:, None]

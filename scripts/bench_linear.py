@@ -1,10 +1,10 @@
-"""One token times one weight matrix: which of torch's kernels reads it fastest on this processor.
+"""Finds which of torch's kernels multiplies one token fastest on this processor.
 
     python scripts/bench_linear.py [--threads 2] [--shape llama-3.2-1b]
 
-Each kernel goes through several matrices of the same shape in turn, so that none is found in a
-cache; kernels take turns in an order that alternates. Printed are the median milliseconds and the
-bytes of bfloat16 weights that one product stands for, a second: int8 reads half of them.
+Each kernel cycles through several matrices of the same shape, so that none stays in a cache. Kernels
+are interleaved in alternating order. Prints median milliseconds, and bytes per second of the bfloat16
+weights that one product stands for; int8 reads half of them.
 """
 
 import argparse

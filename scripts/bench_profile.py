@@ -1,11 +1,11 @@
-"""What the live table of d3 profile costs: decoding with it and without it, in turn.
+"""Measures what the live table of d3 profile costs: decoding with and without it, interleaved.
 
     python scripts/bench_profile.py --model PATH [--alpha off] [--tokens 256] [--rounds 4]
 
-Within each reply the table is drawn during every other stretch of eight tokens, so that whatever
-the machine does meanwhile meets both alike. It is drawn to a terminal of 120 columns and 50 lines,
-which another process reads. Two figures: the share of time outside of decode steps while it is
-drawn, and how much longer a stretch takes than its neighbour without.
+Within each reply the table is drawn during every other stretch of eight tokens, so that other load
+affects both equally. It is drawn to a terminal of 120 columns and 50 lines, which another process
+reads. Prints two figures: the share of time outside decode steps while the table is drawn, and how
+much longer a stretch takes than its neighbour without it.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
                     view.add(run)
                 stretches.append((time.perf_counter() - began, run.decode_s - decoded))
         if not number:
-            continue  # it warmed up
+            continue  # the first run warms up
         for first in range(0, len(stretches) - 3, 4):
             plain, drawn, also_drawn, also_plain = stretches[first : first + 4]
             ratios.append((drawn[0] + also_drawn[0]) / (plain[0] + also_plain[0]))

@@ -1,10 +1,10 @@
-"""How long ``d3 chat -c`` takes to resume a long conversation, at a terminal.
+"""Measures how long ``d3 chat -c`` takes to resume a long conversation, at a terminal.
 
     python scripts/bench_resume.py
     python scripts/bench_resume.py --messages 20000
 
-New conversations and resumed ones start in turn. For each: the seconds from the command to the
-prompt, and from Enter to the end of a reply of one token, by then with the oldest turns left out.
+Starts new and resumed conversations alternately. For each it prints the seconds from the command to
+the prompt, and from Enter to the end of a reply of one token (with the oldest turns left out).
 """
 
 import argparse
@@ -24,7 +24,7 @@ CHAT = ("-m", "d3cli", "chat", "--max-tokens", "1", "--on-overflow", "drop-oldes
 
 
 def save(home: Path, messages: int) -> None:
-    """Writes a conversation of so many messages, of some 50 words each."""
+    """Writes a conversation of `count` messages of about 50 words each."""
     (home / "conversations").mkdir(parents=True)
     path = home / "conversations" / "20260101-000000-aaaa.jsonl"
     with path.open("w") as file:
@@ -35,7 +35,7 @@ def save(home: Path, messages: int) -> None:
 
 
 def seconds(terminal: Terminal, shown: str | Callable[[], bool]) -> float:
-    """How long it takes until this is on the screen."""
+    """Seconds until this is on the screen."""
     began = time.perf_counter()
     terminal.wait(shown, 120)
     return time.perf_counter() - began
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         save(home, asked.messages)
-        start(home)  # warm: files in the page cache
+        start(home)  # warms up: files are then in the page cache
         new, resumed = [], []
         for _ in range(asked.rounds):
             new.append(start(home))

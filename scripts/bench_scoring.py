@@ -1,11 +1,11 @@
-"""What scoring one schedule costs, beside a full-depth forward and token-by-token decoding.
+"""Compares the cost of scoring a schedule with a full-depth forward and with decoding.
 
     python scripts/bench_scoring.py                      # the built-in model
     python scripts/bench_scoring.py --model build/llama-3.2-1b --documents 2 --response 128
 
-All arms score the same documents in one process, in turn and each round in the other direction;
-printed are medians, and medians of the ratios to the full-depth forward of the same round.
-Token-by-token decoding is done once, for one document.
+All arms score the same documents in one process, interleaved, in reverse order every other round.
+Prints medians, and medians of the ratios to the full-depth forward of the same round. Token-by-token
+decoding runs once, for one document.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a training run of the demo model is made of, and how far it has come.
+"""The recipe of a training run of the demo model, and its progress.
 
 Pure values and the order of the data; no model, no optimizer.
 """
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a run is made of; stored beside its log."""
+    """The settings of a run; stored beside its log."""
 
     seed: int
     tokens: int
@@ -41,7 +41,7 @@ class Recipe:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is: its position in the data, and what it has cost so far."""
+    """The progress of a run: its position in the data, and its cost so far."""
 
     block: int = 0
     number: int = 0

@@ -1,4 +1,4 @@
-"""Measure the built-in demo model: everything that its card states, by the library itself.
+"""Measures everything that docs/demo-model.md states about the built-in model.
 
 Perplexity over the replies of the held-out dialogues at constant depths and under a depth
 schedule, and the free-running replies to 50 held-out prompts. The skip order and the schedule are
@@ -93,7 +93,7 @@ def constant(model: LoadedModel, order: Sequence[str]) -> DepthSchedule:
 
 
 def measure_order(model: LoadedModel, rows: Sequence[Row]) -> list[str]:
-    """Greedily, the flex layer whose loss costs least next, at constant depth."""
+    """Finds the skip order greedily: next goes the flex layer that costs the least, at constant depth."""
     order: list[str] = []
     left = [str(layer) for layer in range(CORE, model.num_layers - CORE)]
     while left:
@@ -122,7 +122,7 @@ def is_right(check: dict[str, Any], reply: str) -> bool:
 
 
 def most_repeated(tokens: Sequence[DecodedToken]) -> int:
-    """How often the most frequent 4-gram of token ids occurs."""
+    """The count of the most frequent 4-gram of token ids."""
     ids = [token.token_id for token in tokens]
     return max(Counter(zip(ids, ids[1:], ids[2:], ids[3:], strict=False)).values(), default=0)
 

@@ -1,10 +1,10 @@
-"""Predicted memory beside the measured peak, each model in a process of its own.
+"""Compares predicted memory with the measured peak, each model in a separate process.
 
     python scripts/measure_memory.py DIRECTORY...       # each in bf16, float32, 4 and 8 bits
     python scripts/measure_memory.py                    # three random shapes, made in build/
 
-The peak is the most resident memory of a whole `d3` run: load, a prompt, a reply. What a process
-holds before it loads anything (Python, torch, transformers) is shown apart and not predicted.
+The peak is the largest resident memory of a whole `d3` run: load, a prompt, a reply. Memory held
+before loading (Python, torch, transformers) is shown separately and not predicted.
 """
 
 import argparse

@@ -2,8 +2,7 @@
 
     python scripts/record_chat.py
 
-What stands in the picture is what the terminal showed: nothing is written by hand but the user's
-lines. Needs the test dependencies (pexpect, pyte).
+The picture shows the terminal's real output. Only the user's lines are scripted. Needs the test dependencies (pexpect, pyte).
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python scripts/record_profile.py
 
-What stands in the pictures is what a terminal and a browser showed. Needs the test dependencies
+The pictures show the real output of a terminal and a browser. Needs the test dependencies
 (pexpect, pyte) and Chromium.
 """
 

@@ -17,7 +17,7 @@ DIM, GREY = 2, 90
 
 
 class GreyScreen(pyte.HistoryScreen):
-    """pyte forgets what is dim; grey comes near."""
+    """A screen that shows dim text as grey, because pyte drops the attribute."""
 
     def select_graphic_rendition(self, *attributes: int, private: bool = False) -> None:
         if private:  # not about looks at all
@@ -46,7 +46,7 @@ def picture(screen: pyte.Screen) -> Text:
 
 
 def as_svg(found: Text, width: int, title: str) -> str:
-    """A window with this text in it, that asks nobody for fonts."""
+    """An SVG window with this text, which loads no fonts from elsewhere."""
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(found, end="")
     svg = console.export_svg(title=title, theme=SVG_EXPORT_THEME)

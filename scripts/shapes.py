@@ -1,4 +1,4 @@
-"""Real models' shapes with random weights: for speed and memory, which do not depend on values.
+"""Random weights in the shapes of real models, to measure speed and memory.
 
 python scripts/shapes.py llama-3.2-1b build/llama-3.2-1b     # a checkpoint that d3 loads
 """
@@ -72,7 +72,7 @@ def random_model(config: LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> to
             else:
                 parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
     model.tie_weights()
-    # to_empty leaves computed buffers undefined: the rotary frequencies are made again.
+    # to_empty leaves computed buffers undefined, so compute the rotary frequencies again.
     rotary = type(model.model.rotary_emb)(config)
     model.model.rotary_emb = rotary
     return model.eval()

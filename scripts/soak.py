@@ -1,12 +1,11 @@
-"""Chat turns and generations for hours in one process: nothing leaks, and nothing changes.
+"""Runs chats and generations for hours in one process and checks for leaks and changes.
 
     python scripts/soak.py --hours 1 --json soak.json
 
-The built-in model talks about its held-out prompts: single replies, and conversations turn by
-turn, greedy and sampled, under schedules chosen at random. Every half minute the resident memory,
-what of the heap is in use, the open descriptors and the threads are noted. Every few minutes what
-was just said is said once more by a fresh process, token by token the same. Ends with 1 where a
-reply differed or descriptors leaked.
+The built-in model answers its held-out prompts: single replies and conversations, greedy and sampled,
+under random schedules. Every half minute the script records resident memory, the heap in use, open
+descriptors and threads. Every few minutes a fresh process repeats the last conversation and must give
+the same tokens. Exits with 1 if a reply differed or descriptors leaked.
 """
 
 import argparse
