@@ -4,11 +4,12 @@
     python scripts/bench_decode.py --quantization bnb-4bit # its layers in 4 bits as well
     python scripts/bench_decode.py --model demo --dtype float32
 
-One process and one set of weights on disk. Speed does not depend on the weights' values, so a shape
-gets random ones. Every arm is warmed up and decodes --tokens tokens from the same prompt. A round runs
-all arms forward and then backward, so that other load affects all of them equally. Ratios are taken
-within half a round; their medians are printed with 95% bootstrap intervals. The read bandwidth is
-measured before and after. If the two differ by more than a tenth, the run is marked unsteady.
+One process and one set of weights on disk. Speed does not depend on the weights' values, so a
+shape gets random ones. Every arm is warmed up and decodes --tokens tokens from the same prompt. A
+round runs all arms forward and then backward, so that other load affects all of them equally.
+Ratios are taken within half a round; their medians are printed with 95% bootstrap intervals. The
+read bandwidth is measured before and after. If the two differ by more than a tenth, the run is
+marked unsteady.
 
 - `HF generate`: transformers' own loop and dynamic cache, on a separate plain model.
 - `HF static`: the same with its static cache.

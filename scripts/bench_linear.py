@@ -2,9 +2,9 @@
 
     python scripts/bench_linear.py [--threads 2] [--shape llama-3.2-1b]
 
-Each kernel cycles through several matrices of the same shape, so that none stays in a cache. Kernels
-are interleaved in alternating order. Prints median milliseconds, and bytes per second of the bfloat16
-weights that one product stands for; int8 reads half of them.
+Each kernel cycles through several matrices of the same shape, so that none stays in a cache.
+Kernels are interleaved in alternating order. Prints median milliseconds, and bytes per second of
+the bfloat16 weights that one product stands for; int8 reads half of them.
 """
 
 import argparse

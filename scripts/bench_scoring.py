@@ -4,8 +4,8 @@
     python scripts/bench_scoring.py --model build/llama-3.2-1b --documents 2 --response 128
 
 All arms score the same documents in one process, interleaved, in reverse order every other round.
-Prints medians, and medians of the ratios to the full-depth forward of the same round. Token-by-token
-decoding runs once, for one document.
+Prints medians, and medians of the ratios to the full-depth forward of the same round. Token-by-
+token decoding runs once, for one document.
 """
 
 import argparse

@@ -93,7 +93,7 @@ def constant(model: LoadedModel, order: Sequence[str]) -> DepthSchedule:
 
 
 def measure_order(model: LoadedModel, rows: Sequence[Row]) -> list[str]:
-    """Finds the skip order greedily: next goes the flex layer that costs the least, at constant depth."""
+    """The greedy skip order: next goes the flex layer that costs least, at constant depth."""
     order: list[str] = []
     left = [str(layer) for layer in range(CORE, model.num_layers - CORE)]
     while left:

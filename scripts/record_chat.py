@@ -2,7 +2,8 @@
 
     python scripts/record_chat.py
 
-The picture shows the terminal's real output. Only the user's lines are scripted. Needs the test dependencies (pexpect, pyte).
+The picture shows the terminal's real output. Only the user's lines are scripted. Needs the test
+dependencies (pexpect, pyte).
 """
 
 import sys

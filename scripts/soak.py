@@ -2,10 +2,10 @@
 
     python scripts/soak.py --hours 1 --json soak.json
 
-The built-in model answers its held-out prompts: single replies and conversations, greedy and sampled,
-under random schedules. Every half minute the script records resident memory, the heap in use, open
-descriptors and threads. Every few minutes a fresh process repeats the last conversation and must give
-the same tokens. Exits with 1 if a reply differed or descriptors leaked.
+The built-in model answers its held-out prompts: single replies and conversations, greedy and
+sampled, under random schedules. Every half minute the script records resident memory, the heap in
+use, open descriptors and threads. Every few minutes a fresh process repeats the last conversation
+and must give the same tokens. Exits with 1 if a reply differed or descriptors leaked.
 """
 
 import argparse
