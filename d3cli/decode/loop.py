@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d3cli.base.errors import GenerationError
-from d3cli.decode.sampling import Sampler
+from d3cli.base.errors import GenerationError, Setting
+from d3cli.decode.sampler import Sampler
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.memory import PREFILL_CHUNK
@@ -108,9 +108,12 @@ def decode(
         if not math.isfinite(normalizer):
             raise GenerationError(
                 f"the logits of step {step} are not finite, so no token can be chosen",
-                "the weights may be damaged, or --dtype too narrow: try --dtype float32",
+                (
+                    "the weights may be damaged, or the dtype too narrow: try ",
+                    Setting("dtype", "float32"),
+                ),
             )
-        token_id = sampler(logits, token_ids)
+        token_id = sampler.choose(logits, token_ids)
         token_ids.append(token_id)
         yield DecodedToken(
             step=step,

@@ -1,22 +1,13 @@
-"""From logits to the next token: greedy, or sampled the way transformers samples.
+"""Sampling settings: how the next token is chosen. No torch; `sampler` does the choosing."""
 
-The warpers are transformers' own, in `generate`'s order (repetition penalty, temperature, top-k,
-top-p, min-p), so that a seed gives the text that `model.generate` gives with the same settings.
-(Where nobody names a top-k, transformers keeps the 50 likeliest tokens; we keep all.) Knows
-nothing of models, depth or text.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from d3cli.base.errors import ModelError, SamplingError
+from d3cli.base.errors import ModelError, SamplingError, Setting
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-# Takes raw logits [V] in float32 and the ids so far (prompt and reply); returns the next id.
-Sampler = Callable[["Tensor", Sequence[int]], int]
+WHOLE_NUMBERS = ("top_k", "seed")
+CHECKPOINT_FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +18,12 @@ class SamplingParams:
         temperature: 0 is greedy; 1 samples from the model's own distribution.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
-        min_p: drop tokens less likely than this share of the likeliest one's probability.
-        repetition_penalty: above 1 makes tokens of the prompt and reply less likely.
+        min_p: drop tokens less likely than this share of the top token's probability.
+        repetition_penalty: above 1, tokens of the prompt and the reply become less likely.
         seed: makes sampling repeatable on one kind of hardware.
 
     Raises:
-        SamplingError: a value outside its range.
+        SamplingError: a value is outside its range. Its `field` names the value.
     """
 
     temperature: float = 0.0
@@ -45,10 +36,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            whole = field.name in ("top_k", "seed")
+            whole = field.name in WHOLE_NUMBERS
             if value is not None and not _is_number(value, whole=whole):
-                kind = "a whole number" if whole else "a number"
-                raise SamplingError(f"{_option(field.name)} is {value!r}", f"it must be {kind}")
+                _refuse(field.name, value, "a whole number" if whole else "a number")
         ranges = {
             "temperature": (
                 self.temperature == 0 or 0.01 <= self.temperature <= 100,
@@ -65,9 +55,7 @@ class SamplingParams:
         }
         for name, (valid, allowed) in ranges.items():
             if not valid:
-                raise SamplingError(
-                    f"{_option(name)} is {getattr(self, name)}", f"it must be {allowed}"
-                )
+                _refuse(name, getattr(self, name), allowed)
 
     @property
     def is_greedy(self) -> bool:
@@ -75,42 +63,39 @@ class SamplingParams:
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> "SamplingParams":
-        """What the user gave, else what the checkpoint's generation settings say, else greedy.
+        """The user's settings, else the checkpoint's generation settings, else greedy.
+
+        If the user sets top-p, top-k or min-p and neither side sets a temperature, it is 1.
 
         Args:
-            given: fields by name; None where the user said nothing.
-            checkpoint: the keys of ``generation_config.json`` as stored.
-
-        A top-p, top-k or min-p from the user asks for sampling: where neither side names a
-        temperature, it is then 1.
+            given: the user's settings by name; None where a setting was not given.
+            checkpoint: the contents of ``generation_config.json``.
 
         Raises:
-            SamplingError: a value from the user is outside its range.
-            ModelError: one from the checkpoint is.
+            SamplingError: a setting of the user is outside its range.
+            ModelError: a setting of the checkpoint is outside its range.
         """
         chosen: dict[str, Any] = {}
         if checkpoint.get("do_sample"):
-            chosen["temperature"] = checkpoint.get("temperature")
-            for name in ("top_k", "top_p", "min_p"):
-                chosen[name] = checkpoint.get(name)
+            chosen = {name: checkpoint.get(name) for name in CHECKPOINT_FIELDS}
             if chosen["temperature"] is None:
                 chosen["temperature"] = 1.0
         chosen["repetition_penalty"] = checkpoint.get("repetition_penalty")
-        chosen |= {name: value for name, value in given.items() if value is not None}
+        chosen |= _set(given)
         wants_sampling = any(given.get(name) is not None for name in ("top_k", "top_p", "min_p"))
         if wants_sampling and chosen.get("temperature") is None:
             chosen["temperature"] = 1.0
         try:
-            return cls(**{name: value for name, value in chosen.items() if value is not None})
+            return cls(**_set(chosen))
         except SamplingError as error:
-            cls(**{name: value for name, value in given.items() if value is not None})
+            cls(**_set(given))  # raises if the user's own settings are at fault
             raise ModelError(
                 f"the checkpoint's generation_config.json cannot be used: {error.message}",
-                "override it with a flag, for example --temperature 0",
+                ("set it yourself, for example ", Setting("temperature", "0")),
             ) from error
 
     def with_seed(self) -> "SamplingParams":
-        """The same settings with a seed, drawn at random where sampling needs one and has none."""
+        """The same settings, with a random seed if sampling needs one and has none."""
         if self.is_greedy or self.seed is not None:
             return self
         import secrets
@@ -118,52 +103,13 @@ class SamplingParams:
         return replace(self, seed=secrets.randbits(32))
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _set(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _is_number(value: object, *, whole: bool) -> bool:
     return type(value) is int or (type(value) is float and not whole)
 
 
-def make_sampler(params: SamplingParams, device: str = "cpu") -> Sampler:
-    """A function that picks the next token; sampling owns its random generator.
-
-    Greedy ties go to the lowest id, as in ``torch.argmax``.
-    """
-    import torch
-    from transformers import (
-        LogitsProcessorList,
-        MinPLogitsWarper,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    steps = LogitsProcessorList()
-    if params.repetition_penalty != 1:
-        steps.append(RepetitionPenaltyLogitsProcessor(penalty=params.repetition_penalty))
-    if not params.is_greedy:
-        if params.temperature != 1:
-            steps.append(TemperatureLogitsWarper(params.temperature))
-        if params.top_k:
-            steps.append(TopKLogitsWarper(top_k=params.top_k))
-        if params.top_p < 1:
-            steps.append(TopPLogitsWarper(top_p=params.top_p))
-        if params.min_p > 0:
-            steps.append(MinPLogitsWarper(min_p=params.min_p))
-    needs_ids = params.repetition_penalty != 1
-    generator = torch.Generator(device=device)
-    if params.seed is not None:
-        generator.manual_seed(params.seed)
-
-    def sample(logits: "Tensor", token_ids: Sequence[int]) -> int:
-        ids = torch.tensor([token_ids if needs_ids else []], dtype=torch.long, device=logits.device)
-        scores = steps(ids, logits[None])  # [1, V]
-        if params.is_greedy:
-            return int(scores.argmax())
-        probabilities = scores.softmax(dim=-1)
-        return int(torch.multinomial(probabilities, num_samples=1, generator=generator))
-
-    return sample
+def _refuse(name: str, value: object, allowed: str) -> None:
+    raise SamplingError((Setting(name), f" is {value!r}"), f"it must be {allowed}")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from d3cli.base.errors import ContextFullError, PromptError, UsageError
+from d3cli.base.errors import ContextFullError, PromptError, Setting, UsageError
 from d3cli.decode.agreement import Agreement, Audit, common_prefix
 from d3cli.decode.loop import DecodedToken, PrefillChunk, decode, prefill
-from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.sampler import Sampler
+from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.stats import RunStats, peak_memory
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import DEFAULT_RESERVE, PREFILL_CHUNK
@@ -142,11 +143,14 @@ class Engine:
         self.model.check_schedule(schedule)
         context = self.model.context_length
         if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max-tokens is {max_tokens}", "it must be 1 or more")
+            raise UsageError((Setting("max_tokens"), f" is {max_tokens}"), "it must be 1 or more")
         if schedule.start > context:
             raise UsageError(
-                f"start is {schedule.start:,}, beyond the model's context of {context:,} tokens",
-                "give fewer tokens",
+                (
+                    Setting("start"),
+                    f" is {schedule.start:,}, beyond the model's context of {context:,} tokens",
+                ),
+                "use a smaller value",
             )
         if not prompt_ids:
             raise PromptError("the prompt is empty", "give it some text")
@@ -351,7 +355,7 @@ class Reply:
             self._engine.cache,
             logits,
             self.schedule,
-            make_sampler(self.sampling, str(self.model.device)),
+            Sampler(self.sampling, self.model.device),
             prompt_ids=self.prompt_ids,
             max_tokens=limit,
             eos_token_ids=self.model.text.eos_token_ids,

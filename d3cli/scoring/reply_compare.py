@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from d3cli.decode.agreement import Agreement
-from d3cli.decode.sampling import make_sampler
+from d3cli.decode.sampler import Sampler
 from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import PREFILL_CHUNK
@@ -109,7 +109,7 @@ def _states(engine: Engine, reply: Reply, schedule: DepthSchedule) -> Iterator[T
 
 def _full_depth(reply: Reply, states: Tensor, ids: Tensor) -> tuple[Tensor, float, int | None]:
     """Full depth's top choices ``[N]``, its surprise at the reply in nats, the first difference."""
-    sampler = make_sampler(reply.sampling, str(reply.model.device))
+    sampler = Sampler(reply.sampling, reply.model.device)
     context, first, surprise, tops = list(reply.prompt_ids), None, 0.0, []
     for part in _parts(reply, states):
         logits = reply.model.logits(part)  # [S, V]
@@ -119,7 +119,7 @@ def _full_depth(reply: Reply, states: Tensor, ids: Tensor) -> tuple[Tensor, floa
             token_id = int(ids[step])
             surprise += float(row.logsumexp(dim=-1) - row[token_id])
             # The same seed draws the same numbers for as long as the replies are the same.
-            if first is None and sampler(row, context) != token_id:
+            if first is None and sampler.choose(row, context) != token_id:
                 first = step
             context.append(token_id)
     return torch.cat(tops), surprise, first

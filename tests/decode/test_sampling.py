@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from d3cli.base.errors import ModelError, SamplingError
-from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.sampler import Sampler
+from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from tests.families import random_ids, tiny
 
@@ -50,11 +51,34 @@ def test_a_seed_repeats_and_another_differs() -> None:
     logits = torch.zeros(1000)
 
     def draw(seed: int) -> list[int]:
-        sampler = make_sampler(SamplingParams(temperature=1.0, seed=seed))
-        return [sampler(logits, []) for _ in range(20)]
+        sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
+        return [sampler.choose(logits, []) for _ in range(20)]
 
     assert draw(5) == draw(5)
     assert draw(5) != draw(6)
+
+
+def test_a_draw_from_the_probabilities_is_the_choice() -> None:
+    logits = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
+    params = SamplingParams(temperature=1.3, top_k=20, repetition_penalty=1.2, seed=4)
+    whole, halves = Sampler(params), Sampler(params)
+    ids: list[int] = []
+    for row in logits:
+        probabilities = halves.probabilities(row, ids)
+        assert probabilities.shape == (50,)
+        assert float(probabilities.sum()) == pytest.approx(1)
+        assert int((probabilities > 0).sum()) <= 20
+        ids.append(halves.draw(probabilities))
+        assert whole.choose(row, ids[:-1]) == ids[-1]
+    assert len(set(ids)) > 5
+
+
+def test_greedy_probabilities_are_one_hot() -> None:
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0))
+    logits = torch.tensor([1.0, 4.0, 3.0, 3.0])
+    probabilities = sampler.probabilities(logits, [1])
+    assert probabilities.tolist() == [0, 0, 1, 0]  # the penalty halves token 1
+    assert sampler.draw(probabilities) == sampler.choose(logits, [1]) == 2
 
 
 def test_sampling_without_a_seed_draws_one_and_greedy_needs_none() -> None:
@@ -88,8 +112,9 @@ def test_sampling_without_a_seed_draws_one_and_greedy_needs_none() -> None:
 )
 def test_impossible_values_are_refused_by_name(fields: dict) -> None:
     (name,) = fields
-    with pytest.raises(SamplingError, match=name.replace("_", "-")):
+    with pytest.raises(SamplingError, match=name) as refused:
         SamplingParams(**fields)
+    assert refused.value.field == name
 
 
 class TestResolve:
@@ -109,7 +134,7 @@ class TestResolve:
         broken = {"do_sample": True, "temperature": "hot"}
         with pytest.raises(ModelError, match="generation_config"):
             SamplingParams.resolve({}, broken)
-        with pytest.raises(SamplingError, match="top-p"):
+        with pytest.raises(SamplingError, match="top_p is 3"):
             SamplingParams.resolve({"top_p": 3}, broken)
         assert SamplingParams.resolve({"temperature": 0.5}, broken).temperature == 0.5
 

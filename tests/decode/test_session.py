@@ -17,7 +17,8 @@ from d3cli.base.errors import (
     UsageError,
 )
 from d3cli.decode.loop import decode, prefill
-from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.sampler import Sampler
+from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
@@ -376,8 +377,9 @@ class TestRefusals:
             Engine(builtin).stream(prompt)  # type: ignore[arg-type]
 
     def test_max_tokens_below_1(self, builtin: LoadedModel) -> None:
-        with pytest.raises(UsageError, match="max-tokens"):
+        with pytest.raises(UsageError, match="max_tokens is 0") as refused:
             Engine(builtin).stream(STORY, max_tokens=0)
+        assert refused.value.field == "max_tokens"
 
     def test_a_start_beyond_the_context(self, builtin: LoadedModel) -> None:
         with pytest.raises(UsageError, match="start"):
@@ -405,7 +407,7 @@ class TestRefusals:
             cache,
             logits,
             whole_layers(),
-            make_sampler(SamplingParams()),
+            Sampler(SamplingParams()),
             prompt_ids=[3, 4, 5],
             max_tokens=4,
         )
@@ -418,7 +420,7 @@ class TestRefusals:
         for chunk in prefill(model, cache, [3, 4, 5]):
             logits = model.logits(chunk.hidden[-1]).clone()
         logits[logits.topk(5).indices] = -torch.inf
-        sampler = make_sampler(SamplingParams())
+        sampler = Sampler(SamplingParams())
         tokens = decode(
             model, cache, logits, whole_layers(), sampler, prompt_ids=[3, 4, 5], max_tokens=1
         )

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from d3cli.decode.loop import DecodedToken, decode, prefill
-from d3cli.decode.sampling import SamplingParams, make_sampler
+from d3cli.decode.sampler import Sampler
+from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
@@ -56,7 +57,7 @@ def run(
             cache,
             model.logits(last),
             schedule,
-            make_sampler(GREEDY),
+            Sampler(GREEDY),
             prompt_ids=prompt_ids,
             max_tokens=new_tokens,
         )
@@ -197,7 +198,7 @@ def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> 
     prompt = random_ids(PROMPT_LEN, seed=4)
     for chunk in prefill(model, cache, prompt):
         last = chunk.hidden[-1]
-    sampler = make_sampler(GREEDY)
+    sampler = Sampler(GREEDY)
     tokens = list(
         decode(
             model,
