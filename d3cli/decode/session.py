@@ -19,7 +19,7 @@ from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.stats import RunStats, peak_memory
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.memory import DEFAULT_RESERVE, PREFILL_CHUNK
+from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
 from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.stop_strings import StopStrings

@@ -21,6 +21,12 @@ from transformers.cache_utils import (
 from d3cli.base.errors import ModelError
 from d3cli.depth.families import OTHER_TYPE
 
+# Positions that one pass of a prefill reads. It bounds the attention mask and the activations of a
+# long prompt, and is large enough to keep the matrix products efficient.
+PREFILL_CHUNK = 512
+# Positions reserved for a reply whose length nobody has limited.
+DEFAULT_RESERVE = 1024
+
 
 class KVLayer(CacheLayerMixin):
     """One layer's keys and values, each ``[B, kv_heads, capacity, head_dim]``.

@@ -27,7 +27,8 @@ from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.model.build import load_tokenizer, load_weights
 from d3cli.model.check import check_config, check_sizes
 from d3cli.model.held_weights import HeldWeights
-from d3cli.model.memory import DEFAULT_RESERVE, check_memory
+from d3cli.model.kv_cache import DEFAULT_RESERVE
+from d3cli.model.memory import check_memory
 from d3cli.model.model import LoadedModel
 from d3cli.model.origin import Origin, find_calibration, shipped_schedule
 from d3cli.model.wrap import wrap_model

@@ -22,12 +22,7 @@ from d3cli.kernels.bnb_linear import (
 )
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.model.held_weights import HeldWeights, no_sense
-
-# Positions that one pass of a prefill reads. It bounds the attention mask and the activations of a
-# long prompt, and is large enough to keep GEMMs busy.
-PREFILL_CHUNK = 512
-# Positions allocated beyond the prompt where nobody said how long the reply may be.
-DEFAULT_RESERVE = 1024
+from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
 
 # Measured by scripts/measure_memory.py, from the import of torch on: the code of a model's family,
 # bitsandbytes', and a tokenizer's tables for each token of its vocabulary.

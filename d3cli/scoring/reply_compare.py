@@ -15,7 +15,7 @@ from d3cli.decode.agreement import Agreement
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.session import Engine, Reply
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.memory import PREFILL_CHUNK
+from d3cli.model.kv_cache import PREFILL_CHUNK
 from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import head_chunk
 from d3cli.scoring.step_times import StepTimes
