@@ -6,6 +6,7 @@ from typing import Any
 
 from d3cli.base.settings import BUILTIN
 from d3cli.decode.sampling import SamplingParams
+from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -56,7 +57,7 @@ def profile(
         model,
         ProfileOptions(
             schedule=schedule,
-            source="flags",
+            source=Source.FLAGS,
             sampling=options.pop("sampling", SamplingParams()),
             **options,
         ),
@@ -74,7 +75,7 @@ def profile(
 def whole_trace() -> Trace:
     """Two replies of the built-in model, with all that can be measured."""
     schedule = builtin().schedule(0.97, start=4)
-    order = nested_family(builtin(), schedule, "flags")
+    order = nested_family(builtin(), schedule, Source.FLAGS)
     return profile(STORY, SUM, max_tokens=40, compare=True, needed_order=order, layers=True)[1]
 
 
@@ -173,7 +174,7 @@ def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Tra
             layer_bytes=((4, 6, 0),) * 4,
             fixed_bytes=20,
         ),
-        schedule=schedule.to_json() | {"source": "flags"},
+        schedule=schedule.to_json() | {"source": Source.FLAGS},
         sampling={"temperature": 0.0},
         max_tokens=None,
         needed_order=("1", "2") if "needed_depth" in tokens else None,

@@ -3,10 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from d3cli.base.errors import UsageError
-from d3cli.cli.calibrate.stored import percent
-from d3cli.cli.output import Output
-from d3cli.depth.calibration_record import Calibration
-from d3cli.depth.calibration_store import Stale
+from d3cli.depth.choice import Choice, choose
 from d3cli.depth.schedule import DepthSchedule
 
 if TYPE_CHECKING:
@@ -56,52 +53,25 @@ def parse_start(text: str | None, max_tokens: int | None) -> int | None:
 
 
 def choose_schedule(
-    output: Output,
     model: "LoadedModel",
     alpha: float | Literal["auto", "off"],
     start: int | None,
     core: tuple[int | None, int | None],
-    command: str,
-) -> tuple["DepthSchedule", str]:
-    """The schedule and its source: "off", "flags", "calibration", "shipped" or "default".
+    calibrate_with: str,
+) -> Choice:
+    """The schedule that the depth options mean for this model; `calibrate_with` calibrates it.
 
-    `command` calibrates this model.
+    Raises:
+        ScheduleError: the options do not fit the model.
     """
-    schedule = model.schedule(alpha, start=start, core_first=core[0], core_last=core[1])
-    if alpha == "off":
-        return schedule, "off"
-    if alpha != "auto" or start is not None or core != (None, None):
-        if schedule.alpha < 1 and not schedule.skip_order:
-            output.note("depth: every layer is a core layer, so nothing is dropped")
-        stored = model.origin.schedule
-        if stored and (
-            schedule.core_first < stored.core_first or schedule.core_last < stored.core_last
-        ):
-            output.note("depth: a smaller core adds no layers to this model's own skip order")
-        return schedule, "flags"
-    if isinstance(model.origin.calibration, Stale):
-        output.note(_stale(model.origin.calibration, model, command))
-    if isinstance(model.origin.calibration, Calibration):
-        drop, asked = model.origin.calibration.unseen.drop, model.origin.calibration.target_drop
-        output.note(
-            f"depth: calibrated: {percent(drop)} perplexity ({100 * asked:g}% was allowed), "
-            f"{schedule.in_words()}"
-        )
-        return schedule, "calibration"
-    if model.origin.schedule is not None:
-        return schedule, "shipped"
-    because, better = "", ""
-    if model.origin.calibration is None:  # else the note above says what is wrong with it
-        because, better = "this model is not calibrated, so ", f"{command} finds better; "
-    what = f"all {schedule.num_layers} layers ({better}--alpha 0.99 drops some)"
-    if schedule.skip_order:
-        what = f"{schedule.in_words()} ({better}--alpha off for full depth)"
-    output.note(f"depth: {because}a cautious default: {what}")
-    return schedule, "default"
-
-
-def _stale(stale: Stale, model: "LoadedModel", command: str) -> str:
-    unused = "the calibration made here is not used"
-    if model.origin.builtin:
-        unused = "the schedule that ships with the model is used, not the calibration made here"
-    return f"depth: {unused}: {stale.reason}; {stale.remedy or f'run: {command}'}"
+    return choose(
+        model.num_layers,
+        alpha,
+        start=start,
+        core_first=core[0],
+        core_last=core[1],
+        stored=model.origin.schedule,
+        calibration=model.origin.calibration,
+        builtin=model.origin.builtin,
+        calibrate_with=calibrate_with,
+    )

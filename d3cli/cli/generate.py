@@ -12,6 +12,7 @@ from d3cli.cli.figures import speed
 from d3cli.cli.output import PROGRESS_FROM, ClosedPipe, Output, WriteError
 from d3cli.cli.prompts import read_arguments
 from d3cli.cli.request import Request
+from d3cli.depth.choice import Source
 
 if TYPE_CHECKING:
     from d3cli.decode.session import Reply
@@ -125,7 +126,7 @@ def generate(
     return 0
 
 
-def _stream(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
+def _stream(output: Output, reply: "Reply", source: Source, as_json: bool) -> None:
     try:
         signals.stop_in_order()
         if len(reply.prompt_ids) >= PROGRESS_FROM:
@@ -149,7 +150,7 @@ def _stream(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
         signals.exit_at_once()  # there is no more text to keep
 
 
-def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
+def _close(output: Output, reply: "Reply", source: Source, as_json: bool) -> None:
     stats = reply.stats
     if as_json:
         output.json(_as_json(reply, source))
@@ -165,7 +166,7 @@ def _close(output: Output, reply: "Reply", source: str, as_json: bool) -> None:
     output.note(" · ".join(parts))
 
 
-def _as_json(reply: "Reply", source: str) -> dict[str, Any]:
+def _as_json(reply: "Reply", source: Source) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "text": reply.text,

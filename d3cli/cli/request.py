@@ -13,6 +13,7 @@ from d3cli.cli.output import Output
 from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.calibration_store import calibrate_command
+from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Ready:
 
     model: "LoadedModel"
     schedule: DepthSchedule
-    source: str
+    source: Source
     sampling: SamplingParams
     chat_template: str | None
     think: bool | None
@@ -91,13 +92,15 @@ class Request:
             verify=self.verify,
         )
         command = calibrate_command(model_name, self.dtype.value, self.quantization)
-        schedule, source = choose_schedule(output, loaded, decay, start, self.core, command)
+        choice = choose_schedule(loaded, decay, start, self.core, command)
+        for note in choice.notes:
+            output.note(note)
         if not self.raw and not (template or loaded.tokenizer.chat_template):
             output.note("this model has no chat template: it continues the prompt as it is")
         return Ready(
             loaded,
-            schedule,
-            source,
+            choice.schedule,
+            choice.source,
             SamplingParams.resolve(self.sampling, loaded.text.generation_settings),
             template,
             None if self.think is None else self.think is options.Think.on,

@@ -13,6 +13,7 @@ from d3cli.decode.agreement import common_prefix
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine, Reply
 from d3cli.decode.transcript import ChatMessage
+from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat
@@ -33,7 +34,7 @@ class ReplyOptions:
     """How a reply is written; `schedule_source` says where the schedule comes from."""
 
     schedule: DepthSchedule
-    schedule_source: str
+    schedule_source: Source
     sampling: SamplingParams
     max_tokens: int | None = None
     stop: Sequence[str] = ()

@@ -1,12 +1,131 @@
-"""Which schedule runs: the options, else the model's own, else a default. Prints nothing."""
+"""Which depth schedule runs: the options, else the model's own, else a default.
+
+Decides and explains, and prints nothing. Knows nothing of loaded models; no torch.
+"""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Literal
 
-from d3cli.base.errors import ScheduleError
+from d3cli.base.amounts import signed_percent
+from d3cli.base.errors import ScheduleError, Setting, Words
+from d3cli.depth.calibration_record import Calibration
+from d3cli.depth.calibration_store import Stale
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
+
+
+class Source(StrEnum):
+    """Where a depth schedule comes from, as written in JSON."""
+
+    OFF = "off"
+    FLAGS = "flags"
+    CALIBRATION = "calibration"
+    SHIPPED = "shipped"
+    DEFAULT = "default"
+
+    @property
+    def in_words(self) -> str:
+        return {
+            Source.OFF: "as asked for",
+            Source.FLAGS: "as asked for",
+            Source.CALIBRATION: "calibrated for this model",
+            Source.SHIPPED: "ships with this model",
+            Source.DEFAULT: "a cautious default",
+        }[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A depth schedule, where it comes from, and what the user should know about it."""
+
+    schedule: DepthSchedule
+    source: Source
+    notes: tuple[Words, ...] = ()
+
+
+def choose(
+    num_layers: int,
+    alpha: float | Literal["auto", "off"] = "auto",
+    *,
+    start: int | None = None,
+    core_first: int | None = None,
+    core_last: int | None = None,
+    stored: DepthSchedule | None = None,
+    calibration: Calibration | Stale | None = None,
+    builtin: bool = False,
+    calibrate_with: str = "d3 calibrate",
+) -> Choice:
+    """The schedule that the depth options mean for one model, its source and notes.
+
+    Args:
+        num_layers, alpha, start, core_first, core_last, stored: as for `resolve_schedule`.
+        calibration: what the store holds for the model, or why that is not used.
+        builtin: whether this is the model that ships with d3.
+        calibrate_with: the command that calibrates this model.
+
+    Raises:
+        ScheduleError: the options do not fit the model.
+    """
+    schedule = resolve_schedule(
+        num_layers, alpha, start=start, core_first=core_first, core_last=core_last, stored=stored
+    )
+    if alpha == "off":
+        return Choice(schedule, Source.OFF)
+    if alpha != "auto" or (start, core_first, core_last) != (None, None, None):
+        return Choice(schedule, Source.FLAGS, _notes_on_flags(schedule, stored))
+    if isinstance(calibration, Calibration):
+        return Choice(schedule, Source.CALIBRATION, (_measured(calibration, schedule),))
+    notes: list[Words] = []
+    if calibration is not None:
+        notes.append(_stale(calibration, builtin, calibrate_with))
+    if stored is not None:
+        return Choice(schedule, Source.SHIPPED, tuple(notes))
+    notes.append(_default(schedule, calibrate_with if calibration is None else ""))
+    return Choice(schedule, Source.DEFAULT, tuple(notes))
+
+
+def _notes_on_flags(schedule: DepthSchedule, stored: DepthSchedule | None) -> tuple[Words, ...]:
+    notes: list[Words] = []
+    if schedule.alpha < 1 and not schedule.skip_order:
+        notes.append("depth: every layer is a core layer, so no layer is dropped")
+    if stored and (
+        schedule.core_first < stored.core_first or schedule.core_last < stored.core_last
+    ):
+        notes.append(
+            (
+                *("depth: lowering ", Setting("core_first"), " or ", Setting("core_last")),
+                " has no effect: the stored order never skips those layers",
+            )
+        )
+    return tuple(notes)
+
+
+def _measured(calibration: Calibration, schedule: DepthSchedule) -> str:
+    return (
+        f"depth: calibrated: {signed_percent(calibration.unseen.drop)} perplexity "
+        f"({100 * calibration.target_drop:g}% was allowed), {schedule.in_words()}"
+    )
+
+
+def _stale(stale: Stale, builtin: bool, calibrate_with: str) -> str:
+    instead = "; the schedule that ships with the model is used instead" if builtin else ""
+    remedy = stale.remedy or f"run: {calibrate_with}"
+    return f"depth: the stored calibration is not used: {stale.reason}{instead}; {remedy}"
+
+
+def _default(schedule: DepthSchedule, calibrate_with: str) -> Words:
+    """What the default does. Empty `calibrate_with`: another note says how to calibrate."""
+    because = "this model is not calibrated, so " if calibrate_with else ""
+    better = f"{calibrate_with} finds better; " if calibrate_with else ""
+    if schedule.skip_order:
+        what, change = schedule.in_words(), Setting("alpha", "off")
+        effect = " for full depth)"
+    else:
+        what, change = f"all {schedule.num_layers} layers", Setting("alpha", "0.99")
+        effect = " drops some)"
+    return (f"depth: {because}a cautious default: {what} ({better}", change, effect)
 
 
 def default_schedule(

@@ -13,6 +13,7 @@ from torch import Tensor
 from d3cli.base.errors import UsageError
 from d3cli.decode.session import Engine
 from d3cli.decode.stats import peak_memory
+from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.profile.record import clock_trace, layers_trace, record_trace
@@ -30,7 +31,7 @@ TIMED_STEPS, ROUNDS = 16, 6
 PART_STEPS = 24  # whose parts are timed
 
 
-def nested_family(model: LoadedModel, schedule: DepthSchedule, source: str) -> tuple[str, ...]:
+def nested_family(model: LoadedModel, schedule: DepthSchedule, source: Source) -> tuple[str, ...]:
     """The skip order that needed depths are searched along.
 
     The schedule's own; where that is the cautious default or full depth, all units that an
@@ -42,7 +43,7 @@ def nested_family(model: LoadedModel, schedule: DepthSchedule, source: str) -> t
     order = schedule.skip_order
     if not model.gate.family.can_skip:
         order = ()
-    elif not order or source == "default":
+    elif not order or source == Source.DEFAULT:
         order = model.schedule(0.5).skip_order
     if not order:
         raise UsageError(

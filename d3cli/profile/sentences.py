@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from d3cli.base.inert import quoted
+from d3cli.depth.choice import Source
 from d3cli.profile.summary import TOLERANCE, Needed, Spread, Summary
 from d3cli.profile.trace import ReplyTrace, Trace
 
@@ -26,16 +27,11 @@ def title(trace: Trace) -> str:
 
 def schedule(trace: Trace) -> str:
     """What the depth schedule does, and where it comes from."""
-    sources = {
-        "off": "--alpha off",
-        "flags": "as asked for",
-        "calibration": "calibrated for this model",
-        "shipped": "ships with this model",
-        "default": "a cautious default",
-    }
+    words = trace.depth_schedule.in_words()
     source = trace.schedule.get("source")
-    words = sources.get(source) if isinstance(source, str) else None
-    return trace.depth_schedule.in_words() + (f" ({words})" if words else "")
+    if source not in tuple(Source):  # a newer d3 may know others
+        return words
+    return f"{words} ({Source(str(source)).in_words})"
 
 
 def machine(trace: Trace) -> str:

@@ -13,6 +13,7 @@ from d3cli.decode.read_ahead import ReadAhead
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine, Reply
 from d3cli.decode.transcript import ChatMessage
+from d3cli.depth.choice import Source
 from d3cli.model.load import load_model
 from d3cli.scoring.reply_compare import compare_reply
 from d3cli.text.chat_template import encode_chat
@@ -28,7 +29,7 @@ FORGETFUL = (
 
 def options(alpha: float | str = 0.9, max_tokens: int = 12, **others: Any) -> ReplyOptions:
     schedule = MODEL.schedule(alpha, start=None if alpha in ("off", "auto") else 2)
-    return ReplyOptions(schedule, "flags", **({"sampling": SamplingParams()} | others),
+    return ReplyOptions(schedule, Source.FLAGS, **({"sampling": SamplingParams()} | others),
                         max_tokens=max_tokens)  # fmt: skip
 
 
@@ -160,7 +161,7 @@ class TestMessages:
         assert message.content == reply.text
         assert message.model == "demo"
         assert message.finish_reason == "length"
-        assert message.schedule == how.schedule.to_json() | {"source": "flags"}
+        assert message.schedule == how.schedule.to_json() | {"source": Source.FLAGS}
         assert message.stats is not None
         assert message.stats["completion_tokens"] == 5
 

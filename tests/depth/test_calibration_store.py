@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from d3cli.base.errors import ModelError, StoreError
 from d3cli.base.settings import BUILTIN, state_dir
-from d3cli.cli.calibrate.stored import as_json, describe, percent, summary
+from d3cli.cli.calibrate.stored import as_json, describe, summary
 from d3cli.depth import calibration_store
 from d3cli.depth.calibration_record import Calibration, Entry, ModelKey
 from d3cli.depth.calibration_store import (
@@ -622,6 +622,7 @@ class TestGenerate:
         assert self.source(d3)[0] == "calibration"
         model = load_model(dtype="float32")
         assert model.origin.schedule == SCHEDULE
+        assert model.origin.calibration == FOUND
         assert model.origin.builtin
         assert model.origin.key == key_of(BUILTIN)
 
@@ -757,11 +758,6 @@ class TestModelsCommand:
         (state_dir() / "calibrations").write_text("a file")
         assert d3("models").code == 0
         assert json.loads(d3("models", "--json").out)["calibrations"] == []
-
-
-def test_a_rise_has_a_sign_and_two_digits() -> None:
-    rises = {0.008: "+0.80%", -0.0312: "-3.12%", -1e-6: "+0.00%", 5.78: "+578.00%"}
-    assert {rise: percent(rise) for rise in rises} == rises
 
 
 def test_a_calibration_in_full_says_all_that_was_measured() -> None:

@@ -11,6 +11,7 @@ from d3cli.base.errors import UsageError
 from d3cli.decode.loop import decode_step
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.profiler import Profiler, nested_family
 from d3cli.profile.record import active_layers, clock_trace
@@ -220,11 +221,11 @@ class TestFullDepth:
     def test_the_family_of_a_cautious_default_is_all_that_may_be_dropped(self) -> None:
         model = tiny("llama").gated
         default = model.schedule()
-        assert nested_family(model, default, "default") == model.schedule(0.5).skip_order
+        assert nested_family(model, default, Source.DEFAULT) == model.schedule(0.5).skip_order
         explicit = model.schedule(0.9, core_first=2)
-        assert nested_family(model, explicit, "flags") == explicit.skip_order
+        assert nested_family(model, explicit, Source.FLAGS) == explicit.skip_order
         nothing = model.schedule(0.9, core_first=model.num_layers, core_last=0)
-        assert nested_family(model, nothing, "flags") == model.schedule(0.5).skip_order
+        assert nested_family(model, nothing, Source.FLAGS) == model.schedule(0.5).skip_order
 
 
 class TestClock:
@@ -397,7 +398,7 @@ class TestSummary:
         family, gate.family = gate.family, replace(UNLISTED)
         try:
             with pytest.raises(UsageError, match="nothing to look at"):
-                nested_family(model, model.schedule("off"), "off")
+                nested_family(model, model.schedule("off"), Source.OFF)
         finally:
             gate.family = family
 

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d3cli.cli.calibrate.stored import percent
+from d3cli.base.amounts import signed_percent
+from d3cli.depth.choice import Source
 
 if TYPE_CHECKING:
     from d3cli.calibrate.own_replies import Judged
@@ -30,7 +31,7 @@ def facts(
     rows = [
         (
             "asked",
-            f"at most {percent(settings.target_drop)} perplexity, with "
+            f"at most {signed_percent(settings.target_drop)} perplexity, with "
             f"{100 * settings.confidence:g}% confidence",
         )
     ]
@@ -56,7 +57,7 @@ def facts(
             ),
         ]
         rows += [
-            (f"  tokens {begin} to {end}", f"{percent(drop)} ({tokens:,} tokens)")
+            (f"  tokens {begin} to {end}", f"{signed_percent(drop)} ({tokens:,} tokens)")
             for begin, end, tokens, drop in chosen.by_position
         ]
         rows.append(
@@ -69,7 +70,7 @@ def facts(
         rows.append(
             (
                 "  at the least depth",
-                f"{percent(chosen.floor_drop)} ({chosen.floor_tokens:,} tokens)",
+                f"{signed_percent(chosen.floor_drop)} ({chosen.floor_tokens:,} tokens)",
             )
         )
         longest = chosen.by_position[-1][1]
@@ -142,7 +143,9 @@ def _best_of_kinds(
 
 
 def _bounds(drop: "Drop") -> str:
-    return f"{percent(drop.value)} ({percent(drop.low)} to {percent(drop.high)})"
+    return (
+        f"{signed_percent(drop.value)} ({signed_percent(drop.low)} to {signed_percent(drop.high)})"
+    )
 
 
 def _measured(measured: "Measured") -> str:
@@ -178,7 +181,7 @@ def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str
     figure.set_x_limits(min(ratios), max([*ratios, min(ratios) + 0.01]))
     figure.set_y_limits(min(0.0, *(t.drop.value for t in tried)), highest)
     figure.x_ticks_fkt = lambda value, _: f"{value:.2f}×"
-    figure.y_ticks_fkt = lambda value, _: percent(value)
+    figure.y_ticks_fkt = lambda value, _: signed_percent(value)
     figure.plot([min(ratios), max(ratios)], [settings.target_drop] * 2)
     for kind, marker in (("layer", "o"), ("sublayer", "x")):
         points = [t for t in tried if t.candidate.kind == kind and math.isfinite(t.drop.value)]
@@ -227,7 +230,7 @@ def as_json(
         "schema": SCHEMA,
         "schedule": None
         if chosen is None
-        else chosen.candidate.schedule.to_json() | {"source": "calibration"},
+        else chosen.candidate.schedule.to_json() | {"source": Source.CALIBRATION},
         "stored": None if stored is None else str(stored),
         "target_drop": settings.target_drop,
         "confidence": settings.confidence,

@@ -4,16 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from d3cli.base.amounts import signed_percent
 from d3cli.base.errors import D3Error
 from d3cli.depth.calibration_record import Calibration, Entry
 from d3cli.depth.calibration_store import Stale, StoredFile, find
 from d3cli.files.fingerprint import fingerprint
 from d3cli.files.names import find_on_disk
-
-
-def percent(rise: float) -> str:
-    """A relative rise with its sign: 0.008 is "+0.80%"."""
-    return f"{round(100 * rise, 2) + 0.0:+.2f}%"  # + 0.0, since -0.001 rounds to -0.0
 
 
 def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
@@ -44,7 +40,7 @@ def summary(stored: StoredFile) -> str:
 def _brief(entry: Entry) -> str:
     found = entry.calibration
     return (
-        f"{percent(found.unseen.drop)}, {found.unseen.byte_ratio:.2f}×, "
+        f"{signed_percent(found.unseen.drop)}, {found.unseen.byte_ratio:.2f}×, "
         f"alpha {found.schedule.alpha:g} ({entry.key.form})"
     )
 
@@ -75,11 +71,11 @@ def _measured(calibration: Calibration) -> list[tuple[str, str]]:
     unseen = calibration.unseen
     low, high = unseen.drop_interval
     return [
-        ("asked", f"at most {percent(calibration.target_drop)} perplexity"),
+        ("asked", f"at most {signed_percent(calibration.target_drop)} perplexity"),
         (
             "measured",
-            f"{percent(unseen.drop)} on {unseen.documents:,} unseen documents; at least "
-            f"{percent(low)} and at most {percent(high)}, each with "
+            f"{signed_percent(unseen.drop)} on {unseen.documents:,} unseen documents; at least "
+            f"{signed_percent(low)} and at most {signed_percent(high)}, each with "
             f"{100 * calibration.confidence:g}% confidence",
         ),
         ("KL", f"{unseen.kl:.4g} nats a token"),

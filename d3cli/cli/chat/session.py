@@ -234,17 +234,18 @@ class Chat:
                 f"{model.context_length:,} tokens",
                 "give fewer tokens",
             )
-        schedule, source = choose_schedule(
-            self.output,
+        choice = choose_schedule(
             model,
             settings.alpha,
             settings.start,
             (settings.core_first, settings.core_last),
             self._models.calibrate_with(self.model_name),
         )
+        for note in choice.notes:
+            self.output.note(note)
         return ReplyOptions(
-            schedule,
-            source,
+            choice.schedule,
+            choice.source,
             SamplingParams.resolve(settings.sampling, model.text.generation_settings),
             max_tokens=settings.max_tokens,
             stop=settings.stop,

@@ -30,13 +30,7 @@ def depth_in_words(options: ReplyOptions) -> str:
     schedule, source = options.schedule, options.schedule_source
     if schedule.alpha == 1 or not schedule.skip_order:
         return schedule.in_words()
-    sources = {
-        "flags": "as asked for",
-        "calibration": "calibrated for this model",
-        "shipped": "ships with this model",
-        "default": "a cautious default",
-    }
-    return f"{schedule.in_words()} ({sources[source]})"
+    return f"{schedule.in_words()} ({source.in_words})"
 
 
 def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> str:

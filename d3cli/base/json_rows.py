@@ -1,0 +1,57 @@
+"""Records and rows of JSON, read as msgspec types: every field is checked.
+
+A type is a dataclass or a `msgspec.Struct` whose fields have annotations; its ``__post_init__`` may
+refuse a value with ValueError. Non-finite numbers and half surrogate pairs are refused everywhere.
+"""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import msgspec
+
+from d3cli.base.errors import D3Error, UsageError, Words
+
+T = TypeVar("T")
+
+
+def decode_json(data: bytes | str, record: type[T]) -> T:
+    """One JSON document as a `record`.
+
+    Raises:
+        ValueError: it is not JSON, or not such a record. The message completes a sentence after a
+            colon: "expected `int`, got `str`, at `$.schema`".
+    """
+    try:
+        return msgspec.json.decode(data, type=record)
+    except ValueError as error:  # msgspec's errors are, too
+        words = str(error).replace(" - at ", ", at ")
+        raise ValueError(words[:1].lower() + words[1:]) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def parse_rows(
+    text: str,
+    row: type[T],
+    *,
+    name: str,
+    error: type[D3Error] = UsageError,
+    hint: Words = "correct the line, or remove it",
+) -> Iterator[tuple[int, T]]:
+    """The rows of a JSON-lines text with their line numbers, from 1. Blank lines are skipped.
+
+    Args:
+        row: the type of a row.
+        name: what to call the text in an error: its path.
+        error: the class of the error raised.
+        hint: what to do about a bad row, such as the form that a row has.
+
+    Raises:
+        D3Error: of the class `error`, with the number of the line that is not such a row.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, decode_json(line, row)
+            except ValueError as problem:
+                raise error(f"{name}, line {number}: {problem}", hint) from problem

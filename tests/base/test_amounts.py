@@ -1,0 +1,12 @@
+from d3cli.base.amounts import readable_size, signed_percent
+
+
+def test_sizes_have_three_digits() -> None:
+    sizes = {0: "0 MB", 52_340: "0.0523 MB", 131e6: "131 MB", 999.7e6: "1,000 MB"}
+    sizes |= {1.234e9: "1.23 GB", 15.94e9: "15.9 GB", 1234e9: "1,234 GB"}
+    assert {size: readable_size(size) for size in sizes} == sizes
+
+
+def test_a_change_has_a_sign_and_two_digits() -> None:
+    changes = {0.008: "+0.80%", -0.0312: "-3.12%", -1e-6: "+0.00%", 5.78: "+578.00%"}
+    assert {change: signed_percent(change) for change in changes} == changes
