@@ -12,14 +12,8 @@ from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.profile.profiler import Profiler, nested_family
 from d3cli.profile.run import ProfileOptions, Prompt
-from d3cli.profile.trace import (
-    MachineTrace,
-    ModelTrace,
-    RepeatTrace,
-    ReplyTrace,
-    TokenTrace,
-    Trace,
-)
+from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace_times import RepeatTrace
 
 STORY, SUM = "Tell me a story about a fox.", "What is 27 + 45?"
 HOSTILE = (

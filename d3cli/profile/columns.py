@@ -1,4 +1,4 @@
-"""What tables show of each token of a trace: the same in the terminal and in the HTML report."""
+"""The columns of a table of tokens, for the terminal and for the HTML report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Column:
     """One column.
 
     Attributes:
-        cell: what stands in it, inert; empty where there is nothing.
-        value: what it is sorted by; None where there is nothing.
-        is_text: whether it is a text, which may be cut, and stands to the left.
+        cell: a token's text in this column, inert; empty if there is no value.
+        value: what the column is sorted by; None if there is no value.
+        is_text: whether it holds text, which may be cut and is aligned to the left.
     """
 
     title: str
@@ -45,7 +45,7 @@ def _full_choice(token: TokenTrace) -> str:
     return "same" if token.agrees else quoted(token.full_text)
 
 
-# In the order in which a narrow screen gives them up, from the last one.
+# A narrow screen leaves out columns from the end.
 COLUMNS = (
     _number("step", "step", ".0f"),
     _text("token", lambda token: quoted(token.text)),
@@ -64,5 +64,5 @@ COLUMNS = (
 
 
 def columns_of(tokens: Sequence[TokenTrace]) -> list[Column]:
-    """The columns in which any of these tokens has something."""
+    """The columns in which at least one of these tokens has a value."""
     return [column for column in COLUMNS if any(column.cell(token) for token in tokens)]

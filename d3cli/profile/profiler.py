@@ -1,8 +1,7 @@
-"""A profiled run: replies timed token by token from outside, then held beside full depth.
+"""A profiled run: replies timed token by token, then compared with full depth.
 
-`Profiler` consumes the engine's iterator like any other caller, and can say what it has at any
-moment, so that an interrupted run is recorded like a finished one. Knows nothing of terminals or
-files.
+`Profiler` consumes the engine's iterator like any other caller. It can make a trace at any moment,
+so an interrupted run is recorded like a finished one. Knows nothing of terminals or files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
-from d3cli.base.errors import UsageError
+from d3cli.base.errors import Setting, UsageError
 from d3cli.decode.session import Engine
 from d3cli.decode.stats import peak_memory
 from d3cli.depth.choice import Source
@@ -25,17 +24,17 @@ from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, sa
 from d3cli.scoring.one_pass import Scorer
 from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache
 
-# Of `--compare`: decode steps that are timed, and how often each is timed ABBA. The interval of
-# the clock ratio comes from twice as many pairs.
+# The comparison with full depth times this many decode steps, this many ABBA rounds each. A round
+# yields two pairs for the interval of the clock ratio.
 TIMED_STEPS, ROUNDS = 16, 6
-PART_STEPS = 24  # whose parts are timed
+PART_STEPS = 24  # decode steps whose parts are timed
 
 
 def nested_family(model: LoadedModel, schedule: DepthSchedule, source: Source) -> tuple[str, ...]:
-    """The skip order that needed depths are searched along.
+    """The skip order along which needed depths are searched.
 
-    The schedule's own; where that is the cautious default or full depth, all units that an
-    explicit alpha would drop.
+    It is the schedule's own order. For the cautious default and for full depth, it is every unit
+    that an explicit alpha would drop.
 
     Raises:
         UsageError: nothing can be dropped.
@@ -47,8 +46,9 @@ def nested_family(model: LoadedModel, schedule: DepthSchedule, source: Source) -
         order = model.schedule(0.5).skip_order
     if not order:
         raise UsageError(
-            "--needed has nothing to look at: no layer of this model may be dropped",
-            "leave it out, or lower --core-first and --core-last",
+            "no layer of this model may be dropped, so no needed depth can be found",
+            ("leave out ", Setting("needed"), ", or choose a smaller core"),
+            field="needed",
         )
     return order
 
@@ -57,15 +57,15 @@ class Profiler:
     """Profiles prompts with one model, one after the other.
 
     Attributes:
-        notes: what a user should know of how it went.
+        notes: sentences for the user about how the run went.
     """
 
     def __init__(self, model: LoadedModel, options: ProfileOptions) -> None:
         if options.layers and not model.gate.family.can_skip:
             raise UsageError(
-                f"where the parts of the layers of {model.name} are is not known, so they cannot "
-                "be timed",
-                "leave out --layers",
+                f"the layers of {model.name} cannot be timed by part: their parts are not known",
+                ("leave out ", Setting("layers")),
+                field="layers",
             )
         self.model, self.options = model, options
         self.notes: list[str] = []
@@ -75,7 +75,7 @@ class Profiler:
         self._peak = 0
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes all prompts, so that a bad one is told before the first one runs.
+        """Encodes all prompts, so that a bad one is found before the first one runs.
 
         Raises:
             PromptError, UsageError, ModelError: as for `Engine.stream`.
@@ -84,7 +84,7 @@ class Profiler:
             self._start(Profiled(prompt, self.options.sampling), 0)
 
     def runs(self, prompt: Prompt) -> Iterator[Run]:
-        """The runs of one prompt; each is to be iterated to its end before the next.
+        """Yields the runs of one prompt. Iterate each to its end before asking for the next.
 
         Raises:
             PromptError, UsageError, ModelError: as for `Engine.stream`.
@@ -102,7 +102,7 @@ class Profiler:
             self._peak = max(self._peak, peak_memory(self.model.device))
             if number > 1 and not _same_tokens(run, profiled.runs[0]):
                 profiled.runs.pop()
-                self.notes.append(f"repeat {number} gave other tokens, and does not count")
+                self.notes.append(f"repeat {number} generated different tokens, so it is left out")
         profiled.warm_up = None
 
     def _start(self, profiled: Profiled, number: int) -> Run:
@@ -122,20 +122,22 @@ class Profiler:
         return Run(reply, number)
 
     def examine(self) -> Iterator[tuple[str, float]]:
-        """Measures what was asked for beyond the replies; gives what is done, and the share.
+        """Measures everything that was asked for beyond the replies.
+
+        Yields what is being measured, and the share of it that is done.
 
         Raises:
             GenerationError: the model's logits are not finite.
         """
-        self._engine.cache = self.model.new_cache()  # what is measured below has its own
+        self._engine.cache = self.model.new_cache()  # frees memory: what follows has its own
         found = [(one, one.document) for one in self._profiled]
         whole = [(one, document) for one, document in found if document is not None]
         options = self.options
         asked = options.compare or options.layers or options.needed_order is not None
         if asked and len(whole) < len(found):
             self.notes.append(
-                f"{len(found) - len(whole)} of {len(found)} replies have no decode step, so there "
-                "is nothing to measure beyond their tokens"
+                f"{len(found) - len(whole)} of {len(found)} replies have no decode step, so only "
+                "their tokens are recorded"
             )
         for number, (profiled, document) in enumerate(whole, start=1):
             name = f" of reply {number} of {len(whole)}" if len(whole) > 1 else ""
@@ -158,7 +160,7 @@ class Profiler:
                 yield "full depth's time", share
             profiled.clock = clock_trace(times)
         if options.layers:
-            # The steps above have cropped it.
+            # The comparison has cropped the cache.
             cache = fill_cache(model, document) if options.compare else cache
             parts = PartTimes(model, cache, document, PART_STEPS)
             for share in parts:
@@ -181,11 +183,11 @@ class Profiler:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether any reply has begun."""
+        """Whether any reply has a token."""
         return any(one.first is not None and one.first.reply.tokens for one in self._profiled)
 
     def trace(self, *, interrupted: bool = False) -> Trace:
-        """What was found so far."""
+        """The record of everything measured so far."""
         for profiled in self._profiled:
             run = profiled.first
             if run is not None and not run.is_whole:

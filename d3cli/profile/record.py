@@ -1,4 +1,4 @@
-"""A profiled run as a trace, at any moment: also of what was cut short."""
+"""Turns a profiled run into a trace, at any moment, also after an interruption."""
 
 import math
 from collections.abc import Sequence
@@ -18,16 +18,8 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
 from d3cli.profile.run import Profiled, ProfileOptions
-from d3cli.profile.trace import (
-    ClockTrace,
-    LayersTrace,
-    LayerTime,
-    MachineTrace,
-    ModelTrace,
-    ReplyTrace,
-    TokenTrace,
-    Trace,
-)
+from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace_times import ClockTrace, LayersTrace, LayerTime
 from d3cli.scoring.step_times import PartTimes, StepTimes
 
 CONFIDENCE = 0.95
@@ -42,7 +34,7 @@ def record_trace(
     peak_memory_bytes: int,
     interrupted: bool,
 ) -> Trace:
-    """All that is known of these replies."""
+    """The trace of these replies."""
     sampling = asdict(options.sampling)
     del sampling["seed"]
     return Trace(
@@ -99,7 +91,7 @@ def _token_trace(
 ) -> TokenTrace:
     token, dropped = reply.tokens[step], options.schedule.num_dropped(step)
     assert token.entropy is not None  # the profiler asks for it
-    # A signal may have come between a token and its time.
+    # A signal may arrive after a token is stored and before its time is.
     ms = [each[step - 1] for each in times if 0 < step <= len(each)]
     extra: dict[str, Any] = {}
     if profiled.comparison is not None:
@@ -133,18 +125,21 @@ def _token_trace(
 
 
 def active_layers(schedule: DepthSchedule) -> list[int]:
-    """Layers of which anything runs, by how many units are dropped, ``0 .. len(skip_order)``."""
-    found, halves = [schedule.num_layers], set[int]()
+    """Layers of which at least one part runs, by the number of units dropped.
+
+    One entry for each of ``0 .. len(skip_order)`` units.
+    """
+    active, halves = [schedule.num_layers], set[int]()
     for layer, part in map(parse_unit, schedule.skip_order):
         gone = part is None or layer in halves
         halves.add(layer)
-        found.append(found[-1] - gone)
-    return found
+        active.append(active[-1] - gone)
+    return active
 
 
 def clock_trace(times: StepTimes) -> ClockTrace:
     """The clock ratio and its interval."""
-    from scipy.stats import bootstrap  # slow to import, and needed here alone
+    from scipy.stats import bootstrap  # slow to import
 
     ratios = times.ratios
     interval = bootstrap(
@@ -168,7 +163,7 @@ def clock_trace(times: StepTimes) -> ClockTrace:
 
 
 def layers_trace(parts: PartTimes) -> LayersTrace:
-    """Medians of each part."""
+    """Median times of each part."""
 
     def middle(values: Sequence[float]) -> float:
         return 1000 * max(0.0, median(values))
@@ -227,6 +222,6 @@ def _machine_trace(model: LoadedModel) -> MachineTrace:
 
 
 def _finite(value: Tensor) -> float | None:
-    """JSON has no NaN: below float32, dropping layers may leave a dtype's range."""
+    """A number that JSON can hold, else None: below float32, dropping layers may overflow."""
     number = float(value)
     return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Replies that are being profiled: how they were asked for, timed runs, what is known of each."""
+"""Replies while they are profiled: their options, their timed runs and what was measured."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import GenerationChunk, Reply
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.profile.trace import ClockTrace, LayersTrace, RepeatTrace
+from d3cli.profile.trace_times import ClockTrace, LayersTrace, RepeatTrace
 from d3cli.scoring.compare import Comparison
 from d3cli.scoring.documents import Document
 from d3cli.text.chat_template import Message
@@ -16,7 +16,7 @@ from d3cli.text.chat_template import Message
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: the conversation, and what the user asked last."""
+    """One prompt: the conversation, and the user's last message."""
 
     text: str
     messages: tuple[Message, ...]
@@ -24,15 +24,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileOptions:
-    """How replies are made, and what is measured of them.
+    """How replies are made, and what is measured.
 
     Attributes:
-        source: where the schedule comes from, in a word.
-        repeats: timed runs of each prompt. With two or more, one more run before them warms up.
-        compare: hold each reply beside full depth, by value and by the clock.
-        needed_order: the skip order whose nested family is searched for each token's needed
-            depth; None leaves that out.
-        layers: time a decode step part by part.
+        source: where the schedule comes from, in one word.
+        repeats: timed runs of each prompt. Two or more come after one warm-up run.
+        compare: compare each reply with full depth, by value and by the clock.
+        needed_order: the skip order along which each token's needed depth is searched; None skips
+            the search.
+        layers: time each part of a decode step.
     """
 
     schedule: DepthSchedule
@@ -50,12 +50,12 @@ class ProfileOptions:
 
 
 class Run:
-    """One reply, timed. Iterate it for its chunks.
+    """One timed reply. Iterate it for its chunks.
 
     Attributes:
         reply: the reply so far.
-        number: 0 for the run that warms up, else which repeat it is.
-        ms: milliseconds of each decode step so far; what its reader does in between is not in it.
+        number: 0 for the warm-up run, else the number of the repeat.
+        ms: milliseconds of each decode step so far, without the caller's work between the steps.
     """
 
     def __init__(self, reply: Reply, number: int) -> None:
@@ -71,19 +71,19 @@ class Run:
             ended = time.perf_counter()
             if chunk is None:
                 return
-            if chunk.token.step:  # token 0 came out of the prefill
+            if chunk.token.step:  # token 0 comes from the prefill
                 self.ms.append(1000 * (ended - began))
                 self._cpu_s += time.process_time() - cpu
             yield chunk
 
     def leave_out(self, seconds: float) -> None:
-        """So many seconds of the last step the process was stopped."""
-        if self.ms and self.ms[-1] > 1000 * seconds:  # else it was stopped between two steps
+        """Subtracts seconds from the last step, during which the process was suspended."""
+        if self.ms and self.ms[-1] > 1000 * seconds:  # else it was suspended between two steps
             self.ms[-1] -= 1000 * seconds
 
     @property
     def is_whole(self) -> bool:
-        """Whether the reply came to its end."""
+        """Whether the reply reached its end."""
         return self.reply.finish_reason != "interrupted"
 
     @property
@@ -91,7 +91,7 @@ class Run:
         return math.fsum(self.ms) / 1000
 
     def record(self) -> RepeatTrace:
-        """Its figures; it must have a token."""
+        """Its times. It must have a token."""
         seconds = self.decode_s
         return RepeatTrace(
             ttft_s=self.reply.stats.ttft_s or 0.0,
@@ -102,7 +102,7 @@ class Run:
 
 @dataclass(slots=True)
 class Profiled:
-    """One prompt, and what is known of its reply so far."""
+    """One prompt, and everything measured of its reply so far."""
 
     prompt: Prompt
     sampling: SamplingParams
@@ -116,13 +116,13 @@ class Profiled:
 
     @property
     def first(self) -> Run | None:
-        """The run whose tokens are shown; that which warms up where there is no other."""
+        """The run whose tokens are recorded; the warm-up run if there is no other."""
         begun = [run for run in (*self.runs, self.warm_up) if run is not None]
         return next((run for run in begun if run.reply.tokens), begun[0] if begun else None)
 
     @property
     def document(self) -> Document | None:
-        """Its reply as a document; None for one without a decode step, or cut short."""
+        """Its reply as a document; None if it has no decode step or was interrupted."""
         run = self.first
         if run is None or not run.is_whole or len(run.reply.tokens) < 2:
             return None

@@ -1,4 +1,4 @@
-"""What a trace says, in plain sentences: the same in the terminal and in the HTML report."""
+"""A trace in plain sentences, for the terminal and for the HTML report."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,24 +9,23 @@ from d3cli.profile.trace import ReplyTrace, Trace
 
 ENDS = {
     "stop": "ended by itself",
-    "length": "was cut at --max-tokens",
+    "length": "was cut at the token limit",
     "context": "filled the context",
     "interrupted": "was interrupted",
 }
-
-
-MOSTLY = 0.9  # of tokens at the least depth, from which on the search has hit its end
+# Above this share of tokens at the minimum depth, the search could not go low enough to tell.
+MOSTLY = 0.9
 
 
 def title(trace: Trace) -> str:
-    """The model and how it was loaded."""
+    """The model, and how it was loaded."""
     model = trace.model
     form = f"{model.dtype} {model.quantization}" if model.quantization else model.dtype
     return f"{model.name}, {form} on {model.device}, {model.num_layers} layers"
 
 
 def schedule(trace: Trace) -> str:
-    """What the depth schedule does, and where it comes from."""
+    """What the depth schedule does, and its source."""
     words = trace.depth_schedule.in_words()
     source = trace.schedule.get("source")
     if source not in tuple(Source):  # a newer d3 may know others
@@ -43,7 +42,7 @@ def machine(trace: Trace) -> str:
 
 
 def versions(trace: Trace) -> str:
-    """What it was made with."""
+    """The versions of the programs that made it."""
     return ", ".join(f"{name} {number}" for name, number in trace.versions.items() if number)
 
 
@@ -60,7 +59,7 @@ def sampling(trace: Trace) -> str:
 
 
 def options(trace: Trace) -> str:
-    """What else was asked for; empty where nothing was."""
+    """The other options of the run; empty if there were none."""
     parts = ["no chat template"] if trace.raw else []
     if trace.think is not None:
         parts.append(f"thinking {'on' if trace.think else 'off'}")
@@ -70,13 +69,13 @@ def options(trace: Trace) -> str:
 
 
 def spread(value: Spread, digits: int) -> str:
-    """A mean, with its standard deviation where there were repeats."""
+    """A mean, with its standard deviation if there were repeats."""
     text = f"{value.mean:,.{digits}f}"
     return text if value.sd is None else f"{text} ± {value.sd:,.{digits}f}"
 
 
 def ratios(summary: Summary, replies: Sequence[ReplyTrace]) -> str:
-    """Clock, layers and bytes side by side; empty without a decode step."""
+    """The ratios by clock, layers and bytes; empty without a decode step."""
     if summary.layer_ratio is None or summary.byte_ratio is None:
         return ""
     text = f"{summary.layer_ratio:.2f}× by layers, {summary.byte_ratio:.2f}× by bytes"
@@ -86,24 +85,13 @@ def ratios(summary: Summary, replies: Sequence[ReplyTrace]) -> str:
         return f"{clock.ratio:.2f}× by the clock ({clock.low:.2f} to {clock.high:.2f}), {text}"
     if clocks:
         low, high = min(c.ratio for c in clocks), max(c.ratio for c in clocks)
-        return f"{low:.2f}× to {high:.2f}× by the clock, reply by reply, {text}"
+        return f"{low:.2f}× to {high:.2f}× by the clock, depending on the reply, {text}"
     return text
 
 
 def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> Iterator[str]:
-    """What the figures mean, one finding a sentence."""
-    if summary.replies == 1:
-        [reply] = replies
-        end = ENDS.get(reply.finish_reason, f"ended: {reply.finish_reason}")
-        yield (
-            f"The prompt has {_count(summary.prompt_tokens, 'token')}, the reply "
-            f"{_count(summary.tokens, 'token')}; it {end}."
-        )
-    else:
-        yield (
-            f"{_count(summary.replies, 'reply', 'replies')} together have "
-            f"{_count(summary.tokens, 'token')}, their prompts {summary.prompt_tokens:,}."
-        )
+    """Yields what the figures mean, one finding a sentence."""
+    yield _lengths(summary, replies)
     if summary.mean_depth is None or summary.byte_ratio is None:
         yield "There was no decode step, so nothing ran below full depth."
         return
@@ -112,9 +100,9 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
         yield f"Every token ran all {layers} layers."
     else:
         yield (
-            f"A token ran {summary.mean_depth:.1f} of {layers} layers on average, "
-            f"{summary.min_depth:.4g} at least. Against full depth that is "
-            f"{ratios(summary, replies)}; net of repairing the KV cache afterwards, "
+            f"A token ran {summary.mean_depth:.1f} of {layers} layers on average and at least "
+            f"{summary.min_depth:.4g}. Compared with full depth, this is "
+            f"{ratios(summary, replies)}. Including the repair of the KV cache afterwards, it is "
             f"{summary.byte_ratio_net:.2f}× by bytes."
         )
     if trace.compared and summary.perplexity is not None:
@@ -123,28 +111,42 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
         yield from _needed(summary.needed, trace)
 
 
+def _lengths(summary: Summary, replies: Sequence[ReplyTrace]) -> str:
+    tokens = _count(summary.tokens, "token")
+    if summary.replies != 1:
+        return (
+            f"The {summary.replies:,} replies have {tokens} in total; their prompts have "
+            f"{summary.prompt_tokens:,}."
+        )
+    prompt = _count(summary.prompt_tokens, "token")
+    [reply] = replies
+    end = ENDS.get(reply.finish_reason, f"ended: {reply.finish_reason}")
+    return f"The prompt has {prompt}. The reply has {tokens} and {end}."
+
+
 def _quality(summary: Summary) -> str:
     full, ours = f"{summary.full_perplexity:.4g}", f"{summary.perplexity:.4g}"
     if summary.agreement is None:
         return (
-            f"The reply has a perplexity of {ours} token by token, and of {full} read in one pass: "
-            "both are full depth's, and rounding is all that differs."
+            f"The reply's perplexity is {ours} when decoded token by token and {full} when read in "
+            "one pass. Both are at full depth, so the difference is only rounding."
         )
-    text = f"Full depth gives the reply a perplexity of {full}, D³ one of {ours}"
-    if summary.kl is not None:
-        text += f"; D³ diverges from it by {max(0.0, summary.kl):.4f} nats a token (KL)"
-    return (
-        f"Of {_count(summary.compared, 'token')} below full depth, full depth would have made the "
-        f"same first choice at {summary.agreement:.1%}. {text}."
+    text = (
+        f"Of {_count(summary.compared, 'token')} below full depth, {summary.agreement:.1%} have "
+        "the same first choice as at full depth. The reply's perplexity is "
+        f"{full} at full depth and {ours} with D³"
     )
+    if summary.kl is not None:
+        text += f"; the mean KL divergence is {max(0.0, summary.kl):.4f} nats per token"
+    return f"{text}."
 
 
 def _needed(needed: Needed, trace: Trace) -> Iterator[str]:
     yield (
         f"To choose as full depth does, tokens needed {needed.mean:.1f} of "
-        f"{trace.model.num_layers} layers on average at constant depth ({needed.floor:.4g} is the "
-        f"least that was tried), and were given {needed.given:.1f}; {needed.enough:.1%} had at "
-        "least what they needed. By the logit lens, early exit would have needed "
+        f"{trace.model.num_layers} layers on average at constant depth; {needed.floor:.4g} is the "
+        f"minimum that was tried. They ran {needed.given:.1f} on average, and {needed.enough:.1%} "
+        "of them ran as many as they needed. By the logit lens, early exit would need "
         f"{needed.saturation:.1f}."
     )
     if needed.early is None or needed.late is None or needed.margin is None:
@@ -152,19 +154,19 @@ def _needed(needed: Needed, trace: Trace) -> Iterator[str]:
         return
     difference, margin = needed.late - needed.early, needed.margin
     if abs(difference) > max(margin, TOLERANCE):
-        verdict = "later tokens need fewer layers, as D³ presumes"
+        verdict = "Later tokens need fewer layers, as D³ assumes"
         if difference > 0:
-            verdict = "later tokens need more layers, against D³'s premise"
+            verdict = "Later tokens need more layers, which contradicts D³'s assumption"
     elif needed.at_floor >= MOSTLY:
         verdict = (
-            f"but {needed.at_floor:.1%} make do with the least depth that was tried, so this "
-            "tells little of D³'s premise"
+            f"But {needed.at_floor:.1%} of the tokens needed only the minimum depth that was "
+            "tried, so this says little about D³'s assumption"
         )
     else:
-        verdict = "no difference that can be told from chance, so no evidence for D³'s premise here"
+        verdict = "The difference may be chance, so this is no evidence for D³'s assumption"
     yield (
-        f"They needed {needed.early:.2f} layers in the first half of the reply, {needed.late:.2f} "
-        f"in the second ({difference:+.2f}, ±{margin:.2f}): {verdict}."
+        f"Tokens needed {needed.early:.2f} layers in the first half of the reply and "
+        f"{needed.late:.2f} in the second ({difference:+.2f} ± {margin:.2f}). {verdict}."
     )
 
 

@@ -1,6 +1,6 @@
-"""What a trace adds up to: ratios, rates, agreement, needed depth by position; no torch.
+"""The figures of a trace: ratios, rates, agreement, needed depth by position. No torch.
 
-Depths and ratios are taken over the decode steps ``1 .. N - 1``, as everywhere in d3.
+Depths and ratios are means over the decode steps ``1 .. N - 1``, as everywhere in d3.
 """
 
 import math
@@ -15,38 +15,38 @@ from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 from d3cli.profile.trace_file import to_json
 
 MOST_STRETCHES, SHORTEST_STRETCH = 8, 8
-SHORTEST_S = 1e-6  # of decoding that has a rate
+SHORTEST_S = 1e-6  # seconds of decoding below which there is no rate
 Z95 = 1.96  # standard errors on either side of a mean: 95% of a normal distribution
-TOLERANCE = 1e-6  # of depths, which are sums of weights
-FEWEST_STEPS = 16  # of either half; below, early and late tokens cannot be told apart
+TOLERANCE = 1e-6  # rounding of depths, which are sums of weights
+FEWEST_STEPS = 16  # in each half; with fewer, early and late tokens are not compared
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean over repeats and their standard deviation, None where there was one."""
+    """A mean over repeats and their standard deviation, which is None for a single run."""
 
     mean: float
     sd: float | None
 
 
 def mean(spread: Spread | None) -> float | None:
-    """Of repeats, where there were any."""
+    """The mean over repeats; None without any."""
     return None if spread is None else spread.mean
 
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What tokens would have needed, over the decode steps.
+    """The depth that tokens needed to choose as full depth does, over the decode steps.
 
     Attributes:
-        mean, given: mean needed depth, and mean depth that was given.
-        floor: the least depth that was tried, and so the least that can be found.
-        at_floor: share of steps for which that was enough.
-        enough: share of steps that were given at least what they needed.
-        saturation: mean layer at which the logit lens is settled: what early exit would need.
+        mean, given: mean needed depth, and mean depth used.
+        floor: the minimum depth that was tried; no needed depth can be smaller.
+        at_floor: share of steps that needed only that.
+        enough: share of steps that used at least what they needed.
+        saturation: mean layer at which the logit lens settles: what early exit would need.
         early, late: mean needed depth of the first and the second half of the replies' steps.
-        margin: of ``late - early``, 95%, as if tokens did not depend on each other. All three are
-            None where there are too few tokens.
+        margin: half the 95% interval of ``late - early``, as if tokens were independent. All three
+            are None if there are too few tokens.
     """
 
     mean: float
@@ -62,7 +62,7 @@ class Needed:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Steps ``begin`` to ``end`` (exclusive) of all replies together; None where not measured."""
+    """Steps ``begin`` to ``end`` (exclusive) of all replies together; None if not measured."""
 
     begin: int
     end: int
@@ -85,11 +85,11 @@ class Summary:
         tpot_ms, tpot_p95_ms: median and 95th percentile of a decode step.
         decode_s: mean over repeats of all decoding.
         cpu_percent: mean processor use while decoding.
-        layer_ratio, byte_ratio: full depth over this; bytes of weights only.
-        byte_ratio_net: with one more full-depth read a reply, as its repair costs.
-        compared, agreed: tokens below full depth whose choice was compared, and agreed.
-        perplexity, full_perplexity: of the replies, by D³ and by full depth.
-        kl: mean, in nats a token.
+        layer_ratio, byte_ratio: full depth over the depth used; bytes of weights only.
+        byte_ratio_net: the same with one more full-depth read for each reply: its repair.
+        compared, agreed: tokens below full depth that were compared, and those that agreed.
+        perplexity, full_perplexity: of the replies, with D³ and at full depth.
+        kl: mean, in nats per token.
     """
 
     replies: int
@@ -116,12 +116,12 @@ class Summary:
 
     @property
     def agreement(self) -> float | None:
-        """The share that agreed; None where nothing was compared."""
+        """The share that agreed; None if nothing was compared."""
         return self.agreed / self.compared if self.compared else None
 
 
 def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
-    """The figures of these replies of a trace together."""
+    """The figures of some replies of a trace together."""
     tokens = [token for reply in replies for token in reply.tokens]
     steps = [token for token in tokens if token.step]
     times = [token.ms for token in steps if token.ms is not None]
@@ -129,7 +129,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
     mean_depth = fmean(token.depth for token in steps) if steps else None
     below = [token for token in steps if token.full_token_id is not None and token.depth < layers]
     whole = bool(tokens) and all(token.full_logprob is not None for token in tokens)
-    timed = [reply.repeats for reply in replies if reply.repeats]  # one may not have begun
+    timed = [reply.repeats for reply in replies if reply.repeats]  # an unstarted reply has none
     repeats = list(zip(*timed, strict=False))
     rates = [
         len(steps) / seconds
@@ -166,7 +166,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
 
 
 def with_figures(trace: Trace) -> dict[str, Any]:
-    """The trace as a plain object, with what follows from it: ``stats`` and ``totals``."""
+    """The trace as a plain object, with the figures of each reply and of all: stats and totals."""
     data = to_json(trace)
     for reply, written in zip(trace.replies, data["replies"], strict=True):
         written["stats"] = figures(summarize(trace, [reply]))
@@ -192,7 +192,7 @@ def _percentile_95(values: list[float]) -> float | None:
 
 
 def _perplexity(log_probs: list[float]) -> float:
-    return math.exp(min(-fmean(log_probs), 700.0))  # beyond, a float cannot hold it
+    return math.exp(min(-fmean(log_probs), 700.0))  # exp(700) is about the largest float
 
 
 def _mean(steps: Sequence[TokenTrace], value: Callable[[TokenTrace], float | None]) -> float | None:

@@ -119,7 +119,7 @@ class TestPipe:
         assert data["replies"][1]["prompt_tokens"] > data["replies"][0]["prompt_tokens"]
         table = d3("profile", "--input", "-", *FAST, stdin=path.read_bytes())
         assert "2: What is 3 + 4?" in table.out
-        assert "2 replies together" in table.out
+        assert "The 2 replies have" in table.out
 
     def test_repeats_and_a_prompt_from_a_file(self, d3: D3, tmp_path: Path) -> None:
         path = tmp_path / "p.txt"
@@ -526,7 +526,7 @@ class TestTerminal:
             lines = frame.rstrip("\r\n").split("\n")
             assert len(lines) <= rows, frame
             assert max(cell_len(line.rstrip("\r")) for line in lines) <= columns, frame
-        assert "in words" in terminal.plain or columns == 20
+        assert "summary" in terminal.plain or columns == 20
 
     def test_a_dumb_terminal_gets_the_result(self, terminals) -> None:  # type: ignore[no-untyped-def]
         terminal = terminals(SUM, TERM="dumb")
@@ -570,7 +570,7 @@ class TestTerminal:
             assert shell.raw.rindex("\x1b[?1049l") > shell.raw.rindex("\x1b[?1049h")
             shell.read(3)
             shell.line("echo still here; fg")
-            shell.wait("in words", 60)
+            shell.wait("summary", 60)
             assert shell.raw.count("\x1b[?1049h") == shell.raw.count("\x1b[?1049l") == 2
             times = re.findall(r'^ +\d+ +".*" +[\d.]+ +([\d.]+)', shell.text, re.M)
             assert len(times) > 100

@@ -313,9 +313,9 @@ class TestSummary:
 
     @pytest.mark.parametrize(
         ("late", "words"),
-        [(2.0, "as D³ presumes"), (4.0, "against D³'s premise"), (3.0, "no evidence")],
+        [(2.0, "as D³ assumes"), (4.0, "contradicts D³'s assumption"), (3.0, "no evidence")],
     )
-    def test_the_premise_is_judged_by_the_halves(self, late: float, words: str) -> None:
+    def test_the_assumption_is_judged_by_the_halves(self, late: float, words: str) -> None:
         from d3cli.profile.sentences import sentences
 
         count = 81
@@ -367,7 +367,7 @@ class TestSummary:
             saturation_layer=[3] * count,
         )
         words = " ".join(sentences(summarize(trace, trace.replies), trace, trace.replies))
-        assert "no difference" in words
+        assert "may be chance" in words
 
     def test_time_stopped_is_not_decoding(self) -> None:
         profiler = profile(max_tokens=4)[0]
@@ -397,7 +397,7 @@ class TestSummary:
         gate = model.gate
         family, gate.family = gate.family, replace(UNLISTED)
         try:
-            with pytest.raises(UsageError, match="nothing to look at"):
+            with pytest.raises(UsageError, match="no needed depth can be found"):
                 nested_family(model, model.schedule("off"), Source.OFF)
         finally:
             gate.family = family

@@ -9,7 +9,8 @@ from d3cli.cli.tables import aligned, cut, filled, fixed, one_line, percent
 from d3cli.profile import sentences
 from d3cli.profile.columns import Column, columns_of
 from d3cli.profile.summary import Summary, mean, summarize
-from d3cli.profile.trace import LayerTime, ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace_times import LayerTime
 
 Rows = list[tuple[str, str]]  # names and values
 
@@ -71,7 +72,7 @@ def facts(trace: Trace, total: Summary) -> Rows:
     if ratios:
         rows.append(("ratio", ratios))
     found = list(sentences.sentences(total, trace, replies))
-    return rows + [("in words" if not number else "", one) for number, one in enumerate(found)]
+    return rows + [("summary" if not number else "", one) for number, one in enumerate(found)]
 
 
 def tokens_table(reply: ReplyTrace, width: int) -> str:
