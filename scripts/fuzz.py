@@ -125,19 +125,19 @@ def options(data: bytes) -> object:
 
 def commands(data: bytes) -> object:
     """Slash commands that neither write files nor load models."""
-    from d3cli.cli.chat.commands import COMMANDS
+    from d3cli.cli.chat.commands import COMMANDS, run_command
 
-    chat = _chat()
-    chat._commands = {
+    harmless = {
         name: command
         for name, command in COMMANDS.items()
         if name in ("/help", "/alpha", "/depth", "/set", "/show", "/stats", "/undo", "/clear")
         or name in ("/system", "/bye")
     }
-    return chat._run("/" + text_of(data))
+    return run_command(_chat(), "/" + text_of(data), harmless)
 
 
 _CHATS: list[Any] = []
+_SHOWN = io.StringIO()
 
 
 def _chat() -> Any:
@@ -146,23 +146,24 @@ def _chat() -> Any:
         from rich.console import Console
 
         from d3cli.cli.chat.saving import Saving
+        from d3cli.cli.chat.screen import Screen
         from d3cli.cli.chat.session import Chat
         from d3cli.cli.chat.settings import ChatSettings
         from d3cli.cli.output import Output
         from d3cli.decode.conversation import Conversation
         from d3cli.model.load import load_model
 
-        console = Console(file=io.StringIO())
+        screen = Screen(Console(file=_SHOWN))
         conversation = Conversation(load_model(device="cpu", threads=1))
         _CHATS.append(
             Chat(
-                *(Output(), console, Mock(), Saving(None), Mock(), {}, conversation),
+                *(Output(), screen, Mock(), Saving(None), Mock(), conversation),
                 *(ChatSettings(), "demo"),
             )
         )
     chat = _CHATS[0]
-    chat.console.file.seek(0)
-    chat.console.file.truncate()
+    _SHOWN.seek(0)
+    _SHOWN.truncate()
     return chat
 
 

@@ -22,7 +22,11 @@ from d3cli.depth.calibration_store import calibrate_command
 from d3cli.files.names import find_local
 
 if TYPE_CHECKING:
+    from d3cli.cli.chat.model_switch import Models
+    from d3cli.cli.chat.settings import ChatSettings
+    from d3cli.decode.conversation import Conversation
     from d3cli.model.load import LoadOptions
+    from d3cli.model.model import LoadedModel
 
 KEPT = "Conversations"
 
@@ -195,10 +199,7 @@ def chat(
         loading["reply_tokens"] = max_tokens
     loaded = load(output, name, offline, threads, **loading)
 
-    from d3cli.cli.chat.commands import COMMANDS
-    from d3cli.cli.chat.line_editor import ChatPrompt
-    from d3cli.cli.chat.markdown import reply_console
-    from d3cli.cli.chat.session import Chat, Models
+    from d3cli.cli.chat.model_switch import Models
     from d3cli.cli.chat.settings import ChatSettings
     from d3cli.decode.conversation import Conversation
 
@@ -219,28 +220,64 @@ def chat(
         plain=plain,
         on_overflow=on_overflow.value,
     )
-    prompt = ChatPrompt(
-        output,
-        history=None if no_save else state_dir() / "chat-history",
-        vi=keys is Keys.vi,
-        commands={name: one.arguments for name, one in COMMANDS.items()},
-    )
-    models = Models(
-        load=lambda other, at_full_depth: load(
-            output, other, offline, threads, **(loading | {"full_depth_only": at_full_depth})
-        ),
-        calibrate_with=lambda other: calibrate_command(other, dtype.value, loading["quantization"]),
-    )
     if not (no_save or id_):
         saving.save_as(transcript.new_id())
-    session = Chat(
-        output, reply_console(), prompt, saving, models, COMMANDS, conversation, settings, name
+
+    def load_another(other: str, now: ChatSettings) -> "LoadedModel":
+        wanted = loading.copy()
+        wanted["full_depth_only"] = now.alpha == "off"
+        if now.max_tokens is not None:
+            wanted["reply_tokens"] = now.max_tokens
+        return load(output, other, offline, threads, **wanted)
+
+    return _run(
+        conversation,
+        settings,
+        saving,
+        Models(
+            load_another,
+            lambda other: calibrate_command(other, dtype.value, loading["quantization"]),
+        ),
+        model_name=name,
+        keep_history=not no_save,
+        vi=keys is Keys.vi,
     )
-    if not (template or loaded.tokenizer.chat_template):
+
+
+def _run(
+    conversation: "Conversation",
+    settings: "ChatSettings",
+    saving: Saving,
+    models: "Models",
+    *,
+    model_name: str,
+    keep_history: bool,
+    vi: bool,
+) -> int:
+    """Talks until the user leaves, and returns the exit code."""
+    from d3cli.cli.chat.commands import COMMANDS
+    from d3cli.cli.chat.line_editor import ChatPrompt
+    from d3cli.cli.chat.loop import ChatLoop
+    from d3cli.cli.chat.markdown import reply_console
+    from d3cli.cli.chat.screen import Screen
+    from d3cli.cli.chat.session import Chat
+    from d3cli.cli.chat.settings import spell_setting
+    from d3cli.cli.chat.writer import Replies
+
+    output, screen = Output(spell_setting), Screen(reply_console())
+    prompt = ChatPrompt(
+        output,
+        history=state_dir() / "chat-history" if keep_history else None,
+        vi=vi,
+        commands={name: one.arguments for name, one in COMMANDS.items()},
+    )
+    replies = Replies(output, screen, saving, prompt.show_above)
+    chat = Chat(output, screen, replies, saving, models, conversation, settings, model_name)
+    if not (settings.chat_template or conversation.model.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the conversation as it is")
-    if messages:
-        session.show_last()
-    return session.run()
+    if conversation.messages:
+        chat.show_last()
+    return ChatLoop(chat, prompt).run()
 
 
 def _check_terminal() -> None:

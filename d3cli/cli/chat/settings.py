@@ -1,19 +1,25 @@
-"""What a chat's commands may change, and what its replies add up to: values."""
+"""A chat's settings: what the options choose at first and ``/set`` changes later.
 
+Knows nothing of models, prompts or screens.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from d3cli.decode.session import Reply
+from d3cli.base.errors import Setting, UsageError
+from d3cli.cli.depth import parse_start
+from d3cli.cli.output import flag
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """What the options say and commands may change.
+    """How replies are written and shown.
 
     Attributes:
-        sampling: fields of `SamplingParams` that were given; None or absent: the checkpoint's.
-        on_overflow: what happens where the context is full: "stop" or "drop-oldest".
+        sampling: fields of `SamplingParams` that were chosen; for a field that is None or missing,
+            the checkpoint decides.
+        on_overflow: what to do when the context is full.
     """
 
     alpha: float | Literal["auto", "off"] = "auto"
@@ -30,23 +36,97 @@ class ChatSettings:
     on_overflow: Literal["stop", "drop-oldest"] = "stop"
 
 
-@dataclass(slots=True)
-class Totals:
-    """What all replies of this session took."""
+# The words that a setting accepts, where it accepts only these.
+CHOICES = {
+    "think": ("on", "off"),
+    "stats": ("on", "off"),
+    "plain": ("on", "off"),
+    "on-overflow": ("stop", "drop-oldest"),
+}
+# Each name that /set knows, and what it accepts.
+SETTINGS = {
+    "temperature": "a number, 0 for greedy",
+    "top-p": "a number up to 1",
+    "top-k": "a whole number, 0 for off",
+    "min-p": "a number below 1",
+    "repetition-penalty": "a number, 1 for off",
+    "seed": "a whole number",
+    "max-tokens": "a whole number",
+    "stop": "a text",
+    "start": "tokens, or a share of max-tokens: 20%",
+    "core-first": "layers",
+    "core-last": "layers",
+} | {name: " or ".join(words) for name, words in CHOICES.items()}
+SAMPLING: dict[str, Callable[[str], float]] = {
+    "temperature": float,
+    "top-p": float,
+    "min-p": float,
+    "repetition-penalty": float,
+    "top-k": int,
+    "seed": int,
+}
+COUNTS = {"max-tokens": 1, "core-first": 0, "core-last": 0}  # name -> minimum
+COMMANDS = ("alpha", "system", "model")  # what a command of that name changes
 
-    replies: int = 0
-    tokens: int = 0
-    decode_s: float = 0.0
-    steps: int = 0
-    depth: float = 0.0  # summed over the decode steps
-    compared: int = 0
-    agreed: int = 0
 
-    def add(self, reply: "Reply") -> None:
-        """Counts one more reply; its agreement is known later."""
-        stats = reply.stats
-        self.replies += 1
-        self.tokens += stats.completion_tokens
-        self.decode_s += stats.decode_s
-        self.steps += max(0, stats.completion_tokens - 1)
-        self.depth += sum(token.depth for token in reply.tokens[1:])
+def spell_setting(setting: Setting) -> str:
+    """A setting as a chat names it: ``top-p``, ``/set top-p 0.9``, ``/alpha off``.
+
+    What a chat cannot change keeps its option's name: ``--dtype``.
+    """
+    name = setting.name.replace("_", "-")
+    if name not in SETTINGS and name not in COMMANDS:
+        return flag(setting)
+    if not setting.value:
+        return name
+    return f"/{name} {setting.value}" if name in COMMANDS else f"/set {name} {setting.value}"
+
+
+def parse_change(name: str, text: str, settings: ChatSettings) -> dict[str, Any]:
+    """The fields of `settings` that ``/set name text`` changes, with their new values.
+
+    Raises:
+        UsageError: the setting does not accept this text.
+    """
+    attribute = name.replace("-", "_")
+    value: Any
+    if name in SAMPLING:
+        value = None if text == "default" else _number(text, SAMPLING[name])
+        return {"sampling": settings.sampling | {attribute: value}}
+    if text == "default":
+        value = getattr(ChatSettings(), attribute)
+    elif name in COUNTS:
+        value = _number(text, int)
+        if value < COUNTS[name]:
+            raise UsageError(f"{name} is {value}", f"it must be at least {COUNTS[name]}")
+    elif name == "start":
+        value = parse_start(text, settings.max_tokens)
+    elif name == "stop":
+        value = (unquoted(text).replace("\\n", "\n").replace("\\t", "\t"),)
+    else:
+        word = _choice(name, text)
+        value = word if name == "on-overflow" else word == "on"
+    return {attribute: value}
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotes around it."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
+
+
+def _number(text: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise UsageError(f'"{text}" is not {what}', f"give {what}, or default") from None
+
+
+def _choice(name: str, text: str) -> str:
+    word = text.lower()
+    if word not in CHOICES[name]:
+        raise UsageError(
+            f'{name} cannot be "{text}"', f"give {', '.join(CHOICES[name])} or default"
+        )
+    return word

@@ -4,7 +4,8 @@ import math
 from typing import TYPE_CHECKING
 
 from d3cli.cli import figures
-from d3cli.cli.chat.settings import ChatSettings, Totals
+from d3cli.cli.chat.settings import ChatSettings
+from d3cli.cli.chat.totals import Totals
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.transcript import ChatMessage

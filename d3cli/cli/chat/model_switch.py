@@ -1,0 +1,84 @@
+"""``/model``: goes on with another model, or with the present one if the other cannot be loaded."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from d3cli.base.errors import D3Error, UsageError
+from d3cli.cli import signals
+from d3cli.cli.chat.settings import ChatSettings
+from d3cli.cli.terminal import line_mode
+from d3cli.decode.conversation import Conversation
+from d3cli.decode.sampling import SamplingParams
+from d3cli.files.names import find_local
+
+if TYPE_CHECKING:
+    from d3cli.cli.chat.session import Chat
+    from d3cli.model.model import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """How this chat loads models.
+
+    Attributes:
+        load: loads the model of this name for these settings.
+        calibrate_with: returns the command that calibrates the model of this name.
+    """
+
+    load: Callable[[str, ChatSettings], "LoadedModel"]
+    calibrate_with: Callable[[str], str]
+
+
+class NoModelLeftError(D3Error):
+    """Neither the new model nor the one before it can be loaded."""
+
+
+def switch_model(chat: "Chat", name: str) -> None:
+    """Goes on with another model.
+
+    Memory may be too small for both, so the present model is released first. If the other one
+    cannot be loaded, the present one is loaded again.
+
+    Raises:
+        D3Error: the other model cannot be loaded.
+        NoModelLeftError: nor can the present one.
+    """
+    find_local(name)  # a wrong name is reported before anything is released
+    record, old_name, settings = chat.conversation.record(), chat.model_name, chat.settings
+    failure: Exception | None = None
+    chat.replies.forget()
+    del chat.conversation, chat.options
+    gc.collect()
+    signals.exit_at_once()  # everything is saved, and loading cannot be interrupted safely
+    try:
+        with line_mode(True):  # the mode to leave behind if a signal ends the process
+            model = chat.models.load(name, settings)
+        # Checked while the present model can still come back.
+        SamplingParams.resolve(settings.sampling, model.text.generation_settings)
+        chat.model_name = name
+    except Exception as error:  # whatever it was, the chat needs a model first
+        failure = error
+        with line_mode(True):
+            model = _load_again(chat, old_name, error)
+    finally:
+        signals.stop_once()
+    chat.conversation = Conversation(model, record)
+    try:
+        chat.change()
+    except UsageError:  # for example more core layers than the new model has
+        chat.output.note("depth: the settings do not fit this model, so they are auto again")
+        chat.change(alpha="auto", start=None, core_first=None, core_last=None)
+    if failure is not None:
+        raise failure
+
+
+def _load_again(chat: "Chat", name: str, failure: Exception) -> "LoadedModel":
+    try:
+        return chat.models.load(name, chat.settings)
+    except Exception as error:
+        chat.output.failure(failure)
+        raise NoModelLeftError(
+            f"{name} cannot be loaded again: {error}", "the conversation is saved: d3 chat -c"
+        ) from error

@@ -1,0 +1,89 @@
+"""Commands about the last reply: /depth, /compare, /regen, /stats."""
+
+from dataclasses import replace
+
+from d3cli.base.errors import UsageError
+from d3cli.cli import signals
+from d3cli.cli.chat import views
+from d3cli.cli.chat.session import Chat
+from d3cli.cli.depth import parse_alpha
+from d3cli.decode.conversation import ReplyOptions
+
+SPEAK_FIRST = "say something first"
+
+
+def depth(chat: Chat, _: str) -> None:
+    """Draws the depth schedule and the depth of each token of the last reply."""
+    curves = views.depth_curves(chat.options, chat.conversation.reply, chat.screen.width)
+    chat.screen.print(curves)
+
+
+def compare(chat: Chat, _: str) -> None:
+    """Compares the last reply with full depth.
+
+    Raises:
+        UsageError: the last message is not a reply of this session.
+    """
+    reply = chat.conversation.reply
+    if reply is None:
+        raise UsageError(
+            "the last message was not written in this session", f"{SPEAK_FIRST}, or /regen"
+        )
+    if all(token.depth == reply.model.num_layers for token in reply.tokens):
+        text = "the last reply ran at full depth, so there is nothing to compare"
+        chat.screen.print(text, "dim")
+        return
+    from d3cli.scoring.reply_compare import compare_reply
+
+    with chat.output.waiting("comparing with full depth"):
+        found = compare_reply(chat.conversation.engine, reply)
+    signals.check()
+    chat.screen.print_rows(views.comparison(reply, found))
+
+
+def regen(chat: Chat, argument: str) -> None:
+    """Writes the last reply again, at another depth if one is given.
+
+    Raises:
+        UsageError: there is no reply, or no such depth.
+    """
+    conversation = chat.conversation
+    before = conversation.reply
+    options = _regen_options(chat, argument)
+    if argument and before is not None:
+        # The same seed, so that only the depth differs.
+        options = replace(options, sampling=before.sampling)
+    old = conversation.take_back_reply()
+    if old is None:
+        raise UsageError("there is no reply yet", SPEAK_FIRST)
+    new = None
+    try:
+        new = chat.respond(options)
+    finally:
+        if new is None:  # no token came, so the old reply stays
+            conversation.put_back_reply(old)
+            chat.save()
+    if new is not None:
+        chat.screen.print(views.where_they_differ(old, before, new), "dim")
+
+
+def stats(chat: Chat, _: str) -> None:
+    """Shows figures of the last reply and of all replies.
+
+    Raises:
+        UsageError: there are no replies.
+    """
+    if not chat.replies.totals.replies:
+        raise UsageError("there are no replies yet", SPEAK_FIRST)
+    chat.screen.print_rows(views.totals(chat.replies.totals, chat.conversation.reply))
+
+
+def _regen_options(chat: Chat, argument: str) -> ReplyOptions:
+    if not argument:
+        return chat.options
+    word, _, value = argument.partition(" ")
+    if word != "alpha" or not value.strip():
+        raise UsageError(
+            f"/regen does not accept {argument}", "type /regen alone, or /regen alpha 0.99"
+        )
+    return chat.options_with(alpha=parse_alpha(value.strip()))

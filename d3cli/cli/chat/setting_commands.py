@@ -1,0 +1,77 @@
+"""Commands that show or change how replies are written: /alpha, /set, /system, /model, /show."""
+
+from difflib import get_close_matches
+
+from d3cli.base.errors import UsageError
+from d3cli.cli.chat import views
+from d3cli.cli.chat.model_switch import switch_model
+from d3cli.cli.chat.session import Chat
+from d3cli.cli.chat.settings import SETTINGS, parse_change, unquoted
+from d3cli.cli.depth import parse_alpha
+from d3cli.decode import transcript
+
+
+def alpha(chat: Chat, argument: str) -> None:
+    """Changes alpha if one is given, and shows the depth schedule."""
+    if argument:
+        chat.change(alpha=parse_alpha(argument))
+    chat.screen.print(f"depth: {views.depth_in_words(chat.options)}", "dim")
+
+
+def set_(chat: Chat, argument: str) -> None:
+    """Changes one setting, or shows all.
+
+    Raises:
+        UsageError: there is no such setting, or it does not accept this value.
+    """
+    name, _, value = argument.partition(" ")
+    name, value = name.lower().replace("_", "-"), value.strip()
+    if not name:
+        chat.screen.print_rows(list(views.settings(chat.settings, chat.options).items()))
+        chat.screen.print("\n/set NAME VALUE, or /set NAME default")
+        return
+    if name not in SETTINGS:
+        near = get_close_matches(name, SETTINGS, n=2)
+        raise UsageError(
+            f'there is no setting "{name}"',
+            f"did you mean {' or '.join(near)}?" if near else "/set alone lists all settings",
+        )
+    if not value:
+        raise UsageError(f"/set {name} needs a value", f"{SETTINGS[name]}, or default")
+    chat.change(**parse_change(name, value, chat.settings))
+    shown = views.settings(chat.settings, chat.options)[name]
+    chat.screen.print(f"{name} is now {shown}", "dim")
+
+
+def system(chat: Chat, argument: str) -> None:
+    """Changes the system prompt if one is given, and shows it."""
+    conversation = chat.conversation
+    if argument:
+        conversation.system = unquoted(argument)
+        chat.save()
+    prompt = conversation.system
+    chat.screen.print(f"system prompt: {prompt}" if prompt else "no system prompt", "dim")
+
+
+def model(chat: Chat, argument: str) -> None:
+    """Goes on with another model.
+
+    Raises:
+        D3Error: it cannot be loaded.
+    """
+    if not argument:
+        raise UsageError(
+            "/model needs a name", "give an alias, a hub id or a directory; d3 models lists them"
+        )
+    switch_model(chat, argument)
+
+
+def show(chat: Chat, _: str) -> None:
+    """Shows the model, its settings, the context used and the file."""
+    saved = "no"
+    if chat.saving.id is not None:
+        saved = str(transcript.path_of(chat.saving.id))
+    if chat.saving.problem is not None:
+        saved = f"NOT saved: {chat.saving.problem.message}"
+    overview = views.overview(chat.conversation, chat.settings, chat.options)
+    chat.screen.print_rows([*overview, ("saved", saved)])
