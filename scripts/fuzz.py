@@ -220,9 +220,10 @@ def attempt(parse: Parse, data: bytes) -> None:
 def seeds(name: str) -> list[bytes]:
     if name == "trace":
         from d3cli.profile.trace_file import to_json
-        from tests.traces import made_trace
+        from tests.traces import as_schema_1, made_trace
 
-        return [json.dumps(to_json(made_trace([4, 4, 3], [10.0, 9.0]))).encode()]
+        trace = to_json(made_trace([4, 4, 3], [10.0, 9.0]))
+        return [json.dumps(data).encode() for data in (trace, as_schema_1(trace))]
     if name == "calibration":
         from d3cli.depth import calibration_store
         from tests.records import FOUND, KEY

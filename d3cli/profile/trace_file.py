@@ -12,12 +12,21 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import TraceError
+from d3cli.base.json_rows import decode_json
 from d3cli.profile.trace import SCHEMA, ModelTrace, Trace, schedule_from
 from d3cli.profile.trace_fields import Count, require
 
-LARGEST_FILE = 512 << 20
-CHECK_FILE = "give a file that d3 profile -o json wrote"
+_TRACE = FileKind(
+    what="trace",
+    largest=512 << 20,
+    error=TraceError,
+    hint="give a file that d3 profile -o json wrote",
+    missing_hint="check the path",
+    expand_home=True,
+    pipes=True,
+)
 
 
 def read_trace(path: Path) -> Trace:
@@ -26,16 +35,13 @@ def read_trace(path: Path) -> Trace:
     Raises:
         TraceError: it cannot be read, is damaged, or was written by a newer d3.
     """
+    if path != Path("-"):
+        return parse_trace(_TRACE.read(path), str(path))
     try:
-        with sys.stdin.buffer if path == Path("-") else path.expanduser().open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except (OSError, RuntimeError, ValueError, AttributeError) as error:
-        # No such home, a NUL in the name, a stdin that the shell has closed.
-        reason = getattr(error, "strerror", None) or error
-        raise TraceError(f"the trace {path} cannot be read: {reason}", "check the path") from error
-    if len(data) > LARGEST_FILE:
-        raise TraceError(f"{path} is larger than 512 MiB, so it is no trace", CHECK_FILE)
-    return parse_trace(data, str(path))
+        return parse_trace(_TRACE.read_stream(sys.stdin.buffer, "stdin"), "stdin")
+    except (OSError, AttributeError) as error:  # AttributeError: the shell has closed it
+        reason = getattr(error, "strerror", None) or "it is closed"
+        raise TraceError(f"stdin cannot be read: {reason}", "give the path of a file") from error
 
 
 def parse_trace(data: bytes, name: str) -> Trace:
@@ -47,20 +53,17 @@ def parse_trace(data: bytes, name: str) -> Trace:
     Raises:
         TraceError: it is damaged, or was written by a newer d3.
     """
+    data = data.removeprefix(b"\xef\xbb\xbf")  # editors on Windows put it there
     try:
-        data = data.removeprefix(b"\xef\xbb\xbf")  # editors on Windows put it there
-        schema = msgspec.json.decode(data, type=_Head).schema
+        schema = decode_json(data, _Head).schema
         if schema > SCHEMA:
             raise TraceError(
                 f"{name} was written by a newer d3 (schema {schema}, this one reads {SCHEMA})",
                 "update d3, or draw it with the d3 that wrote it",
             )
-        if schema == 1:
-            return msgspec.convert(_upgraded(data), Trace)
-        return msgspec.json.decode(data, type=Trace)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        words = str(error) or type(error).__name__
-        raise TraceError(f"{name} is not a valid trace: {words}", CHECK_FILE) from error
+        return decode_json(_upgraded(data) if schema == 1 else data, Trace)
+    except ValueError as error:
+        raise TraceError(f"{name} is not a valid trace: {error}", _TRACE.hint) from error
 
 
 def to_json(trace: Trace) -> dict[str, Any]:
@@ -103,12 +106,12 @@ class _Trace1:
         return [weights.total - one for one in saved]
 
 
-def _upgraded(data: bytes) -> dict[str, Any]:
-    """A trace of schema 1 as an object of schema 2.
+def _upgraded(data: bytes) -> bytes:
+    """A trace of schema 1 as one of schema 2.
 
     Schema 1 has no `bytes_read`: there, every token dropped a prefix of the skip order.
     """
-    typed = msgspec.json.decode(data, type=_Trace1)
+    typed = decode_json(data, _Trace1)
     found: dict[str, Any] = msgspec.json.decode(data)
     by_dropped = typed.bytes_read()
     for reply, typed_reply in zip(found["replies"], typed.replies, strict=True):
@@ -118,4 +121,4 @@ def _upgraded(data: bytes) -> dict[str, Any]:
                 count < len(by_dropped), f"a token drops {count} of {len(by_dropped) - 1} units"
             )
             token["bytes_read"] = by_dropped[count]
-    return found | {"schema": SCHEMA}
+    return msgspec.json.encode(found | {"schema": SCHEMA})

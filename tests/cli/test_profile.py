@@ -34,7 +34,16 @@ from d3cli.profile.trace_file import parse_trace, read_trace
 from tests.cli.test_generate import d3_process
 from tests.conftest import D3, check
 from tests.terminal import Terminal
-from tests.traces import HOSTILE, STORY, SUM, hostile_trace, profile, prompt, whole_trace
+from tests.traces import (
+    HOSTILE,
+    STORY,
+    SUM,
+    as_schema_1,
+    hostile_trace,
+    profile,
+    prompt,
+    whole_trace,
+)
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 FAST = ("--max-tokens", "12", "--threads", "1")
@@ -295,6 +304,16 @@ class TestAgainst:
         assert [reply["step"] for reply in data["replies"]] == [None, None]
         assert {one["ratio"] for one in data["measures"].values()} == {1.0}
 
+    def test_traces_of_both_schemas_line_up(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
+        old = tmp_path / "old.json"
+        old.write_text(json_line(as_schema_1(with_figures(whole_trace()))))
+        for one, other in ((old, trace_file), (trace_file, old), (old, old)):
+            data = json.loads(d3("profile", "--from", one, "--against", other, "--json").out)
+            assert data["differs"] == []
+            assert {measure["ratio"] for measure in data["measures"].values()} == {1.0}
+        new = d3("profile", "--from", trace_file, "-o", "json").out
+        assert d3("profile", "--from", old, "-o", "json").out == new
+
     def test_it_names_what_the_two_do_not_share(self, d3: D3, tmp_path: Path) -> None:
         paths = [tmp_path / "a.json", tmp_path / "b.json"]
         asked = (("--seed", "1"), ("--seed", "2", "--system", "Go.", "--stop", "fox"))
@@ -363,7 +382,7 @@ class TestBadInput:
     def test_damaged_traces_are_one_line(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
         whole = trace_file.read_text()
         cases = {
-            "newer": whole.replace('"schema": 1', '"schema": 9', 1),
+            "newer": whole.replace('"schema": 2', '"schema": 9', 1),
             "half": whole[: len(whole) // 2],
             "other": '{"hello": 1}',
         }
@@ -373,7 +392,7 @@ class TestBadInput:
             says = "a newer d3" if name == "newer" else "is not a valid trace"
             check(d3("profile", "--from", path), 2, says)
             check(d3("profile", "--from", trace_file, "--against", path), 2, says)
-        check(d3("profile", "--from", tmp_path / "none"), 2, "cannot be read")
+        check(d3("profile", "--from", tmp_path / "none"), 2, "there is no trace")
 
     def test_hostile_texts_are_inert_in_every_form(self, d3: D3, tmp_path: Path) -> None:
         path = tmp_path / "h.json"

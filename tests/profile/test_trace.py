@@ -211,9 +211,20 @@ def test_not_a_number_is_refused_both_ways() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path, Path("a\0b"), Path("~nobody-here/x")):
-        with pytest.raises(TraceError, match="cannot be read"):
+    for path, says in (
+        (tmp_path / "none.json", "there is no trace"),
+        (tmp_path, "is a directory"),
+        (Path("a\0b"), "cannot be read"),
+        (Path("~nobody-here/x"), "cannot be read"),
+    ):
+        with pytest.raises(TraceError, match=says):
             read_trace(path)
+
+
+def test_a_closed_stdin_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(TraceError, match="stdin cannot be read: it is closed"):
+        read_trace(Path("-"))
 
 
 JSON = st.recursive(
