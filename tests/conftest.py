@@ -24,6 +24,7 @@ from d3cli.base.settings import BUILTIN
 from d3cli.cli import signals
 from d3cli.cli.app import run
 from d3cli.files.names import find_model
+from tests.forks import Forks
 
 torch.set_num_threads(1)
 
@@ -41,6 +42,13 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def _no_signal_of_another_test() -> None:
     """One that a test sent to this process would stop the next test's reply."""
     signals._arrived.clear()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs command lines in children of a process that has imported everything."""
+    with Forks() as started:
+        yield started
 
 
 BUILTIN_PATH = find_model(BUILTIN).path

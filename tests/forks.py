@@ -7,6 +7,7 @@ own audit hook, limits, files and signals; what it did is measured from outside.
         ended = forks.run("generate", "demo", "Hi", audit=["socket."])
 """
 
+import importlib
 import json
 import locale
 import os
@@ -80,7 +81,7 @@ class Forks:
         return self._ask({"arguments": [str(a) for a in arguments]} | settings)
 
     def call(self, name: str, *arguments: str, **settings: Any) -> Ended:
-        """A function of `tests.writers`; `settings` as in `run`."""
+        """Calls ``module.function``, or a function of `tests.writers`; `settings` as in `run`."""
         return self._ask({"call": name, "arguments": arguments} | settings)
 
     def _ask(self, request: dict[str, Any]) -> Ended:
@@ -253,9 +254,9 @@ def _become(request: dict[str, Any], folder: Path, out: int, err: int) -> None:
         for kind, most in request.get("limits", {}).items():
             resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
         if "call" in request:
-            from tests import writers
-
-            getattr(writers, request["call"])(*request["arguments"])
+            module, _, name = request["call"].rpartition(".")
+            function = getattr(importlib.import_module(module or "tests.writers"), name)
+            function(*request["arguments"])
         else:
             from d3cli.__main__ import main
 

@@ -2,7 +2,6 @@
 
 import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from faults import FAULTS, ImpossibleError, broken_files, problems
 pytestmark = pytest.mark.slow
 
 HANDFUL = dict.fromkeys(FAULTS, 1) | {"signals": 2, "kills": 2}
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as started:
-        yield started
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from tests.hostile import HARMLESS, REFUSED, Change
 
 SECONDS, RESIDENT = 10, 1 << 30
 SECRET = '{"secret": "of no concern to a model"}'
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as started:
-        yield started
 
 
 @pytest.fixture
