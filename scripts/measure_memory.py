@@ -16,6 +16,16 @@ from pathlib import Path
 
 DEFAULT_SHAPES = ("smollm2-135m", "tinyllama-1.1b", "llama-3.2-1b")
 ARMS = (("bfloat16", None), ("float32", None), ("bfloat16", "bnb-4bit"), ("bfloat16", "bnb-8bit"))
+# Shape, dtype, quantization and prompt tokens.
+CHECKED = (
+    ("wide", "bfloat16", None, 64),
+    ("wide", "float32", None, 64),
+    ("wide", "bfloat16", "bnb-4bit", 64),
+    ("deep", "bfloat16", None, 64),
+    ("cache", "bfloat16", None, 3000),
+)
+# The peak is sometimes higher than necessary on a busy machine, so the best of these runs counts.
+TRIES = 4
 
 
 def measure(directory: str, dtype: str, quantization: str | None, prompt: int, reply: int) -> None:
@@ -76,6 +86,40 @@ def run(directory: Path, dtype: str, quantization: str | None, prompt: int, repl
     return json.loads(child.stdout.splitlines()[-1])
 
 
+def print_row(name: str, arm: str, row: dict[str, int]) -> float:
+    """Prints a row of the table and returns the relative error of the prediction."""
+    error = row["predicted"] / row["peak"] - 1
+    numbers = (row[key] for key in ("weights", "kv_cache", "rest", "predicted", "peak"))
+    cells = " | ".join(f"{number / 1e6:,.0f}" for number in numbers)
+    print(f"| {name} | {arm} | {cells} | {error:+.1%} |", flush=True)
+    return error
+
+
+def random_checkpoint(name: str) -> Path:
+    """The directory of a random model in ``build/``, which is made once."""
+    from shapes import SHAPES, save_checkpoint  # here: a child must not import transformers
+
+    directory = Path("build") / name
+    if not directory.exists():
+        save_checkpoint(SHAPES[name], directory)
+    return directory
+
+
+def check() -> None:
+    """Exits with 1 if a prediction is 10% off in all tries."""
+    failed = []
+    for name, dtype, quantization, prompt in CHECKED:
+        directory = random_checkpoint(name)
+        arm = f"{quantization or dtype}, {prompt} tokens"
+        for _ in range(TRIES):
+            if abs(print_row(name, arm, run(directory, dtype, quantization, prompt, 4))) < 0.1:
+                break
+        else:
+            failed.append(f"{name} ({arm})")
+    if failed:
+        raise SystemExit(f"10% off: {', '.join(failed)}")
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         directory, dtype, quantization, prompt, reply = sys.argv[2:]
@@ -83,28 +127,18 @@ def main() -> None:
         return measure(directory, dtype, wanted, int(prompt), int(reply))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("--check", action="store_true", help="fail if a prediction is 10%% off")
     parser.add_argument("--prompt", type=int, default=256, help="tokens")
     parser.add_argument("--reply", type=int, default=8, help="tokens")
     args = parser.parse_args()
-    if not args.directories:
-        from shapes import SHAPES, save_checkpoint  # here: a child must not import transformers
-
-        args.directories = [Path("build") / name for name in DEFAULT_SHAPES]
-        for directory in args.directories:
-            if not directory.exists():
-                save_checkpoint(SHAPES[directory.name], directory)
     print("| shape | weights in | weights | KV | rest | predicted peak | measured | error |")
     print("|---|---|---|---|---|---|---|---|")
-    for directory in args.directories:
+    if args.check:
+        return check()
+    for directory in args.directories or map(random_checkpoint, DEFAULT_SHAPES):
         for dtype, quantization in ARMS:
             row = run(directory, dtype, quantization, args.prompt, args.reply)
-            error = row["predicted"] / row["peak"] - 1
-            print(
-                f"| {directory.name} | {quantization or dtype} | {row['weights'] / 1e6:,.0f} | "
-                f"{row['kv_cache'] / 1e6:,.0f} | {row['rest'] / 1e6:,.0f} | "
-                f"{row['predicted'] / 1e6:,.0f} | {row['peak'] / 1e6:,.0f} | {error:+.1%} |",
-                flush=True,
-            )
+            print_row(directory.name, quantization or dtype, row)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from d3cli.files.names import find_model
 
 _LLAMA_3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 131072}
+_SMALL = {"vocab_size": 4096, "max_position_embeddings": 8192}
 
 SHAPES: dict[str, LlamaConfig] = {
     "smollm2-135m": LlamaConfig(
@@ -54,6 +55,18 @@ SHAPES: dict[str, LlamaConfig] = {
         num_attention_heads=32,
         num_key_value_heads=8,
         **_LLAMA_3,
+    ),
+    # Wide layers, many narrow layers, and keys and values that outweigh the weights.
+    "wide": LlamaConfig(**_SMALL, hidden_size=1024, intermediate_size=4096, num_hidden_layers=12),
+    "deep": LlamaConfig(**_SMALL, hidden_size=512, intermediate_size=2048, num_hidden_layers=40),
+    "cache": LlamaConfig(
+        **_SMALL,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=12,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        head_dim=256,
     ),
 }
 

@@ -1,102 +1,72 @@
-"""Memory foretold: against the weights, the cache and the peak of real processes; and refused."""
+"""Predicted memory, against what tensors take; and models that are refused."""
 
-import json
-import shutil
-import subprocess
-import sys
+import os
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig
 
 from d3cli.files.safetensors import describe_directory
+from d3cli.kernels.device import onednn_takes_bfloat16
+from d3cli.kernels.packed_linear import PackedLinear
 from d3cli.model import memory
 from d3cli.model.kv_cache import KVCache
-from d3cli.model.load import load_model
-from d3cli.model.memory import kv_bytes_per_position, predict_memory
+from d3cli.model.load import KERNEL_CACHES, KERNELS_KEPT, load_model
+from d3cli.model.memory import activations, kv_bytes_per_position, predict_memory
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import CONFIGS, random_ids, tiny
-
-# Three shapes: wide layers, many narrow ones, and keys and values that outweigh the weights.
-SHAPES = {
-    "wide": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12},
-    "deep": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 40},
-    "cache": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "head_dim": 256,
-    },
-}
-CHILD = """
-import json, sys
-from pathlib import Path
-import psutil, torch
-from d3cli.decode.session import Engine
-from d3cli.model.memory import predict_memory
-from d3cli.model.load import load_model
-from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.stats import peak_memory
-from d3cli.files.safetensors import describe_directory
-
-path, dtype, quantization, prompt = sys.argv[1:]
-options = {"quantization": quantization or None, "prompt_tokens": int(prompt), "reply_tokens": 4}
-before = psutil.Process().memory_info().rss
-need = predict_memory(
-    describe_directory("m", Path(path)), dtype=getattr(torch, dtype), **options
-)
-model = load_model(path, dtype=dtype, threads=1, device="cpu", **options)
-reply = Engine(model).stream_ids(
-    [5] * int(prompt), schedule=model.schedule(0.9), sampling=SamplingParams(), max_tokens=4
-)
-list(reply)
-print(json.dumps([before + need.total, peak_memory(torch.device("cpu")), before]))
-"""
+from tests.forks import Forks
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("shapes")
-    for name, shape in SHAPES.items():
-        shutil.copytree(BUILTIN_PATH, root / name)
-        config = LlamaConfig(**({"max_position_embeddings": 8192, "vocab_size": 4096} | shape))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model = model.to_empty(device="cpu")
-        for parameter in model.parameters():
-            torch.nn.init.zeros_(parameter)
-        model.save_pretrained(root / name)
-    yield {name: root / name for name in SHAPES}
-    shutil.rmtree(root)
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self._now = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        made = function(*arguments, **(options or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((arguments, options))}
+        for storage in (tensor.untyped_storage() for tensor in _tensors(made)):
+            if storage._cdata not in given | self._alive:  # else it is a view
+                self._alive.add(storage._cdata)
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self._now)
+        return made
+
+    def _free(self, storage: int, size: int) -> None:
+        self._alive.discard(storage)
+        self._now -= size
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype", "quantization", "prompt"),
-    [
-        ("wide", "bfloat16", "", 64),
-        ("wide", "float32", "", 64),
-        ("wide", "bfloat16", "bnb-4bit", 64),
-        ("deep", "bfloat16", "", 64),
-        ("cache", "bfloat16", "", 3000),
-    ],
-)
-def test_the_peak_is_foretold(
-    checkpoints: dict[str, Path], shape: str, dtype: str, quantization: str, prompt: int
-) -> None:
-    arguments = [str(checkpoints[shape]), dtype, quantization, str(prompt)]
-    for _ in range(4):  # on a busy machine, a peak is now and then higher than need be
-        child = subprocess.run(
-            [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
-        )
-        assert child.returncode == 0, child.stderr
-        predicted, peak, before = json.loads(child.stdout.splitlines()[-1])
-        assert peak > before + 150e6  # else the test would only see what Python and torch take
-        if predicted / peak > 0.9:
-            break
-    assert 0.9 < predicted / peak < 1.1
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_prefill_allocates_what_is_predicted(name: str) -> None:
+    """Beside the KV cache. ``scripts/measure_memory.py --check`` measures whole processes."""
+    if name == "gemma2":
+        pytest.xfail("its eager attention holds a matrix of scores, which is not predicted")
+    model = tiny(name).gated
+    cache = model.new_cache()
+    with torch.inference_mode(), Allocated() as allocated:
+        hidden = model.hidden_states(torch.tensor([random_ids(128)]), cache)
+        model.logits(hidden[:, -1:])
+    held = [cache.keys_and_values(index) for index in range(model.num_layers)]
+    workspace = allocated.most - sum(keys.nbytes + values.nbytes for keys, values in held)
+    predicted = activations(model.causal_lm.config, torch.float32, 128, 128)
+    assert 0.4 * predicted < workspace < 1.1 * predicted
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -163,24 +133,34 @@ class TestRefusal:
             load_model(reply_tokens=10**6, dtype="float32")
 
 
-def test_prompts_of_many_lengths_leave_little_behind() -> None:
-    code = """
-import psutil
-from d3cli import Engine, load_model
-from d3cli.decode.sampling import SamplingParams
-model, rest = load_model(threads=1, device="cpu"), {"sampling": SamplingParams(), "max_tokens": 1}
-sizes = []
-for first in (20, 60, 120):
-    for length in range(first, first + 60):
-        ids = list(range(5, 5 + length))
-        list(Engine(model).stream_ids(ids, schedule=model.schedule("off"), **rest))
-    sizes.append(psutil.Process().memory_info().rss)
-print(sizes[2] - sizes[0])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
-    )
-    assert int(done.stdout) < 60 * 2**20  # 120 lengths; 190 MB where oneDNN keeps them all
+def multiply_many_lengths(load_first: str) -> None:
+    """In a child: multiplies more lengths than oneDNN may keep kernels for, then the first again.
+
+    oneDNN says on stdout which kernels it creates.
+    """
+    for name in KERNEL_CACHES:  # an earlier test may have set it in the parent
+        os.environ.pop(name, None)
+    if load_first:
+        load_model(threads=1, device="cpu")
+    weight = torch.randn(64, 64, dtype=torch.bfloat16)
+    packed = PackedLinear(weight, None)
+    with torch.inference_mode(), torch.backends.mkldnn.verbose(2):  # on creation
+        for length in [*range(2, 3 + KERNELS_KEPT), 2]:
+            print(f"length {length}", flush=True)
+            torch.nn.functional.linear(torch.zeros(length, 64).bfloat16(), weight)
+            packed(torch.zeros(length, 64).bfloat16())
+
+
+@pytest.mark.skipif(not onednn_takes_bfloat16(), reason="oneDNN does not multiply bfloat16 here")
+def test_kernels_for_prompts_of_many_lengths_are_not_all_kept(forks: Forks) -> None:
+    """Each takes up to a megabyte. The control shows that oneDNN would keep them."""
+    function = f"{__name__}.{multiply_many_lengths.__name__}"
+    bounded, control = (forks.call(function, load_first) for load_first in ("yes", ""))
+    for ended, created in ((bounded, 2), (control, 0)):
+        assert ended.code == 0, ended.err
+        _, first, *_, again = ended.out.split("length ")
+        assert first.count("create:cache_miss") == 2
+        assert again.count("create:cache_miss") == created
 
 
 @pytest.mark.parametrize("command", [("generate", "Hello."), ("doctor",)])
