@@ -1,4 +1,4 @@
-"""How much a calibration can look at in the time it has: documents, order, an estimate."""
+"""How much a calibration can look at in its time: the documents, the order, an estimate."""
 
 import math
 import time
@@ -6,42 +6,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from d3cli.base.errors import CalibrationError, UsageError
+from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.evaluator import WITH_REUSE
-from d3cli.calibrate.order import BEST_BEFORE, LEAST_INFLUENCE
+from d3cli.calibrate.order import LEAST_INFLUENCE, PREVIOUS_BEST
 from d3cli.calibrate.race import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
-from d3cli.calibrate.texts import FEWEST_DOCUMENTS, FEWEST_TOKENS
+from d3cli.calibrate.texts import MIN_DOCUMENTS, MIN_TOKENS
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document, batch_rows
 from d3cli.scoring.one_pass import score
 
-# Seconds that a pass may take to measure the pace.
+# The longest pass, in seconds, after which the pace is measured on more documents.
 LONG = 2.0
-# A search that is expected to take so many times the time that there is, is not begun.
+# A search that is expected to take more than this many times the given time is refused.
 HOPELESS = 2.0
-# Below so many documents in a half, an interval over documents means little.
-LEAST_HALF = FEWEST_DOCUMENTS // 2
-# Passes over the unseen half: full depth and what is shared, for the tests and once more for the
-# comparison; then tests, and the chosen one, constant depth and decay.
+# An interval over fewer documents means little.
+MIN_HALF = MIN_DOCUMENTS // 2
+# Passes over the unseen half: full depth and what is shared, for the tests and again for the
+# comparison; then the tests, the chosen schedule, constant depth and decay.
 UNSEEN_PASSES = 2 * 2 + (4 + 2 + 3) * WITH_REUSE
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Budget:
     """What the search will look at.
 
     Attributes:
         search, unseen: the documents of the two halves.
-        stages: how many of the search half the rounds look at.
-        kinds: of units, to be searched.
-        greedy: whether the order is measured greedily; else by influence.
-        positions: work, in token positions at full depth.
-        seconds: all the time there is.
-        estimate: seconds that it is expected to take.
+        stages: the number of search documents in each round.
+        kinds: the kinds of units to search.
+        greedy: whether the order is measured greedily; else it is by influence.
+        positions: the work, in token positions at full depth.
+        seconds: the time given.
+        estimate: the seconds that it is expected to take.
         search_deadline: seconds after which the search leaves the rest to the test.
-        left_out: what time did not allow; empty where nothing was left out.
+        left_out: what was left out for lack of time; empty where nothing was.
     """
 
     search: Sequence[Document]
@@ -61,7 +61,7 @@ def measure_pace(model: LoadedModel, documents: Sequence[Document]) -> float:
     rows = batch_rows(model, documents, range(len(documents)))
     batch = [documents[row] for row in rows[len(rows) // 2]]
     full = DepthSchedule.full(model.num_layers)
-    # The first pass warms up; where one document takes long already, it is measured itself.
+    # The first pass warms up. If it is long already, it is the measurement.
     for count in (1, 1, 8):
         part = batch[:count]
         begun = time.monotonic()
@@ -72,7 +72,28 @@ def measure_pace(model: LoadedModel, documents: Sequence[Document]) -> float:
     return len(part) * max(map(len, part)) / max(took, 1e-6)
 
 
-def make_plan(
+def check_halves(search: Sequence[Document], unseen: Sequence[Document]) -> None:
+    """Refuses halves that are too small for an interval over documents.
+
+    Raises:
+        UsageError: with the size of each half.
+    """
+    if _enough(search, unseen):
+        return
+    tokens = [sum(len(document.response_ids) for document in half) for half in (search, unseen)]
+    raise UsageError(
+        f"there is too little text: the halves have {len(search)} and {len(unseen)} documents, "
+        f"with {tokens[0]:,} and {tokens[1]:,} response tokens",
+        (
+            f"each half needs {MIN_HALF} documents and {MIN_TOKENS // 2} tokens: raise ",
+            Setting("documents"),
+            " or use other ",
+            Setting("data"),
+        ),
+    )
+
+
+def make_budget(
     search: Sequence[Document],
     unseen: Sequence[Document],
     *,
@@ -82,89 +103,85 @@ def make_plan(
     seconds: float,
     all_kinds: bool = True,
     all_documents: bool = False,
-) -> Plan:
-    """The most thorough search that fits into `seconds`, or the least one where none fits.
+) -> Budget:
+    """The most thorough search that fits into `seconds`, or the smallest one where none fits.
 
     Args:
         units: how many units each kind has.
         pace: full-depth positions per second.
-        all_kinds: search them all, however long it takes; else the first one may do.
-        all_documents: never use fewer than there are.
+        all_kinds: search all kinds, however long it takes; else the first one may be enough.
+        all_documents: use all documents.
 
     Raises:
-        UsageError: there is too little text in a half.
-        CalibrationError: even the least search would take far longer.
+        CalibrationError: even the smallest search would take far longer.
     """
-    if not _enough(search, unseen):
-        tokens = [sum(len(document.response_ids) for document in half) for half in (search, unseen)]
-        raise UsageError(
-            f"there is too little text: halves of {len(search)} and {len(unseen)} documents, with "
-            f"{tokens[0]:,} and {tokens[1]:,} response tokens",
-            f"each needs {LEAST_HALF} documents and {FEWEST_TOKENS // 2} tokens: give more "
-            "--documents or --data",
-        )
     halves = [len(search)]
     while not all_documents and _enough(search[: halves[-1] // 2], unseen[: halves[-1] // 2]):
         halves.append(halves[-1] // 2)
     orders = {"greedy": [True], "influence": [False], "auto": [True, False]}[order]
-    plans = [
-        _plan(search[:half], unseen[:half], units, greedy, pace, seconds)
+    budgets = [
+        _budget(search[:half], unseen[:half], units, greedy, pace, seconds)
         for greedy in orders
-        # Greedy on very few documents orders noise: influence on more of them comes first.
+        # On very few documents, a greedy order is noise: influence on more of them comes first.
         for half in (halves if not (greedy and order == "auto") else halves[:2])
     ]
     if not all_kinds:
         first = dict(list(units.items())[:1])
-        plans += [
-            _plan(search[:half], unseen[:half], first, orders[-1], pace, seconds)
+        budgets += [
+            _budget(search[:half], unseen[:half], first, orders[-1], pace, seconds)
             for half in halves[-2:]
         ]
-    chosen = next((plan for plan in plans if plan.estimate <= seconds), plans[-1])
+    chosen = next((budget for budget in budgets if budget.estimate <= seconds), budgets[-1])
     if chosen.estimate > HOPELESS * seconds:
+        minutes = math.ceil(chosen.estimate / 60)
         raise CalibrationError(
-            f"this calibration takes about {in_words(chosen.estimate)} here, and --max-time leaves "
-            f"{in_words(seconds)}",
-            f"give --max-time {math.ceil(chosen.estimate / 60)}m, or use a GPU",
+            f"this calibration takes about {in_words(chosen.estimate)} here, but only "
+            f"{in_words(seconds)} are left",
+            (
+                "raise ",
+                Setting("max_seconds"),
+                f" to {minutes} minute{'s' * (minutes > 1)}, or use a GPU",
+            ),
         )
-    return replace(chosen, left_out=_left_out(plans[0], chosen))
+    return replace(chosen, left_out=_left_out(budgets[0], chosen))
 
 
 def _enough(*halves: Sequence[Document]) -> bool:
-    """Whether each half has the documents and tokens without which an interval means little."""
+    """Whether each half has enough documents and tokens."""
     return all(
-        len(half) >= LEAST_HALF
-        and sum(len(document.response_ids) for document in half) >= FEWEST_TOKENS // 2
+        len(half) >= MIN_HALF
+        and sum(len(document.response_ids) for document in half) >= MIN_TOKENS // 2
         for half in halves
     )
 
 
 def in_words(seconds: float) -> str:
-    """A duration for people."""
+    """A duration in words."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _left_out(whole: Plan, chosen: Plan) -> str:
+def _left_out(whole: Budget, chosen: Budget) -> str:
     left_out = []
     if chosen.kinds != whole.kinds:
         left_out.append(f"only {chosen.kinds[0]}s are searched")
     if chosen.greedy != whole.greedy:
         left_out.append("the order is by influence instead of greedy")
-    used, there = (len(plan.search) + len(plan.unseen) for plan in (chosen, whole))
-    if used < there:
-        left_out.append(f"{used} of {there} documents are used")
+    used, available = (len(budget.search) + len(budget.unseen) for budget in (chosen, whole))
+    if used < available:
+        left_out.append(f"{used} of {available} documents are used")
     return " and ".join(left_out)
 
 
-def _plan(
+def _budget(
     search: Sequence[Document],
     unseen: Sequence[Document],
     units: Mapping[UnitKind, int],
     greedy: bool,
     pace: float,
     seconds: float,
-) -> Plan:
+) -> Budget:
     half = len(search)
     few = max(half // 5, min(8, half // 2))
     more = max(few + 1, half // 2)
@@ -175,12 +192,12 @@ def _plan(
         work += at_few * (1 if kind == "layer" else 3)  # influence: a sublayer's layer runs again
         if greedy:
             rounds = 0.5 * count
-            work += (count + rounds * (BEST_BEFORE + LEAST_INFLUENCE)) * WITH_REUSE * at_few
+            work += (count + rounds * (PREVIOUS_BEST + LEAST_INFLUENCE)) * WITH_REUSE * at_few
         work += 0.5 * count * WITH_REUSE * at_more
         work += (ENTRANTS * at_few + SECOND_ROUND * at_more) * WITH_REUSE
         work += (FINALISTS + len(SAFE_SHARES)) * WITH_REUSE * at_all
     test = UNSEEN_PASSES * sum(map(len, unseen))
-    return Plan(
+    return Budget(
         search=search,
         unseen=unseen,
         stages=stages,

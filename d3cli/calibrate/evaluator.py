@@ -3,14 +3,13 @@
 Batches, reuse and the memory they may take are decided here; which schedules to look at is not.
 """
 
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.base.errors import GenerationError, NotEnoughMemoryError
+from d3cli.calibrate.clock import SearchClock
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import activations, available_memory, gigabytes, kv_bytes_per_position
 from d3cli.model.model import LoadedModel
@@ -26,33 +25,6 @@ KEPT_SHARE, MOST_KEPT = 0.25, 8 << 30
 WITH_REUSE = 0.55
 # What a search leaves unused between what is in use, as measured: its tensors have all sizes.
 FRAGMENTS = 128 << 20
-
-
-class OutOfTime(Exception):  # noqa: N818 - not an error: the search ends with what it has
-    """The time that the user gave is over."""
-
-
-@dataclass(slots=True)
-class Clock:
-    """How long it has taken, and when to stop.
-
-    Attributes:
-        deadline: seconds after `begun` at which `check` raises.
-        scored: positions scored so far, each weighed by the share of the layers that ran.
-    """
-
-    deadline: float
-    begun: float = field(default_factory=time.monotonic)
-    scored: float = 0.0
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.begun
-
-    def check(self) -> None:
-        """Raises OutOfTime past the deadline."""
-        if self.elapsed > self.deadline:
-            raise OutOfTime
 
 
 class Evaluator:
@@ -73,7 +45,7 @@ class Evaluator:
         model: LoadedModel,
         documents: Sequence[Document],
         stages: Sequence[int],
-        clock: Clock,
+        clock: SearchClock,
         kept_bytes: int | None = None,
     ) -> None:
         assert list(stages) == sorted(set(stages)) and stages[-1] == len(documents)
@@ -100,6 +72,12 @@ class Evaluator:
         Done for a batch when it is next scored, and for as many of the layers as there is room.
         """
         self._remember = (schedule, tuple(layers))
+
+    def share_first_layers(self, schedules: Iterable[DepthSchedule]) -> None:
+        """Runs the first layers, which none of these schedules drops, once for all of them."""
+        core_first = min(schedule.core_first for schedule in schedules)
+        full = DepthSchedule.full(self.model.num_layers)
+        self.remember(full, [core_first - 1] if core_first else [])
 
     def losses(self, schedule: DepthSchedule, count: int) -> Losses:
         """The losses of the first `count` documents, which must be one of the stages.

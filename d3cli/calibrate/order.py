@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from d3cli.calibrate.evaluator import Evaluator, OutOfTime
+from d3cli.calibrate.clock import OutOfTime
+from d3cli.calibrate.evaluator import Evaluator
 from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 
 # Of the units left, each round tries those that looked best the last time, and those of the least
 # influence: losses change little from one drop to the next, so one far down is not about to lead.
-BEST_BEFORE, LEAST_INFLUENCE = 4, 2
+PREVIOUS_BEST, LEAST_INFLUENCE = 4, 2
 
 
 def units_of(model: LoadedModel, kind: UnitKind) -> list[str]:
@@ -89,7 +90,7 @@ class GreedyOrder:
     def _entrants(left: Sequence[str], looked: Mapping[str, float]) -> list[str]:
         if not looked:
             return list(left)
-        best = sorted(left, key=looked.__getitem__)[:BEST_BEFORE]
+        best = sorted(left, key=looked.__getitem__)[:PREVIOUS_BEST]
         return list(dict.fromkeys([*best, *left[:LEAST_INFLUENCE]]))
 
 

@@ -17,7 +17,7 @@ from d3cli.scoring.intervals import Drop, measure_drop
 
 ENTRANTS, SECOND_ROUND, FINALISTS = 14, 10, 6
 # There must be safe schedules to fall back on: those that save these shares of what the fastest
-# one does that is foretold to keep within the target.
+# one does that is predicted to keep within the target.
 SAFE_SHARES = (0.25, 0.5, 0.75)
 
 
@@ -53,9 +53,9 @@ def race(
     for entrant in entrants:
         first.append(measure(entrant, few))
         yield first[-1]
-    # Foretold losses are off by about the same factor for all: correct it before going on.
-    off = _foretelling_error(first, statics, few)
-    corrected = front([c if c.is_static else replace(c, foretold=c.foretold * off) for c in pool])
+    # Predicted losses are off by about the same factor for all: correct it before going on.
+    off = _prediction_error(first, statics, few)
+    corrected = front([c if c.is_static else replace(c, predicted=c.predicted * off) for c in pool])
     second = [
         *_spread(corrected, 0.5 * most, 1.4 * most, SECOND_ROUND),
         *_spread([c for c in corrected if c.is_static], 0.5 * most, 1.2 * most, 3),
@@ -71,8 +71,8 @@ def race(
 
 
 def _safe(ordered: Sequence[Candidate], most: float) -> list[Candidate]:
-    """Slower ones on the front than the fastest that is foretold to keep within the target."""
-    within = [c for c in ordered if c.foretold <= most]
+    """Slower ones on the front than the fastest that is predicted to keep within the target."""
+    within = [c for c in ordered if c.predicted <= most]
     savings = [1 - 1 / c.byte_ratio for c in within]
     if not within or savings[-1] <= 0:  # nothing, or nothing that pays for its repair
         return []
@@ -82,25 +82,25 @@ def _safe(ordered: Sequence[Candidate], most: float) -> list[Candidate]:
     ]
 
 
-def _foretelling_error(tried: Sequence[Tried], statics: StaticLosses, documents: int) -> float:
-    """Measured over foretold loss of decaying schedules, on the same documents."""
+def _prediction_error(tried: Sequence[Tried], statics: StaticLosses, documents: int) -> float:
+    """Measured over predicted loss of decaying schedules, on the same documents."""
     sums, tokens = statics.by_step(documents)
-    measured = foretold = 0.0
+    measured = predicted = 0.0
     for one in tried:
         schedule = one.candidate.schedule
         if one.candidate.is_static:
             continue
         dropped = [schedule.num_dropped(t) for t in range(1, len(tokens))]
-        foretold += float(sums[dropped, np.arange(1, len(tokens))].sum() / tokens.sum())
+        predicted += float(sums[dropped, np.arange(1, len(tokens))].sum() / tokens.sum())
         measured += math.log1p(one.drop.value)
-    if foretold <= 0 or measured <= 0:
+    if predicted <= 0 or measured <= 0:
         return 1.0
-    return min(max(measured / foretold, 0.25), 4.0)
+    return min(max(measured / predicted, 0.25), 4.0)
 
 
 def _spread(ordered: Sequence[Candidate], least: float, most: float, count: int) -> list[Candidate]:
-    """Up to `count` candidates between two foretold losses, evenly spread."""
-    inside = [c for c in ordered if least <= c.foretold <= most]
+    """Up to `count` candidates between two predicted losses, evenly spread."""
+    inside = [c for c in ordered if least <= c.predicted <= most]
     if len(inside) <= count:
         return inside
     at = np.linspace(0, len(inside) - 1, count).round().astype(int)

@@ -1,13 +1,12 @@
-"""What a calibration looks for, and what it found. Values alone: making them is `calibration`'s."""
+"""What a calibration looks for and what it found: values only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from d3cli import __version__
-from d3cli.base.errors import UsageError
-from d3cli.calibrate.own_replies import Judged
+from d3cli.base.errors import Setting, UsageError
 from d3cli.calibrate.race import Tried
 from d3cli.calibrate.space import Candidate
 from d3cli.calibrate.texts import hash_documents
@@ -24,17 +23,17 @@ class CalibrationSettings:
     """What to look for.
 
     Attributes:
-        target_drop: the most that perplexity may rise, as a fraction.
-        units: what may be dropped; "auto" searches both and keeps what saves more.
+        target_drop: the largest allowed rise of perplexity, as a fraction.
+        units: what may be dropped; "auto" searches both kinds and keeps what saves more.
         order: how units are ranked; "auto" is greedy where time allows.
-        confidence: of the one-sided bound that must lie within the target.
-        reply_tokens: the length of replies that bytes are counted for.
+        confidence: of the one-sided bound that must be within the target.
+        reply_tokens: the reply length that savings are computed for.
         seed: splits the documents.
-        max_seconds: the search ends about then, with what it has.
-        replies: whether free-running replies are judged, too.
+        max_seconds: the search stops at about this time and uses what it has.
+        replies: whether free-running replies are judged as well.
 
     Raises:
-        UsageError: a value outside its range.
+        UsageError: a value is outside its range.
     """
 
     target_drop: float
@@ -49,17 +48,32 @@ class CalibrationSettings:
     def __post_init__(self) -> None:
         if not 0 < self.target_drop <= 1:
             raise UsageError(
-                f"the target drop is {self.target_drop:.6g}", "it lies above 0% and at most at 100%"
+                (Setting("target_drop"), f" is {self.target_drop:.6g}"),
+                "it must be above 0% and at most 100%",
             )
         if not 0.5 < self.confidence <= 0.99:
             raise UsageError(
-                f"the confidence is {self.confidence:g}",
-                "it lies above 0.5, and at most at 0.99: a few dozen documents support no more",
+                (Setting("confidence"), f" is {self.confidence:g}"),
+                "it must be above 0.5 and at most 0.99: a few dozen documents support no more",
             )
         if self.reply_tokens < 2:
-            raise UsageError(f"--reply-tokens is {self.reply_tokens}", "it must be 2 or more")
+            raise UsageError(
+                (Setting("reply_tokens"), f" is {self.reply_tokens}"), "it must be at least 2"
+            )
         if not self.max_seconds > 0:
-            raise UsageError(f"--max-time is {self.max_seconds:g} s", "it must be more than 0")
+            raise UsageError(
+                (Setting("max_seconds"), f" is {self.max_seconds:g}"), "it must be above 0"
+            )
+
+
+Sentence = tuple[str | Setting, ...]  # in pieces, as errors take it
+
+
+class CalibrationProgress(NamedTuple):
+    """What a calibration is doing, and the share of all work that is done."""
+
+    doing: str
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +83,11 @@ class Measured:
     Attributes:
         by_position: ``(begin, end, tokens, drop)`` of each stretch of the replies.
         kl: mean nats per response token.
-        same_top: share of response tokens where full depth has the same top choice.
+        same_top: share of response tokens for which full depth has the same top choice.
         mean_rank: of the text's own tokens, by D³'s logits.
         full_perplexity: full depth's, on the same tokens.
-        floor_tokens: how many ran at the schedule's least depth.
-        floor_drop: the drop over those.
+        floor_tokens: how many tokens ran at the schedule's minimum depth.
+        floor_drop: the drop over those tokens.
     """
 
     candidate: Candidate
@@ -89,14 +103,39 @@ class Measured:
     floor_drop: float
 
 
+class UnseenDrop(NamedTuple):
+    """A candidate's drop on the unseen half, and whether its upper bound is within the target."""
+
+    candidate: Candidate
+    drop: Drop
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Full depth's verdict on the replies that a schedule wrote.
+
+    Attributes:
+        prompts, tokens: the number of replies, and of all their tokens.
+        perplexity: full depth's, on these replies.
+        rise: over its perplexity on its own replies to the same prompts; None for those.
+    """
+
+    prompts: int
+    tokens: int
+    perplexity: float
+    rise: Drop | None
+
+
 @dataclass(frozen=True, slots=True)
 class DecayVerdict:
     """Constant depth beside decay, at about the same bytes.
 
     Attributes:
-        difference: perplexity of the decaying schedule over the static one's, less 1, unseen half.
-        by_replies: the same of full depth's perplexity on replies that each wrote; None where
-            nobody asked for replies.
+        difference: the decaying schedule's perplexity over the static one's, less 1, on the unseen
+            half.
+        by_replies: the same of full depth's perplexity on the replies that each wrote; None where
+            replies were not asked for.
     """
 
     static: Measured
@@ -111,12 +150,12 @@ class DecayVerdict:
 
 
 def decay_paid(difference: Drop) -> str:
-    """What a difference between decay and constant depth says."""
+    """The difference between decay and constant depth in words."""
     if difference.high < 0:
         return "decay paid"
     if difference.low > 0:
         return "decay did not pay"
-    return "no difference that this text could show"
+    return "no significant difference on this text"
 
 
 @dataclass(slots=True)
@@ -124,22 +163,22 @@ class Outcome:
     """What a calibration found.
 
     Attributes:
-        chosen: None where nothing saves enough at the target.
+        chosen: None where nothing saves enough within the target.
         why_not: why nothing was chosen.
-        tried: every candidate scored on the search half, on as many documents as it came to.
-        tested: candidates on the unseen half, in the order of the test, and whether each held.
+        tried: every candidate scored on the search half; each with its last measurement.
+        tested: candidates on the unseen half, in the order of the test.
         orders: the skip order of each kind of unit.
         influence: of every unit.
-        verdict: whether decay paid; None where it could not be asked.
-        no_verdict: why it could not.
-        judged: full depth's verdict on replies, by who wrote them; empty where nobody asked.
-        cut: what the time did not allow; empty where nothing was cut.
+        verdict: whether decay paid; None where there was nothing to compare.
+        no_verdict: why there is no verdict.
+        judged: full depth's verdict on replies, by writer; empty where replies were not asked for.
+        cut: what was left out for lack of time.
     """
 
     chosen: Measured | None = None
-    why_not: str = ""
+    why_not: Sentence = ()
     tried: dict[DepthSchedule, Tried] = field(default_factory=dict)
-    tested: list[tuple[Candidate, Drop, bool]] = field(default_factory=list)
+    tested: list[UnseenDrop] = field(default_factory=list)
     orders: dict[UnitKind, tuple[str, ...]] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     verdict: DecayVerdict | None = None
@@ -155,7 +194,7 @@ class Outcome:
         documents: Sequence[Document],
         model: LoadedModel,
     ) -> Calibration:
-        """What is stored of it.
+        """The chosen schedule and its figures, to be stored.
 
         Args:
             source: where the text comes from.
@@ -191,7 +230,7 @@ class Outcome:
         )
 
     def best(self, kind: UnitKind, target: float) -> Tried | None:
-        """The fastest of a kind whose bound on the search half is within the target."""
+        """The fastest candidate of a kind whose bound on the search half is within the target."""
         held = [
             t for t in self.tried.values() if t.candidate.kind == kind and t.drop.high <= target
         ]

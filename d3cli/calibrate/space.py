@@ -24,23 +24,23 @@ PACES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 51
 
 # The least depth that a reply reaches must be the depth of this share of the scored tokens, so
 # that no saving is promised where nothing was measured.
-LEAST_EVIDENCE = 0.1
+MIN_EVIDENCE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A schedule and what is foretold of it.
+    """A schedule and what is predicted of it.
 
     Attributes:
         kind: what its skip order consists of.
         byte_ratio: for replies of the length asked for, net of repair.
-        foretold: nats lost per token, from static depths.
+        predicted: nats lost per token, from static depths.
     """
 
     schedule: DepthSchedule
     kind: UnitKind
     byte_ratio: float
-    foretold: float
+    predicted: float
 
     @property
     def is_static(self) -> bool:
@@ -90,9 +90,9 @@ def score_prefixes(
 def candidates(
     model: LoadedModel, kind: UnitKind, static: StaticLosses, reply_tokens: int
 ) -> list[Candidate]:
-    """Every schedule of the space, with its byte ratio and what it is foretold to lose.
+    """Every schedule of the space, with its byte ratio and what it is predicted to lose.
 
-    Foretold from static depths: a token that drops k units is taken to lose what it lost where all
+    Predicted from static depths: a token that drops k units is taken to lose what it lost where all
     tokens dropped k. The tokens before it ran deeper, so it will lose a little less.
     """
     sums, tokens = static.by_step(len(static.losses[0]))
@@ -113,7 +113,7 @@ def candidates(
             in_reply = dropped[: reply_tokens - 1]
             here = dropped[: len(measured)]
             evidence = tokens[1:][here == floor].sum() / tokens.sum()
-            if in_reply[-1] < floor or evidence < LEAST_EVIDENCE or dropped.tobytes() in seen:
+            if in_reply[-1] < floor or evidence < MIN_EVIDENCE or dropped.tobytes() in seen:
                 continue
             seen.add(dropped.tobytes())
             at_floor = reply_tokens - 1 - len(in_reply)
@@ -125,7 +125,7 @@ def candidates(
     return found
 
 
-def at_least_depth(schedule: DepthSchedule, responses: Sequence[int]) -> float:
+def share_at_floor(schedule: DepthSchedule, responses: Sequence[int]) -> float:
     """The share of tokens, of responses so long, that run at a schedule's least depth."""
     longest, units = max(responses), len(schedule.skip_order)
     first = next((t for t in range(longest) if schedule.num_dropped(t) == units), longest)
@@ -146,9 +146,9 @@ def _alpha(num_layers: int, before_last: float, pace: int) -> float:
 
 
 def front(pool: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates that no other one beats in both bytes and foretold loss, the slowest first."""
+    """Candidates that no other one beats in both bytes and predicted loss, the slowest first."""
     best: list[Candidate] = []
-    for candidate in sorted(pool, key=lambda c: (-c.byte_ratio, c.foretold)):
-        if not best or candidate.foretold < best[-1].foretold:
+    for candidate in sorted(pool, key=lambda c: (-c.byte_ratio, c.predicted)):
+        if not best or candidate.predicted < best[-1].predicted:
             best.append(candidate)
     return best[::-1]

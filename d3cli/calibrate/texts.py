@@ -23,7 +23,7 @@ from d3cli.text.tokens import check_length, encode_in_pieces
 PROMPT_TOKENS = 64  # of a plain text, read before what is scored
 PASSAGE_TOKENS = 320  # a plain text's passages, prompt and response together
 LONGEST_RESPONSE = 1024  # tokens scored of one document
-FEWEST_DOCUMENTS, FEWEST_TOKENS = 32, 1024
+MIN_DOCUMENTS, MIN_TOKENS = 32, 1024
 LARGEST_FILE = 64 << 20
 
 
@@ -165,11 +165,11 @@ def encode_samples(
             key = (tuple(document.prompt_ids), tuple(response))
             fitting.setdefault(key, Document(document.prompt_ids, response))
     tokens = sum(len(document.response_ids) for document in fitting.values())
-    if len(fitting) < FEWEST_DOCUMENTS or tokens < FEWEST_TOKENS:
+    if len(fitting) < MIN_DOCUMENTS or tokens < MIN_TOKENS:
         raise UsageError(
             f"there are {len(fitting)} documents with {tokens:,} response tokens that fit the "
             f"model's context of {model.context_length:,} (repeated ones count once)",
-            f"at least {FEWEST_DOCUMENTS} documents and {FEWEST_TOKENS:,} tokens are needed, and "
+            f"at least {MIN_DOCUMENTS} documents and {MIN_TOKENS:,} tokens are needed, and "
             "a hundred documents are better",
         )
     return list(fitting.values())
@@ -188,10 +188,8 @@ def choose(documents: Sequence[Document], count: int, seed: int) -> list[Documen
     Raises:
         UsageError: fewer than can be halved.
     """
-    if count < FEWEST_DOCUMENTS:
-        raise UsageError(
-            f"{count} documents are too few", f"at least {FEWEST_DOCUMENTS} are needed"
-        )
+    if count < MIN_DOCUMENTS:
+        raise UsageError(f"{count} documents are too few", f"at least {MIN_DOCUMENTS} are needed")
     if count >= len(documents):
         return list(documents)
     return random.Random(seed).sample(list(documents), count)  # noqa: S311 - no secret

@@ -50,9 +50,14 @@ class WriteError(D3Error):
     """Standard output cannot be written: a full disk, say."""
 
 
+# Settings whose flag has another name than in Python.
+FLAGS = {"max_seconds": "max-time"}
+
+
 def flag(setting: Setting) -> str:
     """A setting as the command line names it: ``--dtype`` or ``--dtype float32``."""
-    return f"--{setting.name.replace('_', '-')} {setting.value}".rstrip()
+    name = FLAGS.get(setting.name, setting.name.replace("_", "-"))
+    return f"--{name} {setting.value}".rstrip()
 
 
 class Output:

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from d3cli.base.errors import CalibrationError, GenerationError, UsageError
-from d3cli.calibrate.budget import make_plan
+from d3cli.base.errors import CalibrationError, GenerationError, UsageError, spelled
+from d3cli.calibrate.budget import check_halves, make_budget
 from d3cli.calibrate.calibrator import Calibrator
-from d3cli.calibrate.evaluator import Clock, Evaluator
-from d3cli.calibrate.own_replies import judge, self_replies, surprise
+from d3cli.calibrate.clock import SearchClock
+from d3cli.calibrate.evaluator import Evaluator
+from d3cli.calibrate.judge import judge, surprise
+from d3cli.calibrate.own_replies import self_replies
 from d3cli.calibrate.result import CalibrationSettings, Outcome
-from d3cli.calibrate.space import StaticLosses, at_least_depth, candidates, score_prefixes
+from d3cli.calibrate.space import StaticLosses, candidates, score_prefixes, share_at_floor
 from d3cli.calibrate.texts import builtin_samples, choose, encode_samples, hash_documents
 from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule, static_schedule
@@ -100,7 +102,7 @@ def test_a_search_without_time_says_so() -> None:
     calibrator = Calibrator(
         planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
     )
-    calibrator.plan = replace(calibrator.plan, search_deadline=0.0)
+    calibrator._plan = replace(calibrator.prepare(), search_deadline=0.0)
     with pytest.raises(CalibrationError, match="before any schedule was tried"):
         list(calibrator)
 
@@ -119,7 +121,7 @@ def test_a_search_short_of_time_tests_what_it_has_and_says_so(
 ) -> None:
     # A clock that counts the positions scored: how busy the machine is must not matter.
     monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda model, texts: 1.0)
-    monkeypatch.setattr(Clock, "elapsed", property(lambda clock: slower * clock.scored))
+    monkeypatch.setattr(SearchClock, "elapsed", property(lambda clock: slower * clock.scored))
     settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=1e9)
     whole = Calibrator(planted(), list(documents()), settings).plan.positions
     short = replace(settings, max_seconds=share * whole)
@@ -132,7 +134,7 @@ def test_a_short_search_that_found_nothing_is_not_out_of_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda model, texts: 1.0)
-    monkeypatch.setattr(Clock, "elapsed", property(lambda clock: clock.scored))
+    monkeypatch.setattr(SearchClock, "elapsed", property(lambda clock: clock.scored))
     model = tiny("llama").gated
     texts = list(
         self_replies(model, [Document(random_ids(5, seed=s), [1]) for s in range(40)], 40, 0)
@@ -168,18 +170,18 @@ def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
 def test_a_family_without_sublayers_is_searched_by_layers_alone() -> None:
     model = tiny("opt").gated
     texts = [Document(random_ids(4, seed=s), random_ids(40, seed=100 + s)) for s in range(32)]
-    with pytest.raises(UsageError, match="no sublayers"):
+    with pytest.raises(UsageError, match="no separate sublayers"):
         Calibrator(model, texts, CalibrationSettings(0.5, units="sublayer"))
     outcome = outcome_of(model, texts, CalibrationSettings(0.5, reply_tokens=20))
     assert list(outcome.orders) == ["layer"]
 
 
-# What a schedule is foretold to lose.
+# What a schedule is predicted to lose.
 
 
-def test_static_depths_are_foretold_exactly() -> None:
+def test_static_depths_are_predicted_exactly() -> None:
     model, texts = planted(), list(documents())
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
     order = ["7", "2", "3"]
     losses = list(score_prefixes(model, evaluator, order, 20, 1e9))
     pool = candidates(model, "layer", StaticLosses(tuple(order), losses), 40)
@@ -187,12 +189,12 @@ def test_static_depths_are_foretold_exactly() -> None:
     assert len(static) == 3
     for candidate in static:
         measured = np.concatenate(evaluator.losses(candidate.schedule, 20)).mean()
-        assert candidate.foretold == pytest.approx(measured, abs=1e-9)
+        assert candidate.predicted == pytest.approx(measured, abs=1e-9)
 
 
 def test_byte_ratios_are_those_of_the_schedule() -> None:
     model, texts = planted(), list(documents())
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
     order = ["7.mlp", "2.attn", "3.mlp"]
     losses = list(score_prefixes(model, evaluator, order, 20, 1e9))
     pool = candidates(model, "sublayer", StaticLosses(tuple(order), losses), 40)
@@ -204,7 +206,7 @@ def test_byte_ratios_are_those_of_the_schedule() -> None:
 
 def test_no_depth_is_promised_that_was_not_measured() -> None:
     model, texts = planted(), list(documents())  # responses of 48 tokens
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
     losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))
     pool = candidates(model, "layer", StaticLosses(("7", "3"), losses), 1000)
     assert pool
@@ -217,7 +219,7 @@ def test_no_depth_is_promised_that_was_not_measured() -> None:
 
 def test_long_replies_are_counted_without_being_laid_out() -> None:
     model, texts = planted(), list(documents())
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), Clock(1e9))
+    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
     losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))
     pool = candidates(model, "layer", StaticLosses(("7", "3"), losses), 100_000)
     assert pool
@@ -229,14 +231,14 @@ def test_long_replies_are_counted_without_being_laid_out() -> None:
 def test_savings_below_the_repairs_price_are_no_candidates() -> None:
     outcome = outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=2))
     assert outcome.chosen is None
-    assert "saves" in outcome.why_not
+    assert "save at most" in spelled(outcome.why_not)
 
 
 def test_the_share_of_tokens_at_the_least_depth() -> None:
     schedule = DepthSchedule(9, 0.5, 4, 1, 1, ("2", "3"))
     first = next(t for t in range(99) if schedule.depth(t) == 7)
     expected = sum(max(0, n - first) for n in (3, 9, 30)) / 42
-    assert at_least_depth(schedule, [3, 9, 30]) == pytest.approx(expected)
+    assert share_at_floor(schedule, [3, 9, 30]) == pytest.approx(expected)
     assert 0 < expected < 1
 
 
@@ -250,7 +252,8 @@ def test_text_that_the_model_does_not_know_is_not_calibrated_on() -> None:
     if outcome.chosen is not None:  # only what truly does nothing may go
         assert outcome.chosen.kl < 1e-3
     else:
-        assert "does not suit" in outcome.why_not or "costs" in outcome.why_not
+        why_not = spelled(outcome.why_not)
+        assert "does not suit" in why_not or "costs" in why_not
 
 
 # Evaluation.
@@ -259,9 +262,9 @@ def test_text_that_the_model_does_not_know_is_not_calibrated_on() -> None:
 def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None:
     model, texts = planted(), list(documents())
     schedule = static_schedule(model.weight_bytes, ["7", "3"])
-    kept = Evaluator(model, texts, (8, len(texts)), Clock(1e9))
+    kept = Evaluator(model, texts, (8, len(texts)), SearchClock(1e9))
     kept.remember(DepthSchedule.full(9), [1, 2])
-    bare = Evaluator(model, texts, (8, len(texts)), Clock(1e9), kept_bytes=0)
+    bare = Evaluator(model, texts, (8, len(texts)), SearchClock(1e9), kept_bytes=0)
     for count in (8, len(texts)):
         for one, other in zip(
             kept.losses(schedule, count), bare.losses(schedule, count), strict=True
@@ -272,7 +275,7 @@ def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None
 def test_losses_are_full_depths_log_probability_less_the_schedules() -> None:
     model, texts = planted(), list(documents())[:12]
     schedule = DepthSchedule(9, 0.95, 2, 1, 1, ("7", "2", "3"))
-    found = Evaluator(model, texts, (12,), Clock(1e9)).losses(schedule, 12)
+    found = Evaluator(model, texts, (12,), SearchClock(1e9)).losses(schedule, 12)
     full = score(model, texts, DepthSchedule.full(9))
     ours = score(model, texts, schedule)
     for loss, f, o in zip(found, full, ours, strict=True):
@@ -282,14 +285,14 @@ def test_losses_are_full_depths_log_probability_less_the_schedules() -> None:
 def test_a_token_without_probability_is_a_great_loss_and_no_nan() -> None:
     model = tiny("llama").gated
     texts = [Document(random_ids(4, seed=s), random_ids(9, seed=50 + s)) for s in range(4)]
-    evaluator = Evaluator(model, texts, (4,), Clock(1e9))
+    evaluator = Evaluator(model, texts, (4,), SearchClock(1e9))
     evaluator.losses(DepthSchedule.full(8), 4)  # full depth's scores are known from here on
     own = model.gate.layers[-1].forward
     model.gate.layers[-1].forward = lambda hidden, *a, **k: own(hidden, *a, **k) * math.nan
     try:
         losses = evaluator.losses(static_schedule(model.weight_bytes, ["3"]), 4)
         with pytest.raises(GenerationError, match="not finite"):
-            Evaluator(model, texts, (4,), Clock(1e9)).losses(DepthSchedule.full(8), 4)
+            Evaluator(model, texts, (4,), SearchClock(1e9)).losses(DepthSchedule.full(8), 4)
     finally:
         model.gate.layers[-1].forward = own
     assert all((loss[1:] == 100).all() for loss in losses)
@@ -374,7 +377,7 @@ def plan(seconds: float, **options: object):
         "pace": 5000.0,
         "seconds": seconds,
     }
-    return make_plan(texts, texts, **settings | options)
+    return make_budget(texts, texts, **settings | options)
 
 
 def test_with_time_enough_nothing_is_left_out() -> None:
@@ -405,15 +408,15 @@ def test_what_was_asked_for_is_not_left_out() -> None:
 
 def test_too_little_text_in_a_half_is_refused() -> None:
     short = [Document([1] * 9, [1] * 20)] * 20  # 400 tokens
-    settings = {"units": {"layer": 14}, "order": "auto", "pace": 5000.0, "seconds": 600.0}
     with pytest.raises(UsageError, match="too little text"):
-        make_plan(short, short, **settings)
+        check_halves(short, short)
 
 
 def test_a_hopeless_search_is_not_begun() -> None:
-    with pytest.raises(CalibrationError, match="--max-time leaves 60 s") as error:
+    with pytest.raises(CalibrationError, match="only 60 s are left") as error:
         plan(60, pace=20.0)
-    minutes = int(error.value.hint.split("--max-time ")[1].split("m")[0])
+    assert error.value.hint.startswith("raise max_seconds to ")
+    minutes = int(error.value.hint.split()[3])
     assert plan(60.0 * minutes, pace=20.0).estimate <= 60 * minutes
 
 

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from d3cli.calibrate.evaluator import Clock, Evaluator
+from d3cli.calibrate.clock import SearchClock
+from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.influence import measure_influence, order_by_influence
 from d3cli.calibrate.order import GreedyOrder, units_of
 from d3cli.depth.schedule import static_schedule
@@ -72,7 +73,7 @@ def greedy_order(kind: str, most_lost: float = 0.1) -> list[str]:
     model, texts = planted(), documents()
     units = units_of(model, kind)
     ranking = order_by_influence(model, measure_influence(model, texts[:8], units))
-    evaluator = Evaluator(model, texts, (20, len(texts)), Clock(1e9))
+    evaluator = Evaluator(model, texts, (20, len(texts)), SearchClock(1e9))
     greedy = GreedyOrder(model, evaluator, 20, ranking, most_lost)
     tried = list(greedy)
     assert len(tried) >= len(units)
@@ -103,7 +104,7 @@ def test_greedy_finds_the_sublayers_that_do_nothing() -> None:
 
 def test_greedy_ends_in_order_when_time_is_over() -> None:
     model, texts = planted(), documents()
-    clock = Clock(1e9)
+    clock = SearchClock(1e9)
     evaluator = Evaluator(model, texts, (20, len(texts)), clock)
     greedy = GreedyOrder(model, evaluator, 20, units_of(model, "layer"), 1e9)
     for number, _ in enumerate(greedy):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d3cli.base.errors import CalibrationError, StoreError, TargetNotMetError, UsageError
+from d3cli.base.errors import CalibrationError, Setting, StoreError, TargetNotMetError, UsageError
 from d3cli.base.settings import default_model
 from d3cli.cli import options, signals
 from d3cli.cli.calibrate.report import SCHEMA, as_json, csv_rows, facts, plot
@@ -31,7 +31,7 @@ from d3cli.depth.calibration_store import (
 from d3cli.files.names import find_local, model_identity
 
 if TYPE_CHECKING:
-    from d3cli.calibrate.calibrator import Calibrator, Progress
+    from d3cli.calibrate.calibrator import Calibrator
     from d3cli.calibrate.result import CalibrationSettings
     from d3cli.calibrate.texts import Sample
     from d3cli.model.model import LoadedModel
@@ -311,9 +311,12 @@ def _finish(
     if outcome.chosen is None:
         _report(output, model, calibrator, None, form)
         raise TargetNotMetError(
-            f"nothing that saves 2% of the bytes keeps within +{100 * settings.target_drop:g}% "
-            f"perplexity, so nothing was stored: {outcome.why_not}",
-            "allow a larger --target-drop, or give more --data",
+            (
+                "nothing was stored: no schedule that saves 2% of the bytes stays within "
+                f"+{100 * settings.target_drop:g}% perplexity; ",
+                *outcome.why_not,
+            ),
+            ("raise ", Setting("target_drop"), " or use more ", Setting("data")),
         )
     try:
         assert model.origin.key is not None
@@ -394,7 +397,7 @@ def _write_replies(
         CalibrationError: too few.
     """
     from d3cli.calibrate.own_replies import self_replies
-    from d3cli.calibrate.texts import FEWEST_DOCUMENTS
+    from d3cli.calibrate.texts import MIN_DOCUMENTS
 
     found: list[Document] = []
 
@@ -407,10 +410,10 @@ def _write_replies(
                 return
 
     output.follow(steps())
-    if len(found) < FEWEST_DOCUMENTS:
+    if len(found) < MIN_DOCUMENTS:
         raise CalibrationError(
             f"the model wrote {len(found)} replies of two tokens or more in half of --max-time, "
-            f"and {FEWEST_DOCUMENTS} are needed",
+            f"and {MIN_DOCUMENTS} are needed",
             "raise --max-time, or lower --reply-tokens",
         )
     if len(found) < len(prompts):
@@ -431,7 +434,7 @@ def _search(
 
     with output.waiting("measuring this model's pace"):
         calibrator = Calibrator(model, texts, settings, began, all_documents=count is not None)
-    plan = calibrator.plan
+        plan = calibrator.prepare()
     used = [*plan.search, *plan.unseen]
     output.note(
         f"text: {len(used)} documents, {sum(len(d.response_ids) for d in used):,} response tokens; "
@@ -443,7 +446,6 @@ def _search(
     )
 
     def steps() -> Iterator[tuple[str, float]]:
-        progress: Progress
         for progress in calibrator:
             signals.check()
             yield progress.doing, progress.share

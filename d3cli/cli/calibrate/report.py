@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3cli.base.amounts import signed_percent
+from d3cli.base.errors import spelled
+from d3cli.cli.output import flag
 from d3cli.depth.choice import Source
 
 if TYPE_CHECKING:
-    from d3cli.calibrate.own_replies import Judged
     from d3cli.calibrate.race import Tried
-    from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
+    from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Judged, Measured, Outcome
     from d3cli.calibrate.space import Candidate
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.intervals import Drop
@@ -28,7 +29,7 @@ def facts(
     outcome: "Outcome", settings: "CalibrationSettings", model: "LoadedModel"
 ) -> list[tuple[str, str]]:
     """Rows of a name and a value."""
-    rows = [
+    rows: list[tuple[str, str]] = [
         (
             "asked",
             f"at most {signed_percent(settings.target_drop)} perplexity, with "
@@ -37,7 +38,7 @@ def facts(
     ]
     chosen = outcome.chosen
     if chosen is None:
-        rows.append(("chosen", f"nothing: {outcome.why_not}"))
+        rows.append(("chosen", f"nothing: {spelled(outcome.why_not, flag)}"))
     else:
         schedule = chosen.candidate.schedule
         steps = settings.reply_tokens
@@ -260,7 +261,7 @@ def as_json(
         "orders": {kind: list(order) for kind, order in outcome.orders.items()},
         "influence": outcome.influence,
         "settings": asdict(settings),
-        "why_not": outcome.why_not or None,
+        "why_not": spelled(outcome.why_not, flag) or None,
         "cut": outcome.cut,
         "seconds": outcome.seconds,
     }

@@ -1,0 +1,82 @@
+"""Free-running replies judged by full depth: its perplexity on what each schedule wrote."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d3cli.calibrate.own_replies import write_reply
+from d3cli.calibrate.result import CalibrationProgress, Judged
+from d3cli.calibrate.search import Search
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document
+from d3cli.scoring.intervals import Losses, measure_rise
+from d3cli.scoring.one_pass import score
+
+# The most prompts that are answered, and the fewest that support a verdict.
+MAX_PROMPTS, MIN_PROMPTS = 16, 4
+FULL_DEPTH, CHOSEN, CONSTANT, DECAYING = "full depth", "chosen", "constant depth", "decaying"
+
+
+def judge_replies(search: Search, deadline: float) -> Iterator[CalibrationProgress]:
+    """Full depth's perplexity on replies that it and each schedule of interest wrote.
+
+    Fills the outcome's `judged`, and `by_replies` of its verdict.
+
+    Args:
+        deadline: by `time.monotonic`; the writers answer no further prompt after it.
+    """
+    model, settings, outcome = search.model, search.settings, search.outcome
+    writers = _writers(search)
+    surprises: dict[str, Losses] = {name: [] for name in writers}
+    prompts = list(dict.fromkeys(tuple(d.prompt_ids) for d in search.plan.unseen))[:MAX_PROMPTS]
+    for number, prompt in enumerate(prompts):
+        # Either all writers answer a prompt or none.
+        if number >= MIN_PROMPTS and time.monotonic() > deadline:
+            outcome.cut.append(f"replies to {number} of {len(prompts)} prompts were judged")
+            break
+        judged: dict[DepthSchedule, NDArray[np.float64]] = {}  # two writers may be the same
+        for name, schedule in writers.items():
+            yield CalibrationProgress(f"reply {number + 1} of {len(prompts)}: {name}", 0.99)
+            if schedule not in judged:
+                seed = settings.seed + number
+                reply = write_reply(model, prompt, schedule, settings.reply_tokens, seed)
+                judged[schedule] = surprise(model, reply)
+            surprises[name].append(judged[schedule])
+    own, confidence = surprises[FULL_DEPTH], settings.confidence
+    outcome.judged = {name: judge(each, own, confidence) for name, each in surprises.items()}
+    if outcome.verdict is not None:
+        rise = measure_rise(surprises[DECAYING], surprises[CONSTANT], confidence)
+        outcome.verdict = replace(outcome.verdict, by_replies=rise)
+
+
+def _writers(search: Search) -> dict[str, DepthSchedule]:
+    chosen, verdict = search.outcome.chosen, search.outcome.verdict
+    assert chosen is not None
+    writers = {
+        FULL_DEPTH: DepthSchedule.full(search.model.num_layers),
+        CHOSEN: chosen.candidate.schedule,
+    }
+    if verdict is not None:
+        writers[CONSTANT] = verdict.static.candidate.schedule
+        writers[DECAYING] = verdict.decaying.candidate.schedule
+    return writers
+
+
+def surprise(
+    model: LoadedModel, document: Document
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Full depth's negative log-probability of each response token, in nats."""
+    scores = score(model, [document], DepthSchedule.full(model.num_layers))
+    surprises: NDArray[np.float64] = -scores[0].log_probs.numpy()
+    return surprises
+
+
+def judge(ours: Losses, own: Losses, confidence: float) -> Judged:
+    """Full depth's surprise at a schedule's replies, beside that at its own."""
+    tokens = np.concatenate(ours)
+    rise = None if ours is own else measure_rise(ours, own, confidence)
+    return Judged(len(ours), len(tokens), float(np.exp(tokens.mean())), rise)

@@ -1,0 +1,113 @@
+"""The search half of a calibration: a skip order for each kind of unit, and schedules over it.
+
+Knows nothing of the unseen half.
+"""
+
+from collections.abc import Generator, Iterator
+
+from d3cli.calibrate.budget import Budget
+from d3cli.calibrate.clock import OutOfTime, SearchClock
+from d3cli.calibrate.evaluator import Evaluator
+from d3cli.calibrate.influence import measure_influence, order_by_influence
+from d3cli.calibrate.order import GreedyOrder, units_of
+from d3cli.calibrate.race import race
+from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Outcome
+from d3cli.calibrate.space import Candidate, StaticLosses, candidates, score_prefixes
+from d3cli.depth.units import UnitKind
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.intervals import Losses
+
+# An order ends before the unit whose drop, at constant depth, costs more than this many times the
+# target: at least a tenth of all tokens would run without it.
+MAX_LOSS = 4
+
+
+class Search:
+    """Iterate it to search; it fills the outcome's orders, influence, tried and cut.
+
+    Args:
+        clock: its deadline is set for each part of the search.
+
+    Attributes:
+        evaluator: scores schedules on the search half.
+        pool: every candidate of every kind, tried or not.
+        ended_early: whether the time ended before the search.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        settings: CalibrationSettings,
+        plan: Budget,
+        clock: SearchClock,
+        outcome: Outcome,
+    ) -> None:
+        self.model, self.settings, self.plan = model, settings, plan
+        self.clock, self.outcome = clock, outcome
+        self.evaluator = Evaluator(model, plan.search, plan.stages, clock)
+        self.pool: list[Candidate] = []
+        self.ended_early = False
+
+    def __iter__(self) -> Iterator[CalibrationProgress]:
+        for number, kind in enumerate(self.plan.kinds):
+            left = self.plan.search_deadline - self.clock.elapsed
+            ends = self.clock.elapsed + left / (len(self.plan.kinds) - number)
+            try:
+                order = yield from self._rank(kind, ends)
+                self.clock.deadline = ends
+                static = yield from self._score_prefixes(kind, order)
+                yield from self._race(kind, static)
+            except OutOfTime:
+                self.ended_early = True
+                self.outcome.cut.append(f"the search through {kind}s ended early")
+
+    def _progress(self, doing: str) -> CalibrationProgress:
+        return CalibrationProgress(doing, self.clock.share)
+
+    def _rank(self, kind: UnitKind, ends: float) -> Generator[CalibrationProgress, None, list[str]]:
+        """The units in the order in which to drop them."""
+        yield self._progress(f"{kind}s: influence")
+        few, units = self.plan.stages[0], units_of(self.model, kind)
+        influence = measure_influence(self.model, self.plan.search[:few], units)
+        self.outcome.influence |= influence
+        order = order_by_influence(self.model, influence)
+        if not self.plan.greedy:
+            return order
+        self.clock.deadline = (self.clock.elapsed + ends) / 2  # the race needs the rest
+        max_loss = MAX_LOSS * self.settings.target_drop
+        greedy = GreedyOrder(self.model, self.evaluator, few, order, max_loss)
+        for schedule in greedy:
+            yield self._progress(f"{kind}s: without {' '.join(schedule.skip_order)}")
+        if not greedy.cut:
+            return greedy.order
+        self.outcome.cut.append(f"the order of {kind}s is greedy in part")
+        return [*greedy.order, *(unit for unit in order if unit not in greedy.order)]
+
+    def _score_prefixes(
+        self, kind: UnitKind, order: list[str]
+    ) -> Generator[CalibrationProgress, None, StaticLosses]:
+        """Each prefix of the order as a constant depth, until one costs too much."""
+        losses: list[Losses] = []
+        documents, max_loss = self.plan.stages[1], MAX_LOSS * self.settings.target_drop
+        for prefix in score_prefixes(self.model, self.evaluator, order, documents, max_loss):
+            losses.append(prefix)
+            yield self._progress(f"{kind}s: constant depth, {len(losses) - 1} dropped")
+        static = StaticLosses(tuple(order[: len(losses) - 1]), losses)
+        self.outcome.orders[kind] = static.order
+        return static
+
+    def _race(self, kind: UnitKind, static: StaticLosses) -> Iterator[CalibrationProgress]:
+        """Scores the most promising schedules over the order."""
+        settings = self.settings
+        pool = candidates(self.model, kind, static, settings.reply_tokens)
+        self.pool += pool
+        if not pool:
+            return
+        self.evaluator.share_first_layers(c.schedule for c in pool)
+        for tried in race(self.evaluator, pool, static, settings.target_drop, settings.confidence):
+            schedule = tried.candidate.schedule
+            self.outcome.tried[schedule] = tried
+            yield self._progress(
+                f"{kind}s: alpha {schedule.alpha:.6g} from {schedule.start} on "
+                f"{tried.documents} documents, {tried.drop.value:+.2%}"
+            )
