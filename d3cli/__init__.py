@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from d3cli.calibrate.calibrator import Calibrator
     from d3cli.calibrate.result import CalibrationSettings
     from d3cli.decode.agreement import Agreement
+    from d3cli.decode.reply import GenerationChunk, Reply
     from d3cli.decode.sampling import SamplingParams
-    from d3cli.decode.session import Engine, GenerationChunk, Reply
+    from d3cli.decode.session import Engine
     from d3cli.decode.stats import RunStats
     from d3cli.depth.schedule import DepthSchedule
     from d3cli.model.load import load_model

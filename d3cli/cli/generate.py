@@ -15,7 +15,7 @@ from d3cli.cli.request import Request
 from d3cli.depth.choice import Source
 
 if TYPE_CHECKING:
-    from d3cli.decode.session import Reply
+    from d3cli.decode.reply import Reply
 
 SCHEMA = 1
 

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 
 from d3cli.base.errors import ContextFullError, D3Error
 from d3cli.decode.agreement import common_prefix
+from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.session import Engine, Reply
+from d3cli.decode.session import Engine
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule

@@ -129,7 +129,7 @@ class Profiler:
         Raises:
             GenerationError: the model's logits are not finite.
         """
-        self._engine.cache = self.model.new_cache()  # frees memory: what follows has its own
+        self._engine.clear()  # frees memory: what follows has its own
         found = [(one, one.document) for one in self._profiled]
         whole = [(one, document) for one, document in found if document is not None]
         options = self.options

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from d3cli.base.hardware import processor_name, system, versions
-from d3cli.decode.session import Reply
+from d3cli.decode.reply import Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from d3cli.decode.reply import GenerationChunk, Reply
 from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.session import GenerationChunk, Reply
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, RepeatTrace
 from d3cli.scoring.compare import Comparison

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from d3cli.decode.agreement import Agreement
+from d3cli.decode.reply import Reply
 from d3cli.decode.sampler import Sampler
-from d3cli.decode.session import Engine, Reply
+from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import PREFILL_CHUNK
 from d3cli.scoring.documents import Document

@@ -579,7 +579,7 @@ class TestInterruption:
             yield from itertools.islice(decode(*arguments, **options), 5)  # type: ignore[arg-type]
             raise error
 
-        monkeypatch.setattr("d3cli.decode.session.decode", broken_off)
+        monkeypatch.setattr("d3cli.decode.reply.decode", broken_off)
         result = d3("generate", STORY, "--json")
         data = json.loads(result.out)
         assert result.code == code

@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from d3cli.base.errors import ContextFullError
 from d3cli.decode.conversation import Conversation, ReplyOptions, inside
 from d3cli.decode.read_ahead import ReadAhead
+from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.session import Engine, Reply
+from d3cli.decode.session import Engine
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.model.load import load_model

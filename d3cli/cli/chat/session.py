@@ -21,7 +21,7 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.transcript import ChatMessage
 
 if TYPE_CHECKING:
-    from d3cli.decode.session import Reply
+    from d3cli.decode.reply import Reply
 
 
 class Chat:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from d3cli.decode.agreement import Agreement
-    from d3cli.decode.session import Reply
+    from d3cli.decode.reply import Reply
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from d3cli.decode.transcript import ChatMessage
 from d3cli.scoring.reply_compare import ReplyComparison
 
 if TYPE_CHECKING:
-    from d3cli.decode.session import Reply
+    from d3cli.decode.reply import Reply
 
 KEYS = """\
 Enter sends · Ctrl-J or Alt-Enter begins a new line · \"\"\" around several lines

@@ -17,7 +17,7 @@ from d3cli.decode.read_ahead import ReadAhead
 from d3cli.text.reasoning import count_thinking
 
 if TYPE_CHECKING:
-    from d3cli.decode.session import Reply
+    from d3cli.decode.reply import Reply
 
 # Dropped turns that are listed; the rest are counted.
 MOST_LISTED = 10

@@ -1,0 +1,236 @@
+"""One reply: its tokens, text and figures, generated while it is iterated.
+
+Knows nothing of chat templates, terminals or files.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from d3cli.base.errors import UsageError
+from d3cli.decode.agreement import Agreement, Audit
+from d3cli.decode.loop import DecodedToken, decode
+from d3cli.decode.sampler import Sampler
+from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.shared_cache import SharedCache, Writer
+from d3cli.decode.stats import RunStats, peak_memory
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.text.stop_strings import StopStrings
+from d3cli.text.tokens import Detokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """What one token added to a reply.
+
+    Attributes:
+        text: the text that is now complete; it may be empty. Part of a character, or of what may
+            become a stop string, is held back.
+        token: the token.
+        finish_reason: "stop", "length" or "context" on the last chunk, else None.
+    """
+
+    text: str
+    token: DecodedToken
+    finish_reason: str | None = None
+
+    @property
+    def token_id(self) -> int:
+        return self.token.token_id
+
+    @property
+    def depth(self) -> float:
+        return self.token.depth
+
+
+class Reply:
+    """One reply. Iterate it for its chunks; `stats`, `text` and `tokens` are valid at any time.
+
+    Made by `Engine.stream`.
+
+    Attributes:
+        prompt_ids: the whole prompt.
+        tokens: the tokens so far.
+        pieces: the text that each token completed, before stop strings cut it.
+        text: the reply so far.
+        finish_reason: "interrupted" until the reply ends by itself.
+        reused: tokens of the prompt that the KV cache already held; 0 before the prefill.
+    """
+
+    def __init__(
+        self,
+        shared: SharedCache,
+        prompt_ids: list[int],
+        *,
+        schedule: DepthSchedule,
+        sampling: SamplingParams,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        with_entropy: bool,
+        began: float | None,
+    ) -> None:
+        self.model = shared.model
+        self.schedule = schedule
+        self.sampling = sampling
+        self.prompt_ids = prompt_ids
+        self.tokens: list[DecodedToken] = []
+        self.pieces: list[str] = []
+        self.text = ""
+        self.finish_reason = "interrupted"
+        self.reused = 0
+        self._audit = Audit(prompt_ids, self.tokens)
+        self._max_tokens = max_tokens
+        self._stops = stop
+        self._stop = StopStrings(stop)
+        self._detokenizer = Detokenizer(self.model.tokenizer)
+        self._with_entropy = with_entropy
+        self._began = time.perf_counter() if began is None else began
+        self._first = self._latest = self._began
+        self._writer = Writer(shared, prompt_ids)  # until the reply ends
+        self._logits: Tensor | None = None
+        self._reading = self._read_prompt()
+        self._chunks = self._generate()
+
+    def __iter__(self) -> Iterator[GenerationChunk]:
+        return self._chunks
+
+    def prefill(self) -> Iterator[int]:
+        """Reads the prompt; yields how many of its tokens are read, after each chunk.
+
+        Iterating the reply does this by itself. Call it first to show progress.
+        """
+        return self._reading
+
+    def _read_prompt(self) -> Iterator[int]:
+        writer = self._writer
+        # The last prompt token is always read again: its hidden state predicts token 0.
+        self.reused = writer.begin(
+            len(self.prompt_ids) - 1, reply_tokens=self._max_tokens, audit=self._audit
+        )
+        for chunk in writer.read():
+            yield chunk.start + len(chunk.hidden)
+        with writer.step():
+            self._logits = self.model.logits(chunk.hidden[-1])
+
+    def _generate(self) -> Iterator[GenerationChunk]:
+        try:
+            yield from self._write()
+        finally:
+            # A caller may keep the reply; it must not keep the KV cache.
+            del self._writer
+
+    def _write(self) -> Iterator[GenerationChunk]:
+        for _ in self._reading:
+            pass
+        if self._logits is None:
+            raise UsageError("the prompt of this reply was not read to its end", "stream it again")
+        room = self.model.context_length - len(self.prompt_ids)
+        limit = room if self._max_tokens is None else min(self._max_tokens, room)
+        logits, self._logits = self._logits, None  # large, and needed once
+        tokens = decode(
+            self.model,
+            self._writer.kv,
+            logits,
+            self.schedule,
+            Sampler(self.sampling, self.model.device),
+            prompt_ids=self.prompt_ids,
+            max_tokens=limit,
+            eos_token_ids=self.model.text.eos_token_ids,
+            with_entropy=self._with_entropy,
+        )
+        while True:
+            with self._writer.step():
+                token = next(tokens)
+                self._add(token)
+            shown, stopped = self._stop.push(self.pieces[-1])
+            reason = None
+            if stopped or token.token_id in self.model.text.eos_token_ids:
+                reason = "stop"
+            elif token.step == limit - 1:
+                reason = "length" if limit == self._max_tokens else "context"
+            self.text += shown
+            self.finish_reason = reason or self.finish_reason
+            if reason and not stopped:
+                shown += self.release()
+            yield GenerationChunk(shown, token, reason)
+            if reason:
+                return
+
+    def _add(self, token: DecodedToken) -> None:
+        self._latest = time.perf_counter()
+        if not self.tokens:
+            self._first = self._latest
+        self.pieces.append(self._detokenizer.push(token.token_id))
+        self.tokens.append(token)
+        self._writer.append(token.token_id)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How often full depth would have chosen the same token, as far as known.
+
+        None until a repair or a later prompt reads the reply again.
+        """
+        return self._audit.result()
+
+    def release(self) -> str:
+        """Adds the text that is still held back to `text`, and returns it.
+
+        A reply that ends by itself does this. Call it after leaving a reply early. Part of a
+        character is dropped.
+        """
+        if self.finish_reason == "interrupted":
+            return self._rebuild_text()
+        rest = self._detokenizer.flush()
+        if self.pieces:
+            self.pieces[-1] += rest
+        shown, stopped = self._stop.push(rest)
+        if not stopped:
+            shown += self._stop.flush()
+        self.text += shown
+        return shown
+
+    def _rebuild_text(self) -> str:
+        """Makes pieces and text from the tokens again; returns what the text gained.
+
+        A signal handler may have raised while a token was being added, after its piece was made
+        but before its text was.
+        """
+        before, tokenizer = self.text, self.model.tokenizer
+        self._detokenizer, self._stop = Detokenizer(tokenizer), StopStrings(self._stops)
+        self.pieces = [self._detokenizer.push(token.token_id) for token in self.tokens]
+        if self.pieces:
+            self.pieces[-1] += self._detokenizer.flush().removesuffix("\ufffd")
+        self.text = ""
+        for piece in self.pieces:
+            shown, stopped = self._stop.push(piece)
+            self.text += shown
+            if stopped:
+                break
+        else:
+            self.text += self._stop.flush()
+        return self.text[len(before) :]
+
+    @property
+    def stats(self) -> RunStats:
+        """Figures of the reply so far."""
+        count, steps = len(self.tokens), self.tokens[1:]
+        depths = [token.depth for token in steps]
+        mean = sum(depths) / len(depths) if depths else None
+        decode_s = self._latest - self._first
+        return RunStats(
+            prompt_tokens=len(self.prompt_ids),
+            completion_tokens=count,
+            ttft_s=self._first - self._began if count else None,
+            decode_s=decode_s,
+            tokens_per_second=len(steps) / decode_s if steps and decode_s > 0 else None,
+            mean_depth=mean,
+            min_depth=min(depths, default=None),
+            layer_ratio=self.model.num_layers / mean if mean else None,
+            byte_ratio=self.model.weight_bytes.ratio(
+                len(steps), sum(token.bytes_read for token in steps)
+            ),
+            peak_memory_bytes=peak_memory(self.model.device),
+            seed=None if self.sampling.is_greedy else self.sampling.seed,
+        )

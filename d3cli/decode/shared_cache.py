@@ -1,0 +1,120 @@
+"""One KV cache for all prompts, replies and repairs of a conversation, one writer at a time.
+
+A new writer ends the one before it: further steps of the old one are refused. Knows nothing of
+text, sampling or depth schedules.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from d3cli.base.errors import UsageError
+from d3cli.decode.agreement import Audit, common_prefix
+from d3cli.decode.loop import PrefillChunk, prefill
+from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK, KVCache
+from d3cli.model.model import LoadedModel
+
+
+class SharedCache:
+    """A KV cache, the tokens in it, and who may write to it.
+
+    Attributes:
+        kv: the KV cache.
+        token_ids: the last prompt and the reply to it. The cache holds the first ones of them.
+        audit: the last reply's. It is compared with full depth where its tokens are read again.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.kv = model.new_cache()
+        self.token_ids: list[int] = []
+        self.audit: Audit | None = None
+        # Not the writer itself: the reference cycle would keep the KV cache until Python's garbage
+        # collector runs.
+        self.writer_key: object = None
+
+    def clear(self) -> None:
+        """Frees the memory of the KV cache and ends the writer."""
+        with self.model.gate.one_pass():
+            self.writer_key, self.token_ids = None, []
+            self.kv = self.model.new_cache()
+
+
+class Writer:
+    """Reads one prompt into a `SharedCache` and writes after it, until another writer begins."""
+
+    def __init__(self, shared: SharedCache, prompt_ids: Sequence[int]) -> None:
+        self._shared, self._prompt_ids = shared, prompt_ids
+        self._key = object()
+        self._audit: Audit | None = None  # of the reply before
+
+    @property
+    def kv(self) -> KVCache:
+        return self._shared.kv
+
+    def begin(
+        self, keep: int, *, reply_tokens: int | None = None, audit: Audit | None = None
+    ) -> int:
+        """Takes the cache over and keeps what it holds of the prompt at full depth.
+
+        Args:
+            keep: the most positions to keep.
+            reply_tokens: how many tokens the reply may have, to reserve room for; None if unknown.
+            audit: the audit of the reply that will be written. Without one, the last reply stays
+                the last.
+
+        Returns:
+            How many positions were kept. `read` reads the rest of the prompt.
+
+        Raises:
+            UsageError: another thread is using the model.
+        """
+        shared, model = self._shared, self._shared.model
+        with model.gate.one_pass():
+            shared.writer_key = self._key
+            unchanged = common_prefix(shared.token_ids, self._prompt_ids)
+            shared.kv.crop(min(unchanged, shared.kv.full_length, keep))
+            reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
+            shared.kv.reserve(min(len(self._prompt_ids) + reserve, model.context_length))
+            shared.token_ids = list(self._prompt_ids)
+            self._audit = shared.audit
+            if self._audit is not None:
+                self._audit.begin(model.num_layers)
+            shared.audit = audit or shared.audit
+            return shared.kv.position
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside this context, no other writer and no other thread can touch the cache.
+
+        Raises:
+            UsageError: another writer has begun, or another thread is using the model.
+        """
+        with self._shared.model.gate.one_pass():
+            if self._shared.writer_key is not self._key:
+                raise UsageError(
+                    "this reply is over: its engine has begun a newer reply or a repair"
+                )
+            yield
+
+    def read(self, chunk_size: int = PREFILL_CHUNK) -> Iterator[PrefillChunk]:
+        """Prefills what the cache lacks of the prompt, each chunk as one `step`."""
+        chunks = self._read_chunks(chunk_size)
+        while True:
+            with self.step():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _read_chunks(self, chunk_size: int) -> Iterator[PrefillChunk]:
+        model, audit = self._shared.model, self._audit
+        unchanged = audit.unchanged(self._prompt_ids) if audit else 0
+        rest = self._prompt_ids[self.kv.position :]
+        for chunk in prefill(model, self.kv, rest, chunk_size):
+            if audit:
+                audit.compare(model, chunk.start, chunk.hidden, unchanged)
+            yield chunk
+
+    def append(self, token_id: int) -> None:
+        """Notes a token of the reply; the next step will read it into the cache."""
+        self._shared.token_ids.append(token_id)
