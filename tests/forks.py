@@ -40,9 +40,9 @@ class Ended:
     code: int
     out: str
     err: str
-    seconds: float
-    most_resident: int
-    seen: tuple[str, ...]
+    seconds: float = 0
+    most_resident: int = 0
+    seen: tuple[str, ...] = ()
 
 
 class Forks:

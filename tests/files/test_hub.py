@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from d3cli.__main__ import main
 from tests.conftest import BUILTIN_PATH
+from tests.forks import Ended, Forks
 
 COMMIT = "1" * 40
 
@@ -111,130 +115,157 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     server = Hub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def generate(hub: Hub, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `d3 generate` in a process of its own: the hub's address is read once, at import."""
+def in_a_process(hub: Hub, cache: Path, *arguments: str) -> Ended:
+    """Runs `d3 generate` with the hub's address in the environment, as a user would."""
     environment = os.environ | {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_CACHE": str(cache),
         "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
         "D3_MAX_TOKENS": "3",
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
-    return subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "d3cli", "generate", *arguments],
         env=environment,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=300,
     )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
-def test_a_model_is_downloaded_once_and_then_used_offline(hub: Hub, tmp_path: Path) -> None:
-    first = generate(hub, tmp_path, "someone/fox", "Hello.")
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.strip()
-    assert "%" not in first.stderr  # no progress bars without a terminal
+def generate_in_a_child(url: str, cache: str, *arguments: str) -> None:
+    """`d3 generate` where huggingface_hub is imported already, so its settings are changed.
+
+    It waits for half a minute before it gives a hub up: here it does not wait.
+    """
+    constants.ENDPOINT = url
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    constants.HF_HUB_CACHE = cache
+    constants.HF_HUB_OFFLINE = False
+    time.sleep = lambda _: None
+    sys.argv = ["d3", "generate", *arguments]
+    main()
+
+
+Generate = Callable[..., Ended]
+
+
+@pytest.fixture
+def generate(hub: Hub, forks: Forks, tmp_path: Path) -> Generate:
+    """Runs `d3 generate` against the hub, with a cache of its own."""
+    env = {"D3_MAX_TOKENS": "3", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    function = f"{__name__}.{generate_in_a_child.__name__}"
+    return lambda *arguments: forks.call(function, hub.url, str(tmp_path), *arguments, env=env)
+
+
+def test_a_model_is_downloaded_once_and_then_used_offline(
+    hub: Hub, generate: Generate, tmp_path: Path
+) -> None:
+    first = in_a_process(hub, tmp_path, "someone/fox", "Hello.")
+    assert first.code == 0, first.err
+    assert first.out.strip()
+    assert "%" not in first.err  # no progress bars without a terminal
     assert hub.fetched["model.safetensors"] == 1
     assert hub.fetched["pytorch_model.bin"] == 0
     hub.fetched.clear()
-    again = generate(hub, tmp_path, "someone/fox", "Hello.", "--offline")
-    assert again.stdout == first.stdout
+    again = generate("someone/fox", "Hello.", "--offline")
+    assert again.out == first.out
     assert not hub.fetched
 
 
 def test_a_download_that_broke_off_goes_on_with_the_files_that_are_missing(
-    hub: Hub, tmp_path: Path
+    hub: Hub, generate: Generate
 ) -> None:
     hub.cut = "model.safetensors"
-    broken = generate(hub, tmp_path, "someone/fox", "Hello.")
-    assert broken.returncode == 1
-    assert broken.stdout == ""
-    assert "error: downloading someone/fox failed" in broken.stderr
-    assert "Traceback" not in broken.stderr
-    offline = generate(hub, tmp_path, "someone/fox", "Hello.", "--offline")
-    assert "not complete in the local cache" in offline.stderr
+    broken = generate("someone/fox", "Hello.")
+    assert broken.code == 1
+    assert broken.out == ""
+    assert "error: downloading someone/fox failed" in broken.err
+    assert "Traceback" not in broken.err
+    offline = generate("someone/fox", "Hello.", "--offline")
+    assert "not complete in the local cache" in offline.err
     hub.cut = None
     hub.fetched.clear()
-    resumed = generate(hub, tmp_path, "someone/fox", "Hello.")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = generate("someone/fox", "Hello.")
+    assert resumed.code == 0, resumed.err
     assert hub.fetched == {"model.safetensors": 1}
 
 
-def test_a_gated_model_says_where_to_accept_its_terms(hub: Hub, tmp_path: Path) -> None:
+def test_a_gated_model_says_where_to_accept_its_terms(hub: Hub, generate: Generate) -> None:
     hub.gated = True
-    result = generate(hub, tmp_path, "someone/fox", "Hello.")
-    assert result.returncode == 1
-    assert "error: someone/fox is gated" in result.stderr
-    assert "hf auth login" in result.stderr
+    result = generate("someone/fox", "Hello.")
+    assert result.code == 1
+    assert "error: someone/fox is gated" in result.err
+    assert "hf auth login" in result.err
 
 
-def test_a_model_that_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
-    result = generate(hub, tmp_path, "someone/wolf", "Hello.")
-    assert result.returncode == 2
-    assert "error: the hub has no model someone/wolf" in result.stderr
+def test_a_model_that_the_hub_does_not_have(generate: Generate) -> None:
+    result = generate("someone/wolf", "Hello.")
+    assert result.code == 2
+    assert "error: the hub has no model someone/wolf" in result.err
 
 
-def test_a_hub_that_is_down(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_is_down(hub: Hub, generate: Generate) -> None:
     hub.shutdown()
     hub.server_close()
-    result = generate(hub, tmp_path, "someone/fox", "Hello.")
-    assert result.returncode == 1
-    assert "the hub cannot be reached" in result.stderr
+    result = generate("someone/fox", "Hello.")
+    assert result.code == 1
+    assert "the hub cannot be reached" in result.err
 
 
 def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_fetched(
-    hub: Hub, tmp_path: Path
+    hub: Hub, generate: Generate
 ) -> None:
     config = json.loads(hub.files["config.json"])
     # A context of a billion tokens: the KV cache alone would take terabytes.
     hub.files["config.json"] = json.dumps(config | {"max_position_embeddings": 10**9}).encode()
-    result = generate(hub, tmp_path, "someone/fox", "Hello.", "--max-tokens", "999999999")
-    assert result.returncode == 1
-    assert "error: someone/fox needs about" in result.stderr
-    assert "--force tries all the same" in result.stderr
+    result = generate("someone/fox", "Hello.", "--max-tokens", "999999999")
+    assert result.code == 1
+    assert "error: someone/fox needs about" in result.err
+    assert "--force tries all the same" in result.err
     assert hub.fetched == {"config.json": 1}
 
 
 def test_a_model_that_cannot_skip_is_refused_before_its_weights_are_fetched(
-    hub: Hub, tmp_path: Path
+    hub: Hub, generate: Generate
 ) -> None:
     hub.files["config.json"] = json.dumps({"model_type": "mamba"}).encode()
-    result = generate(hub, tmp_path, "someone/fox", "Hello.")
-    assert result.returncode == 1
-    assert "cannot skip layers" in result.stderr
+    result = generate("someone/fox", "Hello.")
+    assert result.code == 1
+    assert "cannot skip layers" in result.err
     assert hub.fetched == {"config.json": 1}
 
 
 def test_a_repository_of_gguf_files_names_the_model_with_safetensors(
-    hub: Hub, tmp_path: Path
+    hub: Hub, generate: Generate
 ) -> None:
     del hub.files["model.safetensors"], hub.files["config.json"]
     hub.files["fox.Q4_K_M.gguf"] = b"GGUF"
-    result = generate(hub, tmp_path, "someone/fox", "Hello.")
-    assert result.returncode == 1
-    assert "error: someone/fox holds GGUF files" in result.stderr
-    assert "someone/vixen" in result.stderr
+    result = generate("someone/fox", "Hello.")
+    assert result.code == 1
+    assert "error: someone/fox holds GGUF files" in result.err
+    assert "someone/vixen" in result.err
     assert not hub.fetched
 
 
-def test_verify_finds_one_flipped_bit_in_the_cache(hub: Hub, tmp_path: Path) -> None:
-    first = generate(hub, tmp_path, "someone/fox", "Hi.", "--verify")
-    assert first.returncode == 0, first.stderr
+def test_verify_finds_one_flipped_bit_in_the_cache(tmp_path: Path, generate: Generate) -> None:
+    first = generate("someone/fox", "Hi.", "--verify")
+    assert first.code == 0, first.err
     [weights] = tmp_path.glob("models--*/snapshots/*/model.safetensors")
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.resolve().write_bytes(data)
-    unverified = generate(hub, tmp_path, "someone/fox", "Hi.", "--offline")
-    assert unverified.returncode == 0, unverified.stderr
-    again = generate(hub, tmp_path, "someone/fox", "Hi.", "--offline", "--verify")
-    assert again.returncode == 1
-    assert "model.safetensors is not the file that the hub gave" in again.stderr
+    unverified = generate("someone/fox", "Hi.", "--offline")
+    assert unverified.code == 0, unverified.err
+    again = generate("someone/fox", "Hi.", "--offline", "--verify")
+    assert again.code == 1
+    assert "model.safetensors is not the file that the hub gave" in again.err
