@@ -55,7 +55,7 @@ COLUMNS = (
     _number("needed", "needed_depth", ".4g"),
     _number("logprob", "logprob", ".3f"),
     _number("entropy", "entropy", ".3f"),
-    _number("its logprob", "full_logprob", ".3f"),
+    _number("full logprob", "full_logprob", ".3f"),
     _number("KL", "kl", ".4f"),
     _number("lens", "saturation_layer", ".0f"),
     _number("± ms", "ms_sd", ".1f"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from d3cli.base.amounts import readable_size
 from d3cli.base.inert import quoted
 from d3cli.depth.choice import Source
 from d3cli.profile.summary import TOLERANCE, Needed, Spread, Summary
@@ -37,7 +38,7 @@ def machine(trace: Trace) -> str:
     """Processor, threads, memory, GPU."""
     here = trace.machine
     threads = f"{here.threads} thread{'' if here.threads == 1 else 's'}"
-    parts = [here.gpu or "", here.processor, threads, f"{here.memory_bytes / 1e9:.1f} GB"]
+    parts = [here.gpu or "", here.processor, threads, readable_size(here.memory_bytes)]
     return ", ".join(part for part in (*parts, here.system) if part)
 
 

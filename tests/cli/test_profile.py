@@ -136,7 +136,7 @@ class TestPipe:
         result = d3("profile", "--prompt-file", path, *FAST, "--repeat", "2")
         assert result.code == 0
         assert re.search(r"[\d.]+ ± [\d.]+ tok/s", result.out)
-        assert "2, after one that warmed up" in result.out
+        assert "2, after one warm-up" in result.out
 
 
 class TestFiles:
@@ -214,7 +214,7 @@ class TestFiles:
             ("--prompt-file", prompt_file, "--output-file", link),
             ("--input", rows, "--output-file", rows),
         ):
-            check(d3("profile", *arguments), 2, "is read, so the result cannot replace it")
+            check(d3("profile", *arguments), 2, "is an input, so the result cannot replace it")
         assert read_trace(trace_file) == whole_trace()
         assert prompt_file.read_text() == SUM
 

@@ -259,5 +259,5 @@ def test_a_trace_without_times_of_steps() -> None:
     trace = made_trace([4, 4], [10.0])
     tokens = tuple(replace(token, ms=None) for token in trace.replies[0].tokens)
     page = html_report(replace(trace, replies=(replace(trace.replies[0], tokens=tokens),)))
-    assert "tokens a second" in page
+    assert "tokens per second" in page
     assert "TPOT" not in page

@@ -1,4 +1,4 @@
-"""Two traces lined up: what they do not share, where they part, and the ratios of their figures."""
+"""Two traces compared: how their settings differ, the first different token, ratios of figures."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from d3cli.profile.summary import Summary, mean, summarize
 from d3cli.profile.trace import ReplyTrace, Trace
 
 Measure = Callable[[Trace, Summary], float | None]
-# What two traces are compared by: what to call it, where it is, and its digits.
+# The figures that are compared: name, value and digits.
 MEASURES: tuple[tuple[str, Measure, int], ...] = (
     ("tokens", lambda _, one: one.tokens, 0),
     ("TTFT, s", lambda _, one: mean(one.ttft_s), 3),
@@ -28,7 +28,7 @@ MEASURES: tuple[tuple[str, Measure, int], ...] = (
 
 
 def against_json(ours: Trace, theirs: Trace) -> dict[str, Any]:
-    """Two traces lined up, as a plain object: docs/trace.md."""
+    """The comparison as a plain object: docs/trace.md."""
     a, b = summarize(ours, ours.replies), summarize(theirs, theirs.replies)
     measures = {}
     for name, value, _ in MEASURES:
@@ -49,7 +49,7 @@ def against_json(ours: Trace, theirs: Trace) -> dict[str, Any]:
 
 
 def against_report(ours: Trace, theirs: Trace, names: tuple[str, str], width: int) -> str:
-    """Two traces lined up, for people."""
+    """The comparison as tables."""
     data = against_json(ours, theirs)
     digits = {name: places for name, _, places in MEASURES}
     rows = [
@@ -75,7 +75,7 @@ def against_report(ours: Trace, theirs: Trace, names: tuple[str, str], width: in
 
 
 def _differs(ours: Trace, theirs: Trace) -> Iterator[str]:
-    """What two runs do not have in common, beside their figures."""
+    """Yields the settings in which two runs differ."""
     pairs = {
         "model": (ours.model.name, theirs.model.name),
         "weights": (ours.model.fingerprint, theirs.model.fingerprint),

@@ -1,4 +1,4 @@
-"""Where a profile goes: stdout, or a file that is written whole or not at all."""
+"""Where a profile is written: to stdout, or to a file as a whole."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from d3cli.cli.output import Output, WriteError
 
 
 class Format(StrEnum):
-    """How the result is written."""
+    """The form of the result."""
 
     table = "table"
     json = "json"
@@ -29,20 +29,20 @@ SUFFIXES = {".json": Format.json, ".csv": Format.csv, ".html": Format.html, ".ht
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A form, and a file; without one, stdout."""
+    """A form, and a file. Without a file the result goes to stdout."""
 
     form: Format
     path: Path | None
 
     def check(self, output: Output, inputs: Iterable[Path | None]) -> None:
-        """Makes sure, before a long run, that the result can be written.
+        """Checks, before a long run, that the result can be written.
 
         Args:
-            inputs: files that it is made from, and must not replace.
+            inputs: files that are read, which the result must not replace.
 
         Raises:
-            WriteError: it cannot.
-            UsageError: it is one of the inputs.
+            WriteError: it cannot be written.
+            UsageError: the file is one of the inputs.
         """
         if self.path is None:
             output.check_stdout()
@@ -50,11 +50,11 @@ class Destination:
         try:
             path = self._target()
             if path.is_dir():
-                raise WriteError(f"{self.path} is a directory", "give a file's name in it")
+                raise WriteError(f"{self.path} is a directory", "give the name of a file in it")
             for other in inputs:
                 if other is not None and path == other.expanduser().resolve():
                     raise UsageError(
-                        f"{self.path} is read, so the result cannot replace it",
+                        f"{self.path} is an input, so the result cannot replace it",
                         "give another --output-file",
                     )
             if path.is_file() and not path.stat().st_mode & WRITABLE:
@@ -62,13 +62,13 @@ class Destination:
             if not path.exists() or path.is_file():
                 with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".d3-"):
                     pass
-        except (OSError, RuntimeError, ValueError) as error:  # no such user's home, a NUL
+        except (OSError, RuntimeError, ValueError) as error:  # no such home, a NUL in the name
             raise self._problem(error) from error
 
     def write(self, output: Output, text: str) -> None:
         """Writes the file.
 
-        A new file is 0600, since it holds a prompt; one that is there keeps its mode.
+        A new file has mode 0600, since it holds a prompt. An existing file keeps its mode.
 
         Raises:
             WriteError: it could not be written.
@@ -87,15 +87,13 @@ class Destination:
         output.note(f"wrote {self.path}")
 
     def _target(self) -> Path:
-        """What a link points to, not the link; but a pipe has no other name than its link."""
+        """The file that a link points to. A pipe keeps its link, which may be its only name."""
         assert self.path is not None
         path = self.path.expanduser()
         if path.is_fifo():
             return path
         target = path.resolve()
-        if (
-            target.is_symlink()
-        ):  # a loop, at which resolve() ends without a word from Python 3.13 on
+        if target.is_symlink():  # a loop, which resolve() ignores from Python 3.13 on
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         return target
 
@@ -105,8 +103,8 @@ class Destination:
 
 
 def _write_into(path: Path, text: str) -> None:
-    """Writes into a device or a pipe, which cannot be replaced; a pipe must have a reader."""
-    flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)  # not to wait for one
+    """Writes into a device or a pipe, which cannot be replaced."""
+    flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe without a reader is an error
     with os.fdopen(os.open(path, flags), "w", encoding="utf-8") as file:
         os.set_blocking(file.fileno(), True)
         file.write(text)

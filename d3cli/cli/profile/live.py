@@ -1,6 +1,6 @@
-"""What a profiled run shows while it goes: a live table of tokens, and the figures around it.
+"""The live screen of a profiled run: a table of tokens, and figures above it.
 
-Draws; knows nothing of how the figures are measured.
+Only draws. Knows nothing of how the figures are measured.
 """
 
 import time
@@ -13,8 +13,9 @@ from rich.console import RenderableType
 from rich.segment import Segment, Segments
 from rich.style import Style
 
+from d3cli.base.amounts import readable_size
 from d3cli.base.inert import inert, quoted
-from d3cli.cli.tables import WIDEST_TEXT, cut
+from d3cli.cli.tables import WIDEST_TEXT, cut, fixed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,23 +25,23 @@ if TYPE_CHECKING:
     from d3cli.model.model import LoadedModel
     from d3cli.profile.run import Run
 
-# At most so often a second, and never for more than this share of the time: drawing shares the
-# processor with decoding.
-LEAST_INTERVAL, MOST_SHARE = 0.1, 1 / 64
+# Seconds between two drawings, and the largest share of the time spent on drawing, which competes
+# with decoding for the processor.
+MIN_INTERVAL, MAX_SHARE = 0.1, 1 / 64
 BLOCKS, PLAIN_BLOCKS = " ▁▂▃▄▅▆▇█", "  ..::||#"
-CURVE_TOKENS = 64  # that a curve shows at least
-MOST_ROWS = 512
-TALL, WIDE = 16, 80  # lines from which on there is a curve, columns from which on all are shown
-FIXED, FIXED_WIDE = 23, 50  # columns of the table beside token and bar
+CURVE_TOKENS = 64  # the smallest number of tokens along the curve
+MAX_ROWS = 512
+TALL, WIDE = 16, 80  # the curve needs this many lines, all columns of the table this many cells
+FIXED, FIXED_WIDE = 23, 50  # cells of the table without token and bar
 PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
 CYAN, DIM_CYAN = Style(color="cyan"), Style(color="cyan", dim=True)
 
-_Line = list[tuple[str, Style]]  # texts and their looks
+_Line = list[tuple[str, Style]]  # texts and their styles
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One token, as the table shows it."""
+    """One token in the table."""
 
     step: int
     token: str
@@ -48,7 +49,7 @@ class _Row:
     ms: float | None
     rate: float | None
     logprob: float
-    entropy: float
+    entropy: float | None
 
 
 @dataclass(slots=True)
@@ -57,8 +58,8 @@ class ProfileView:
 
     Args:
         live: where to draw; None draws nothing.
-        limit: tokens that a reply may have at most; None where nobody set a limit.
-        prompts, repeats: how many there are.
+        limit: the most tokens that a reply may have; None without a limit.
+        prompts, repeats: their numbers.
     """
 
     live: "Live | None"
@@ -67,7 +68,7 @@ class ProfileView:
     limit: int | None
     prompts: int
     repeats: int
-    _rows: deque[_Row] = field(default_factory=lambda: deque(maxlen=MOST_ROWS))
+    _rows: deque[_Row] = field(default_factory=lambda: deque(maxlen=MAX_ROWS))
     _run: "Run | None" = None
     _prompt: int = 0
     _read: int = 0
@@ -76,7 +77,7 @@ class ProfileView:
     _usage: "_Usage | None" = None
 
     def begin(self, run: "Run", prompt: int) -> None:
-        """Another run begins, of this prompt, counted from 1."""
+        """Starts a run of a prompt. Prompts are counted from 1."""
         self._rows.clear()
         self._run, self._prompt, self._read, self._decode_s = run, prompt, 0, 0.0
         if self.live is None:
@@ -84,22 +85,22 @@ class ProfileView:
         if self._usage is None:
             self._usage = _Usage(self.model)
             self._draw()
-            self._due = 0.0  # the first drawing imports and measures what later ones do not
+            self._due = 0.0  # the first drawing is slow, so its time does not count
         self._draw_if_due()
 
     def read(self, tokens: int) -> None:
-        """So many tokens of the prompt are read."""
+        """Shows how many tokens of the prompt are read."""
         self._read = tokens
         self._draw_if_due()
 
     def add(self, run: "Run") -> None:
-        """The run has another token."""
+        """Adds the run's last token."""
         token, ms = run.reply.tokens[-1], run.ms[-1] if run.ms else None
         self._decode_s += (ms or 0.0) / 1000
         rate = token.step / self._decode_s if self._decode_s else None
         text = cut(quoted(run.reply.pieces[-1]))
         self._rows.append(
-            _Row(token.step, text, token.depth, ms, rate, token.logprob, token.entropy or 0.0)
+            _Row(token.step, text, token.depth, ms, rate, token.logprob, token.entropy)
         )
         self._draw_if_due()
 
@@ -112,10 +113,10 @@ class ProfileView:
         began = time.perf_counter()
         self.live.update(self._render(self.live.console), refresh=True)
         ended = time.perf_counter()
-        self._due = ended + max(LEAST_INTERVAL, (ended - began) / MOST_SHARE)
+        self._due = ended + max(MIN_INTERVAL, (ended - began) / MAX_SHARE)
 
     def _render(self, console: "Console") -> RenderableType:
-        """The whole screen as segments: Rich's own tables take ten times as long to draw."""
+        """The whole screen as segments; Rich's own tables take ten times as long to draw."""
         width, height = console.size
         plain = not console.encoding.lower().startswith("utf")
         lines = [[(text, DIM)] for text in self._head(width)]
@@ -129,7 +130,7 @@ class ProfileView:
         return Segments(segments[:-1])
 
     def _head(self, width: int) -> list[str]:
-        """The lines above the table, shorter ones where the screen is narrow."""
+        """The lines above the table."""
         run = self._run
         if run is None:
             return []
@@ -166,7 +167,7 @@ class ProfileView:
         return f"{bar} {done:,} of at most {self.limit:,}{speed}"
 
     def _curve(self, width: int, blocks: str) -> list[_Line]:
-        """The schedule from left to right, and where the reply is now."""
+        """The depth by token from left to right, and the reply's position."""
         layers, step = self.model.num_layers, self._rows[-1].step if self._rows else 0
         tokens = max(CURVE_TOKENS, 2 * self.schedule.start, 1 << step.bit_length())
         tokens = max(2, tokens if self.limit is None else min(tokens, self.limit))
@@ -181,7 +182,7 @@ class ProfileView:
         return [[(marks[: now + 1], CYAN), (marks[now + 1 :], DIM_CYAN)], [(label, DIM)]]
 
     def _table(self, width: int, rows: int, plain: bool) -> list[_Line]:
-        """Titles, and the newest tokens."""
+        """Titles, and the latest tokens."""
         wide = width >= WIDE
         token_width = min(WIDEST_TEXT, max(6, width // 3 if not wide else width // 4))
         others = FIXED_WIDE if wide else FIXED
@@ -195,7 +196,7 @@ class ProfileView:
             ms = "" if row.ms is None else f"{row.ms:.1f}"
             if wide:
                 rate = "" if row.rate is None else f"{row.rate:.1f}"
-                end = f"{rate:>8} {row.logprob:>z9.3f} {row.entropy:>z8.3f}"
+                end = f"{rate:>8} {row.logprob:>z9.3f} {fixed(row.entropy, 3):>8}"
             lines.append(
                 [
                     (f"{row.step:>5}  {token} {row.depth:>6.4g} ", PLAIN),
@@ -207,18 +208,18 @@ class ProfileView:
 
 
 class _Usage:
-    """Memory and processor use of this process, and of the GPU that it is on."""
+    """Memory and processor use of this process, and memory of its GPU."""
 
     def __init__(self, model: "LoadedModel") -> None:
         import psutil
 
         self._process, self._device = psutil.Process(), model.device
-        self._process.cpu_percent()  # the first call begins the measurement
+        self._process.cpu_percent()  # the first call starts the measurement
 
     def words(self) -> str:
-        text = f"memory {self._process.memory_info().rss / 1e9:.2f} GB"
+        text = f"memory {readable_size(self._process.memory_info().rss)}"
         if self._device.type == "cuda":
             import torch
 
-            text += f", GPU {torch.cuda.memory_allocated(self._device) / 1e9:.2f} GB"
+            text += f", GPU {readable_size(torch.cuda.memory_allocated(self._device))}"
         return f"{text} · processor {self._process.cpu_percent():.0f}%"

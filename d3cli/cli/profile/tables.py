@@ -1,10 +1,11 @@
-"""A trace as text: tables for people, and CSV."""
+"""A trace as text: tables, and CSV."""
 
 import csv
 import io
 import json
 from dataclasses import fields
 
+from d3cli.base.amounts import readable_size
 from d3cli.cli.tables import aligned, cut, filled, fixed, one_line, percent
 from d3cli.profile import sentences
 from d3cli.profile.columns import Column, columns_of
@@ -16,7 +17,7 @@ Rows = list[tuple[str, str]]  # names and values
 
 
 def report(trace: Trace, width: int) -> str:
-    """Tokens, positions, layers, and the facts last, where a terminal shows them."""
+    """The whole report. The facts come last, where a terminal shows them."""
     parts = []
     for number, reply in enumerate(trace.replies, start=1):
         if len(trace.replies) > 1:
@@ -33,7 +34,7 @@ def report(trace: Trace, width: int) -> str:
 
 
 def facts(trace: Trace, total: Summary) -> Rows:
-    """What was run, how fast it was, what it cost."""
+    """The run, its speed and its cost."""
     replies = trace.replies
     rows = [
         ("model", sentences.title(trace)),
@@ -46,10 +47,10 @@ def facts(trace: Trace, total: Summary) -> Rows:
     ]
     rows = [row for row in rows if row[1]]
     if trace.interrupted:
-        rows.append(("interrupted", "what was there until then is here"))
+        rows.append(("interrupted", "yes; this is what was recorded until then"))
     repeats = {len(reply.repeats) for reply in replies}
     if max(repeats, default=0) > 1:
-        rows.append(("repeats", f"{max(repeats)}, after one that warmed up; mean ± sd"))
+        rows.append(("repeats", f"{max(repeats)}, after one warm-up; mean ± sd"))
     if total.ttft_s is not None:
         rows.append(
             (
@@ -67,7 +68,7 @@ def facts(trace: Trace, total: Summary) -> Rows:
             )
         )
     memory = "GPU" if trace.machine.gpu else "process"
-    rows.append(("peak memory", f"{trace.peak_memory_bytes / 1e9:.2f} GB ({memory})"))
+    rows.append(("peak memory", f"{readable_size(trace.peak_memory_bytes)} ({memory})"))
     ratios = sentences.ratios(total, replies)
     if ratios:
         rows.append(("ratio", ratios))
@@ -76,7 +77,7 @@ def facts(trace: Trace, total: Summary) -> Rows:
 
 
 def tokens_table(reply: ReplyTrace, width: int) -> str:
-    """One line a token; as many columns as fit."""
+    """One line per token, with as many columns as fit."""
     columns = columns_of(reply.tokens)
     rows = [[_cell(column, token) for column in columns] for token in reply.tokens]
     if not rows:
@@ -93,7 +94,7 @@ def _cell(column: Column, token: TokenTrace) -> str:
 
 
 def positions_table(total: Summary, width: int) -> str:
-    """What happens along the reply; empty for short ones."""
+    """Means by position in the reply; empty for short replies."""
     if len(total.stretches) < 2:
         return ""
     rows = [
@@ -113,7 +114,7 @@ def positions_table(total: Summary, width: int) -> str:
 
 
 def layers_table(trace: Trace, reply: ReplyTrace, width: int) -> str:
-    """Milliseconds and bytes by layer and part, at full depth."""
+    """Milliseconds and bytes of each layer and part at full depth."""
     found = reply.layers
     assert found is not None
     weights = trace.model.weight_bytes
@@ -147,7 +148,7 @@ def layers_table(trace: Trace, reply: ReplyTrace, width: int) -> str:
         ("rest of the layers", whole[2], sizes[2]),
         ("LM head", found.head_ms, weights.fixed),
         ("everything else", found.rest_ms, None),
-        ("a step at full depth", everything, weights.total),
+        ("whole step at full depth", everything, weights.total),
     ]
     summary = [
         (
@@ -163,14 +164,17 @@ def layers_table(trace: Trace, reply: ReplyTrace, width: int) -> str:
         (
             aligned(*filled(titles, rows), width),
             aligned(
-                (f"of {found.steps} steps", "ms", "share", "MB", "GB/s"), summary, width, left=(0,)
+                (f"median of {found.steps} steps", "ms", "share", "MB", "GB/s"),
+                summary,
+                width,
+                left=(0,),
             ),
         )
     )
 
 
 def replies_table(trace: Trace, width: int) -> str:
-    """One line a reply."""
+    """One line per reply."""
     rows = []
     for number, reply in enumerate(trace.replies, start=1):
         one = summarize(trace, [reply])
@@ -192,7 +196,7 @@ def replies_table(trace: Trace, width: int) -> str:
 
 
 def csv_text(trace: Trace) -> str:
-    """One line a token; texts as JSON strings, so that no program takes one for a formula."""
+    """One line per token. Texts are JSON strings, so that no program takes one for a formula."""
     names = [field.name for field in fields(TokenTrace)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

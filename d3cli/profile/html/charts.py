@@ -1,4 +1,4 @@
-"""The charts of a trace's HTML report, as plotly.js takes them: plain objects.
+"""The charts of the HTML report as plain objects for plotly.js.
 
 Knows nothing of pages or of how a chart is drawn.
 """
@@ -10,19 +10,19 @@ from d3cli.depth.units import parse_unit
 from d3cli.profile.summary import Stretch, Summary
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 
-# The light theme; the page's script exchanges these for the dark ones.
+# The light theme. The page's script replaces these colours in the dark theme.
 INK, QUIET, LINE = "#1c2430", "#5b6675", "#dde2e9"
 BLUE, AMBER, VIOLET, GREEN, EMPTY = "#2f6fd0", "#c77d0a", "#8453c5", "#2a8a64", "#eceff3"
-# What a cell of the heat map says, by its value.
+# The values of the heat map's cells, and their names.
 SKIPPED, NO_MLP, NO_ATTENTION, RUN = range(4)
 STATES = ("skipped", "MLP dropped", "attention dropped", "run")
 STATE_COLOURS = (EMPTY, AMBER, VIOLET, BLUE)
-FEWEST_TOKENS = 2  # of a reply that has charts
-MOST_CELLS = 1_000_000  # of the heat map: a browser holds a label for each
+FEWEST_TOKENS = 2  # a shorter reply has no charts
+MOST_CELLS = 1_000_000  # in the heat map; a browser holds a label for each
 
 
 def charts_of(trace: Trace, reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
-    """Charts as plotly.js takes them; a trace's `customdata` are the steps of its points."""
+    """Yields charts for plotly.js; the `customdata` of a plot are the steps of its points."""
     if len(reply.tokens) < FEWEST_TOKENS:
         return
     yield _heat_map(trace, reply)
@@ -55,9 +55,12 @@ def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
     edges = [(state + end) / len(STATES) for state in range(len(STATES)) for end in (0, 1)]
     scale = [[edge, STATE_COLOURS[at // 2]] for at, edge in enumerate(edges)]
     shown = reply.tokens[: max(1, MOST_CELLS // layers)]
-    note = "One column a token, one row a layer, the first layer at the bottom. Hover over a cell."
+    note = (
+        "One column per token, one row per layer, the first layer at the bottom. Hover over a cell "
+        "for details."
+    )
     if len(shown) < len(reply.tokens):
-        note += f" The first {len(shown):,} tokens of {len(reply.tokens):,}."
+        note += f" Only the first {len(shown):,} of {len(reply.tokens):,} tokens are shown."
     return _chart(
         "layers",
         "Which layers ran",
@@ -85,8 +88,8 @@ def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
 
 def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]:
     steps = [token.step for token in reply.tokens]
-    traces = [_line("depth given", steps, [token.depth for token in reply.tokens], BLUE, "hv")]
-    note = "Layers that each token was given."
+    traces = [_line("depth used", steps, [token.depth for token in reply.tokens], BLUE, "hv")]
+    note = "The layers that each token used."
     known = [token for token in reply.tokens if token.needed_depth is not None]
     if known:
         steps = [token.step for token in known]
@@ -94,12 +97,12 @@ def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]
         lens = [token.saturation_layer for token in known]
         traces += [
             _points("needed at constant depth", steps, needed, AMBER, "circle"),
-            _mean_line("needed, mean", summary, lambda one: one.needed, AMBER),
+            _mean_line("needed, on average", summary, lambda one: one.needed, AMBER),
             _points("early exit by the logit lens", steps, lens, GREEN, "x-thin-open"),
         ]
         note = (
-            "Layers that each token was given, and the least constant depth from which on the "
-            "choice is full depth's. A point above the line was given too few."
+            "The layers that each token used, and the layers that it needed: every constant depth "
+            "from there up makes full depth's choice. A point above the line used too few."
         )
     chart = _chart("depth", "Depth by position", note, traces, x="token", y="layers")
     chart["layout"]["yaxis"]["range"] = [0, 1.05 * trace.model.num_layers]
@@ -109,12 +112,12 @@ def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]
 def _latency(reply: ReplyTrace) -> dict[str, Any]:
     timed = [token for token in reply.tokens if token.ms is not None]
     steps, depths = [token.step for token in timed], [token.depth for token in timed]
-    traces = [_points("a token", steps, [token.ms for token in timed], BLUE, "circle", depths)]
-    note = "Milliseconds of each decode step. If the clock follows the depth, they lie on a line."
+    traces = [_points("token", steps, [token.ms for token in timed], BLUE, "circle", depths)]
+    note = "Milliseconds of each decode step. If time follows depth, the points lie on a line."
     if reply.clock is not None:
         note += (
-            f" In turn with full depth on the same tokens: {reply.clock.full_ms:.2f} ms at full "
-            f"depth, {reply.clock.own_ms:.2f} ms at the reply's own."
+            f" Timed in turn on the same tokens: {reply.clock.full_ms:.2f} ms at full depth, "
+            f"{reply.clock.own_ms:.2f} ms at the reply's own depth."
         )
     chart = _chart("latency", "Time against depth", note, traces, x="layers", y="ms")
     chart["layout"]["yaxis"]["rangemode"] = "tozero"
@@ -137,7 +140,7 @@ def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
     chart = _chart(
         "agreement",
         "Agreement with full depth",
-        "The share of tokens whose first choice is full depth's, by stretch of the reply.",
+        "The share of tokens with the same first choice as full depth, by position in the reply.",
         [line],
         x="token",
         y="%",
@@ -150,9 +153,9 @@ def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
     yield _chart(
         "kl",
         "Divergence from full depth",
-        "KL(full depth || D³) of each token, in nats, and its mean by stretch.",
+        "KL(full depth || D³) of each token in nats, and its mean by position in the reply.",
         [
-            _points("a token", steps, values, VIOLET, "circle"),
+            _points("token", steps, values, VIOLET, "circle"),
             _mean_line("mean", summary, lambda one: one.kl, INK),
         ],
         x="token",
@@ -163,7 +166,7 @@ def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
 def _parts(reply: ReplyTrace) -> dict[str, Any]:
     found = reply.layers
     assert found is not None
-    names = [*map(str, range(len(found.layers))), "LM head", "else"]
+    names = [*map(str, range(len(found.layers))), "LM head", "other"]
 
     def bar(name: str, values: list[float], colour: str) -> dict[str, Any]:
         return {
@@ -178,12 +181,12 @@ def _parts(reply: ReplyTrace) -> dict[str, Any]:
     chart = _chart(
         "parts",
         "Time by layer",
-        f"Milliseconds of a decode step at full depth, medians of {found.steps} steps.",
+        f"Milliseconds of each part of a full-depth decode step, medians of {found.steps} steps.",
         [
             bar("attention", [one.attn for one in found.layers], BLUE),
             bar("MLP", [one.mlp or 0.0 for one in found.layers], AMBER),
             bar(
-                "rest",
+                "other",
                 [*(one.other for one in found.layers), found.head_ms, found.rest_ms],
                 GREEN,
             ),
@@ -199,7 +202,7 @@ def _parts(reply: ReplyTrace) -> dict[str, Any]:
 def _mean_line(
     name: str, summary: Summary, value: Callable[[Stretch], float | None], colour: str
 ) -> dict[str, Any]:
-    """A mean by stretch of the reply."""
+    """The mean of each stretch of the reply."""
     known = [(one, mean) for one in summary.stretches if (mean := value(one)) is not None]
     middles = [(one.begin + one.end - 1) / 2 for one, _ in known]
     return _line(name, middles, [mean for _, mean in known], colour, "linear") | {

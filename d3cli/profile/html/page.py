@@ -1,8 +1,8 @@
-"""A trace as one HTML file that opens anywhere: charts by plotly.js, bundled, and a table.
+"""A trace as one HTML file that opens anywhere, with charts by plotly.js and a table.
 
-Whatever a trace holds is text here: the template escapes it, the data stand in a block that is
-never run, and a content security policy names the two scripts that may run by their hashes and
-forbids every request. No torch.
+A trace's texts stay texts: the template escapes them, and the data are in a block that never runs.
+A content security policy allows only the two scripts whose hashes it names, and no request. No
+torch.
 """
 
 import html
@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from d3cli.base.amounts import readable_size
 from d3cli.base.inert import inert, quoted
 from d3cli.profile import sentences
 from d3cli.profile.columns import columns_of
@@ -58,7 +59,7 @@ def _hash(script: str) -> str:
 
 
 def _data(value: object) -> Markup:
-    """JSON for a script block: no character of it can end the block."""
+    """JSON for a script block, without characters that could end the block."""
     text = json.dumps(value, allow_nan=False)  # ASCII
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -68,7 +69,7 @@ def _data(value: object) -> Markup:
 def _head(trace: Trace) -> list[tuple[str, str]]:
     rows = [("depth", sentences.schedule(trace)), ("sampling", sentences.sampling(trace))]
     rows.append(("machine", sentences.machine(trace)))
-    return [("model", sentences.title(trace)), *rows, ("made", trace.created)]
+    return [("model", sentences.title(trace)), *rows, ("created", trace.created)]
 
 
 def _foot(trace: Trace) -> list[tuple[str, str]]:
@@ -76,23 +77,23 @@ def _foot(trace: Trace) -> list[tuple[str, str]]:
     rows = [
         ("versions", sentences.versions(trace)),
         ("model type", model.model_type),
-        ("fingerprint", model.fingerprint or "none: not from files"),
+        ("fingerprint", model.fingerprint or "none (not loaded from files)"),
         ("revision", model.revision or ""),
-        ("weights", f"{model.weight_bytes.total / 1e6:,.1f} MB read a step at full depth"),
-        ("peak memory", f"{trace.peak_memory_bytes / 1e9:.2f} GB"),
+        ("weights", f"{readable_size(model.weight_bytes.total)} per step at full depth"),
+        ("peak memory", readable_size(trace.peak_memory_bytes)),
         ("schedule", json.dumps(trace.schedule)),
         ("options", sentences.options(trace)),
-        ("needed along", " ".join(trace.needed_order or ())),
+        ("needed-depth order", " ".join(trace.needed_order or ())),
     ]
     return [row for row in rows if row[1]]
 
 
 def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str, str, str]]:
-    """A name, a figure and what is said under it."""
+    """Yields a name, a figure and the text under it."""
     if total.tokens_per_second is not None:
         sd = total.tokens_per_second.sd
         yield (
-            "tokens a second",
+            "tokens per second",
             f"{total.tokens_per_second.mean:.1f}",
             ", ".join(
                 ([] if total.tpot_ms is None else [f"TPOT {total.tpot_ms:.1f} ms"])
@@ -109,7 +110,7 @@ def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str,
         yield (
             "fewer layers",
             f"{total.layer_ratio:.2f}×",
-            f"{total.mean_depth:.1f} a token, {total.min_depth:.4g} at least",
+            f"{total.mean_depth:.1f} per token, minimum {total.min_depth:.4g}",
         )
         yield (
             "fewer bytes",
@@ -117,11 +118,15 @@ def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str,
             f"{total.byte_ratio_net:.2f}× net of repair",
         )
     if total.agreement is not None:
-        yield "agreement", f"{total.agreement:.1%}", f"of {total.compared:,} below full depth"
+        yield (
+            "agreement",
+            f"{total.agreement:.1%}",
+            f"of {total.compared:,} tokens below full depth",
+        )
 
 
 def _reply(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
-    """What the template shows of one reply, and the data of its charts."""
+    """One reply for the template, with the data of its charts."""
     first = inert(reply.prompt.strip().partition("\n")[0])
     summary = summarize(trace, [reply])
     charts = list(charts_of(trace, reply, summary))
@@ -137,7 +142,7 @@ def _reply(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
             for token in reply.tokens
         ],
         "charts": [(chart["id"], chart["title"], chart["note"]) for chart in charts],
-        # plotly.js reads a little HTML in texts, so they are escaped for it, too.
+        # plotly.js interprets some HTML in labels, so they are escaped for it as well.
         "data": {"labels": [_label(token) for token in reply.tokens], "charts": charts},
     }
 

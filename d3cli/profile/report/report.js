@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const states = ["skipped", "MLP dropped", "attention dropped", "run"];
-  // The charts come in the light theme's colours; the dark theme's, one for one.
+  // The charts come in the light theme's colours. These replace them in the dark theme.
   const dark = {
     "#1c2430": "#e6eaf0", "#5b6675": "#9aa6b5", "#dde2e9": "#2c3441", "#2f6fd0": "#6ba3f5",
     "#c77d0a": "#eaa43c", "#8453c5": "#b48cf0", "#2a8a64": "#55c093", "#eceff3": "#262d38",
@@ -35,7 +35,7 @@
       const reply = data[place.dataset.reply];
       const chart = reply.charts[place.dataset.chart];
       const layout = painted(chart.layout);
-      place.style.height = `${chart.height}px`;  // of the box: plotly fills it, however wide it is
+      place.style.height = `${chart.height}px`;  // plotly fills the box
       layout.hoverlabel = {
         align: "left", bgcolor: isDark() ? "#2c3441" : "#ffffff",
         font: { color: isDark() ? "#e6eaf0" : "#1c2430" },
@@ -72,7 +72,7 @@
         const cell = row.cells[at];
         return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
       };
-      // What is missing stands last, whichever way the rest is sorted.
+      // Missing values are last in either direction.
       const order = (a, b) => {
         const [x, y] = [key(a), key(b)];
         if (x === "" || y === "") return (x === "") - (y === "");
