@@ -1,6 +1,7 @@
-"""What schedules cost in quality on a list of documents: losses against full depth, and the time.
+"""Scores schedules on a list of documents: the losses against full depth.
 
-Batches, reuse and the memory they may take are decided here; which schedules to look at is not.
+Decides on batches, on what is reused between schedules, and on the memory for it. Knows nothing of
+which schedules are worth scoring.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from d3cli.base.errors import GenerationError, NotEnoughMemoryError
+from d3cli.base.errors import GenerationError, NotEnoughMemoryError, Setting
 from d3cli.calibrate.clock import SearchClock
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import activations, available_memory, gigabytes, kv_bytes_per_position
@@ -17,26 +18,26 @@ from d3cli.scoring.documents import Document, _batch_positions, batch_rows
 from d3cli.scoring.intervals import Losses
 from d3cli.scoring.one_pass import ResponseScores, Scorer, head_chunk, score
 
-# Nats lost by a token to which D³ gives no probability, or none that is a number.
+# Loss charged, in nats, when D³'s log-probability is -inf or NaN.
 WORST = 100.0
-# What may be kept between schedules: a share of what is free, and never more than this.
-KEPT_SHARE, MOST_KEPT = 0.25, 8 << 30
-# A candidate's pass, beside full depth over all positions: prompts and first layers are reused.
+# The memory for what is kept between schedules: a share of the free memory, up to a maximum.
+KEPT_SHARE, MAX_KEPT = 0.25, 8 << 30
+# The cost of a candidate's pass relative to full depth: prompts and first layers are reused.
 WITH_REUSE = 0.55
-# What a search leaves unused between what is in use, as measured: its tensors have all sizes.
+# Memory that a search loses to fragmentation, as measured: its tensors have many sizes.
 FRAGMENTS = 128 << 20
 
 
 class Evaluator:
     """Scores schedules on the first documents of a list, and remembers what it has scored.
 
-    What all schedules share (see `Scorer`) is kept for as many batches as a quarter of the free
-    memory holds, 8 GB at most; the other batches are scored anew each time. Beyond that, memory is
-    bounded by one batch: 2,048 positions on a CPU, 16,384 on a GPU, or one document.
+    What all schedules share (see `Scorer`) is kept for as many batches as fit into a quarter of the
+    free memory, at most 8 GB. The other batches are computed in full each time. Apart from that,
+    memory is bounded by one batch: 2,048 positions on a CPU, 16,384 on a GPU, or one document.
 
     Args:
-        stages: how many documents may be asked for, increasing; the last is all of them.
-        clock: is asked before every batch.
+        stages: the counts of documents that may be asked for, increasing; the last is all of them.
+        clock: is checked before every batch.
         kept_bytes: overrides the bound on what is kept.
     """
 
@@ -55,7 +56,7 @@ class Evaluator:
             (),
         )
         if kept_bytes is None:
-            kept_bytes = min(MOST_KEPT, int(KEPT_SHARE * available_memory(model.device)))
+            kept_bytes = min(MAX_KEPT, int(KEPT_SHARE * available_memory(model.device)))
         self._left = kept_bytes
         self._batches: dict[int, list[_Batch]] = {}
         begin = 0
@@ -67,9 +68,9 @@ class Evaluator:
             begin = stage
 
     def remember(self, schedule: DepthSchedule, layers: Iterable[int]) -> None:
-        """Makes what agrees with this schedule in its first layers cheap; see `Scorer.remember`.
+        """Makes schedules that agree with this one in its first layers cheap: `Scorer.remember`.
 
-        Done for a batch when it is next scored, and for as many of the layers as there is room.
+        Each batch does so when it is next scored, for as many of the layers as memory allows.
         """
         self._remember = (schedule, tuple(layers))
 
@@ -80,7 +81,7 @@ class Evaluator:
         self.remember(full, [core_first - 1] if core_first else [])
 
     def losses(self, schedule: DepthSchedule, count: int) -> Losses:
-        """The losses of the first `count` documents, which must be one of the stages.
+        """The losses of the first `count` documents; `count` must be one of the stages.
 
         Raises:
             OutOfTime: the clock has run out.
@@ -105,10 +106,10 @@ class Evaluator:
 
 
 def check_memory_to_score(model: LoadedModel, documents: Sequence[Document]) -> None:
-    """Refuses documents whose largest batch will not fit beside what an `Evaluator` keeps.
+    """Refuses documents whose largest batch does not fit beside what an `Evaluator` keeps.
 
     Raises:
-        NotEnoughMemoryError: with both numbers.
+        NotEnoughMemoryError: with the memory needed and the memory free.
     """
     need = int((scoring_memory(model, documents) + FRAGMENTS) / (1 - KEPT_SHARE))
     available = available_memory(model.device)
@@ -116,23 +117,27 @@ def check_memory_to_score(model: LoadedModel, documents: Sequence[Document]) -> 
         raise NotEnoughMemoryError(
             f"a search with {model.name} needs about {gigabytes(need)} more, and "
             f"{gigabytes(available)} are free",
-            "shorter documents, or a smaller model; --force tries all the same",
+            (
+                "use shorter documents or a smaller model; ",
+                Setting("force"),
+                " tries it nevertheless",
+            ),
         )
 
 
 def scoring_memory(model: LoadedModel, documents: Sequence[Document]) -> int:
-    """Bytes that scoring a batch of these documents takes for a moment, about."""
+    """The temporary memory for scoring a batch of these documents, in bytes; an estimate."""
     config, dtype = model.causal_lm.config, model.causal_lm.dtype
     longest = max(len(document) for document in documents)
     tokens = max(_batch_positions(model), longest)
-    # The logits in the model's dtype, in float32, and what their logarithm's sum takes.
+    # The logits in the model's dtype and in float32, and the temporary of their log-sum-exp.
     logits = min(tokens, head_chunk(model)) * int(config.vocab_size) * (dtype.itemsize + 4 + 4)
     kv_cache = tokens * kv_bytes_per_position(config, dtype)
     return int(kv_cache + activations(config, dtype, tokens, longest) + logits)
 
 
 class _Batch:
-    """Documents scored together, by their numbers in the list."""
+    """Documents that are scored together, by their index in the list."""
 
     def __init__(
         self, model: LoadedModel, documents: Sequence[Document], rows: Sequence[int]
@@ -146,17 +151,17 @@ class _Batch:
         self._full: list[NDArray[np.float64]] | None = None
         self._scorer: Scorer | None = None
         self._remembered: tuple[DepthSchedule, tuple[int, ...]] | None = None
-        self._kept = self._states = 0  # bytes: all, and those of what is remembered
+        self._kept = self._states = 0  # bytes kept: all, and those of remembered layers
 
     def effect(self, schedule: DepthSchedule) -> object:
-        """Equal for schedules that drop the same units at the same steps of these responses."""
+        """A key; schedules that have it in common drop the same units at the same steps here."""
         lengths = schedule.prefix_lengths(0, self.response)
         return frozenset(
             (unit, length) for unit, length in lengths.items() if length < self.response - 1
         )
 
     def share_run(self, schedule: DepthSchedule) -> float:
-        """The share of layers that one pass over the batch runs, about."""
+        """About the share of layers that one pass over the batch runs."""
         if self._scorer is not None:
             return WITH_REUSE
         return schedule.mean_depth(self.response) / self.model.num_layers
@@ -165,7 +170,7 @@ class _Batch:
         """Computes full depth's scores once, and remembers a schedule.
 
         Returns:
-            How many bytes more than before it keeps, within `room`.
+            The increase of the bytes kept, at most `room`.
         """
         before = self._kept
         if self._full is None:
@@ -180,7 +185,10 @@ class _Batch:
             if not all(np.isfinite(log_probs).all() for log_probs in self._full):
                 raise GenerationError(
                     "the model's log-probabilities are not finite",
-                    "the weights may be damaged, or --dtype too narrow: try --dtype float32",
+                    (
+                        "the weights may be damaged or the dtype too narrow: try ",
+                        Setting("dtype", "float32"),
+                    ),
                 )
         if self._scorer is not None and self._remembered != (schedule, layers):
             self._remembered = (schedule, layers)
@@ -198,7 +206,7 @@ class _Batch:
         assert self._full is not None
         scores = self._score(schedule)
         return {
-            # Dropping units may take a narrow dtype out of its range; that is a loss like others.
+            # Dropping units may overflow a narrow dtype. That counts as a loss, not as an error.
             row: np.nan_to_num(full - score.log_probs.numpy(), nan=WORST, posinf=WORST)
             for row, full, score in zip(self.rows, self._full, scores, strict=True)
         }

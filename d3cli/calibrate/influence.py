@@ -1,4 +1,4 @@
-"""How much each unit turns the hidden state (Block Influence), measured at full depth."""
+"""Block Influence: how much each unit changes the hidden state, measured at full depth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from d3cli.scoring.documents import Document
 def measure_influence(
     model: LoadedModel, documents: Sequence[Document], units: Sequence[str]
 ) -> dict[str, float]:
-    """Each unit's Block Influence: how far it turns the hidden state, at full depth.
+    """Each unit's Block Influence, averaged over the response tokens.
 
-    One minus the cosine between a layer's output without the unit and with it, mean over response
-    tokens. For a whole layer, that is between its input and its output (ShortGPT, Men et al.,
-    arXiv 2403.03853); for a sublayer the layer runs once more without it.
+    It is one minus the cosine between a layer's output without the unit and with it. For a whole
+    layer, these are its input and its output (ShortGPT, Men et al., arXiv 2403.03853). For a
+    sublayer, the layer runs once more without it.
     """
     sums, tokens = dict.fromkeys(units, 0.0), 0
     for document in documents:
@@ -72,5 +72,5 @@ def _states(output: Any) -> Tensor:
 
 
 def order_by_influence(model: LoadedModel, influence: Mapping[str, float]) -> list[str]:
-    """Units by influence per byte saved, the least first."""
+    """Units by influence per byte saved, the lowest first."""
     return sorted(influence, key=lambda unit: influence[unit] / model.weight_bytes.of(unit))

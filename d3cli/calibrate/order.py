@@ -1,6 +1,6 @@
-"""In which order to drop units, measured on a model: by influence, or greedily by loss per byte.
+"""The greedy order in which to drop units: by the loss per byte that each costs.
 
-Knows how units rank; which of the orders' schedules is worth having is the search's affair.
+Ranks units only; `search` finds which schedules over an order are worth having.
 """
 
 import math
@@ -16,13 +16,13 @@ from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 
-# Of the units left, each round tries those that looked best the last time, and those of the least
-# influence: losses change little from one drop to the next, so one far down is not about to lead.
+# Each round tries the units that looked best in the previous rounds, and those with the least
+# influence. Losses change little from one drop to the next, so no other unit is likely to be best.
 PREVIOUS_BEST, LEAST_INFLUENCE = 4, 2
 
 
 def units_of(model: LoadedModel, kind: UnitKind) -> list[str]:
-    """All units but those of the first and the last layer, which D³ always keeps."""
+    """All units except those of the first and the last layer, which D³ always keeps."""
     inner = range(1, model.num_layers - 1)
     if kind == "layer":
         return [str(layer) for layer in inner]
@@ -31,43 +31,43 @@ def units_of(model: LoadedModel, kind: UnitKind) -> list[str]:
 
 @dataclass(slots=True)
 class GreedyOrder:
-    """Drops, again and again, the unit whose loss per byte saved is least.
+    """Repeatedly drops the unit that loses least per byte saved.
 
-    A few documents cannot tell units apart that do little. So of those that are within two standard
-    errors of the best one, the unit of the least influence per byte goes.
+    A few documents cannot tell apart units that do little. So among the units within two standard
+    errors of the best one, the one with the least influence per byte is dropped.
 
-    Iterate it: each item is a static schedule just tried. It may be left at any time; `order`
-    holds the units chosen so far.
+    Iterate it: each item is the static schedule just tried. You may stop at any time; `order` holds
+    the units chosen so far.
 
     Args:
         evaluator: scores static schedules on its first `documents`.
-        ranking: all units by influence per byte, the least first.
-        most_lost: stops where a unit's drop takes the loss beyond so many nats per token.
+        ranking: all units by influence per byte, the lowest first.
+        max_loss: stops before the unit whose drop raises the loss above this, in nats per token.
 
     Attributes:
         order: the skip order so far.
-        cut: whether time ended it.
+        cut: whether it stopped for lack of time.
     """
 
     model: LoadedModel
     evaluator: Evaluator
     documents: int
     ranking: Sequence[str]
-    most_lost: float
+    max_loss: float
     order: list[str] = field(default_factory=list)
     cut: bool = False
 
     def __iter__(self) -> Iterator[DepthSchedule]:
         left = list(self.ranking)
-        looked: dict[str, float] = {}  # nats lost per byte saved, when last tried
+        last_rates: dict[str, float] = {}  # nats lost per byte saved, when last tried
         before: NDArray[np.float64] = np.zeros(self.documents)
         while left:
-            # All that is tried in one round agrees until the layer where it drops one unit more.
+            # All schedules of a round agree up to the layer in which they drop one more unit.
             so_far = static_schedule(self.model.weight_bytes, self.order)
             self.evaluator.remember(so_far, range(self.model.num_layers - 1))
             rates: dict[str, NDArray[np.float64]] = {}
             sums: dict[str, NDArray[np.float64]] = {}
-            for unit in self._entrants(left, looked):
+            for unit in self._entrants(left, last_rates):
                 schedule = static_schedule(self.model.weight_bytes, [*self.order, unit])
                 try:
                     losses = self.evaluator.losses(schedule, self.documents)
@@ -77,25 +77,25 @@ class GreedyOrder:
                 yield schedule
                 sums[unit] = np.array([loss.sum() for loss in losses])
                 rates[unit] = (sums[unit] - before) / self.model.weight_bytes.of(unit)
-                looked[unit] = float(rates[unit].sum())
+                last_rates[unit] = float(rates[unit].sum())
             chosen = next(unit for unit in left if unit in rates and _near_best(unit, rates))
             tokens = sum(len(d.response_ids) for d in self.evaluator.documents[: self.documents])
-            if sums[chosen].sum() / tokens > self.most_lost:
+            if sums[chosen].sum() / tokens > self.max_loss:
                 return
             self.order.append(chosen)
             left.remove(chosen)
             before = sums[chosen]
 
     @staticmethod
-    def _entrants(left: Sequence[str], looked: Mapping[str, float]) -> list[str]:
-        if not looked:
+    def _entrants(left: Sequence[str], last_rates: Mapping[str, float]) -> list[str]:
+        if not last_rates:
             return list(left)
-        best = sorted(left, key=looked.__getitem__)[:PREVIOUS_BEST]
+        best = sorted(left, key=last_rates.__getitem__)[:PREVIOUS_BEST]
         return list(dict.fromkeys([*best, *left[:LEAST_INFLUENCE]]))
 
 
 def _near_best(unit: str, rates: Mapping[str, NDArray[np.float64]]) -> bool:
-    """Whether a unit's loss per byte is within two standard errors of the least."""
+    """Whether a unit's loss per byte is within two standard errors of the lowest."""
     best = min(rates, key=lambda other: float(rates[other].sum()))
-    gap = rates[unit] - rates[best]  # one number a document
+    gap = rates[unit] - rates[best]  # [documents]
     return bool(gap.sum() <= 2 * math.sqrt(len(gap)) * gap.std(ddof=1))

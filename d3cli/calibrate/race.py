@@ -1,8 +1,6 @@
-"""Which depth schedules over a skip order are worth having: the space, and a race through it.
+"""A race: the schedules with the best predictions are scored, on few documents and then on more.
 
-Static depths are scored first. What they lose at each step foretells, cheaply, what any schedule
-over the same order would lose; the best of thousands are then scored themselves, on few documents
-and then on more. Knows losses and bytes; nothing of how a result is confirmed or stored.
+Knows losses and bytes; nothing of how a result is confirmed or stored.
 """
 
 import math
@@ -16,14 +14,14 @@ from d3cli.calibrate.space import Candidate, StaticLosses, front
 from d3cli.scoring.intervals import Drop, measure_drop
 
 ENTRANTS, SECOND_ROUND, FINALISTS = 14, 10, 6
-# There must be safe schedules to fall back on: those that save these shares of what the fastest
-# one does that is predicted to keep within the target.
+# The fastest schedule predicted to be within the target may fail. Safer ones, which save these
+# shares of its bytes, are scored as well.
 SAFE_SHARES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A candidate that was scored, and its drop on so many documents of the search half."""
+    """A scored candidate, and its drop on the first `documents` of the search half."""
 
     candidate: Candidate
     documents: int
@@ -39,7 +37,7 @@ def race(
 ) -> Iterator[Tried]:
     """Scores the most promising candidates on few documents, then fewer candidates on more.
 
-    Gives every measurement as it is made; of a candidate, the one on the most documents counts.
+    Yields every measurement as it is made. A candidate's last one is on the most documents.
     """
     most = math.log1p(target)
     few, more, all_ = evaluator.stages
@@ -53,7 +51,7 @@ def race(
     for entrant in entrants:
         first.append(measure(entrant, few))
         yield first[-1]
-    # Predicted losses are off by about the same factor for all: correct it before going on.
+    # Predictions are off by about the same factor for all candidates: correct it.
     off = _prediction_error(first, statics, few)
     corrected = front([c if c.is_static else replace(c, predicted=c.predicted * off) for c in pool])
     second = [
@@ -71,10 +69,10 @@ def race(
 
 
 def _safe(ordered: Sequence[Candidate], most: float) -> list[Candidate]:
-    """Slower ones on the front than the fastest that is predicted to keep within the target."""
+    """Candidates slower than the fastest one that is predicted to be within the target."""
     within = [c for c in ordered if c.predicted <= most]
     savings = [1 - 1 / c.byte_ratio for c in within]
-    if not within or savings[-1] <= 0:  # nothing, or nothing that pays for its repair
+    if not within or savings[-1] <= 0:  # none, or none that saves more than its repair costs
         return []
     return [
         next(c for c, saved in zip(within, savings, strict=True) if saved >= share * savings[-1])
@@ -83,7 +81,7 @@ def _safe(ordered: Sequence[Candidate], most: float) -> list[Candidate]:
 
 
 def _prediction_error(tried: Sequence[Tried], statics: StaticLosses, documents: int) -> float:
-    """Measured over predicted loss of decaying schedules, on the same documents."""
+    """Measured loss over predicted loss of the decaying schedules, on the same documents."""
     sums, tokens = statics.by_step(documents)
     measured = predicted = 0.0
     for one in tried:
@@ -98,9 +96,9 @@ def _prediction_error(tried: Sequence[Tried], statics: StaticLosses, documents: 
     return min(max(measured / predicted, 0.25), 4.0)
 
 
-def _spread(ordered: Sequence[Candidate], least: float, most: float, count: int) -> list[Candidate]:
-    """Up to `count` candidates between two predicted losses, evenly spread."""
-    inside = [c for c in ordered if least <= c.predicted <= most]
+def _spread(ordered: Sequence[Candidate], low: float, high: float, count: int) -> list[Candidate]:
+    """Up to `count` candidates whose predicted loss is between two bounds, evenly spread."""
+    inside = [c for c in ordered if low <= c.predicted <= high]
     if len(inside) <= count:
         return inside
     at = np.linspace(0, len(inside) - 1, count).round().astype(int)

@@ -1,4 +1,8 @@
-"""Which depth schedules over a skip order there are, and what they are predicted to lose."""
+"""The space of depth schedules over a skip order, and the loss predicted for each.
+
+Static depths are scored first. Their loss at each step of a reply predicts, at no cost, the loss of
+any schedule over the same order.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,28 +17,24 @@ from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.intervals import Losses, total
 
-# Full-depth tokens before the decay, and over how many tokens it then reaches the floor. Each pace
-# is a breakpoint of alpha, where the last unit's first token changes; the paces between them differ
-# by less than the measurement can tell.
+# Full-depth tokens before the decay, and the tokens over which it then reaches the floor. Each pace
+# is a breakpoint of alpha, at which the token that drops the last unit changes. Paces between these
+# differ by less than can be measured.
 STARTS = (0, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-
-
 PACES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
-
-
-# The least depth that a reply reaches must be the depth of this share of the scored tokens, so
-# that no saving is promised where nothing was measured.
+# The minimum depth of a reply must be the depth of this share of the scored tokens, so that no
+# saving is promised where nothing was measured.
 MIN_EVIDENCE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A schedule and what is predicted of it.
+    """A schedule, its byte ratio and its predicted loss.
 
     Attributes:
-        kind: what its skip order consists of.
+        kind: the kind of units in its skip order.
         byte_ratio: for replies of the length asked for, net of repair.
-        predicted: nats lost per token, from static depths.
+        predicted: nats lost per token, predicted from static depths.
     """
 
     schedule: DepthSchedule
@@ -44,13 +44,13 @@ class Candidate:
 
     @property
     def is_static(self) -> bool:
-        """Whether all of its units go at token 1."""
+        """Whether it drops all of its units from token 1 on."""
         return self.schedule.num_dropped(1) == len(self.schedule.skip_order)
 
 
 @dataclass(frozen=True, slots=True)
 class StaticLosses:
-    """What each prefix of a skip order loses at constant depth; the empty prefix loses nothing."""
+    """The losses of each prefix of an order at constant depth; the empty prefix loses nothing."""
 
     order: tuple[str, ...]
     losses: list[Losses]
@@ -73,34 +73,34 @@ def score_prefixes(
     evaluator: Evaluator,
     order: Sequence[str],
     documents: int,
-    most_lost: float,
+    max_loss: float,
 ) -> Iterator[Losses]:
-    """Losses of static depth for each prefix of an order, until one loses more than `most_lost`.
+    """Losses of static depth for each prefix of an order, until one loses more than `max_loss`.
 
-    The first item is full depth's, which loses nothing.
+    The first item is full depth, which loses nothing.
     """
     yield [np.zeros(len(d.response_ids)) for d in evaluator.documents[:documents]]
     for length in range(1, len(order) + 1):
         losses = evaluator.losses(static_schedule(model.weight_bytes, order[:length]), documents)
         yield losses
-        if total(losses) > most_lost:
+        if total(losses) > max_loss:
             return
 
 
 def candidates(
     model: LoadedModel, kind: UnitKind, static: StaticLosses, reply_tokens: int
 ) -> list[Candidate]:
-    """Every schedule of the space, with its byte ratio and what it is predicted to lose.
+    """Every schedule of the space, with its byte ratio and its predicted loss.
 
-    Predicted from static depths: a token that drops k units is taken to lose what it lost where all
-    tokens dropped k. The tokens before it ran deeper, so it will lose a little less.
+    A token that drops k units is predicted to lose what it lost when all tokens dropped k. In fact
+    the tokens before it run deeper, so it loses a little less.
     """
     sums, tokens = static.by_step(len(static.losses[0]))
     bytes_ = model.weight_bytes
     saved_by = np.cumsum([0, *(bytes_.of(unit) for unit in static.order)])
     weights = [bytes_.weight(unit) for unit in static.order]
     found, seen = [], set[bytes]()
-    # Behind the last start and pace, every token runs at the floor.
+    # After the last start and pace, every token runs at the floor.
     steps = np.arange(1, max(STARTS[-1] + PACES[-1] + 1, len(tokens)))
     measured = np.arange(1, len(tokens))
     full = bytes_.total * (reply_tokens - 1)
@@ -126,7 +126,7 @@ def candidates(
 
 
 def share_at_floor(schedule: DepthSchedule, responses: Sequence[int]) -> float:
-    """The share of tokens, of responses so long, that run at a schedule's least depth."""
+    """The share of tokens that run at a schedule's minimum depth, in responses of these lengths."""
     longest, units = max(responses), len(schedule.skip_order)
     first = next((t for t in range(longest) if schedule.num_dropped(t) == units), longest)
     return sum(max(0, length - first) for length in responses) / sum(responses)
@@ -140,13 +140,13 @@ def _start_and_pace(reply_tokens: int) -> Iterator[tuple[int, int]]:
 
 
 def _alpha(num_layers: int, before_last: float, pace: int) -> float:
-    """The alpha at which the last unit goes `pace` tokens after the start."""
+    """The alpha at which the last unit is dropped `pace` tokens after the start."""
     alpha: float = (1 - (before_last + 1e-4) / num_layers) ** (1 / pace)
-    return math.floor(alpha * 1e6) / 1e6  # downward: never a token later
+    return math.floor(alpha * 1e6) / 1e6  # rounded down: never a token later
 
 
 def front(pool: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates that no other one beats in both bytes and predicted loss, the slowest first."""
+    """The candidates that none beats in both bytes and predicted loss, the slowest first."""
     best: list[Candidate] = []
     for candidate in sorted(pool, key=lambda c: (-c.byte_ratio, c.predicted)):
         if not best or candidate.predicted < best[-1].predicted:
