@@ -311,14 +311,8 @@ def half_download(forks: Forks, rng: random.Random) -> Iterator[str]:
             Path(f"{path}.incomplete").write_bytes(data[: rng.randrange(len(data))])
         elif how == "a link to nothing":
             path.symlink_to(model / "blobs" / "0")
-        command = [
-            "generate",
-            str(model),
-            PROMPT,
-            "--max-tokens",
-            "5",
-            *rng.choice(((), ("--verify",))),
-        ]
+        generate = ["generate", str(model), PROMPT, "--max-tokens", "5"]
+        command = rng.choice((generate, ["models", "verify", str(model)]))
         ended = forks.run(*command, env={"D3_HOME": folder})
         for problem in problems(ended, may_fail=True):
             yield f"{path.name} {how}: {problem}"

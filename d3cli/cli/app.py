@@ -8,19 +8,24 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from d3cli import __version__
-from d3cli.base.errors import D3Error, UsageError, is_panic
+from d3cli.base.errors import D3Error, is_panic
 from d3cli.base.inert import inert
-from d3cli.base.settings import config_file, load_settings
-from d3cli.cli import options, signals
-from d3cli.cli.calibrate.command import calibrate
+from d3cli.base.settings import config_file
+from d3cli.cli import signals
+from d3cli.cli.calibrate.command import calibrate_app
+from d3cli.cli.calibrate.options import CalibrateSettings
 from d3cli.cli.chat.command import chat
+from d3cli.cli.chat.options import ChatCommandSettings
+from d3cli.cli.command_line import defaults_from_config
 from d3cli.cli.doctor.command import doctor
-from d3cli.cli.generate import generate
+from d3cli.cli.generate import GenerateSettings, generate
 from d3cli.cli.models import models_app
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.profile.command import profile
+from d3cli.cli.profile.options import ProfileSettings
 from d3cli.cli.signals import Stopped
 
 INTERRUPTED = 130
@@ -32,8 +37,17 @@ OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN's own way to say it
 )
 
+
+class _InOrder(TyperGroup):
+    """Lists the commands in the order in which a user meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return ["chat", "generate", "profile", "calibrate", "models", "doctor"]
+
+
 app = typer.Typer(
     name="d3",
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -43,9 +57,16 @@ app = typer.Typer(
 app.command()(chat)
 app.command()(generate)
 app.command()(profile)
-app.command()(calibrate)
+app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(models_app, name="models")
 app.command()(doctor)
+
+CONFIGURED = {
+    "chat": ChatCommandSettings,
+    "generate": GenerateSettings,
+    "profile": ProfileSettings,
+    "calibrate": CalibrateSettings,
+}
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,29 +92,9 @@ def d3(
     says how fast they can be here.
     """
     if not ctx.obj:  # help is never withheld for a damaged config file
-        ctx.default_map = _defaults()
-
-
-def _defaults() -> dict[str, Any]:
-    """What config.toml sets, as each command's defaults: below flags and D3_* variables."""
-    settings = load_settings()
-    unknown = sorted(settings.keys() - options.CONFIGURABLE - {"model", "aliases"})
-    if unknown:
-        raise UsageError(
-            f'the config file {config_file()} sets "{unknown[0]}", which is no setting',
-            f"settings: model, {', '.join(sorted(options.CONFIGURABLE))}",
-        )
-    values = {name: value for name, value in settings.items() if name in options.CONFIGURABLE}
-    # As text, the way an environment variable would come, so that one parser reads them all.
-    texts = {name: str(value) for name, value in values.items()}
-    of_models = {name: text for name, text in texts.items() if name in options.OF_MODELS}
-    of_replies = {name: text for name, text in texts.items() if name not in options.OF_CHAT}
-    return {
-        "chat": texts,
-        "generate": of_replies,
-        "profile": of_replies,
-        "calibrate": of_models,
-    }
+        ctx.default_map, note = defaults_from_config(CONFIGURED)
+        if note:
+            Output().note(note)
 
 
 def run(arguments: Sequence[str]) -> int:

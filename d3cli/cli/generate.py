@@ -1,17 +1,15 @@
 """``d3 generate``: one reply, for people and for pipes."""
 
 from contextlib import suppress
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from d3cli.cli import options, signals
-from d3cli.cli.completion import complete_model
+from d3cli.cli.command_line import CommandSettings, command
 from d3cli.cli.figures import speed
 from d3cli.cli.output import PROGRESS_FROM, ClosedPipe, Output, WriteError
 from d3cli.cli.prompts import read_arguments
-from d3cli.cli.request import Request
+from d3cli.cli.request import prepare, system_prompt
 from d3cli.depth.choice import Source
 
 if TYPE_CHECKING:
@@ -20,52 +18,21 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def generate(
-    ctx: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=complete_model,
-            help=options.MODEL_HELP + ". A lone argument that names no model is the prompt.",
-        ),
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin."),
-    ] = None,
-    prompt: options.Prompt = None,
-    prompt_file: options.PromptFile = None,
-    system: options.System = None,
-    chat_template: options.ChatTemplate = None,
-    raw: options.Raw = False,
-    think: options.ThinkSwitch = None,
-    alpha: options.Alpha = "auto",
-    start: options.Start = None,
-    core_first: options.CoreFirst = None,
-    core_last: options.CoreLast = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
-    dtype: options.Dtype = options.DtypeName.auto,
-    quantization: options.QuantizationOption = None,
-    quantize_head: options.QuantizeHead = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    force: options.Force = False,
-    verify: options.Verify = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
-) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateSettings(CommandSettings):
+    """The command line of ``d3 generate``."""
+
+    prompts: options.PromptOptions
+    reply: options.GenerationOptions
+    as_json: options.Json = False
+    debug: options.Debug = False
+
+
+@command(GenerateSettings)
+def generate(settings: GenerateSettings) -> int:
     """Write one reply.
 
-    The reply goes to stdout, everything else to stderr. Text piped in stands before the prompt.
+    The reply goes to stdout, everything else to stderr. Piped text is put before the prompt.
 
     Examples:
     - `d3 generate "Tell me a story about a fox."`
@@ -75,54 +42,26 @@ def generate(
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
     """
     output = Output()
-    if raw and not options.was_typed(ctx, "system"):
-        system = None  # config.toml's is for chat templates
-    model_name, prompt_text = read_arguments(model, text, prompt, prompt_file)
-    request = Request(
-        raw=raw,
-        system=system,
-        chat_template=chat_template,
-        think=think,
-        alpha=alpha,
-        start=start,
-        core=(core_first, core_last),
-        sampling={
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "seed": seed,
-        },
-        max_tokens=max_tokens,
-        stop=stop,
-        dtype=dtype,
-        quantization=quantization,
-        quantize_head=quantize_head,
-        device=device,
-        threads=threads,
-        offline=offline,
-        force=force,
-        verify=verify,
-    )
-    ready = request.prepare(output, model_name, prompt_text)
-    messages = [{"role": "user", "content": prompt_text}]
-    if system:
+    prompts = settings.prompts
+    name, prompt = read_arguments(prompts.model, prompts.text, prompts.prompt, prompts.prompt_file)
+    ready = prepare(output, settings, name, prompt)
+    messages = [{"role": "user", "content": prompt}]
+    if system := system_prompt(settings):
         messages.insert(0, {"role": "system", "content": system})
 
     from d3cli.decode.session import Engine
 
     reply = Engine(ready.model).stream(
-        prompt_text if raw else messages,
+        prompt if prompts.raw else messages,
         schedule=ready.schedule,
         sampling=ready.sampling,
-        max_tokens=max_tokens,
-        stop=stop or (),
-        chat_template=ready.chat_template,
-        think=ready.think,
-        raw=raw,
+        max_tokens=ready.request.max_tokens,
+        stop=ready.request.stop,
+        chat_template=ready.request.chat_template,
+        think=ready.request.think,
+        raw=prompts.raw,
     )
-    _stream(output, reply, ready.source, as_json)
+    _stream(output, reply, ready.source, settings.as_json)
     return 0
 
 

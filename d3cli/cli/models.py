@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from d3cli.base.errors import ModelError, UsageError
 from d3cli.base.settings import BUILTIN, aliases, default_model, save_setting
 from d3cli.cli import options
 from d3cli.cli.calibrate.stored import as_json as calibration_json
@@ -12,7 +13,15 @@ from d3cli.cli.calibrate.stored import summary
 from d3cli.cli.completion import complete_model
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_store import all_calibrations, file_of
-from d3cli.files.names import CachedModel, cached_models, find_local, model_identity
+from d3cli.files import checksums
+from d3cli.files.names import (
+    CachedModel,
+    cached_models,
+    find_local,
+    find_on_disk,
+    model_identity,
+)
+from d3cli.files.vet_tokenizer import vet_files
 
 SCHEMA = 1
 
@@ -101,6 +110,43 @@ def default(
     output.note(f"the default model is now {name} ({path})")
     if other := os.environ.get("D3_MODEL"):
         output.note(f"D3_MODEL is set, so {other} still runs where none is named")
+
+
+@models_app.command()
+def verify(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An alias, a hub id or a directory; d3 models lists them.",
+            autocompletion=complete_model,
+        ),
+    ],
+    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Compare a model's files with the hub's checksums.
+
+    Reads all of the files and downloads nothing. The checksums are those that the hub's cache, or
+    `hf download --local-dir`, stored with the files.
+
+    Example:
+    - `d3 models verify qwen-3-4b`
+    """
+    local = find_on_disk(name)
+    if local is None:
+        raise ModelError(
+            f"{name} is not on disk, or not all of it", "d3 generate fetches what is missing"
+        )
+    if local.builtin:
+        raise UsageError(
+            "the built-in model has no checksums: it comes with d3, not from the hub",
+            "name a model from the hub",
+        )
+    output = Output()
+    with output.waiting("verifying") as show:
+        vet_files(local.path)
+        count = checksums.verify(local.path, show)
+    output.write(f"{name}: all {count} files match the hub's checksums\n")
 
 
 def _size(count: int) -> str:

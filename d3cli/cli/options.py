@@ -1,17 +1,28 @@
-"""Options that several commands share, each written once."""
+"""The options that commands share, in groups: each option is written once.
+
+A group is a frozen dataclass whose fields are Typer options; a command's settings are made of
+groups (`d3cli.cli.command_line`).
+"""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from d3cli.cli.completion import complete_model
+
+if TYPE_CHECKING:
+    from d3cli.model.load import LoadOptions
 
 DEPTH, SAMPLING, INPUT, MODEL, OUTPUT = "Depth", "Sampling", "Input", "Model", "Output"
 
 
 class DtypeName(StrEnum):
-    """What the weights are computed in."""
+    """The type in which the weights are computed."""
 
     auto = "auto"
     bfloat16 = "bfloat16"
@@ -26,13 +37,6 @@ class QuantizationName(StrEnum):
     bnb_8bit = "bnb-8bit"
 
 
-class HeadName(StrEnum):
-    """Whether the LM head is quantized."""
-
-    auto = "auto"
-    off = "off"
-
-
 class Think(StrEnum):
     """Whether a reasoning model thinks before it answers."""
 
@@ -40,258 +44,303 @@ class Think(StrEnum):
     off = "off"
 
 
-def was_typed(ctx: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, not in the environment or config.toml."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 MODEL_HELP = (
-    "An alias, a hub id or a directory; d3 models lists what is there. Default: the configured "
-    "model, else the built-in one"
+    "An alias, a hub id or a directory; d3 models lists them. Default: the configured model, else "
+    "the built-in one"
 )
-Alpha = Annotated[
-    str,
-    typer.Option(
-        envvar="D3_ALPHA",
-        metavar="FLOAT|auto|off",
-        rich_help_panel=DEPTH,
-        help="Depth decay per token: 0.999 is gentle, 0.99 steep. auto: the model's own "
-        "calibration, else a cautious default. off: full depth.",
-    ),
-]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        envvar="D3_START",
-        metavar="N|N%",
-        rich_help_panel=DEPTH,
-        help="Full-depth tokens before the decay begins, or a share of --max-tokens.",
-    ),
-]
-CoreFirst = Annotated[
-    int | None,
-    typer.Option(
-        envvar="D3_CORE_FIRST",
-        min=0,
-        metavar="N",
-        rich_help_panel=DEPTH,
-        help="First layers that are never dropped.",
-    ),
-]
-CoreLast = Annotated[
-    int | None,
-    typer.Option(
-        envvar="D3_CORE_LAST",
-        min=0,
-        metavar="N",
-        rich_help_panel=DEPTH,
-        help="Last layers that are never dropped.",
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        "--temp",
-        envvar="D3_TEMPERATURE",
-        metavar="FLOAT",
-        rich_help_panel=SAMPLING,
-        help="0 is greedy. Default: what the checkpoint says, else greedy; 1 where --top-p, "
-        "--top-k or --min-p asks for sampling.",
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        envvar="D3_TOP_P",
-        metavar="FLOAT",
-        rich_help_panel=SAMPLING,
-        help="Keep the likeliest tokens that together reach this probability.",
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k",
-        envvar="D3_TOP_K",
-        metavar="N",
-        rich_help_panel=SAMPLING,
-        help="Keep the N likeliest tokens; 0 keeps all.",
-    ),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p",
-        envvar="D3_MIN_P",
-        metavar="FLOAT",
-        rich_help_panel=SAMPLING,
-        help="Drop tokens below this share of the likeliest one's probability.",
-    ),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        envvar="D3_REPETITION_PENALTY",
-        metavar="FLOAT",
-        rich_help_panel=SAMPLING,
-        help="Above 1 makes tokens already seen less likely.",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        envvar="D3_SEED",
-        metavar="N",
-        rich_help_panel=SAMPLING,
-        help="Makes sampling repeatable.",
-    ),
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        envvar="D3_MAX_TOKENS",
-        min=1,
-        metavar="N",
-        rich_help_panel=SAMPLING,
-        help="Longest reply. Default: what the model's context leaves.",
-    ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TEXT",
-        rich_help_panel=SAMPLING,
-        help="End the reply before this text; may be repeated.",
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        rich_help_panel=INPUT,
-        help="The prompt; the argument is then the model.",
-    ),
-]
-PromptFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", rich_help_panel=INPUT, help="Read the prompt from a file."),
-]
-System = Annotated[
-    str | None,
-    typer.Option(
-        "--system",
-        "-s",
-        envvar="D3_SYSTEM",
-        metavar="TEXT",
-        rich_help_panel=INPUT,
-        help="A system prompt.",
-    ),
-]
-ChatTemplate = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        rich_help_panel=INPUT,
-        help="A Jinja chat template to use instead of the model's own.",
-    ),
-]
-Raw = Annotated[
-    bool,
-    typer.Option(
-        "--raw",
-        rich_help_panel=INPUT,
-        help="No chat template: the prompt as it is, and special tokens written in it are parsed.",
-    ),
-]
-ThinkSwitch = Annotated[
-    Think | None,
-    typer.Option(
-        rich_help_panel=INPUT,
-        help="Thinking of a reasoning model, where its chat template has the switch.",
-    ),
-]
-Dtype = Annotated[
-    DtypeName,
-    typer.Option(
-        envvar="D3_DTYPE",
-        rich_help_panel=MODEL,
-        help="auto: bfloat16 where the processor or GPU has it, else float32.",
-    ),
-]
-QuantizationOption = Annotated[
-    QuantizationName | None,
-    typer.Option(
-        "--quantization",
-        envvar="D3_QUANTIZATION",
-        rich_help_panel=MODEL,
-        help="Quantize the layers while loading, by bitsandbytes: less memory, and in 4 bits "
-        "usually more speed.",
-    ),
-]
-QuantizeHead = Annotated[
-    HeadName | None,
-    typer.Option(
-        envvar="D3_QUANTIZE_HEAD",
-        rich_help_panel=MODEL,
-        help="The LM head in 8 bits, on a CPU, where it is a 16th or more of what a token reads. "
-        "Default: auto with 4-bit layers, else off.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        envvar="D3_DEVICE",
-        metavar="auto|cpu|cuda[:N]",
-        rich_help_panel=MODEL,
-        help="Where to run.",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        envvar="D3_THREADS",
-        min=1,
-        max=1024,
-        metavar="N",
-        rich_help_panel=MODEL,
-        help="CPU threads. Default: the physical cores there are, or fewer where the machine is "
-        "busy and that is faster.",
-    ),
-]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline",
-        envvar="D3_OFFLINE",
-        rich_help_panel=MODEL,
-        help="Never touch the network.",
-    ),
-]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force",
-        rich_help_panel=MODEL,
-        help="Load the model even where memory is predicted to be too short.",
-    ),
-]
-Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify",
-        envvar="D3_VERIFY",
-        rich_help_panel=MODEL,
-        help="First compare all of the model's files with the hub's checksums.",
-    ),
-]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """The model's name and the prompt, as typed: which argument is which is decided later."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_model,
+            help=MODEL_HELP + ". A lone argument that names no model is the prompt.",
+        ),
+    ] = None
+    text: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin."),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=INPUT,
+            help="The prompt; the argument is then the model.",
+        ),
+    ] = None
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=INPUT, help="Read the prompt from a file."),
+    ] = None
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            rich_help_panel=INPUT,
+            help="Use no chat template. Special tokens written in the prompt are parsed.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateOptions:
+    """What the chat template is given."""
+
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            "-s",
+            envvar="D3_SYSTEM",
+            metavar="TEXT",
+            rich_help_panel=INPUT,
+            help="The system prompt.",
+        ),
+    ] = None
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=INPUT,
+            help="A Jinja chat template to use instead of the model's own.",
+        ),
+    ] = None
+    think: Annotated[
+        Think | None,
+        typer.Option(
+            rich_help_panel=INPUT,
+            help="Turn a reasoning model's thinking on or off, if its chat template can.",
+        ),
+    ] = None
+
+    @property
+    def thinks(self) -> bool | None:
+        """`think` as the library takes it."""
+        return None if self.think is None else self.think is Think.on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthOptions:
+    """Which layers run, as typed: `d3cli.cli.depth` reads the texts."""
+
+    alpha: Annotated[
+        str,
+        typer.Option(
+            envvar="D3_ALPHA",
+            metavar="FLOAT|auto|off",
+            rich_help_panel=DEPTH,
+            help="Depth decay per token: 0.999 is gentle, 0.99 is steep. auto: the model's "
+            "calibration, else a cautious default. off: full depth.",
+        ),
+    ] = "auto"
+    start: Annotated[
+        str | None,
+        typer.Option(
+            envvar="D3_START",
+            metavar="N|N%",
+            rich_help_panel=DEPTH,
+            help="Tokens at full depth before the decay begins, or a share of --max-tokens.",
+        ),
+    ] = None
+    core_first: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_CORE_FIRST",
+            min=0,
+            metavar="N",
+            rich_help_panel=DEPTH,
+            help="Number of first layers that are never dropped.",
+        ),
+    ] = None
+    core_last: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_CORE_LAST",
+            min=0,
+            metavar="N",
+            rich_help_panel=DEPTH,
+            help="Number of last layers that are never dropped.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are chosen, and where a reply ends. None is the checkpoint's own setting."""
+
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            "--temp",
+            envvar="D3_TEMPERATURE",
+            metavar="FLOAT",
+            rich_help_panel=SAMPLING,
+            help="0 is greedy. Default: the checkpoint's setting, else greedy; 1 if --top-p, "
+            "--top-k or --min-p asks for sampling.",
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            envvar="D3_TOP_P",
+            metavar="FLOAT",
+            rich_help_panel=SAMPLING,
+            help="Keep the most likely tokens that together reach this probability.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_TOP_K",
+            metavar="N",
+            rich_help_panel=SAMPLING,
+            help="Keep the N most likely tokens; 0 keeps all.",
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            envvar="D3_MIN_P",
+            metavar="FLOAT",
+            rich_help_panel=SAMPLING,
+            help="Drop tokens below this share of the most likely token's probability.",
+        ),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            envvar="D3_REPETITION_PENALTY",
+            metavar="FLOAT",
+            rich_help_panel=SAMPLING,
+            help="Above 1 makes tokens that have appeared less likely.",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_SEED",
+            metavar="N",
+            rich_help_panel=SAMPLING,
+            help="Makes sampling repeatable.",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_MAX_TOKENS",
+            min=1,
+            metavar="N",
+            rich_help_panel=SAMPLING,
+            help="Maximum length of the reply. Default: what the model's context leaves.",
+        ),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=SAMPLING,
+            help="End the reply before this text; may be repeated.",
+        ),
+    ] = None
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The settings of `SamplingParams`."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How a model is loaded."""
+
+    dtype: Annotated[
+        DtypeName,
+        typer.Option(
+            envvar="D3_DTYPE",
+            rich_help_panel=MODEL,
+            help="auto: bfloat16 if the processor or GPU computes in it, else float32.",
+        ),
+    ] = DtypeName.auto
+    quantization: Annotated[
+        QuantizationName | None,
+        typer.Option(
+            envvar="D3_QUANTIZATION",
+            rich_help_panel=MODEL,
+            help="Quantize the layers with bitsandbytes while loading. Saves memory; 4 bits are "
+            "usually faster too.",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            envvar="D3_DEVICE",
+            metavar="auto|cpu|cuda[:N]",
+            rich_help_panel=MODEL,
+            help="Where to run.",
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_THREADS",
+            min=1,
+            max=1024,
+            metavar="N",
+            rich_help_panel=MODEL,
+            help="CPU threads. Default: the number of physical cores, or fewer if the machine is "
+            "busy.",
+        ),
+    ] = None
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline",
+            envvar="D3_OFFLINE",
+            rich_help_panel=MODEL,
+            help="Never use the network.",
+        ),
+    ] = False
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            rich_help_panel=MODEL,
+            help="Load the model even if it is predicted not to fit into memory.",
+        ),
+    ] = False
+
+    @property
+    def load_options(self) -> "LoadOptions":
+        """These options as `load_model` takes them."""
+        return {
+            "dtype": self.dtype.value,
+            "quantization": None if self.quantization is None else self.quantization.value,
+            "device": self.device,
+            "force": self.force,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """Everything that says how a reply is made."""
+
+    template: TemplateOptions
+    depth: DepthOptions
+    sampling: SamplingOptions
+    loading: ModelOptions
+
+
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", rich_help_panel=OUTPUT, help="Print one JSON object instead of the text."
-    ),
+    typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object."),
 ]
 Debug = Annotated[
     bool,
@@ -299,34 +348,8 @@ Debug = Annotated[
         "--debug",
         envvar="D3_DEBUG",
         rich_help_panel=OUTPUT,
-        # The environment, because the error that it is for may come before any command runs.
+        # In the environment, because an error may come before any command runs.
         callback=lambda on: os.environ.__setitem__("D3_DEBUG", "1") if on else None,
         help="Show a traceback with an error.",
     ),
 ]
-
-# What config.toml may set, beside `model` and `[aliases]`: how a model is loaded, and how it runs.
-OF_MODELS = frozenset(
-    {"dtype", "quantization", "quantize_head", "device", "threads", "offline", "verify"}
-)
-OF_CHAT = frozenset({"keys", "on_overflow"})
-CONFIGURABLE = (
-    OF_MODELS
-    | OF_CHAT
-    | frozenset(
-        {
-            "alpha",
-            "start",
-            "core_first",
-            "core_last",
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "repetition_penalty",
-            "seed",
-            "max_tokens",
-            "system",
-        }
-    )
-)

@@ -1,23 +1,94 @@
-"""What the options of a reply ask for: checked first, then turned into a loaded model's terms."""
+"""What the options of a reply ask for: checked first, then applied to a loaded model."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 from d3cli.base.errors import UsageError
-from d3cli.cli import options
+from d3cli.base.hardware import check_address_space
+from d3cli.base.settings import BUILTIN
 from d3cli.cli.depth import choose_schedule, parse_alpha, parse_start
-from d3cli.cli.loading import load
+from d3cli.cli.options import GenerationOptions, ModelOptions, PromptOptions
 from d3cli.cli.output import Output
 from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.calibration_store import calibrate_command
 from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.files.names import find_model
 
 if TYPE_CHECKING:
+    from d3cli.model.load import LoadOptions
     from d3cli.model.model import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The options of a reply, checked and read, before there is a model.
+
+    Attributes:
+        sampling: the settings of `SamplingParams`, None where the checkpoint decides.
+        chat_template: the text of a template that replaces the model's own.
+    """
+
+    alpha: float | Literal["auto", "off"]
+    start: int | None
+    core: tuple[int | None, int | None]
+    sampling: Mapping[str, Any]
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    system: str | None
+    chat_template: str | None
+    think: bool | None
+
+    @classmethod
+    def read(cls, options: GenerationOptions) -> "Request":
+        """Checks the options, so that a wrong number does not cost a model's loading.
+
+        Raises:
+            UsageError: an option is impossible, or a text cannot be read.
+        """
+        template, depth, sampling = options.template, options.depth, options.sampling
+        alpha = parse_alpha(depth.alpha)
+        start = parse_start(depth.start, sampling.max_tokens)
+        SamplingParams.resolve(sampling.given, {})
+        check_utf8(template.system or "", "--system")
+        for text in sampling.stop or ():
+            check_utf8(text, "--stop")
+        return cls(
+            alpha=alpha,
+            start=start,
+            core=(depth.core_first, depth.core_last),
+            sampling=sampling.given,
+            max_tokens=sampling.max_tokens,
+            stop=tuple(sampling.stop or ()),
+            system=template.system,
+            chat_template=None
+            if template.chat_template is None
+            else read_text(template.chat_template, "chat template"),
+            think=template.thinks,
+        )
+
+    @property
+    def needs(self) -> "LoadOptions":
+        """What loading a model should know of the replies to come."""
+        needs: LoadOptions = {"full_depth_only": self.alpha == "off"}
+        if self.max_tokens is not None:
+            needs["reply_tokens"] = self.max_tokens
+        return needs
+
+
+class ReplySettings(Protocol):
+    """What the settings of `d3 generate` and `d3 profile` have in common."""
+
+    @property
+    def typed(self) -> Mapping[str, str]: ...
+    @property
+    def prompts(self) -> PromptOptions: ...
+    @property
+    def reply(self) -> GenerationOptions: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,80 +99,67 @@ class Ready:
     schedule: DepthSchedule
     source: Source
     sampling: SamplingParams
-    chat_template: str | None
-    think: bool | None
+    request: Request
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """The options of `d3 generate` and `d3 profile` that say how a reply is made, as typed."""
+def system_prompt(settings: ReplySettings) -> str | None:
+    """The system prompt. config.toml's is for chat templates, so --raw does without it."""
+    if settings.prompts.raw and "system" not in settings.typed:
+        return None
+    return settings.reply.template.system
 
-    raw: bool
-    system: str | None
-    chat_template: Path | None
-    think: options.Think | None
-    alpha: str
-    start: str | None
-    core: tuple[int | None, int | None]
-    sampling: Mapping[str, Any]
-    max_tokens: int | None
-    stop: Sequence[str] | None
-    dtype: options.DtypeName
-    quantization: options.QuantizationName | None
-    quantize_head: options.HeadName | None
-    device: str
-    threads: int | None
-    offline: bool
-    force: bool
-    verify: bool
 
-    def prepare(self, output: Output, model_name: str, longest_prompt: str) -> Ready:
-        """Checks the options and loads the model.
+def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: str) -> Ready:
+    """Checks the options and loads the model.
 
-        Raises:
-            UsageError: an option is impossible; before the model is loaded, wherever that can be.
-        """
-        if self.raw and (self.system or self.chat_template or self.think):
-            raise UsageError(
-                "--raw uses no chat template, so no --system, --chat-template or --think",
-                "leave those out, or leave out --raw",
-            )
-        # Checked before the slow part: a wrong number should not cost a model's loading.
-        decay = parse_alpha(self.alpha)
-        start = parse_start(self.start, self.max_tokens)
-        SamplingParams.resolve(self.sampling, {})
-        template = None
-        if self.chat_template is not None:
-            template = read_text(self.chat_template, "chat template")
-        texts = [("--system", self.system), *(("--stop", text) for text in self.stop or ())]
-        for name, text in texts:
-            check_utf8(text or "", name)
-        loaded = load(
-            output,
-            model_name,
-            self.offline,
-            self.threads,
-            dtype=self.dtype.value,
-            quantization=None if self.quantization is None else self.quantization.value,
-            quantize_head=None if self.quantize_head is None else self.quantize_head.value,
-            device=self.device,
-            full_depth_only=decay == "off",
-            prompt_tokens=estimate_tokens(longest_prompt, self.system or ""),
-            **({} if self.max_tokens is None else {"reply_tokens": self.max_tokens}),
-            force=self.force,
-            verify=self.verify,
+    Raises:
+        UsageError: an option is impossible; before the model is loaded, wherever possible.
+    """
+    raw, template = settings.prompts.raw, settings.reply.template
+    system = system_prompt(settings)
+    if raw and (system or template.chat_template or template.think):
+        raise UsageError(
+            "--raw uses no chat template, so no --system, --chat-template or --think",
+            "leave those out, or leave out --raw",
         )
-        command = calibrate_command(model_name, self.dtype.value, self.quantization)
-        choice = choose_schedule(loaded, decay, start, self.core, command)
-        for note in choice.notes:
-            output.note(note)
-        if not self.raw and not (template or loaded.tokenizer.chat_template):
-            output.note("this model has no chat template: it continues the prompt as it is")
-        return Ready(
-            loaded,
-            choice.schedule,
-            choice.source,
-            SamplingParams.resolve(self.sampling, loaded.text.generation_settings),
-            template,
-            None if self.think is None else self.think is options.Think.on,
-        )
+    request, loading = Request.read(settings.reply), settings.reply.loading
+    needs = request.needs
+    needs["prompt_tokens"] = estimate_tokens(longest_prompt, system or "")
+    model = load(output, name, loading, **needs)
+    command = calibrate_command(name, loading.dtype.value, loading.quantization)
+    choice = choose_schedule(model, request.alpha, request.start, request.core, command)
+    for note in choice.notes:
+        output.note(note)
+    if not raw and not (request.chat_template or model.tokenizer.chat_template):
+        output.note("this model has no chat template: it continues the prompt as it is")
+    sampling = SamplingParams.resolve(request.sampling, model.text.generation_settings)
+    return Ready(model, choice.schedule, choice.source, sampling, request)
+
+
+def load(
+    output: Output, name: str, options: ModelOptions, **needs: Unpack["LoadOptions"]
+) -> "LoadedModel":
+    """Finds and loads a model, shows what takes long, and says which model runs."""
+    check_address_space()
+    settings: LoadOptions = {**options.load_options, **needs}
+    threads, reason = options.threads, ""
+    output.note(f"model: {'the built-in model' if name == BUILTIN else name}")
+    output.quiet_libraries()
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with output.waiting("loading"):
+        from d3cli.kernels.threads import pick_threads
+        from d3cli.model.load import check_model, load_model
+
+        if threads is None:
+            threads, reason = pick_threads()
+    if reason:
+        output.note(f"{reason}; --threads overrides")
+
+    # Without a spinner, since a download shows its own progress.
+    files = find_model(name, offline=options.offline, check=partial(check_model, **settings))
+    with output.waiting("loading") as show:
+        loaded = load_model(files, threads=threads, on_progress=show, **settings)
+    for note in loaded.notes:
+        output.note(note)
+    return loaded

@@ -538,8 +538,6 @@ def test_bad_input_is_told_before_anything_is_loaded(home: Path) -> None:
         (["--resume", "x"], 'no conversation is called "x"', 2),
         (["--alpha", "2"], "alpha is 2, outside (0, 1]", 2),
         (["--temperature", "-1"], "--temperature is -1", 2),
-        (["--system", "x", "--system-file", "y"], "both give a system prompt", 2),
-        (["--system-file", "/nothing"], "there is no system prompt /nothing", 2),
         (["no-such-model"], "there is no model or directory", 2),
     ):
         terminal = Terminal("-m", "d3cli", "chat", *arguments, home=home, columns=200)

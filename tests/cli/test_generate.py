@@ -523,7 +523,7 @@ class TestConfigFile:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("temprature = 1", '"temprature", which is no setting'),
+            ("temprature = 1", 'unknown setting "temprature"'),
             ('temperature = "hot"', "--temperature"),
             ("= broken", "cannot be read"),
             ("aliases = 3", "[aliases]"),

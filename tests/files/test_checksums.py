@@ -1,4 +1,4 @@
-"""`--verify`: files compared with the hub's checksums, wherever those are kept."""
+"""`d3 models verify`: files compared with the hub's checksums, wherever those are kept."""
 
 import hashlib
 import shutil
@@ -52,16 +52,25 @@ def test_without_a_checksum_nothing_is_called_verified(downloaded: Path, text: s
         verify(downloaded)
 
 
-def test_the_option_says_what_cannot_be_verified(d3: D3, tmp_path: Path) -> None:
+def test_the_command_says_what_cannot_be_verified(d3: D3, tmp_path: Path) -> None:
     shutil.copytree(BUILTIN_PATH, tmp_path / "m")
-    check(d3("generate", tmp_path / "m", "Hi.", "--verify"), 1, "has no checksum")
-    builtin = d3("generate", "Hi.", "--verify", "--max-tokens", "2")
-    assert "the built-in model came with d3" in builtin.err
+    check(d3("models", "verify", tmp_path / "m"), 1, "has no checksum")
+    check(d3("models", "verify", "demo"), 2, "the built-in model has no checksums")
+    check(d3("models", "verify", "org/name"), 1, "org/name is not on disk")
+    check(d3("models", "verify", "qwen-3-4x"), 2, "there is no model or directory")
+    check(d3("models", "verify"), 2, "Missing argument")
 
 
-def test_a_verified_model_answers(d3: D3, downloaded: Path) -> None:
-    answer = d3("generate", downloaded, "Hi.", "--verify", "--max-tokens", "2")
-    assert answer.code == 0, answer.err
+def test_the_command_reads_no_file_of_elsewhere(d3: D3, downloaded: Path) -> None:
+    (downloaded / "config.json").rename(downloaded.parent / "config.json")
+    (downloaded / "config.json").symlink_to(downloaded.parent / "config.json")
+    check(d3("models", "verify", downloaded), 1, "is a link to a file elsewhere")
+
+
+def test_the_command_prints_one_line(d3: D3, downloaded: Path) -> None:
+    result = d3("models", "verify", downloaded)
+    assert result.code == 0, result.err
+    assert result.out == f"{downloaded}: all 6 files match the hub's checksums\n"
 
 
 def test_templates_in_a_folder_and_weak_etags_and_own_notes(downloaded: Path) -> None:

@@ -142,8 +142,8 @@ def in_a_process(hub: Hub, cache: Path, *arguments: str) -> Ended:
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
-def generate_in_a_child(url: str, cache: str, *arguments: str) -> None:
-    """`d3 generate` where huggingface_hub is imported already, so its settings are changed.
+def d3_in_a_child(url: str, cache: str, *arguments: str) -> None:
+    """`d3` where huggingface_hub is imported already, so its settings are changed.
 
     It waits for half a minute before it gives a hub up: here it does not wait.
     """
@@ -152,23 +152,29 @@ def generate_in_a_child(url: str, cache: str, *arguments: str) -> None:
     constants.HF_HUB_CACHE = cache
     constants.HF_HUB_OFFLINE = False
     time.sleep = lambda _: None
-    sys.argv = ["d3", "generate", *arguments]
+    sys.argv = ["d3", *arguments]
     main()
 
 
-Generate = Callable[..., Ended]
+Run = Callable[..., Ended]
 
 
 @pytest.fixture
-def generate(hub: Hub, forks: Forks, tmp_path: Path) -> Generate:
-    """Runs `d3 generate` against the hub, with a cache of its own."""
+def run_d3(hub: Hub, forks: Forks, tmp_path: Path) -> Run:
+    """Runs `d3` against the hub, with a cache of its own."""
     env = {"D3_MAX_TOKENS": "3", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    function = f"{__name__}.{generate_in_a_child.__name__}"
+    function = f"{__name__}.{d3_in_a_child.__name__}"
     return lambda *arguments: forks.call(function, hub.url, str(tmp_path), *arguments, env=env)
 
 
+@pytest.fixture
+def generate(run_d3: Run) -> Run:
+    """Runs `d3 generate` likewise."""
+    return lambda *arguments: run_d3("generate", *arguments)
+
+
 def test_a_model_is_downloaded_once_and_then_used_offline(
-    hub: Hub, generate: Generate, tmp_path: Path
+    hub: Hub, generate: Run, tmp_path: Path
 ) -> None:
     first = in_a_process(hub, tmp_path, "someone/fox", "Hello.")
     assert first.code == 0, first.err
@@ -183,7 +189,7 @@ def test_a_model_is_downloaded_once_and_then_used_offline(
 
 
 def test_a_download_that_broke_off_goes_on_with_the_files_that_are_missing(
-    hub: Hub, generate: Generate
+    hub: Hub, generate: Run
 ) -> None:
     hub.cut = "model.safetensors"
     broken = generate("someone/fox", "Hello.")
@@ -200,7 +206,7 @@ def test_a_download_that_broke_off_goes_on_with_the_files_that_are_missing(
     assert hub.fetched == {"model.safetensors": 1}
 
 
-def test_a_gated_model_says_where_to_accept_its_terms(hub: Hub, generate: Generate) -> None:
+def test_a_gated_model_says_where_to_accept_its_terms(hub: Hub, generate: Run) -> None:
     hub.gated = True
     result = generate("someone/fox", "Hello.")
     assert result.code == 1
@@ -208,13 +214,13 @@ def test_a_gated_model_says_where_to_accept_its_terms(hub: Hub, generate: Genera
     assert "hf auth login" in result.err
 
 
-def test_a_model_that_the_hub_does_not_have(generate: Generate) -> None:
+def test_a_model_that_the_hub_does_not_have(generate: Run) -> None:
     result = generate("someone/wolf", "Hello.")
     assert result.code == 2
     assert "error: the hub has no model someone/wolf" in result.err
 
 
-def test_a_hub_that_is_down(hub: Hub, generate: Generate) -> None:
+def test_a_hub_that_is_down(hub: Hub, generate: Run) -> None:
     hub.shutdown()
     hub.server_close()
     result = generate("someone/fox", "Hello.")
@@ -223,7 +229,7 @@ def test_a_hub_that_is_down(hub: Hub, generate: Generate) -> None:
 
 
 def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_fetched(
-    hub: Hub, generate: Generate
+    hub: Hub, generate: Run
 ) -> None:
     config = json.loads(hub.files["config.json"])
     # A context of a billion tokens: the KV cache alone would take terabytes.
@@ -236,7 +242,7 @@ def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_fetched(
 
 
 def test_a_model_that_cannot_skip_is_refused_before_its_weights_are_fetched(
-    hub: Hub, generate: Generate
+    hub: Hub, generate: Run
 ) -> None:
     hub.files["config.json"] = json.dumps({"model_type": "mamba"}).encode()
     result = generate("someone/fox", "Hello.")
@@ -246,7 +252,7 @@ def test_a_model_that_cannot_skip_is_refused_before_its_weights_are_fetched(
 
 
 def test_a_repository_of_gguf_files_names_the_model_with_safetensors(
-    hub: Hub, generate: Generate
+    hub: Hub, generate: Run
 ) -> None:
     del hub.files["model.safetensors"], hub.files["config.json"]
     hub.files["fox.Q4_K_M.gguf"] = b"GGUF"
@@ -257,15 +263,20 @@ def test_a_repository_of_gguf_files_names_the_model_with_safetensors(
     assert not hub.fetched
 
 
-def test_verify_finds_one_flipped_bit_in_the_cache(tmp_path: Path, generate: Generate) -> None:
-    first = generate("someone/fox", "Hi.", "--verify")
+def test_verify_finds_one_flipped_bit_in_the_cache(
+    tmp_path: Path, generate: Run, run_d3: Run
+) -> None:
+    first = generate("someone/fox", "Hi.")
     assert first.code == 0, first.err
+    verified = run_d3("models", "verify", "someone/fox")
+    assert verified.code == 0, verified.err
+    assert verified.out == "someone/fox: all 6 files match the hub's checksums\n"
     [weights] = tmp_path.glob("models--*/snapshots/*/model.safetensors")
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.resolve().write_bytes(data)
     unverified = generate("someone/fox", "Hi.", "--offline")
     assert unverified.code == 0, unverified.err
-    again = generate("someone/fox", "Hi.", "--offline", "--verify")
+    again = run_d3("models", "verify", "someone/fox")
     assert again.code == 1
     assert "model.safetensors is not the file that the hub gave" in again.err

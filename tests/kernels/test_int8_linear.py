@@ -1,13 +1,11 @@
 """The LM head in 8 bits: exact to its rounding, taken where it is worth it, and counted."""
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from d3cli.base.errors import spelled
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.int8_linear import FEW, MULTIPLE, EightBitLinear, HeadChoice, quantize_head
@@ -15,7 +13,7 @@ from d3cli.model.held_weights import HeldWeights
 from d3cli.model.load import load_model
 from d3cli.model.memory import predict_memory
 from d3cli.model.wrap import wrap_model
-from tests.conftest import BUILTIN_PATH, D3
+from tests.conftest import BUILTIN_PATH
 from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
 
 CPU = torch.device("cpu")
@@ -137,38 +135,3 @@ def test_its_memory_is_foretold(choice: str, dtype: str) -> None:
         if dtype == "float32":  # converted, so the embeddings are no longer mapped
             held += table
     assert need.weights == pytest.approx(held, rel=0.001)
-
-
-def test_the_command_takes_it(d3: D3, tmp_path: Path) -> None:
-    arguments = ["--max-tokens", "4", "--alpha", "off", "--device", "cpu"]
-    assert d3("generate", "Hello.", "--quantize-head", "auto", *arguments).code == 0
-    (tmp_path / "x").touch()
-    wrong = d3("generate", "Hello.", "--quantize-head", "on", *arguments)
-    assert wrong.code == 2
-    assert "--quantize-head" in wrong.err
-
-
-def test_rows_that_the_kernel_would_read_past_are_refused() -> None:
-    with pytest.raises(ValueError, match="40"):
-        EightBitLinear(torch.zeros(9, 40), None, lambda weight: weight)
-
-
-def test_no_rows_at_all() -> None:
-    small = EightBitLinear(torch.ones(9, 64), None, lambda weight: weight)
-    assert small(torch.zeros(1, 0, 64)).shape == (1, 0, 9)
-
-
-def test_the_heads_own_inputs_count() -> None:
-    """OPT projects its states to fewer before the head."""
-    config = {"model_type": "opt", "hidden_size": 64, "vocab_size": 131}
-    model = described()
-    narrow = Description("m", config | {"word_embed_proj_dim": 40}, model.tensors[:1])
-    assert not is_head_quantized(narrow, torch.bfloat16, None, "auto", CPU)
-    fits = Description("m", config | {"word_embed_proj_dim": 32}, model.tensors[:1])
-    assert is_head_quantized(fits, torch.bfloat16, None, "auto", CPU)
-    assert not is_head_quantized(fits, torch.float16, None, "auto", CPU)
-
-
-def test_a_note_says_so() -> None:
-    assert any("8 bits" in spelled(note) for note in load_model(quantization="bnb-4bit").notes)
-    assert not any("8 bits" in spelled(note) for note in load_model().notes)

@@ -5,21 +5,26 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from d3cli.base.errors import CalibrationError, Setting, StoreError, TargetNotMetError, UsageError
 from d3cli.base.settings import default_model
-from d3cli.cli import options, signals
+from d3cli.cli import signals
+from d3cli.cli.calibrate.options import (
+    DOCUMENTS,
+    CalibrateSettings,
+    Format,
+    RemoveSettings,
+    SearchOptions,
+    ShowSettings,
+)
 from d3cli.cli.calibrate.report import SCHEMA, as_json, csv_rows, facts, plot
 from d3cli.cli.calibrate.stored import as_json as stored_as_json
 from d3cli.cli.calibrate.stored import describe, with_reasons
-from d3cli.cli.completion import complete_model
-from d3cli.cli.loading import load
+from d3cli.cli.command_line import command, command_group
 from d3cli.cli.output import Output
+from d3cli.cli.request import load
 from d3cli.depth.calibration_store import (
     StoredFile,
     all_calibrations,
@@ -37,179 +42,17 @@ if TYPE_CHECKING:
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.documents import Document
 
-SEARCH, TEXT, STORE = "Search", "Text", "Store"
-# Documents that are used where nobody says how many; more change a result little.
-DOCUMENTS = 240
 REPLY_TOKENS = 256
 
-
-class UnitsName(StrEnum):
-    """What may be dropped."""
-
-    auto = "auto"
-    layer = "layer"
-    sublayer = "sublayer"
+calibrate_app = command_group()
 
 
-class OrderName(StrEnum):
-    """How units are ranked."""
+@calibrate_app.callback()
+@command(CalibrateSettings)
+def calibrate(settings: CalibrateSettings) -> int:
+    """Find the fastest depth schedule within a quality target, and store it.
 
-    auto = "auto"
-    influence = "influence"
-    greedy = "greedy"
-
-
-class Format(StrEnum):
-    """How the report is printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
-def calibrate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=complete_model,
-            help=options.MODEL_HELP + ".",
-        ),
-    ] = None,
-    target_drop: Annotated[
-        str,
-        typer.Option(
-            metavar="PERCENT",
-            rich_help_panel=SEARCH,
-            help="The most that perplexity may rise: 1%, or a fraction such as 0.01.",
-        ),
-    ] = "1%",
-    confidence: Annotated[
-        float,
-        typer.Option(
-            metavar="FLOAT",
-            rich_help_panel=SEARCH,
-            help="How sure to be that the drop is within the target.",
-        ),
-    ] = 0.9,
-    units: Annotated[
-        UnitsName,
-        typer.Option(
-            rich_help_panel=SEARCH,
-            help="What may be dropped. auto: searches both, keeps what saves more bytes.",
-        ),
-    ] = UnitsName.auto,
-    order: Annotated[
-        OrderName,
-        typer.Option(
-            rich_help_panel=SEARCH,
-            help="How units are ranked: by Block Influence, or greedily by loss per byte. auto: "
-            "greedy where time allows.",
-        ),
-    ] = OrderName.auto,
-    reply_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            max=1 << 20,
-            metavar="N",
-            rich_help_panel=SEARCH,
-            help="The length of replies that savings are counted for. Default: 256, or the model's "
-            "context where it is shorter.",
-        ),
-    ] = None,
-    replies: Annotated[
-        bool,
-        typer.Option(
-            "--replies",
-            rich_help_panel=SEARCH,
-            help="Also let D³ write replies, and full depth judge them.",
-        ),
-    ] = False,
-    max_time: Annotated[
-        str,
-        typer.Option(
-            metavar="TIME",
-            rich_help_panel=SEARCH,
-            help="Stop about then, with what was found: 90s, 10m, 1h.",
-        ),
-    ] = "10m",
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", rich_help_panel=SEARCH, help="Shuffles and splits the documents."
-        ),
-    ] = 0,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=TEXT,
-            help="Your own held-out text: .jsonl rows with prompt and response, messages, or text; "
-            "or a plain text. Default: pairs that ship with d3.",
-        ),
-    ] = None,
-    prompt_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=TEXT,
-            help="Of each passage of a plain text, the tokens that are prompt.",
-        ),
-    ] = 64,
-    documents: Annotated[
-        int | None,
-        typer.Option(
-            min=32,
-            metavar="N",
-            rich_help_panel=TEXT,
-            help=f"How many documents to use, in both halves. Default: {DOCUMENTS} at most, fewer "
-            "where time is short.",
-        ),
-    ] = None,
-    self_replies: Annotated[
-        bool,
-        typer.Option(
-            "--self-replies",
-            rich_help_panel=TEXT,
-            help="Score on the model's own full-depth replies to the prompts.",
-        ),
-    ] = False,
-    show: Annotated[
-        bool,
-        typer.Option(
-            "--show",
-            rich_help_panel=STORE,
-            help="Show what is stored for MODEL, or for all models.",
-        ),
-    ] = False,
-    remove_: Annotated[
-        bool,
-        typer.Option(
-            "--remove",
-            rich_help_panel=STORE,
-            help="Remove what is stored for MODEL, or for the default one.",
-        ),
-    ] = False,
-    dtype: options.Dtype = options.DtypeName.auto,
-    quantization: options.QuantizationOption = None,
-    quantize_head: options.QuantizeHead = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    force: options.Force = False,
-    verify: options.Verify = False,
-    form: Annotated[
-        Format,
-        typer.Option("-o", "--output", rich_help_panel=options.OUTPUT, help="The report's form."),
-    ] = Format.table,
-    as_json_: options.Json = False,
-    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
-) -> int:
-    """Find the fastest depth schedule that costs at most so much quality, and store it.
-
-    One half of the text is searched, the other one tests what was found. From then on `--alpha
+    One half of the text is searched; the other half tests what was found. From then on `--alpha
     auto`, the default everywhere, uses the stored schedule for this model.
 
     Examples:
@@ -220,77 +63,103 @@ def calibrate(
     - `d3 calibrate llama-3-8b --quantization bnb-4bit --data notes.txt`
     """
     output = Output()
-    if as_json_ and form is Format.csv:
-        raise UsageError("--json and -o csv exclude each other", "give one of them")
-    form = Format.json if as_json_ else form
-    if show and remove_:
+    form = _form(settings.form, settings.as_json)
+    if settings.show and settings.remove:
         raise UsageError("--show and --remove exclude each other", "give one of them")
-    if show:
-        _show(output, model, form)
-        return 0
-    if remove_:
-        _remove(output, default_model() if model is None else model)
-        return 0
-    # Checked before the slow part: a wrong number should not cost a model's loading.
-    target, seconds = parse_target(target_drop), parse_duration(max_time)
-    name = default_model() if model is None else model
-    with output.waiting("loading"):
-        output.quiet_libraries()
-        from d3cli.calibrate.result import CalibrationSettings
-        from d3cli.calibrate.texts import read_samples
+    if settings.show:
+        _show(output, settings.model, form)
+    elif settings.remove:
+        _remove(output, _named(settings.model))
+    else:
+        _calibrate(output, settings, form)
+    return 0
 
-        settings = CalibrationSettings(
-            target_drop=target,
-            units=units.value,
-            order=order.value,
-            confidence=confidence,
-            reply_tokens=reply_tokens or REPLY_TOKENS,
-            seed=seed,
-            max_seconds=seconds,
-            replies=replies,
-        )
+
+@calibrate_app.command("show")
+@command(ShowSettings)
+def show_stored(settings: ShowSettings) -> int:
+    """Show what is stored for MODEL, or for all models."""
+    _show(Output(), settings.model, _form(settings.form, settings.as_json))
+    return 0
+
+
+@calibrate_app.command("remove")
+@command(RemoveSettings)
+def remove_stored(settings: RemoveSettings) -> int:
+    """Remove what is stored for MODEL, or for the default model."""
+    _remove(Output(), _named(settings.model))
+    return 0
+
+
+def _form(form: Format, as_json: bool) -> Format:
+    if as_json and form is Format.csv:
+        raise UsageError("--json and -o csv exclude each other", "give one of them")
+    return Format.json if as_json else form
+
+
+def _named(model: str | None) -> str:
+    return default_model() if model is None else model
+
+
+def _calibrate(output: Output, given: CalibrateSettings, form: Format) -> None:
+    settings = _search_settings(output, given.search)
+    from d3cli.calibrate.texts import read_samples
+
+    data = given.text.data
     samples = None if data is None else read_samples(data)
     loaded = load(
         output,
-        name,
-        offline,
-        threads,
-        dtype=dtype.value,
-        quantization=None if quantization is None else quantization.value,
-        quantize_head=None if quantize_head is None else quantize_head.value,
-        device=device,
+        _named(given.model),
+        given.loading,
         prompt_tokens=2048,
         reply_tokens=1,  # what is scored is read as a prompt is
-        force=force,
-        verify=verify,
     )
-    if reply_tokens is None:
+    if given.search.reply_tokens is None:
         settings = replace(settings, reply_tokens=min(REPLY_TOKENS, loaded.context_length))
     began = time.monotonic()
     assert loaded.origin.key is not None  # what is not proven is refused where depth is to decay
     check_writable(loaded.origin.key)
 
+    count = given.text.documents
     try:
         with output.waiting("reading the text"):
             import scipy.stats  # noqa: F401 - slow, and no signal may raise in the middle of it
 
             from d3cli.calibrate.evaluator import check_memory_to_score
 
-            texts = _documents(loaded, samples, prompt_tokens, documents, seed)
+            texts = _documents(loaded, samples, count, settings.seed)
         signals.stop_in_order()
-        if self_replies:
+        if given.text.self_replies:
             texts = _write_replies(output, loaded, texts, settings, began)
-        if not force:
+        if not given.loading.force:
             check_memory_to_score(loaded, texts)
-        calibrator = _search(output, loaded, texts, settings, began, documents)
+        calibrator = _search(output, loaded, texts, settings, began, count)
     except signals.Stopped:
         output.note("interrupted: nothing was stored")
         raise
     finally:
         signals.exit_at_once()
-    source = str(data) if data else "self-replies" if self_replies else "built-in"
+    source = str(data) if data else "self-replies" if given.text.self_replies else "built-in"
     _finish(output, loaded, calibrator, source, texts, form)
-    return 0
+
+
+def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
+    """Checked before the slow part: a wrong number should not cost a model's loading."""
+    target, seconds = parse_target(given.target_drop), parse_duration(given.max_time)
+    with output.waiting("loading"):
+        output.quiet_libraries()
+        from d3cli.calibrate.result import CalibrationSettings
+
+        return CalibrationSettings(
+            target_drop=target,
+            units=given.units.value,
+            order=given.order.value,
+            confidence=given.confidence,
+            reply_tokens=given.reply_tokens or REPLY_TOKENS,
+            seed=given.seed,
+            max_seconds=seconds,
+            replies=given.replies,
+        )
 
 
 def _finish(
@@ -373,14 +242,13 @@ def parse_duration(text: str) -> float:
 def _documents(
     model: "LoadedModel",
     samples: Sequence["Sample"] | None,
-    prompt_tokens: int,
     count: int | None,
     seed: int,
 ) -> list["Document"]:
     from d3cli.calibrate.texts import builtin_samples, choose, encode_samples
 
     own = builtin_samples(model) if samples is None else samples
-    found = encode_samples(model, own, prompt_tokens=prompt_tokens)
+    found = encode_samples(model, own)
     return choose(found, DOCUMENTS if count is None else count, seed)
 
 

@@ -1,8 +1,7 @@
 """Recorded runs: one drawn again, or two compared. Loads no model and no torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
-
-import typer
 
 from d3cli.base.errors import UsageError
 from d3cli.cli.output import Output, json_line
@@ -12,16 +11,17 @@ from d3cli.cli.profile.result import deliver, table_width, write_trace
 ALLOWED = {"from_", "against", "form", "as_json", "output_file", "debug"}
 
 
-def check_options(ctx: typer.Context) -> None:
-    """Raises UsageError for an option that a recorded run cannot obey."""
-    for parameter in ctx.command.params:
-        name = parameter.name or ""
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in ALLOWED:
-            given = parameter.opts[0] if parameter.opts[0].startswith("-") else name.upper()
+def check_options(typed: Mapping[str, str]) -> None:
+    """Raises UsageError for an option that a recorded run cannot obey.
+
+    Args:
+        typed: as in `CommandSettings`.
+    """
+    for name, spelling in typed.items():
+        if name not in ALLOWED:
             raise UsageError(
-                f"--from takes no {given}: it draws a run as it was recorded",
-                f"leave out {given}, or leave out --from",
+                f"--from takes no {spelling}: it draws a run as it was recorded",
+                f"leave out {spelling}, or leave out --from",
             )
 
 

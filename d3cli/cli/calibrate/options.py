@@ -1,0 +1,215 @@
+"""The command lines of ``d3 calibrate`` and its subcommands."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d3cli.cli import options
+from d3cli.cli.command_line import CommandSettings
+from d3cli.cli.completion import complete_model
+
+SEARCH, TEXT, STORE = "Search", "Text", "Store"
+# Documents that are used unless --documents says otherwise; more change a result little.
+DOCUMENTS = 240
+
+
+class UnitsName(StrEnum):
+    """What may be dropped."""
+
+    auto = "auto"
+    layer = "layer"
+    sublayer = "sublayer"
+
+
+class OrderName(StrEnum):
+    """How units are ranked."""
+
+    auto = "auto"
+    influence = "influence"
+    greedy = "greedy"
+
+
+class Format(StrEnum):
+    """How the report is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def _complete_model_or_command(incomplete: str) -> list[str]:
+    commands = [name for name in ("show", "remove") if name.startswith(incomplete)]
+    return [*commands, *complete_model(incomplete)]
+
+
+Output = Annotated[
+    Format,
+    typer.Option("-o", "--output", rich_help_panel=options.OUTPUT, help="Form of the report."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """What is searched for, and how long; targets and times as typed."""
+
+    target_drop: Annotated[
+        str,
+        typer.Option(
+            metavar="PERCENT",
+            rich_help_panel=SEARCH,
+            help="Maximum rise in perplexity: 1%, or a fraction such as 0.01.",
+        ),
+    ] = "1%"
+    confidence: Annotated[
+        float,
+        typer.Option(
+            metavar="FLOAT",
+            rich_help_panel=SEARCH,
+            help="How sure the test must be that the rise is within the target.",
+        ),
+    ] = 0.9
+    units: Annotated[
+        UnitsName,
+        typer.Option(
+            rich_help_panel=SEARCH,
+            help="What may be dropped. auto: search both, keep what saves more bytes.",
+        ),
+    ] = UnitsName.auto
+    order: Annotated[
+        OrderName,
+        typer.Option(
+            rich_help_panel=SEARCH,
+            help="How units are ranked: by Block Influence, or greedily by loss per byte. auto: "
+            "greedy if time allows.",
+        ),
+    ] = OrderName.auto
+    reply_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=1 << 20,
+            metavar="N",
+            rich_help_panel=SEARCH,
+            help="Length of the replies that savings are computed for. Default: 256, or the "
+            "model's context if it is shorter.",
+        ),
+    ] = None
+    replies: Annotated[
+        bool,
+        typer.Option(
+            "--replies",
+            rich_help_panel=SEARCH,
+            help="Also let D³ write replies, and let full depth judge them.",
+        ),
+    ] = False
+    max_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            rich_help_panel=SEARCH,
+            help="Stop after about this time and keep the best result: 90s, 10m, 1h.",
+        ),
+    ] = "10m"
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=SEARCH,
+            help="Seed for shuffling and splitting the documents.",
+        ),
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """The text that schedules are scored on."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=TEXT,
+            help="Your own held-out text: .jsonl rows with prompt and response, messages, or text; "
+            "or plain text. Default: pairs that ship with d3.",
+        ),
+    ] = None
+    documents: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            metavar="N",
+            rich_help_panel=TEXT,
+            help="Number of documents, one half to search and one to test. Default: at most "
+            f"{DOCUMENTS}, fewer if time is short.",
+        ),
+    ] = None
+    self_replies: Annotated[
+        bool,
+        typer.Option(
+            "--self-replies",
+            rich_help_panel=TEXT,
+            help="Score on the model's own full-depth replies to the prompts.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateSettings(CommandSettings):
+    """The command line of ``d3 calibrate``."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=_complete_model_or_command,
+            help=options.MODEL_HELP + ".",
+        ),
+    ] = None
+    search: SearchOptions
+    text: TextOptions
+    show: Annotated[
+        bool,
+        typer.Option("--show", rich_help_panel=STORE, help="The same as d3 calibrate show."),
+    ] = False
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", rich_help_panel=STORE, help="The same as d3 calibrate remove."),
+    ] = False
+    loading: options.ModelOptions
+    form: Output = Format.table
+    as_json: options.Json = False
+    debug: options.Debug = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowSettings(CommandSettings):
+    """The command line of ``d3 calibrate show``."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_model,
+            help="An alias, a hub id or a directory. Default: all models.",
+        ),
+    ] = None
+    form: Output = Format.table
+    as_json: options.Json = False
+    debug: options.Debug = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveSettings(CommandSettings):
+    """The command line of ``d3 calibrate remove``."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", autocompletion=complete_model, help=options.MODEL_HELP + "."
+        ),
+    ] = None
+    debug: options.Debug = False

@@ -1,0 +1,103 @@
+"""The command line of ``d3 chat``."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from d3cli.cli import options
+from d3cli.cli.command_line import CommandSettings
+from d3cli.cli.completion import complete_model
+
+KEPT = "Conversations"
+
+
+class Keys(StrEnum):
+    """The editing keys of the prompt."""
+
+    emacs = "emacs"
+    vi = "vi"
+
+
+class Overflow(StrEnum):
+    """What happens when the context is full."""
+
+    stop = "stop"
+    drop_oldest = "drop-oldest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepOptions:
+    """Which conversation continues, and whether this one is kept."""
+
+    resume_last: Annotated[
+        bool,
+        typer.Option(
+            "--continue", "-c", rich_help_panel=KEPT, help="Continue the last conversation."
+        ),
+    ] = False
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            rich_help_panel=KEPT,
+            help="Continue this conversation; the beginning of its id (see --list) is enough.",
+        ),
+    ] = None
+    list_all: Annotated[
+        bool, typer.Option("--list", rich_help_panel=KEPT, help="List the conversations.")
+    ] = False
+    no_save: Annotated[
+        bool,
+        typer.Option(
+            "--no-save",
+            rich_help_panel=KEPT,
+            help="Save neither this conversation nor the input history.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatCommandSettings(CommandSettings):
+    """The command line of ``d3 chat``."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_model,
+            help=options.MODEL_HELP
+            + "; a conversation continues with the model that wrote its last reply.",
+        ),
+    ] = None
+    keep: KeepOptions
+    reply: options.GenerationOptions
+    keys: Annotated[
+        Keys,
+        typer.Option(
+            envvar="D3_KEYS", rich_help_panel=options.INPUT, help="Editing keys at the prompt."
+        ),
+    ] = Keys.emacs
+    on_overflow: Annotated[
+        Overflow,
+        typer.Option(
+            envvar="D3_ON_OVERFLOW",
+            rich_help_panel=options.INPUT,
+            help="When the context is full: say so and stop, or drop the oldest turns and list "
+            "them.",
+        ),
+    ] = Overflow.stop
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", rich_help_panel=options.OUTPUT, help="Show replies as text, not as Markdown."
+        ),
+    ] = False
+    no_stats: Annotated[
+        bool,
+        typer.Option(
+            "--no-stats", rich_help_panel=options.OUTPUT, help="Show no figures after a reply."
+        ),
+    ] = False
+    debug: options.Debug = False
