@@ -1,10 +1,11 @@
-"""Conversations on disk: written whole, read with care, found again."""
+"""Saved conversations: written whole, checked when read, found by id."""
 
 import json
 import multiprocessing
 import os
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from d3cli.decode.transcript import ChatMessage
 USER, REPLY = ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi!", model="demo")
 
 
-def kept(*messages: ChatMessage, id_: str = "20260101-000000-aaaa") -> Path:
+def saved(*messages: ChatMessage, id_: str = "20260101-000000-aaaa") -> Path:
     path = transcript.path_of(id_)
     transcript.write(path, messages or (USER, REPLY))
     return path
@@ -43,7 +44,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
         max_size=4,
     )
 )
-def test_what_is_written_is_read(messages: list[ChatMessage]) -> None:
+def test_a_conversation_reads_back_as_written(messages: list[ChatMessage]) -> None:
     path = transcript.path_of("20260101-000000-bbbb")
     transcript.write(path, messages)
     assert transcript.read(path) == messages
@@ -53,7 +54,7 @@ def test_what_is_written_is_read(messages: list[ChatMessage]) -> None:
 
 
 def test_only_the_user_may_read_it() -> None:
-    path = kept()
+    path = saved()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
@@ -63,27 +64,27 @@ def test_only_the_user_may_read_it() -> None:
     [
         (b"", "is empty"),
         (b"\n", "is empty"),
-        (b"hello\n", "line 1 is damaged"),
-        (b"[" * 100_000, "line 1 is damaged"),
-        (b"\xff\xfe", "it is no text"),
-        (b'{"role": "user", "content": "no schema"}\n', "line 1 is damaged"),
-        (b'{"schema": 2, "role": "user", "content": "x"}\n', r"newer d3 wrote it \(schema 2\)"),
-        (b'{"schema": true, "role": "user", "content": "x"}\n', "line 1 is damaged"),
-        (b'{"schema": 1, "role": "tool", "content": "x"}\n', "line 1 is damaged"),
-        (b'{"schema": 1, "role": "user", "content": 3}\n', "line 1 is damaged"),
-        (b'{"schema": 1, "role": "user", "content": "\\ud800"}\n', "line 1 is damaged"),
-        (b'{"schema": 1, "role": "user", "content": "x", "stats": []}\n', "line 1 is damaged"),
+        (b"hello\n", "line 1: "),
+        (b"[" * 100_000, "line 1: "),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b'{"role": "user", "content": "no schema"}\n', "line 1: "),
+        (b'{"schema": 2, "role": "user", "content": "x"}\n', r"a newer d3 \(schema 2,"),
+        (b'{"schema": true, "role": "user", "content": "x"}\n', "line 1: "),
+        (b'{"schema": 1, "role": "tool", "content": "x"}\n', "line 1: "),
+        (b'{"schema": 1, "role": "user", "content": 3}\n', "line 1: "),
+        (b'{"schema": 1, "role": "user", "content": "\\ud800"}\n', "line 1: "),
+        (b'{"schema": 1, "role": "user", "content": "x", "stats": []}\n', "line 1: "),
         (b'{"schema": 1, "role": "user", "content": "x", "stats": {"a": NaN}}\n', "line 1"),
-        (b'{"schema": 1, "role": "user", "content": "x"}\n{"schema": 1, "ro', "line 2 is damaged"),
+        (b'{"schema": 1, "role": "user", "content": "x"}\n{"schema": 1, "ro', "line 2: "),
         (
             b'{"schema": 1, "role": "user", "content": "x"}\n'
             b'{"schema": 1, "role": "system", "content": "late"}\n',
-            "line 2 is damaged",
+            "line 2: ",
         ),
     ],
 )
-def test_what_cannot_be_used_is_reported_and_left_alone(data: bytes, says: str) -> None:
-    path = kept()
+def test_a_damaged_file_is_reported_and_left_unchanged(data: bytes, says: str) -> None:
+    path = saved()
     path.write_bytes(data)
     with pytest.raises(TranscriptError, match=says):
         transcript.read(path)
@@ -92,25 +93,25 @@ def test_what_cannot_be_used_is_reported_and_left_alone(data: bytes, says: str) 
     assert summary.problem
 
 
-def test_other_ends_of_lines_in_a_text_are_no_ends_of_lines() -> None:
-    path = kept()
+def test_unicode_line_separators_do_not_end_a_line() -> None:
+    path = saved()
     line = json.dumps({"schema": 1, "role": "user", "content": "a\u2028b\x85c"}, ensure_ascii=False)
     path.write_text(line + "\n", encoding="utf-8")
     assert transcript.read(path)[0].content == "a\u2028b\x85c"
 
 
-def test_a_file_that_grows_beyond_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcript, "LARGEST_FILE", 100)
-    path = kept(ChatMessage("user", "x" * 200))
-    with pytest.raises(TranscriptError):
+def test_a_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcript, "CONVERSATION", replace(transcript.CONVERSATION, largest=100))
+    path = saved(ChatMessage("user", "x" * 200))
+    with pytest.raises(TranscriptError, match="larger than 100 bytes"):
         transcript.read(path)
 
 
-def test_the_latest_and_a_beginning_are_found() -> None:
-    with pytest.raises(UsageError, match="no conversation to go on with"):
+def test_the_latest_is_found_and_an_id_by_its_beginning() -> None:
+    with pytest.raises(UsageError, match="no conversation to continue"):
         transcript.latest()
-    first = kept(id_="20260101-000000-aaaa")
-    kept(id_="20260102-000000-bbbb")
+    first = saved(id_="20260101-000000-aaaa")
+    saved(id_="20260102-000000-bbbb")
     os.utime(first, (time.time() + 9,) * 2)
     assert transcript.latest() == "20260101-000000-aaaa"
     assert transcript.find("20260102") == "20260102-000000-bbbb"
@@ -122,37 +123,37 @@ def test_the_latest_and_a_beginning_are_found() -> None:
             transcript.find(wrong)
 
 
-def test_what_is_no_file_is_passed_over() -> None:
-    path = kept()
+def test_links_pipes_and_directories_are_not_listed() -> None:
+    path = saved()
     loop, pipe = path.with_name("loop.jsonl"), path.with_name("pipe.jsonl")
     loop.symlink_to(loop)
     os.mkfifo(pipe)
     path.with_name("directory.jsonl").mkdir()
     assert [one.id for one in transcript.all_conversations()] == [path.stem]
-    with pytest.raises(TranscriptError, match="is no file"):
+    with pytest.raises(TranscriptError, match="is not a regular file"):
         transcript.read(pipe)
     for wrong in (loop, path.with_name("directory.jsonl")):
         with pytest.raises(TranscriptError):
             transcript.read(wrong)
 
 
-def test_a_byte_order_mark_does_no_harm() -> None:
-    path = kept(USER)
+def test_a_byte_order_mark_is_ignored() -> None:
+    path = saved(USER)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert transcript.read(path) == [USER]
 
 
-def test_a_summary_says_what_it_is_about() -> None:
-    kept(ChatMessage("system", "Be kind."), ChatMessage("user", "\nWhy?\nTell me."), REPLY)
+def test_a_summary_has_the_first_line_of_the_user_and_the_model() -> None:
+    saved(ChatMessage("system", "Be kind."), ChatMessage("user", "\nWhy?\nTell me."), REPLY)
     [summary] = transcript.all_conversations()
     assert (summary.title, summary.model, len(summary.messages)) == ("Why?", "demo", 3)
 
 
-def test_a_full_or_forbidden_directory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_made_is_reported() -> None:
     state_dir().mkdir(exist_ok=True)
     (state_dir() / "conversations").write_text("a file")
     with pytest.raises(TranscriptError, match="cannot be saved"):
-        kept()
+        saved()
     assert transcript.all_conversations() == []
 
 
@@ -163,8 +164,8 @@ def _hold(id_: str, held: "multiprocessing.synchronize.Event", home: str) -> Non
         time.sleep(60)
 
 
-def test_two_processes_do_not_go_on_with_the_same_one() -> None:
-    kept(id_="c")
+def test_a_conversation_is_open_in_one_process_at_a_time() -> None:
+    saved(id_="c")
     context = multiprocessing.get_context("spawn")
     held = context.Event()
     other = context.Process(target=_hold, args=("c", held, os.environ["D3_HOME"]))
@@ -174,6 +175,6 @@ def test_two_processes_do_not_go_on_with_the_same_one() -> None:
         pass
     other.kill()
     other.join()
-    with transcript.in_use("c"):  # a lock ends with its process, also where that was killed
+    with transcript.in_use("c"):  # the lock of a killed process is gone
         pass
     assert [path.name for path in transcript.path_of("c").parent.iterdir()] == ["c.jsonl"]
