@@ -70,11 +70,8 @@ class FileKind:
         subject = f"the {self.what} {path}"
         try:
             path = path.expanduser() if self.expand_home else path
-            # Opening a pipe without this flag waits until something writes to it.
-            waits = 0 if self.pipes else getattr(os, "O_NONBLOCK", 0)
-            descriptor = os.open(path, os.O_RDONLY | waits | getattr(os, "O_BINARY", 0))
-            with os.fdopen(descriptor, "rb") as file:
-                if not (self.pipes or stat.S_ISREG(os.fstat(descriptor).st_mode)):
+            with path.open("rb") if self.pipes else open(path, "rb", opener=_at_once) as file:
+                if not (self.pipes or stat.S_ISREG(os.fstat(file.fileno()).st_mode)):
                     raise self._error(f"{subject} is not a regular file", "copy its text into one")
                 return self.read_stream(file, subject)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -126,3 +123,8 @@ class FileKind:
 
     def _error(self, message: str, default_hint: str, hint: Words = "") -> D3Error:
         return self.error(message, hint or self.hint or default_hint)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens without waiting, as opening a pipe does until something writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -4,8 +4,9 @@ A type is a dataclass or a `msgspec.Struct` whose fields have annotations; its `
 refuse a value with ValueError. Non-finite numbers and half surrogate pairs are refused everywhere.
 """
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,8 +22,31 @@ def decode_json(data: bytes | str, record: type[T]) -> T:
         ValueError: it is not JSON, or not such a record. The message completes a sentence after a
             colon: "expected `int`, got `str`, at `$.schema`".
     """
-    try:
+    with _problems_in_words():
         return msgspec.json.decode(data, type=record)
+
+
+def convert_json(data: Any, record: type[T]) -> T:
+    """A decoded JSON value as a `record`. Unknown fields are ignored.
+
+    Raises:
+        ValueError: as for `decode_json`.
+    """
+    with _problems_in_words():
+        return msgspec.convert(data, record)
+
+
+def refuse_unknown(data: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+    """Raises ValueError if `data` is not what was read from it and `written` again."""
+    if data != written:
+        names = sorted(data.keys() ^ written.keys())
+        raise ValueError(f"unknown or missing field {names[0]}" if names else "an unknown field")
+
+
+@contextmanager
+def _problems_in_words() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:  # msgspec's errors are, too
         words = str(error).replace(" - at ", ", at ")
         raise ValueError(words[:1].lower() + words[1:]) from error

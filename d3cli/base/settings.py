@@ -12,14 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import tomlkit
-
 from d3cli.base.atomic_files import make_directory, replace_file
+from d3cli.base.bounded_files import MIB, FileKind
 from d3cli.base.errors import D3Error, UsageError
 
 BUILTIN = "demo"
 ALIAS_SIMILARITY = 0.85
 PATH_STARTS = ("/", "./", "../", "~")
+_CONFIG = FileKind(what="config file", largest=MIB, hint="correct it, or move it away")
 
 
 def config_file() -> Path:
@@ -50,16 +50,16 @@ def load_settings() -> dict[str, Any]:
         UsageError: the file cannot be read or is not TOML.
     """
     path = config_file()
-    if path.is_fifo():  # reading would wait for ever
-        raise UsageError(f"the config file {path} is a pipe", "move it away")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"the config file {path} cannot be read: {error}", "correct it, or move it away"
-        ) from error
+        return tomllib.loads(_config_text())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the config file {path} cannot be read: {error}", _CONFIG.hint) from error
+
+
+def _config_text() -> str:
+    """Empty where there is no config file."""
+    path = config_file()
+    return _CONFIG.decode(_CONFIG.find(path) or b"", f"the config file {path}")
 
 
 def default_model() -> str:
@@ -87,11 +87,12 @@ def save_setting(name: str, value: str) -> Path:
         UsageError: the file that is there cannot be read.
         D3Error: it cannot be written.
     """
+    import tomlkit  # only a writer needs it
+
     load_settings()  # a damaged file is reported, not replaced
     path = config_file()
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else None
-        document = tomlkit.document() if document is None else document
+        document = tomlkit.parse(_config_text())
         document[name] = value
         make_directory(path.parent)
         replace_file(path.resolve(), tomlkit.dumps(document))  # a link to it stays one

@@ -1,53 +1,44 @@
-"""A calibration as it is kept: which model it is for, its schedule, what was measured of it.
+"""A calibration as it is stored: which model it is for, its schedule, and what was measured.
 
-JSON in and out, each field checked both ways, so that whatever is written can be read. Knows
-nothing of files, of how a calibration is made, or of torch.
+The types are the file's format: msgspec reads them and checks every field. Knows nothing of files,
+of how a calibration is made, or of torch.
 """
 
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from d3cli.base.json_rows import convert_json, refuse_unknown
 from d3cli.depth.schedule import DepthSchedule
 
+LARGEST = 2**31 - 1  # no model or reply has more layers, tokens or documents
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+Positive = Annotated[float, Meta(gt=0)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Scalar = str | int | float | bool | None
-
-LARGEST = 2**31 - 1  # more layers, tokens or documents than anything has
 
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
-    """Which model a calibration is for: whatever changes its answers.
+    """Which model a calibration is for: everything that changes the model's answers.
 
     Attributes:
         model: its identity: a hub id, a directory's resolved path, or "demo".
-        fingerprint: of its config and weights; see `d3cli.files.safetensors.fingerprint`.
-        revision: the hub's commit, where it comes from there.
+        fingerprint: of its config and weights; see `d3cli.files.fingerprint`.
+        revision: the hub's commit, if the model comes from the hub.
         dtype: what it is computed in: "bfloat16".
-        quantization: "bnb-4bit" or "bnb-8bit" where it is quantized while loading.
-
-    Raises:
-        ValueError: a field is of another type.
+        quantization: "bnb-4bit" or "bnb-8bit" if it is quantized while loading.
     """
 
-    model: str
-    fingerprint: str
-    revision: str | None
-    dtype: str
-    quantization: str | None
-
-    def __post_init__(self) -> None:
-        _require(is_text(self.model), "model")
-        _require(is_text(self.dtype), "dtype")
-        _require(self.revision is None or is_text(self.revision), "revision")
-        _require(self.quantization is None or is_text(self.quantization), "quantization")
-        hexadecimal = isinstance(self.fingerprint, str) and re.fullmatch(
-            "[0-9a-f]{64}", self.fingerprint
-        )
-        _require(bool(hexadecimal), "fingerprint")
+    model: Text
+    fingerprint: Sha256
+    revision: Text | None
+    dtype: Text
+    quantization: Text | None
 
     @property
     def form(self) -> str:
@@ -60,33 +51,29 @@ class Unseen:
     """What a schedule does to text that its search did not see, compared with full depth.
 
     Attributes:
-        documents: how many there were.
+        documents: the number of documents.
         drop: relative rise of perplexity: 0.008 is +0.8%.
-        drop_interval: its bounds, each of which holds alone with the calibration's confidence.
-        kl: mean divergence from full depth, in nats a token.
-        same_top: share of tokens whose likeliest one stays the same.
+        drop_interval: its lower and upper bound. Each bound alone has the calibration's confidence.
+        kl: mean divergence from full depth, in nats per token.
+        same_top: share of tokens whose most likely token stays the same.
         layer_ratio, byte_ratio: layers and bytes of weights, full depth over this schedule.
 
     Raises:
-        ValueError: a field is of another type or out of range.
+        ValueError: the bounds are in the wrong order.
     """
 
-    documents: int
+    documents: Count
     drop: float
     drop_interval: tuple[float, float]
     kl: float
-    same_top: float
-    layer_ratio: float
-    byte_ratio: float
+    same_top: Annotated[float, Meta(ge=0, le=1)]
+    layer_ratio: Positive
+    byte_ratio: Positive
 
     def __post_init__(self) -> None:
-        _require(is_count(self.documents), "documents")
-        for name in ("drop", "kl", "same_top", "layer_ratio", "byte_ratio"):
-            _require(_is_number(getattr(self, name)), name)
         low, high = self.drop_interval
-        _require(_is_number(low) and _is_number(high) and low <= high, "drop_interval")
-        _require(0 <= self.same_top <= 1, "same_top")
-        _require(self.layer_ratio > 0 and self.byte_ratio > 0, "a ratio")
+        if low > high:
+            raise ValueError("drop_interval ends before it begins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,37 +83,31 @@ class Calibration:
     Attributes:
         schedule: the schedule itself.
         target_drop: the relative rise of perplexity that was allowed: 0.01 is 1%.
-        confidence: with which the target is met, in (0, 1).
+        confidence: the confidence with which the target is met, in (0, 1).
         unseen: what was measured on text that the search did not see.
-        settings: what else decided the search's result, by name.
+        settings: what else decided the result of the search, by name.
         data_hash: of the text that was searched and measured on.
         version: d3's.
-        date: when, as ISO 8601 with an offset; the store writes UTC.
+        date: when it was made, as ISO 8601 with an offset; the store writes UTC.
 
     Raises:
-        ValueError: a field is of another type or out of range.
+        ValueError: the date has another form, or the schedule is absurdly long.
     """
 
     schedule: DepthSchedule
-    target_drop: float
-    confidence: float
+    target_drop: Annotated[float, Meta(ge=0)]
+    confidence: Annotated[float, Meta(gt=0, lt=1)]
     unseen: Unseen
-    settings: Mapping[str, Scalar]
-    data_hash: str
-    version: str
-    date: str
+    settings: Mapping[Text, Scalar]
+    data_hash: Text
+    version: Text
+    date: Text
 
     def __post_init__(self) -> None:
-        _require(max(self.schedule.num_layers, self.schedule.start) <= LARGEST, "schedule")
-        _require(_is_number(self.target_drop) and self.target_drop >= 0, "target_drop")
-        _require(_is_number(self.confidence) and 0 < self.confidence < 1, "confidence")
-        for name, value in self.settings.items():
-            plain = value is None or isinstance(value, str | bool) or _is_number(value)
-            _require(is_text(name) and plain, "settings")
-        _require(is_text(self.data_hash), "data_hash")
-        _require(is_text(self.version), "version")
-        _require(is_text(self.date), "date")
-        _require(datetime.fromisoformat(self.date).tzinfo is not None, "date")
+        if max(self.schedule.num_layers, self.schedule.start) > LARGEST:
+            raise ValueError("the schedule has too many layers or tokens")
+        if datetime.fromisoformat(self.date).tzinfo is None:
+            raise ValueError("the date has no offset from UTC")
 
     def to_json(self) -> dict[str, Any]:
         """A plain object."""
@@ -141,22 +122,6 @@ class Calibration:
             "date": self.date,
         }
 
-    @classmethod
-    def from_json(cls, data: object) -> "Calibration":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ScheduleError, ValueError, OverflowError: it is anything else.
-        """
-        found = check_object("a calibration", data, cls.__slots__)
-        schedule = DepthSchedule.from_json(found["schedule"])
-        _require(schedule.to_json() == found["schedule"], "schedule")
-        unseen = check_object("unseen", found["unseen"], Unseen.__slots__)
-        _require(isinstance(unseen["drop_interval"], list), "drop_interval")
-        _require(isinstance(found["settings"], dict), "settings")
-        measured = Unseen(**unseen | {"drop_interval": tuple(unseen["drop_interval"])})
-        return cls(**found | {"schedule": schedule, "unseen": measured})
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -166,54 +131,19 @@ class Entry:
     calibration: Calibration
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object; the model's identity is left out, since a file holds one model."""
+        """One flat object. It leaves out the model's identity: a file holds one model."""
         key = asdict(self.key)
         del key["model"]
         return key | self.calibration.to_json()
 
     @classmethod
-    def from_json(cls, model: str, data: object) -> "Entry":
-        """Reads what `to_json` wrote.
+    def from_json(cls, model: str, data: Mapping[str, Any]) -> "Entry":
+        """Reads what `to_json` wrote, and nothing more: saving again must lose nothing.
 
         Raises:
-            ScheduleError, ValueError, OverflowError: it is anything else.
+            ScheduleError, ValueError: it is anything else.
         """
-        of_key = set(ModelKey.__slots__) - {"model"}
-        found = check_object("an entry", data, of_key.union(Calibration.__slots__))
-        key = {name: found.pop(name) for name in of_key}
-        return cls(ModelKey(model=model, **key), Calibration.from_json(found))
-
-
-def check_object(what: str, data: object, names: Iterable[str]) -> dict[str, Any]:
-    """A copy of `data`, where it is a JSON object of exactly these names.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if not isinstance(data, dict):
-        raise ValueError(f"{what} is no object")  # noqa: TRY004 - one kind for all that is damaged
-    missing, unknown = set(names) - data.keys(), data.keys() - set(names)
-    if missing or unknown:
-        raise ValueError(
-            f"{what} lacks {min(missing)}" if missing else f"{what} has unknown {min(unknown)}"
-        )
-    return dict(data)
-
-
-def is_text(value: object) -> bool:
-    """Whether it is a text, and not an empty one."""
-    return isinstance(value, str) and bool(value)
-
-
-def is_count(value: object) -> bool:
-    """Whether it is a whole number from 1 on, and not absurd."""
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(holds: bool, field: str) -> None:
-    if not holds:
-        raise ValueError(f"{field} is of another type, or out of range")
+        key = convert_json({**data, "model": model}, ModelKey)
+        entry = cls(key, convert_json(data, Calibration))
+        refuse_unknown(data, entry.to_json())
+        return entry

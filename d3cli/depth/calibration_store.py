@@ -10,22 +10,17 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from d3cli.base.atomic_files import make_directory, replace_file
+from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import ScheduleError, StoreError
+from d3cli.base.json_rows import convert_json, decode_json, refuse_unknown
 from d3cli.base.settings import state_dir
-from d3cli.depth.calibration_record import (
-    Calibration,
-    Entry,
-    ModelKey,
-    check_object,
-    is_count,
-    is_text,
-)
+from d3cli.depth.calibration_record import Calibration, Count, Entry, ModelKey, Text
 
 SCHEMA = 1
 LARGEST_FILE = 1 << 20
@@ -108,7 +103,7 @@ def calibrations_of(model: str) -> StoredFile | None:
     Raises:
         StoreError: the file is damaged, or a newer d3 wrote it.
     """
-    return _read(file_of(model), f"d3 calibrate --remove {shlex.quote(model)}")
+    return _read(file_of(model), f"d3 calibrate remove {shlex.quote(model)}")
 
 
 def all_calibrations() -> list[StoredFile]:
@@ -156,15 +151,16 @@ def save(key: ModelKey, calibration: Calibration) -> Path:
         stored = calibrations_of(key.model)
         entries = {entry.key.form: entry for entry in (stored.entries if stored else ())}
         entries[key.form] = Entry(key, calibration)
-        data = {
-            "schema": SCHEMA,
-            "model": key.model,
-            "entries": [entry.to_json() for entry in entries.values()],
-        }
+        file = _File(SCHEMA, key.model, [entry.to_json() for entry in entries.values()])
+        try:
+            text = json.dumps(asdict(file), indent=1, allow_nan=False) + "\n"
+            _parse(path, decode_json(text, dict[str, Any]))  # what is stored can be read
+        except ValueError as error:
+            raise StoreError(f"the calibration cannot be stored: {error}") from error
         # The lock is ours, so whoever left these was killed.
         for partial in path.parent.glob(f".{path.name}.*"):
             partial.unlink(missing_ok=True)
-        replace_file(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+        replace_file(path, text)
     return path
 
 
@@ -221,48 +217,43 @@ def _locked() -> Iterator[None]:
 
 def _read(path: Path, remove_command: str = "") -> StoredFile | None:
     remedy = "move it away" + (f", or run: {remove_command}" if remove_command else "")
-    try:
-        data = _load(path)
-        if data["schema"] == SCHEMA:
-            return _parse(path, data)
-    except (FileNotFoundError, NotADirectoryError):
+    kind = FileKind(what="calibration", largest=LARGEST_FILE, error=StoreError, hint=remedy)
+    data = kind.find(path)
+    if data is None:
         return None
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be read: {error.strerror}", f"check its permissions, or {remedy}"
-        ) from error
-    except (ScheduleError, ValueError, OverflowError, RecursionError) as error:
+    try:
+        whole = decode_json(data, dict[str, Any])
+        if convert_json(whole, _Head).schema == SCHEMA:
+            return _parse(path, whole)
+    except (ScheduleError, ValueError) as error:
         words = " ".join(str(error).split())[:120]
         raise StoreError(f"{path} is damaged: {words}", f"it is left alone: {remedy}") from error
     raise StoreError(f"{path} was written by a newer d3", f"update d3, or {remedy}")
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """A file's JSON object, which names a schema."""
-    if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
-        raise ValueError("it is no file")
-    with path.open("rb") as file:
-        text = file.read(LARGEST_FILE + 1)
-    if len(text) > LARGEST_FILE:
-        raise ValueError("it is larger than 1 MiB")
-    data = json.loads(text, parse_constant=_refuse_constant)
-    if not isinstance(data, dict) or not is_count(data.get("schema")):
-        raise ValueError("it names no schema")
-    return data
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What every version of the format begins with."""
+
+    schema: Count
 
 
-def _parse(path: Path, data: dict[str, Any]) -> StoredFile:
-    found = check_object("it", data, ("schema", "model", "entries"))
-    model = found["model"]
-    if not is_text(model) or file_of(model).name != path.name:
+@dataclass(frozen=True, slots=True)
+class _File(_Head):
+    """A whole file. `Entry` reads the entries."""
+
+    model: Text
+    entries: list[dict[str, Any]]
+
+
+def _parse(path: Path, whole: dict[str, Any]) -> StoredFile:
+    file = convert_json(whole, _File)
+    refuse_unknown(whole, asdict(file))
+    if file_of(file.model).name != path.name:
         raise ValueError("it is for another model than its name says")
-    if not isinstance(found["entries"], list) or not found["entries"]:
-        raise ValueError("it has no list of entries")
-    entries = tuple(Entry.from_json(model, entry) for entry in found["entries"])
+    if not file.entries:
+        raise ValueError("it has no entries")
+    entries = tuple(Entry.from_json(file.model, entry) for entry in file.entries)
     if len({entry.key.form for entry in entries}) < len(entries):
         raise ValueError("it holds two calibrations of one kind")
-    return StoredFile(path, model, entries)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    return StoredFile(path, file.model, entries)

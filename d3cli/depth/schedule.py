@@ -9,25 +9,37 @@ of it), and a weight, its share of a layer.
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
-from operator import index
 from typing import Any
 
-from d3cli.base.errors import ScheduleError
+from d3cli.base.errors import ScheduleError, Setting
+from d3cli.base.json_rows import convert_json
 from d3cli.depth.units import Unit, WeightBytes, parse_unit
 
-# Float sums of weights such as 0.3 + 0.7 must still count as one whole layer.
+# The sum of weights such as 0.3 and 0.7 must count as one whole layer despite rounding.
 TOLERANCE = 1e-9
 
 
+class _Computed:
+    """Holds what follows from a schedule's fields, so that it is no field itself.
+
+    Attributes:
+        _dropped_weight: element n is the weight of the first n units of the skip order.
+    """
+
+    __slots__ = ("_dropped_weight",)
+    _dropped_weight: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True)
-class DepthSchedule:
+class DepthSchedule(_Computed):
     """Which units each token of a reply drops.
 
-    ``depth(t)`` is about ``max(C, floor(L * alpha ** max(0, t - start)))``: exactly that for whole
-    layers; with sublayers, the nearest depth from above that a prefix of `skip_order` reaches.
-    One order and an `alpha` of at most 1 make the dropped sets grow with ``t`` and never shrink.
+    ``depth(t)`` is about ``max(C, floor(L * alpha ** max(0, t - start)))``. It is exactly that for
+    whole layers; with sublayers it is the nearest depth from above that a prefix of `skip_order`
+    reaches. There is one order, and `alpha` is at most 1, so the dropped sets grow with ``t`` and
+    never shrink.
 
     Attributes:
         num_layers: ``L``, the model's decoder layers.
@@ -38,8 +50,8 @@ class DepthSchedule:
         weights: the weight of each unit, in layers; may be left out for whole layers.
 
     Raises:
-        ScheduleError: a field is outside its range, or the order names a core layer, a layer that
-            the model does not have, or a layer twice.
+        ScheduleError: a field is out of range, or the order names a core layer, a layer that the
+            model does not have, or a layer twice.
     """
 
     num_layers: int
@@ -49,7 +61,6 @@ class DepthSchedule:
     core_last: int = 0
     skip_order: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
-    _dropped_weight: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -57,7 +68,6 @@ class DepthSchedule:
         if not self.weights and all(unit.part is None for unit in units):
             object.__setattr__(self, "weights", (1.0,) * len(units))
         self._check_order(units)
-        # _dropped_weight[n] is the weight of the first n units of the skip order.
         object.__setattr__(self, "_dropped_weight", tuple(accumulate(self.weights, initial=0.0)))
 
     def _check_numbers(self) -> None:
@@ -65,18 +75,21 @@ class DepthSchedule:
             raise ScheduleError(f"a model of {self.num_layers} layers cannot have a depth schedule")
         if not (0.0 < self.alpha <= 1.0):
             raise ScheduleError(
-                f"alpha is {self.alpha:g}, outside (0, 1]",
+                (Setting("alpha"), f" is {self.alpha:g}, outside (0, 1]"),
                 "1 is full depth; 0.999 is a gentle decay, 0.99 a steep one",
             )
         if self.start < 0:
-            raise ScheduleError(f"start is {self.start}", "it counts tokens and begins at 0")
-        if self.core_first < 0 or self.core_last < 0:
-            raise ScheduleError("a core size is negative", "it counts layers and begins at 0")
+            raise ScheduleError(
+                (Setting("start"), f" is {self.start}"), "it must be 0 tokens or more"
+            )
+        for name, size in (("core_first", self.core_first), ("core_last", self.core_last)):
+            if size < 0:
+                raise ScheduleError((Setting(name), f" is {size}"), "it must be 0 layers or more")
         if self.core_first + self.core_last > self.num_layers:
             raise ScheduleError(
                 f"{self.core_first} + {self.core_last} core layers do not fit a model of "
                 f"{self.num_layers} layers",
-                "lower --core-first or --core-last",
+                ("lower ", Setting("core_first"), " or ", Setting("core_last")),
             )
 
     def _check_order(self, units: list[Unit]) -> None:
@@ -92,10 +105,7 @@ class DepthSchedule:
                     f"the skip order names layer {unit.layer}, which is not a flex layer "
                     f"({self.core_first} to {self.num_layers - self.core_last - 1})"
                 )
-            clash = [Unit(unit.layer, None), unit]
-            if unit.part is None:
-                clash += [Unit(unit.layer, "attn"), Unit(unit.layer, "mlp")]
-            if any(other in seen for other in clash):
+            if seen.intersection(unit.overlapping):
                 raise ScheduleError(f"the skip order names layer {unit.layer} twice")
             if not (0.0 < weight <= 1.0) or (unit.part is None and weight != 1.0):
                 raise ScheduleError(f"a unit of layer {unit.layer} has the weight {weight:g}")
@@ -113,7 +123,7 @@ class DepthSchedule:
 
     @property
     def floor(self) -> float:
-        """The least depth, ``C``: what remains when the whole skip order is dropped."""
+        """The minimum depth, ``C``: what remains when the whole skip order is dropped."""
         return self.num_layers - self._dropped_weight[-1]
 
     def num_dropped(self, t: int) -> int:
@@ -127,13 +137,13 @@ class DepthSchedule:
         return self.skip_order[: self.num_dropped(t)]
 
     def depth(self, t: int) -> float:
-        """Layers used for token `t`, in layers: `num_layers` less the weight dropped."""
+        """Layers used for token `t`: `num_layers` minus the weight dropped."""
         return self.num_layers - self._dropped_weight[self.num_dropped(t)]
 
     def prefix_lengths(self, prompt_len: int, new_tokens: int) -> dict[str, int]:
         """The positions that each unit of the skip order runs on, in one teacher-forced pass.
 
-        The pass holds ``prompt_len + new_tokens - 1`` positions; a unit runs on the first
+        The pass holds ``prompt_len + new_tokens - 1`` positions. A unit runs on the first
         ``prompt_len + n`` of them, where ``n + 1`` is the first token that drops it.
         """
         lengths = dict.fromkeys(self.skip_order, prompt_len + max(0, new_tokens - 1))
@@ -146,7 +156,7 @@ class DepthSchedule:
         return lengths
 
     def mean_depth(self, new_tokens: int) -> float:
-        """Mean depth over the decode steps ``1 .. new_tokens - 1``; full depth without any."""
+        """Mean depth over the decode steps ``1 .. new_tokens - 1``; full depth without steps."""
         if new_tokens < 2:
             return float(self.num_layers)
         return math.fsum(self.depth(t) for t in range(1, new_tokens)) / (new_tokens - 1)
@@ -158,7 +168,7 @@ class DepthSchedule:
     def byte_ratio(
         self, new_tokens: int, weight_bytes: WeightBytes, *, net_of_repair: bool = False
     ) -> float:
-        """Weights read at full depth over weights read under this schedule, in bytes.
+        """Bytes of weights read at full depth over those read under this schedule.
 
         `net_of_repair` adds the one full-depth read that repairing the KV cache costs later.
         """
@@ -178,36 +188,23 @@ class DepthSchedule:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A plain object, the same wherever a schedule is written."""
-        return {
-            "num_layers": self.num_layers,
-            "alpha": self.alpha,
-            "start": self.start,
-            "core_first": self.core_first,
-            "core_last": self.core_last,
-            "skip_order": list(self.skip_order),
-            "weights": list(self.weights),
-        }
+        """A plain object, in the same form wherever a schedule is written."""
+        return asdict(self) | {"skip_order": list(self.skip_order), "weights": list(self.weights)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DepthSchedule":
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote. Unknown fields are ignored.
 
         Raises:
-            ScheduleError: a field is missing, of another type, or out of range.
+            ScheduleError: a field is missing, has the wrong type or is out of range.
         """
+        damaged = "the stored depth schedule is damaged"
+        if missing := {field.name for field in fields(cls)} - data.keys():
+            raise ScheduleError(f"{damaged}: it has no {min(missing)}")
         try:
-            return cls(
-                num_layers=index(data["num_layers"]),
-                alpha=float(data["alpha"]),
-                start=index(data["start"]),
-                core_first=index(data["core_first"]),
-                core_last=index(data["core_last"]),
-                skip_order=tuple(str(name) for name in data["skip_order"]),
-                weights=tuple(float(weight) for weight in data["weights"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ScheduleError("the stored depth schedule is damaged") from error
+            return convert_json(data, cls)
+        except ValueError as error:
+            raise ScheduleError(f"{damaged}: {error}") from error
 
 
 def schedule_of(
@@ -228,8 +225,8 @@ def schedule_of(
 
 
 def static_schedule(weight_bytes: WeightBytes, order: Sequence[str]) -> DepthSchedule:
-    """Drops the whole order from token 1 on: constant depth."""
+    """A constant depth: drops the whole order from token 1 on."""
     before_last = sum(map(weight_bytes.weight, order[:-1]))
-    # Just below the alpha at which the last unit goes, so that the first step drops them all.
+    # Slightly below the alpha at which the last unit goes, so that the first step drops them all.
     alpha = 1 - (before_last + 1e-4) / len(weight_bytes.layers)
     return schedule_of(weight_bytes, order, alpha, 0)

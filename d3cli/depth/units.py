@@ -2,19 +2,33 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from d3cli.base.errors import ScheduleError
 
-Part = Literal["attn", "mlp"]
+UnitKind = Literal["layer", "sublayer"]
+
+
+class Part(StrEnum):
+    """A sublayer of a layer."""
+
+    ATTN = "attn"
+    MLP = "mlp"
 
 
 class Unit(NamedTuple):
     """One thing that can be dropped: a whole layer (`part` is None) or one sublayer of it."""
 
     layer: int
-    part: Part | None
+    part: Part | None = None
+
+    @property
+    def overlapping(self) -> tuple["Unit", ...]:
+        """The units that share weights with this one, itself included."""
+        parts = Part if self.part is None else (self.part,)
+        return (Unit(self.layer), *(Unit(self.layer, part) for part in parts))
 
 
 @lru_cache(maxsize=4096)
@@ -25,11 +39,11 @@ def parse_unit(name: str) -> Unit:
         ScheduleError: the name has another form.
     """
     layer, dot, part = name.partition(".")
-    if not (layer.isascii() and layer.isdigit()) or (dot and part not in ("attn", "mlp")):
+    if not (layer.isascii() and layer.isdigit()) or (dot and part not in tuple(Part)):
         raise ScheduleError(
             f'"{name}" is not a unit of a skip order', 'write "12", "12.attn" or "12.mlp"'
         )
-    return Unit(int(layer), part if dot else None)  # type: ignore[arg-type]
+    return Unit(int(layer), Part(part) if dot else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +58,26 @@ class LayerBytes:
     def total(self) -> int:
         return self.attn + self.mlp + self.other
 
+    def of(self, part: Part | None) -> int:
+        """Bytes of one sublayer, or of the whole layer if `part` is None."""
+        match part:
+            case None:
+                return self.total
+            case Part.ATTN:
+                return self.attn
+            case Part.MLP:
+                return self.mlp
+
+    def weight(self, part: Part | None) -> float:
+        """A sublayer's share of the bytes of attention and MLP; 1 for the whole layer."""
+        return 1.0 if part is None else self.of(part) / (self.attn + self.mlp)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
     """Bytes of weights that a decode step reads: each layer's, and the fixed rest.
 
-    `fixed` is read at every depth: the LM head and the final norm. The KV cache is left out.
+    `fixed` is read at every depth: the LM head and the final norm. The KV cache is not included.
     """
 
     layers: tuple[LayerBytes, ...]
@@ -60,10 +88,9 @@ class WeightBytes:
         return self.fixed + sum(layer.total for layer in self.layers)
 
     def of(self, unit_name: str) -> int:
-        """Bytes that dropping this unit saves in one step."""
-        layer, part = parse_unit(unit_name)
-        here = self.layers[layer]
-        return here.total if part is None else getattr(here, part)
+        """Bytes that a step saves by dropping this unit."""
+        unit = parse_unit(unit_name)
+        return self.layers[unit.layer].of(unit.part)
 
     def read(self, dropped: Iterable[str]) -> int:
         """Bytes that one step reads with these units dropped."""
@@ -84,9 +111,5 @@ class WeightBytes:
 
     def weight(self, unit_name: str) -> float:
         """The unit's weight in layers: 1, or its share of the layer's attention + MLP bytes."""
-        layer, part = parse_unit(unit_name)
-        here = self.layers[layer]
-        return 1.0 if part is None else getattr(here, part) / (here.attn + here.mlp)
-
-
-UnitKind = Literal["layer", "sublayer"]
+        unit = parse_unit(unit_name)
+        return self.layers[unit.layer].weight(unit.part)

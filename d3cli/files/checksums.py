@@ -11,9 +11,11 @@ from pathlib import Path
 
 from d3cli.base.errors import ModelError
 from d3cli.base.progress import ByteProgress, OnProgress
+from d3cli.files.json_files import model_file
 from d3cli.files.vet_tokenizer import files_read
 
 METADATA = ".cache/huggingface/download"  # of `hf download --local-dir`
+LARGEST_RECORD = 1 << 16  # bytes: it has three lines
 PIECE = 1 << 22
 
 
@@ -44,11 +46,8 @@ def _known(file: Path, directory: Path) -> str | None:
     """A SHA-256 (large files), or git's SHA-1 of a blob (small ones)."""
     if file.is_symlink() and _is_checksum(file.readlink().name):
         return file.readlink().name
-    try:
-        name = f"{file.relative_to(directory)}.metadata"
-        lines = (directory / METADATA / name).read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
+    record = directory / METADATA / f"{file.relative_to(directory)}.metadata"
+    lines = (model_file(LARGEST_RECORD).find(record) or b"").decode(errors="replace").splitlines()
     etag = lines[1].strip().removeprefix("W/").strip('"') if len(lines) > 1 else ""
     return etag if _is_checksum(etag) else None
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from d3cli.base.errors import ModelError, one_line
-from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.json_files import BOUNDS, BROKEN_FILES, model_file
 from d3cli.files.safetensors import parse_header, weight_files
 
 SAMPLE_BYTES = 4096  # of each tensor, for its fingerprint: one page
@@ -23,10 +23,7 @@ def fingerprint(directory: Path) -> str:
     Raises:
         ModelError: a file is missing or damaged.
     """
-    try:
-        config = (directory / "config.json").read_bytes()
-    except OSError as error:
-        raise ModelError(f"{directory} has no readable config.json", BROKEN_FILES) from error
+    config = model_file(BOUNDS["config.json"][0]).read(directory / "config.json")
     samples: list[tuple[str, bytes]] = []
     for file in weight_files(directory):
         try:

@@ -8,48 +8,51 @@ import json
 from pathlib import Path
 from typing import Any
 
+from d3cli.base.bounded_files import MIB, FileKind
 from d3cli.base.errors import ModelError
 
 BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
 DO_NOT_USE = "do not use this model"
 
-# Bytes, and objects and lists, by a file's name: several times what published models have.
+# By file name: the most bytes, and the most objects and lists. Several times what published models
+# have.
 BOUNDS = {
-    "tokenizer.json": (128 << 20, 2_000_000),
-    "model.safetensors.index.json": (32 << 20, 1_000),
-    "tokenizer_config.json": (16 << 20, 200_000),
-    "config.json": (1 << 20, 20_000),
+    "tokenizer.json": (128 * MIB, 2_000_000),
+    "model.safetensors.index.json": (32 * MIB, 1_000),
+    "tokenizer_config.json": (16 * MIB, 200_000),
+    "config.json": (MIB, 20_000),
 }
-OTHER_BOUNDS = (16 << 20, 200_000)
+OTHER_BOUNDS = (16 * MIB, 200_000)
 DEEPEST = 32
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file.
+    """A JSON object; empty if there is no such file.
 
     Raises:
-        ModelError: it is damaged, no object, or beyond a bound.
+        ModelError: the file is damaged, not an object, or beyond a bound.
     """
+    largest, most = BOUNDS.get(path.name, OTHER_BOUNDS)
+    found = model_file(largest).find(path)
+    if found is None:
+        return {}
     try:
-        if not path.is_file():
-            if path.exists() or path.is_symlink():
-                raise ModelError(f"{path} is no regular file", BROKEN_FILES)
-            return {}
-        largest, most = BOUNDS.get(path.name, OTHER_BOUNDS)
-        if path.stat().st_size > largest:
-            raise ModelError(
-                f"{path} has {path.stat().st_size:,} bytes, and may have {largest:,}",
-                DO_NOT_USE,
-            )
-        text = path.read_text(encoding="utf-8")
+        text = found.decode()
         _refuse_many(text, most)
         data = json.loads(text, object_pairs_hook=no_name_twice)
         if isinstance(data, dict):
             _refuse_deep(data)
             return data
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {str(error)[:200]}", BROKEN_FILES) from error
     raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
+
+
+def model_file(largest: int) -> FileKind:
+    """A file that comes with a model, of so many bytes at most."""
+    return FileKind(
+        what="file", largest=largest, error=ModelError, hint=BROKEN_FILES, large_hint=DO_NOT_USE
+    )
 
 
 def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

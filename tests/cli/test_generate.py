@@ -512,7 +512,7 @@ class TestConfigFile:
 
     def test_a_pipe_in_its_place_is_refused(self, d3: D3, config: Path) -> None:
         os.mkfifo(config)
-        check(d3("generate", STORY), 2, "is a pipe")
+        check(d3("generate", STORY), 2, "is not a regular file")
 
     def test_the_configured_model_and_own_aliases(self, d3: D3, config: Path) -> None:
         config.write_text(f'model = "mine"\n[aliases]\nmine = "{BUILTIN_PATH}"\n')

@@ -92,8 +92,8 @@ class TestSavedAndFound:
         assert len(list((state_dir() / "calibrations").glob("*.json"))) == 1
 
     def test_models_of_like_names_have_files_of_their_own(self) -> None:
-        names = ["a/b", "a-b", "A/b", "a/B", "/a/b", "demo", "x" * 5000, "名前/モデル", "a\udcff"]
-        assert len({file_of(name).name for name in names}) == len(names)
+        names = ["a/b", "a-b", "A/b", "a/B", "/a/b", "demo", "x" * 5000, "名前/モデル"]
+        assert len({file_of(name).name for name in (*names, "a\udcff")}) == len(names) + 1
         for name in names:
             calibration_store.save(replace(KEY, model=name), FOUND)
             assert find(replace(KEY, model=name)) == FOUND
@@ -122,16 +122,25 @@ class TestSavedAndFound:
         assert find(KEY) is None
         assert find(other) == FOUND
 
-    def test_what_cannot_be_read_again_is_not_made(self) -> None:
-        for wrong in ({"date": "today"}, {"date": "2026-01-02"}, {"target_drop": float("nan")}):
-            with pytest.raises(ValueError, match=r"date|isoformat|target_drop"):
-                replace(FOUND, **wrong)
-        with pytest.raises(ValueError, match="settings"):
-            replace(FOUND, settings={"order": ["9", "7"]})
-        with pytest.raises(ValueError, match="same_top"):
-            replace(UNSEEN, same_top=1.5)
-        with pytest.raises(ValueError, match="fingerprint"):
-            replace(KEY, fingerprint="")
+    def test_what_cannot_be_read_again_is_not_stored(self) -> None:
+        path = calibration_store.save(KEY, FOUND)
+        before = path.read_bytes()
+        wrong: list[tuple[ModelKey, Calibration]] = [
+            (KEY, replace(FOUND, target_drop=float("nan"))),
+            (KEY, replace(FOUND, target_drop=-1.0)),
+            (KEY, replace(FOUND, settings={"order": ["9", "7"]})),
+            (KEY, replace(FOUND, unseen=replace(UNSEEN, same_top=1.5))),
+            (replace(KEY, fingerprint=""), FOUND),
+        ]
+        for key, calibration in wrong:
+            with pytest.raises(StoreError, match="cannot be stored: "):
+                calibration_store.save(key, calibration)
+        assert path.read_bytes() == before
+        for date in ("today", "2026-01-02"):
+            with pytest.raises(ValueError, match=r"isoformat|offset"):
+                replace(FOUND, date=date)
+        with pytest.raises(ValueError, match="drop_interval"):
+            replace(UNSEEN, drop_interval=(0.2, 0.1))
 
     def test_neither_reading_nor_writing_imports_torch(self) -> None:
         code = (
@@ -171,12 +180,10 @@ class TestStale:
 def run_saves(body: str) -> subprocess.Popen[str]:
     """A process that has `KEY` and `FOUND`, says so, and runs `body`."""
     code = f"""
-import itertools, json, sys
+import itertools, sys
 from dataclasses import replace
 from d3cli.depth import calibration_store
-from d3cli.depth.calibration_record import Calibration, ModelKey
-KEY = {KEY!r}
-FOUND = Calibration.from_json(json.loads({json.dumps(FOUND.to_json())!r}))
+from tests.records import FOUND, KEY
 print("ready", flush=True)
 {body}"""
     process = subprocess.Popen(
@@ -286,7 +293,7 @@ def assert_left_alone(path: Path, problem: str) -> None:
         with pytest.raises(StoreError, match=problem) as error:
             refused()
         assert str(path) in error.value.message
-        assert "d3 calibrate --remove someone/fox" in error.value.hint
+        assert "d3 calibrate remove someone/fox" in error.value.hint
         assert error.value.exit_code == 1
     assert path.read_bytes() == before
     (stored,) = all_calibrations()
@@ -397,13 +404,15 @@ class TestDamaged:
             b'{"schema": NaN}',
             b"[" * 100_000,
             b'{"schema": 1, "a": ' + b"[" * 100_000,
-            b" " * (2 << 20),
             b'{"schema": ' + b"9" * 5000 + b"}",
         ],
         ids=lambda text: str(text[:20]),
     )
     def test_what_is_no_such_object_is_reported(self, text: bytes) -> None:
         assert_left_alone(write(text), "is damaged")
+
+    def test_a_file_that_is_too_large_is_reported(self) -> None:
+        assert_left_alone(write(b" " * (2 << 20)), "is larger than 1 MiB")
 
     @given(st.data())
     def test_a_file_that_was_cut_off_is_damaged(self, data: st.DataObject) -> None:
@@ -428,7 +437,7 @@ class TestDamaged:
         path = file_of(KEY.model)
         path.parent.mkdir()
         os.mkfifo(path)
-        with pytest.raises(StoreError, match="is damaged: it is no file"):
+        with pytest.raises(StoreError, match="is not a regular file"):
             find(KEY)
         assert all_calibrations()[0].problem
 
@@ -674,7 +683,7 @@ class TestGenerate:
     @pytest.mark.parametrize(
         ("text", "problem", "remedy"),
         [
-            ("{", "is damaged", "move it away, or run: d3 calibrate --remove demo"),
+            ("{", "is damaged", "move it away, or run: d3 calibrate remove demo"),
             ('{"schema": 2}', "was written by a newer d3", "update d3"),
         ],
     )
@@ -767,3 +776,17 @@ def test_a_calibration_in_full_says_all_that_was_measured() -> None:
     assert rows["skip order"] == "9 7 5"
     assert rows["measured"].startswith("+0.80% on 60 unseen documents; at least +0.30%")
     assert rows["units"] == "layers"
+
+
+def test_a_file_that_0_1_0_wrote_is_read_whole() -> None:
+    """So that calibrations survive an update of d3."""
+    written = Path(__file__).parents[1] / "data" / "v0.1.0" / "calibration.json"
+    path = file_of("demo")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(written.read_bytes())
+    stored = calibrations_of("demo")
+    assert stored is not None
+    (entry,) = stored.entries
+    assert find(entry.key) == entry.calibration
+    assert entry.calibration.schedule.skip_order == ("7", "9", "5", "10", "8", "11", "6")
+    assert entry.to_json() == json.loads(written.read_bytes())["entries"][0]
