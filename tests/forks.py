@@ -1,7 +1,7 @@
-"""Command lines in children forked from one process that has imported everything already.
+"""Runs command lines in children forked from one process that has imported everything.
 
-A child starts in milliseconds instead of seconds, so hundreds of runs take minutes. Each has its
-own audit hook, limits, files and signals; what it did is measured from outside.
+A child starts in milliseconds instead of seconds, so hundreds of runs take minutes. Each child has
+its own audit hook, limits, files and signals. What it did is measured from outside.
 
     with Forks() as forks:
         ended = forks.run("generate", "demo", "Hi", audit=["socket."])
@@ -10,6 +10,7 @@ own audit hook, limits, files and signals; what it did is measured from outside.
 import importlib
 import json
 import locale
+import math
 import os
 import select
 import signal
@@ -19,8 +20,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,9 +35,9 @@ class Ended:
     """How one command line ended.
 
     Attributes:
-        code: the exit code; negative where a signal ended it that nothing handled.
-        seen: audit events that were asked for, in order, with their arguments as text.
-        most_resident: bytes, with what the child shares with the process it was forked from.
+        code: the exit code; negative if a signal killed it.
+        most_resident: bytes, with those shared with the process it was forked from.
+        seen: the audit events asked for, in order, with their arguments as text.
     """
 
     code: int
@@ -49,7 +52,7 @@ class Forks:
     """Starts children that run d3, one after the other."""
 
     def __init__(self) -> None:
-        self.codes: Counter[int] = Counter()  # of all that have ended
+        self.codes: Counter[int] = Counter()  # of all children that have ended
 
     def __enter__(self) -> Self:
         self._server = subprocess.Popen(
@@ -68,15 +71,24 @@ class Forks:
         self._server.wait()
 
     def run(self, *arguments: str | Path, **settings: Any) -> Ended:
-        """One command line.
+        """Runs one command line.
 
         Args:
-            settings: `stdin` (text), `terminal` (stdin is typed there, and `err` is all that is
-                shown), `env` (beside the present one), `cwd`; `audit`, beginnings of
-                the events to note; `limits`, ``{"AS": bytes}`` and the like; `group`, a control
-                group's directory to move into; `encoding` of the standard streams, with the C
-                locale; `signal` and `after` (seconds), or `hang_up` and `after`: the terminal goes;
-                `kill_after` (60 seconds, unless told).
+            settings: What the child gets:
+
+                - `stdin`: text; `out` and `err`: files to write to in place of pipes;
+                - `terminal`: types `stdin` at a terminal, and `err` is all that it shows;
+                - `env`, beside the present one; `cwd`;
+                - `encoding` of the standard streams, with the C locale;
+                - `limits`, ``{"AS": bytes}`` and the like; `group`, a control group's directory;
+                - `audit`: the beginnings of the audit events to note.
+
+                And what happens to it:
+
+                - `signal`, with `after` (seconds), or `after_out` or `after_err` (bytes written);
+                - `close_out`: after so many bytes its stdout is closed;
+                - `hang_up`, with `after`: the terminal goes away;
+                - `kill_after`: 60 seconds by default.
         """
         return self._ask({"arguments": [str(a) for a in arguments]} | settings)
 
@@ -102,76 +114,96 @@ def serve() -> None:
     import d3cli.model.load  # noqa: F401
 
     for line in sys.stdin:
-        request = json.loads(line)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / "in").write_text(request.get("stdin", ""))
-            (folder / "seen").touch()
-            # Pipes, since a limit on the size of files must not be one on what a command says.
-            (out, told_out), (err, told_err) = os.pipe(), os.pipe()
-            over = threading.Event()
-            if terminal := request.get("terminal"):
-                os.close(out)
-                os.close(told_out)
-                out, told_out = os.openpty()
-            began = time.monotonic()
-            child = os.fork()
-            if child == 0:
-                os.close(out)  # else the terminal would stay while its own child holds it
-                os.close(err)
-                _become(request, folder, told_out, told_err)
-            os.close(told_out)
-            os.close(told_err)
-            hang_up = began + request["after"] if request.get("hang_up") else float("inf")
-            said = [_Reader(out, hang_up), _Reader(err)]
-            if terminal:
-                lines = request.get("stdin", "").splitlines()
-                fingers = threading.Thread(target=_type, args=(said[0], lines, over), daemon=True)
-                fingers.start()
-            timers = [
-                threading.Timer(request.get("kill_after", 60), _kill, (child, signal.SIGKILL))
-            ]
-            if "signal" in request:
-                number = request["signal"]
-                timers.append(threading.Timer(request["after"], _kill, (child, number)))
-            for timer in timers:
-                timer.start()
-            _, status, usage = os.wait4(child, 0)
-            seconds = time.monotonic() - began
-            for timer in timers:
-                timer.cancel()
-            over.set()
-            with suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)  # nothing of its own is left behind
-            seen = (folder / "seen").read_text(errors="replace").splitlines()
-            answer = {
-                "code": os.waitstatus_to_exitcode(status),
-                "out": said[0].text(),
-                "err": said[0 if terminal else 1].text(),
-                "seconds": seconds,
-                "most_resident": usage.ru_maxrss * 1024,
-                "seen": seen,
-            }
+        with tempfile.TemporaryDirectory() as folder:
+            answer = _serve(json.loads(line), Path(folder))
         print(json.dumps(answer), flush=True)
 
 
-class _Reader(threading.Thread):
-    """Reads a pipe or a terminal to its end, or until it hangs up (by `time.monotonic`)."""
+def _serve(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs one child to its end; returns the fields of `Ended`."""
+    (folder / "in").write_text(request.get("stdin", ""))
+    (folder / "seen").touch()
+    # Pipes, since a limit on the size of files must not limit what a command says.
+    (out, told_out), (err, told_err) = os.pipe(), os.pipe()
+    over = threading.Event()
+    if terminal := request.get("terminal"):
+        os.close(out)
+        os.close(told_out)
+        out, told_out = os.openpty()
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os.close(out)  # else the terminal would stay while its own child holds it
+        os.close(err)
+        _become(request, folder, told_out, told_err)
+    os.close(told_out)
+    os.close(told_err)
+    stop = partial(_kill, child, request.get("signal", signal.SIGKILL))
+    gone = began + request["after"] if request.get("hang_up") else math.inf
+    said = [
+        _Reader(out, stop, request.get("after_out", math.inf), request.get("close_out"), gone),
+        _Reader(err, stop, request.get("after_err", math.inf)),
+    ]
+    if terminal:
+        lines = request.get("stdin", "").splitlines()
+        threading.Thread(target=_type, args=(said[0], lines, over), daemon=True).start()
+    timers = [threading.Timer(request.get("kill_after", 60), _kill, (child, signal.SIGKILL))]
+    if "signal" in request and "after" in request:
+        timers.append(threading.Timer(request["after"], stop))
+    for timer in timers:
+        timer.start()
+    _, status, usage = os.wait4(child, 0)
+    seconds = time.monotonic() - began
+    for timer in timers:
+        timer.cancel()
+    over.set()
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # no process of its own is left
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "out": said[0].text(),
+        "err": said[0 if terminal else 1].text(),
+        "seconds": seconds,
+        "most_resident": usage.ru_maxrss * 1024,
+        "seen": (folder / "seen").read_text(errors="replace").splitlines(),
+    }
 
-    def __init__(self, descriptor: int, hang_up: float = float("inf")) -> None:
+
+class _Reader(threading.Thread):
+    """Reads a pipe or a terminal to its end.
+
+    Args:
+        stop: is called once `stop_after` bytes are there.
+        close_after: bytes after which nothing more is read.
+        gone: when to hang up, by `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        stop: Callable[[], None],
+        stop_after: float,
+        close_after: float | None = None,
+        gone: float = math.inf,
+    ) -> None:
         super().__init__(daemon=True)
-        self._descriptor, self._hang_up, self._data = descriptor, hang_up, b""
-        self._open = threading.Lock()  # whoever holds it finds the descriptor open, or is told
+        self._descriptor, self._gone, self._data = descriptor, gone, b""
+        self._stop_child, self._stop_after = stop, stop_after
+        self._close_after = math.inf if close_after is None else close_after
+        self._open = threading.Lock()  # held by a thread that uses the descriptor
         self.start()
 
     def run(self) -> None:
         with suppress(OSError):  # how a terminal says that nobody is left
-            while (now := time.monotonic()) < self._hang_up:
-                if not select.select([self._descriptor], [], [], min(0.1, self._hang_up - now))[0]:
+            while (now := time.monotonic()) < self._gone and len(self._data) < self._close_after:
+                if not select.select([self._descriptor], [], [], min(0.1, self._gone - now))[0]:
                     continue
                 if not (piece := os.read(self._descriptor, 1 << 16)):
                     break
                 self._data += piece
+                if len(self._data) >= self._stop_after:
+                    self._stop_after = math.inf
+                    self._stop_child()
         with self._open:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -224,7 +256,11 @@ def _become(request: dict[str, Any], folder: Path, out: int, err: int) -> None:
             sources = (out, out, out)
         else:
             os.setpgid(0, 0)
-            sources = (os.open(folder / "in", os.O_RDONLY), out, err)
+            sources = (
+                os.open(folder / "in", os.O_RDONLY),
+                os.open(request["out"], os.O_WRONLY) if "out" in request else out,
+                os.open(request["err"], os.O_WRONLY) if "err" in request else err,
+            )
         for number, source in enumerate(sources):
             os.dup2(source, number)
         encoding = request.get("encoding")

@@ -22,6 +22,7 @@ from d3cli.cli import signals
 from d3cli.cli.signals import Stopped
 from d3cli.decode.loop import DecodedToken, decode
 from tests.conftest import BUILTIN_PATH, D3, Result, check, hub_repository
+from tests.forks import Forks
 
 STORY = "Tell me a story about a fox."
 
@@ -541,20 +542,27 @@ class TestInterruption:
         [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
         ids=["HUP", "INT", "TERM"],
     )
-    def test_the_partial_text_stays(self, number: signal.Signals, code: int) -> None:
-        process = d3_process("generate", STORY, "--temp", "1", "--seed", "3", bufsize=0)
-        assert process.stdout is not None
-        first = process.stdout.read(10)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == code
-        assert (first + out).endswith(b"\n")
-        assert b"Traceback" not in err
-        assert b"stopped: interrupted" in err
+    def test_the_partial_text_stays(self, number: signal.Signals, code: int, forks: Forks) -> None:
+        sampled = ("generate", STORY, "--temp", "1", "--seed", "3")
+        ended = forks.run(*sampled, signal=number, after_out=10)
+        assert ended.code == code
+        assert ended.out.endswith("\n")
+        assert "Traceback" not in ended.err
+        assert "stopped: interrupted" in ended.err
 
+    @pytest.mark.parametrize("after", [0.0, 0.05, 0.2, 0.4, 0.8])
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_at_any_moment_is_quiet(
+        self, after: float, number: signal.Signals, code: int, forks: Forks
+    ) -> None:
+        ended = forks.run("generate", STORY, "--temp", "1", signal=number, after=after)
+        assert ended.code in (code, 0, -number)  # 0 if it was quicker, negative before it began
+        assert "Traceback" not in ended.err
+
+    @pytest.mark.slow
     @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 1.0, 1.4])
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_a_signal_at_any_moment_of_loading_is_quiet(
+    def test_a_signal_at_any_moment_of_importing_is_quiet(
         self, delay: float, number: signal.Signals, code: int
     ) -> None:
         process = d3_process("generate", STORY, "--temp", "1", bufsize=0)
@@ -587,15 +595,11 @@ class TestInterruption:
         assert len(data["tokens"]) == data["stats"]["completion_tokens"] == 5
         assert data["text"]
 
-    def test_an_interruption_with_a_dead_pipe_is_still_an_interruption(self) -> None:
-        process = d3_process("generate", STORY, "--temp", "1", "--seed", "3", bufsize=0)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.read(10)
-        process.send_signal(signal.SIGINT)
-        process.stdout.close()
-        assert b"Traceback" not in process.stderr.read()
-        assert process.wait(timeout=60) in (130, 0)  # 0: the pipe was seen to be closed first
+    def test_an_interruption_with_a_dead_pipe_is_still_an_interruption(self, forks: Forks) -> None:
+        sampled = ("generate", STORY, "--temp", "1", "--seed", "3")
+        ended = forks.run(*sampled, signal=signal.SIGINT, after_out=10, close_out=10)
+        assert "Traceback" not in ended.err
+        assert ended.code in (130, 0)  # 0 if it saw the closed pipe first
 
     def test_memory_that_runs_out_is_one_clear_line(
         self, d3: D3, monkeypatch: pytest.MonkeyPatch
@@ -619,27 +623,20 @@ class TestInterruption:
         check(result, 1, "out of memory")
         assert "damaged" not in result.err
 
-    def test_a_closed_pipe_is_quiet(self) -> None:
-        process = d3_process("generate", STORY, bufsize=0)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.read(5)
-        process.stdout.close()
-        err = process.stderr.read()
-        assert process.wait(timeout=60) == 0
-        assert b"error" not in err
-        assert b"Broken" not in err
+    def test_a_closed_pipe_is_quiet(self, forks: Forks) -> None:
+        ended = forks.run("generate", STORY, close_out=5)
+        assert ended.code == 0
+        assert "error" not in ended.err
+        assert "Broken" not in ended.err
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     @pytest.mark.parametrize("extra", [[], ["--json"]])
-    def test_a_full_disk_is_one_clear_error(self, extra: list[str]) -> None:
-        with Path("/dev/full").open("w") as full:
-            process = d3_process("generate", STORY, "--max-tokens", "5", *extra, stdout=full)
-            _, err = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert b"cannot write to standard output: No space left" in err
-        assert b"Traceback" not in err
-        assert b"Exception ignored" not in err
+    def test_a_full_disk_is_one_clear_error(self, extra: list[str], forks: Forks) -> None:
+        ended = forks.run("generate", STORY, "--max-tokens", "5", *extra, out="/dev/full")
+        assert ended.code == 1
+        assert "cannot write to standard output: No space left" in ended.err
+        assert "Traceback" not in ended.err
+        assert "Exception ignored" not in ended.err
 
 
 class TestDebug:
@@ -662,12 +659,10 @@ class TestDebug:
         assert result.err == ""
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-    def test_a_stderr_that_cannot_be_written_does_not_cost_the_reply(self) -> None:
-        with Path("/dev/full").open("w") as full:
-            process = d3_process("generate", STORY, "--max-tokens", "5", stderr=full)
-            out, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert out.strip()
+    def test_a_stderr_that_cannot_be_written_does_not_cost_the_reply(self, forks: Forks) -> None:
+        ended = forks.run("generate", STORY, "--max-tokens", "5", err="/dev/full")
+        assert ended.code == 0
+        assert ended.out.strip()
 
     def test_what_transformers_logs_of_a_config_is_not_shown(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
