@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from d3cli.base.amounts import readable_size
 from d3cli.base.errors import GenerationError, NotEnoughMemoryError, Setting
 from d3cli.calibrate.clock import SearchClock
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.memory import activations, available_memory, gigabytes, kv_bytes_per_position
+from d3cli.model.memory import activations, available_memory, kv_bytes_per_position
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document, _batch_positions, batch_rows
 from d3cli.scoring.intervals import Losses
@@ -115,8 +116,8 @@ def check_memory_to_score(model: LoadedModel, documents: Sequence[Document]) -> 
     available = available_memory(model.device)
     if need > available:
         raise NotEnoughMemoryError(
-            f"a search with {model.name} needs about {gigabytes(need)} more, and "
-            f"{gigabytes(available)} are free",
+            f"a search with {model.name} needs about {readable_size(need)} more, and "
+            f"{readable_size(available)} are free",
             (
                 "use shorter documents or a smaller model; ",
                 Setting("force"),

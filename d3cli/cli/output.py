@@ -6,7 +6,6 @@ Whatever passes is inert: text from a model, a file or an error cannot command t
 import csv
 import io
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +29,7 @@ from rich.text import Text
 from d3cli.base.errors import D3Error, Setting, Spell, Words, spelled
 from d3cli.base.inert import inert
 from d3cli.cli.terminal import screen_left_when_suspended
+from d3cli.kernels.process import quiet_libraries
 
 SPINNER_WIDTH = 20  # narrower, a spinner would wrap and redraw over other lines
 SHORTEST_SCREEN = 8  # lines, below which a live table shows nothing
@@ -94,15 +94,8 @@ class Output:
             raise WriteError("standard output is closed", "redirect it to a file or a pipe")
 
     def quiet_libraries(self) -> None:
-        """What transformers and the hub may say on stderr; they read it once, when imported."""
-        # Not even errors, whatever the user's other programs show: they quote a stranger's config
-        # as it is, and are raised to us as well.
-        os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
-        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast
-        if not self.is_terminal:
-            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        """Silences transformers and the hub, before they are imported."""
+        quiet_libraries(progress_bars=self.is_terminal)
 
     def write(self, text: str) -> None:
         """Part of a reply, at once.

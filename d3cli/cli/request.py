@@ -1,6 +1,5 @@
 """What the options of a reply ask for: checked first, then applied to a loaded model."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from d3cli.depth.calibration_store import calibrate_command
 from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.names import find_model
+from d3cli.kernels.process import stay_offline
 
 if TYPE_CHECKING:
     from d3cli.model.load import LoadOptions
@@ -146,7 +146,7 @@ def load(
     output.note(f"model: {'the built-in model' if name == BUILTIN else name}")
     output.quiet_libraries()
     if options.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        stay_offline()
     with output.waiting("loading"):
         from d3cli.kernels.threads import pick_threads
         from d3cli.model.load import check_model, load_model

@@ -76,3 +76,8 @@ def quantize_head(causal_lm: Any, read: _Read) -> None:
     """Replaces a causal language model's LM head; `read` as in `EightBitLinear`."""
     head = causal_lm.get_output_embeddings()
     causal_lm.set_output_embeddings(EightBitLinear(head.weight.detach(), head.bias, read))
+
+
+def int8_bytes(out_features: int, in_features: int, dtype: torch.dtype) -> int:
+    """Bytes of an `EightBitLinear` without bias: a byte for each weight, a scale for each row."""
+    return out_features * (in_features + dtype.itemsize)

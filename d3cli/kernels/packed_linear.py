@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d3cli.kernels.device import onednn_takes_bfloat16
-
 # For one row oneDNN's kernel sums up in few registers, which wait for each other; four equal rows
 # keep it busy, and read the weights once all the same. Weights that a cache holds gain nothing.
 ROWS, LARGE = 4, 1 << 20
@@ -46,20 +44,6 @@ class PackedLinear(nn.Linear):
             rows, self.weight, self.bias, "none", [], ""
         )
         return found
-
-
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether linears in `dtype` are packed there.
-
-    The processor decides, and no clock: kernels round differently, so a choice that fell
-    differently from run to run would change replies.
-    """
-    return (
-        dtype == torch.bfloat16
-        and device.type == "cpu"
-        and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        and onednn_takes_bfloat16()
-    )
 
 
 @torch.inference_mode()

@@ -3,85 +3,61 @@
 Safetensors only, never remote code. Knows nothing of gates, depth or replies.
 """
 
-import ctypes
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-)
-from transformers.utils import logging as hf_logging
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from d3cli.base.errors import ModelError, is_panic, one_line
 from d3cli.base.progress import ByteProgress
-from d3cli.depth.families import (
-    Family,
-)
+from d3cli.depth.families import Family
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.files.names import ModelFiles
 from d3cli.files.safetensors import lazy_state_dict, read_again
-from d3cli.kernels.bnb_linear import (
-    Quantization,
-    import_bitsandbytes,
-    is_converted,
-    pack_for_cpu,
-    quantization_config,
-)
+from d3cli.kernels.bnb_linear import pack_for_cpu, quantization_config
 from d3cli.kernels.int8_linear import quantize_head
-from d3cli.kernels.packed_linear import can_pack, pack_linears
-from d3cli.model.check import OLD_BUFFERS, _model_class, _without_choices
-
-MMAP_THRESHOLD = -3  # glibc's number of that parameter of mallopt
+from d3cli.kernels.packed_linear import pack_linears
+from d3cli.kernels.plan import KernelPlan
+from d3cli.kernels.process import (
+    import_bitsandbytes,
+    no_progress_bar,
+    prepare_quantization,
+    silent_stderr,
+)
+from d3cli.model.check import OLD_BUFFERS
+from d3cli.model.config import model_class, without_choices
 
 
 def load_weights(
-    files: ModelFiles,
-    family: Family,
-    dtype: torch.dtype,
-    device: torch.device,
-    quantization: Quantization | None = None,
-    *,
-    head_in_8_bits: bool = False,
-    progress: ByteProgress,
+    files: ModelFiles, family: Family, plan: KernelPlan, *, progress: ByteProgress
 ) -> tuple[Any, list[str]]:
-    """The causal language model, in `dtype` or quantized, on `device`.
+    """The causal language model in the form and with the kernels that `plan` names.
 
-    Beside it the names of linears that could not be quantized.
+    Returns it with the names of linears whose shapes cannot be quantized.
 
     Args:
-        progress: is told of each weight that was brought into another form.
+        progress: counts each weight that is brought into another form.
 
     Raises:
         ModelError: the files are damaged, or a tensor is missing, misshapen or unexpected.
     """
-    options: dict[str, Any] = {}
-    unfit: list[str] = []
-    converted = partial(is_converted, dtype=dtype, wanted=quantization)
-    state = lazy_state_dict(files.path, converted, on_read=progress.add)
+    state = lazy_state_dict(files.path, plan.converts, on_read=progress.add)
     try:
-        with warnings.catch_warnings(), _no_progress_bar():
-            warnings.simplefilter("ignore")  # transformers warns of its own deprecations
-            config = _without_choices(
+        with warnings.catch_warnings(), no_progress_bar():
+            warnings.simplefilter("ignore")  # transformers warns about its own deprecations
+            config = without_choices(
                 AutoConfig.from_pretrained(files.path, trust_remote_code=False)
             )
-            if quantization is not None:
-                _give_freed_memory_back()
-                settings, unfit = quantization_config(config, quantization, dtype, device)
-                options = {"quantization_config": settings}
-            if quantization is not None or hasattr(config, "quantization_config"):
-                import_bitsandbytes()
-                options["device_map"] = {"": device}  # quantized weights are made in their place
-            model, report = _model_class(config).from_pretrained(
+            options, unfit = _quantization(config, plan)
+            model, report = model_class(config).from_pretrained(
                 None,
                 config=config,
                 state_dict=state,
-                dtype=dtype,
+                dtype=plan.form.dtype,
                 attn_implementation=family.attention,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below by name
                 output_loading_info=True,
@@ -94,15 +70,45 @@ def load_weights(
             f"{files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
     _refuse_wrong_tensors(files.name, report)
-    if "device_map" not in options:
-        model = model.to(device)
-    if head_in_8_bits:
+    if not options:
+        model = model.to(plan.form.device)
+    if plan.head_in_8_bits:
         quantize_head(model, partial(read_again, state))
-    if can_pack(dtype, device) and family.can_skip:  # others' code may look at their weights
+    if plan.packs:
         pack_linears(model, partial(read_again, state), progress.add)
-    if device.type == "cpu":
+    if plan.form.device.type == "cpu":
         _pack_4_bits(files.name, model, progress)
     return model, unfit
+
+
+def _quantization(config: Any, plan: KernelPlan) -> tuple[dict[str, Any], list[str]]:
+    """Transformers' options for quantized weights, and the linears that stay as they are."""
+    form = plan.form
+    if form.quantization is None:
+        if not plan.stored_quantized:
+            return {}, []
+        import_bitsandbytes()
+        return {"device_map": {"": form.device}}, []
+    prepare_quantization(in_4_bits_on_cpu=form.in_4_bits_on_cpu)
+    unfit = _unfit_linears(config, plan) if form.in_4_bits_on_cpu else []
+    settings = quantization_config(form.quantization, form.dtype, unfit)
+    # Quantized weights are made in their place.
+    return {"quantization_config": settings, "device_map": {"": form.device}}, unfit
+
+
+def _unfit_linears(config: Any, plan: KernelPlan) -> list[str]:
+    """Linears of the layers that the plan does not quantize, by name; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    unfit = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
+            shape = module.weight.shape  # Conv1D, GPT-2's, holds it transposed
+            out_in = shape if isinstance(module, nn.Linear) else reversed(shape)
+            if plan.of_linear(*out_in) is not plan.quantized:
+                unfit.append(name)
+    return unfit
 
 
 def _pack_4_bits(name: str, model: Any, progress: ByteProgress) -> None:
@@ -134,45 +140,6 @@ def _refuse_wrong_tensors(name: str, report: dict[str, Any]) -> None:
             )
 
 
-def _give_freed_memory_back() -> None:
-    """Lets large tensors return to the system as soon as they are freed, from now on.
-
-    glibc else keeps freed blocks of up to 32 MB for later, and what converting and multiplying
-    quantized weights frees adds up to several hundred megabytes.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """The library prints nothing, and so transformers must not either."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-@contextmanager
-def _silent_panics() -> Iterator[None]:
-    """Rust writes of a panic to the process's stderr by itself, before anybody can catch it."""
-    try:
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is no stderr
-        yield
-        return
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def load_tokenizer(files: ModelFiles) -> Any:
     """The tokenizer, tried once.
 
@@ -183,7 +150,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             files.path, trust_remote_code=False, local_files_only=True
         )
-        with _silent_panics():
+        with silent_stderr():
             tokenizer("A hostile setting may only fail once the tokenizer is used.")
     except MemoryError:
         raise

@@ -1,14 +1,11 @@
 """Refuses a model that cannot run, from its description alone, before anything is loaded."""
 
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-)
+from transformers import CONFIG_MAPPING
 
 from d3cli.base.errors import ModelError, one_line
 from d3cli.depth.families import (
@@ -22,13 +19,11 @@ from d3cli.depth.families import (
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.files.safetensors import Description
 from d3cli.files.vet_config import refuse_other_sizes, vet_config
-from d3cli.kernels.bnb_linear import (
-    Quantization,
-    check_quantization,
-)
+from d3cli.kernels.bnb_linear import Quantization, check_quantization
+from d3cli.model.config import model_class, parse_config, without_choices
 from d3cli.model.kv_cache import KVCache
 
-# Buffers that old checkpoints hold and that are computed today.
+# Buffers that old checkpoints store and that are computed today.
 OLD_BUFFERS = (
     ".rotary_emb.inv_freq",
     ".attn.bias",
@@ -37,11 +32,10 @@ OLD_BUFFERS = (
     ".attention.masked_bias",
 )
 
+QUANTIZED = (".absmax", ".SCB")  # stored by bitsandbytes beside a weight in 4 bits, in 8 bits
 
-QUANTIZED = (".absmax", ".SCB")  # what bitsandbytes stores beside a weight in 4 bits, in 8 bits
-
-
-LARGEST = 2**31 - 1  # more layers or positions than anything has
+COUNTS = ("num_hidden_layers", "n_layer", "sliding_window", "max_position_embeddings")
+LARGEST = 2**31 - 1  # more layers or positions than any model has
 
 
 def check_config(
@@ -49,101 +43,116 @@ def check_config(
     quantization: Quantization | None = None,
     *,
     full_depth_only: bool = False,
-) -> Family:
-    """Looks at the config and the tensors' names alone, before anything is built from them.
+) -> tuple[Family, Any]:
+    """Checks the config and the tensors' names, before anything is built from them.
 
-    A config that asks for more layers than there are would be built layer by layer before
-    transformers notices, and one that asks for fewer would run as another model.
+    Returns the model's family and its parsed config.
+
+    transformers would build a config's layers one by one before it notices that the weights hold
+    fewer. A config that asks for fewer layers than the weights hold would run as another model.
 
     Raises:
         ModelError: the stack is not supported, or the config cannot be right.
     """
-    config, name = model.config, model.name
-    model_type = config.get("model_type")
-    vet_config(name, config)
+    name, model_type = model.name, model.config.get("model_type")
+    vet_config(name, model.config)
     if not isinstance(model_type, str):
         raise ModelError(f"the config.json of {name} names no model_type", BROKEN_FILES)
     family = find_family(model_type)
     if family is UNLISTED:
-        _check_unlisted(name, config)
+        parsed = _check_unlisted(model)
         if not full_depth_only:
             raise not_proven(model_type)
-    check_quantization(name, config, quantization)
-    is_quantized = any(tensor.name.endswith(QUANTIZED) for tensor in model.tensors)
-    if config.get("quantization_config") is not None and model.tensors and not is_quantized:
-        raise ModelError(
-            f"the config.json of {name} says that its weights are quantized, and they are not",
-            BROKEN_FILES,
-        )
-    for key in ("num_hidden_layers", "n_layer", "sliding_window", "max_position_embeddings"):
-        value = config.get(key)
-        unused = value is None or (family is UNLISTED and key == "sliding_window" and value == 0)
-        if not unused and (type(value) is not int or not 1 <= value <= LARGEST):
-            raise ModelError(f"the config.json of {name} has the {key} {value!r}", BROKEN_FILES)
-    for tensor in () if "quantization_config" in config else model.tensors:
-        is_weight = tensor.name.endswith((".weight", ".bias"))
-        if is_weight and not tensor.is_float and not tensor.name.endswith(OLD_BUFFERS):
-            raise ModelError(
-                f"{name} stores {tensor.name} as {tensor.dtype}, and does not say how to read that",
-                "get the same model in bfloat16",
-            )
-    wanted = config.get("num_hidden_layers", config.get("n_layer"))
-    layers = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
-    held = 1 + max(layers, default=-1)
-    if wanted is not None and held and wanted != held:
-        raise ModelError(
-            f"the config.json of {name} asks for {wanted:,} layers, but the weights hold {held:,}",
-            "config.json and the weights do not belong together",
-        )
-    return family
+    check_quantization(name, model.config, quantization)
+    _check_stored_form(model)
+    _check_counts(model, family)
+    if family is not UNLISTED:
+        parsed = parse_config(model)
+    return family, parsed
 
 
-def _check_unlisted(name: str, config: dict[str, Any]) -> None:
-    """Refuses, from the config alone, what cannot run even at full depth.
+def _check_unlisted(model: Description) -> Any:
+    """Refuses, from the config alone, what cannot run even at full depth; returns it parsed.
 
     Raises:
         ModelError: it is no plain decoder.
     """
-    model_type = config["model_type"]
+    name, model_type = model.name, model.config["model_type"]
     if model_type not in CONFIG_MAPPING:
-        own = ", and code that comes with a model is never run" if config.get("auto_map") else ""
+        has_code = model.config.get("auto_map")
+        own = ", and d3 never runs code that comes with a model" if has_code else ""
         raise ModelError(
-            f'transformers knows no models of the type "{model_type[:60]}", as {name} is{own}',
+            f'{name} is of the type "{model_type[:60]}", which transformers does not know{own}',
             OTHER_TYPE,
         )
-    try:
-        parsed = AutoConfig.for_model(**config)
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers raises every kind for odd values
-        raise ModelError(
-            f'the config.json of {name}, of the type "{model_type}", cannot be read: '
-            f"{one_line(error)[:120]}",
-            OTHER_TYPE,
-        ) from error
+    parsed = parse_config(model, OTHER_TYPE)
     if getattr(parsed, "is_encoder_decoder", False):
         raise ModelError(
             f'models of the type "{model_type}" cannot run: {ENCODER_DECODER}', OTHER_TYPE
         )
-    _model_class(parsed)
+    model_class(parsed)
     if not isinstance(getattr(parsed, "max_position_embeddings", None), int):
         raise ModelError(
-            f"the config.json of {name} does not say how long its context is", OTHER_TYPE
+            f"the config.json of {name} does not give the length of its context", OTHER_TYPE
         )
     KVCache.for_config(parsed)
+    return parsed
 
 
-def check_sizes(model: Description, family: Family) -> None:
-    """Refuses a config whose sizes are not those of the weights, before memory is asked for them.
+def _check_stored_form(model: Description) -> None:
+    """Raises ModelError where the config and the tensors disagree about quantized weights."""
+    stored = model.config.get("quantization_config")
+    is_quantized = any(tensor.name.endswith(QUANTIZED) for tensor in model.tensors)
+    if stored is not None and model.tensors and not is_quantized:
+        raise ModelError(
+            f"the config.json of {model.name} says that its weights are quantized, but they are "
+            "not",
+            BROKEN_FILES,
+        )
+    for tensor in () if "quantization_config" in model.config else model.tensors:
+        is_weight = tensor.name.endswith((".weight", ".bias"))
+        if is_weight and not tensor.is_float and not tensor.name.endswith(OLD_BUFFERS):
+            raise ModelError(
+                f"{model.name} stores {tensor.name} as {tensor.dtype}, and its config does not say "
+                "how to read that",
+                "get the same model in bfloat16",
+            )
+
+
+def _check_counts(model: Description, family: Family) -> None:
+    """Raises ModelError where the numbers of layers and positions cannot be right."""
+    for key in COUNTS:
+        value = model.config.get(key)
+        unused = value is None or (family is UNLISTED and key == "sliding_window" and value == 0)
+        if not unused and (type(value) is not int or not 1 <= value <= LARGEST):
+            raise ModelError(
+                f"the config.json of {model.name} sets {key} to {value!r}", BROKEN_FILES
+            )
+    wanted = model.config.get("num_hidden_layers", model.config.get("n_layer"))
+    layers = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
+    held = 1 + max(layers, default=-1)
+    if wanted is not None and held and wanted != held:
+        raise ModelError(
+            f"the config.json of {model.name} asks for {wanted:,} layers, but the weights hold "
+            f"{held:,}",
+            "config.json and the weights do not belong together",
+        )
+
+
+def check_sizes(model: Description, config: Any, family: Family) -> None:
+    """Refuses a config whose sizes are not those of the weights, before memory is taken for them.
+
+    Args:
+        config: the parsed one.
 
     Raises:
-        ModelError: with what contradicts what.
+        ModelError: with the two that disagree.
     """
     try:
-        config = _without_choices(AutoConfig.for_model(**model.config))
+        config = without_choices(deepcopy(config))  # building may change it
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            built = _model_class(config)._from_config(config, attn_implementation=family.attention)
+            built = model_class(config)._from_config(config, attn_implementation=family.attention)
     except (ModelError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers and torch raise every kind for odd values
@@ -152,22 +161,3 @@ def check_sizes(model: Description, family: Family) -> None:
             BROKEN_FILES,
         ) from error
     refuse_other_sizes(model.name, built, model.tensors)
-
-
-def _without_choices(config: Any) -> Any:
-    """What computes a model, and in which form that comes back, is not its config's to choose."""
-    config._attn_implementation = config._experts_implementation = None
-    config.return_dict = True
-    config.output_attentions = config.output_hidden_states = False
-    return config
-
-
-def _model_class(config: Any) -> Any:
-    """The class of causal language models for this config."""
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if found is None:
-        raise ModelError(
-            f'models of the type "{config.model_type}" are no causal language models',
-            OTHER_TYPE,
-        )
-    return found

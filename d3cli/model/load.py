@@ -3,19 +3,15 @@
 Knows nothing of replies or terminals.
 """
 
-import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
-import torch
-
-from d3cli.base.errors import Setting, UsageError, Words
+from d3cli.base.errors import Setting, Words
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.families import Family
-from d3cli.files.checksums import verify
 from d3cli.files.fingerprint import fingerprint
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
@@ -24,23 +20,17 @@ from d3cli.files.vet_tokenizer import vet_files
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
+from d3cli.kernels.plan import Form, KernelPlan
+from d3cli.kernels.process import prepare_process
 from d3cli.model.build import load_tokenizer, load_weights
 from d3cli.model.check import check_config, check_sizes
-from d3cli.model.held_weights import HeldWeights
+from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE
 from d3cli.model.memory import check_memory
 from d3cli.model.model import LoadedModel
 from d3cli.model.origin import Origin, find_calibration, shipped_schedule
 from d3cli.model.wrap import wrap_model
 from d3cli.text.chat_template import Renderer, own_template
-
-MOST_THREADS = 1024  # far beyond it, torch aborts the process
-
-# oneDNN keeps the kernels that it compiles for each shape, and torch's bridge to it keeps them once
-# more: 1.6 MB for each new length of a prompt (measured on the built-in model), up to 1,024 kernels
-# each. Lengths hardly come again.
-KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-KERNELS_KEPT = 128
 
 
 class LoadOptions(TypedDict, total=False):
@@ -56,7 +46,6 @@ class LoadOptions(TypedDict, total=False):
         full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
         prompt_tokens, reply_tokens: what memory is predicted for.
         force: load it even where memory is predicted to be too short.
-        verify: first compare all files with the hub's checksums, which reads them whole.
     """
 
     dtype: Dtype
@@ -67,33 +56,45 @@ class LoadOptions(TypedDict, total=False):
     prompt_tokens: int
     reply_tokens: int
     force: bool
-    verify: bool
 
 
-def check_model(model: Description, **options: Unpack[LoadOptions]) -> Family:
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What is settled about a model before its weights are read.
+
+    Attributes:
+        family: where the parts of its decoder are.
+        config: its parsed config.
+        kernels: which kernel each weight is for, and so the form that it is loaded in.
+    """
+
+    family: Family
+    config: Any
+    kernels: KernelPlan
+
+
+def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     """Refuses a model that cannot be loaded like this, from its description alone.
 
     Raises:
         ModelError: its stack is not supported, or its config cannot be right.
         NotEnoughMemoryError: it will not fit.
-        UsageError: the device is impossible here.
+        UsageError: the device is not available here.
     """
     quantization = options.get("quantization")
     full_depth_only = options.get("full_depth_only", False)
-    family = check_config(model, quantization, full_depth_only=full_depth_only)
-    check_sizes(model, family)
-    device = pick_device(options.get("device", "auto"))
+    family, config = check_config(model, quantization, full_depth_only=full_depth_only)
+    check_sizes(model, config, family)
+    form = _form(options)
     if not options.get("force", False):
         check_memory(
             model,
-            dtype=pick_dtype(options.get("dtype", "auto"), device),
-            quantization=quantization,
-            quantize_head=options.get("quantize_head"),
-            device=device,
+            config,
+            form,
             prompt_tokens=options.get("prompt_tokens", 0),
             reply_tokens=options.get("reply_tokens", DEFAULT_RESERVE),
         )
-    return family
+    return LoadPlan(family, config, plan_for(model, config, form))
 
 
 def load_model(
@@ -106,54 +107,38 @@ def load_model(
 ) -> LoadedModel:
     """Loads a model from an alias, a hub id or a directory. Safetensors only, never remote code.
 
+    Also changes settings of the whole process: `d3cli.kernels.process` lists them.
+
     Args:
         name: what to load, or files that `find_model` has found.
         threads: CPU threads for torch, in this whole process; None leaves torch's choice.
         offline: never touch the network.
-        on_progress: is told which share of the weights is quantized or packed.
+        on_progress: is called with the share of the weights that is quantized or packed.
         options: see `LoadOptions`.
 
     Raises:
         UnknownModelError, DownloadError: it cannot be found or fetched.
         ModelError: its files are broken, or its stack cannot skip layers.
         NotEnoughMemoryError: it will not fit.
-        UsageError: the device or thread count is impossible here.
+        UsageError: the device or thread count is not possible here.
     """
-    device = pick_device(options.get("device", "auto"))
-    dtype = pick_dtype(options.get("dtype", "auto"), device)
-    quantization = options.get("quantization")
-    if threads is not None:
-        if not 1 <= threads <= MOST_THREADS:
-            raise UsageError(f"--threads is {threads}", f"use 1 to {MOST_THREADS}")
-        torch.set_num_threads(threads)
-    for cache in KERNEL_CACHES:  # read when they are first used
-        os.environ.setdefault(cache, str(KERNELS_KEPT))
+    _form(options)  # refuses an impossible device before anything is fetched
+    prepare_process(threads)
     if isinstance(name, ModelFiles):
         files = name
     else:
-        check = partial(check_model, **options)
-        files = find_model(name, offline=offline, check=check)
+        files = find_model(name, offline=offline, check=partial(check_model, **options))
     if not files.builtin:
         vet_files(files.path)
-        if options.get("verify", False):
-            verify(files.path, on_progress)
     description = describe_directory(files.name, files.path)
-    family = check_model(description, **options)
-    held = HeldWeights(description, dtype, quantization, options.get("quantize_head"), device)
-    in_8_bits = family.can_skip and held.head_in_8_bits
-    progress = ByteProgress(held.to_convert, on_progress)
+    plan = check_model(description, **options)
+    to_convert = HeldWeights(description, plan.config, plan.kernels).to_convert
     renderer = None
     if not files.is_known:
         renderer = Renderer()
         renderer.start()  # while the weights are read
     causal_lm, unfit = load_weights(
-        files,
-        family,
-        dtype,
-        device,
-        quantization,
-        head_in_8_bits=in_8_bits,
-        progress=progress,
+        files, plan.family, plan.kernels, progress=ByteProgress(to_convert, on_progress)
     )
     tokenizer = load_tokenizer(files)
     model = wrap_model(
@@ -161,37 +146,32 @@ def load_model(
         tokenizer,
         name=files.name,
         generation_settings=read_json(files.path / "generation_config.json"),
-        notes=_notes(causal_lm, family, device, unfit, in_8_bits),
-        full_depth_only=not family.can_skip,
+        notes=_notes(causal_lm, plan, unfit),
+        full_depth_only=not plan.family.can_skip,
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
-    if files.builtin and options.get("verify", False):
-        note = "the built-in model came with d3, not from the hub: nothing to verify"
-        model = replace(model, notes=(*model.notes, note))
-    origin = Origin(shipped=shipped_schedule(files), builtin=files.builtin)
-    if not family.can_skip:  # nothing can be dropped, so a calibration is of no interest
-        return replace(model, origin=origin)
-    key = ModelKey(
-        model=files.identity,
-        fingerprint=fingerprint(files.path),
-        revision=files.revision,
-        dtype=str(dtype).removeprefix("torch."),
-        quantization=quantization,
+    return replace(model, origin=_origin(files, model, plan.kernels.form))
+
+
+def _form(options: LoadOptions) -> Form:
+    """The form of weights that the options ask for, on this machine.
+
+    Raises:
+        UsageError: the device is not available here, or the dtype has another name.
+    """
+    device = pick_device(options.get("device", "auto"))
+    return Form(
+        dtype=pick_dtype(options.get("dtype", "auto"), device),
+        device=device,
+        quantization=options.get("quantization"),
+        quantize_head=options.get("quantize_head"),
     )
-    calibration = find_calibration(key, model.check_schedule)
-    return replace(model, origin=replace(origin, key=key, calibration=calibration))
 
 
-def _notes(
-    causal_lm: Any,
-    family: Family,
-    device: torch.device,
-    unfit: list[str],
-    head_in_8_bits: bool,
-) -> list[Words]:
-    """What a user should know of how a model was loaded."""
+def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
+    """What a user should know about how a model was loaded."""
     notes: list[Words] = []
-    if head_in_8_bits:
+    if plan.kernels.head_in_8_bits:
         notes.append(
             ("the LM head is in 8 bits; ", Setting("quantize_head", "off"), " keeps it as it is")
         )
@@ -201,11 +181,26 @@ def _notes(
             f"are: {', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
         )
     stored = getattr(causal_lm.config, "quantization_config", None)
-    if getattr(stored, "load_in_8bit", False) and device.type == "cpu":
+    if getattr(stored, "load_in_8bit", False) and plan.kernels.form.device.type == "cpu":
         notes.append("8-bit weights save memory, but on a CPU they are slower than bfloat16")
-    if not family.can_skip:
+    if not plan.family.can_skip:
         notes.append(
             f'no test proves d3 on models of the type "{causal_lm.config.model_type}": every layer '
             "runs, as in transformers"
         )
     return notes
+
+
+def _origin(files: ModelFiles, model: LoadedModel, form: Form) -> Origin:
+    """Where a model comes from. Without decay, a calibration of it is of no interest."""
+    origin = Origin(shipped=shipped_schedule(files), builtin=files.builtin)
+    if not model.gate.family.can_skip:
+        return origin
+    key = ModelKey(
+        model=files.identity,
+        fingerprint=fingerprint(files.path),
+        revision=files.revision,
+        dtype=str(form.dtype).removeprefix("torch."),
+        quantization=form.quantization,
+    )
+    return replace(origin, key=key, calibration=find_calibration(key, model.check_schedule))

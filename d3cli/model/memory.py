@@ -5,23 +5,24 @@ is always read at full depth, so every layer is needed.
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from d3cli.base.amounts import readable_size
 from d3cli.base.cgroups import own_groups
-from d3cli.base.errors import ModelError, NotEnoughMemoryError
+from d3cli.base.errors import ModelError, NotEnoughMemoryError, Setting, Words
 from d3cli.files.safetensors import Description
-from d3cli.kernels.bnb_linear import (
-    Quantization,
-    check_quantization,
-)
+from d3cli.kernels.bnb_linear import Quantization, check_quantization
 from d3cli.kernels.int8_linear import HeadChoice
-from d3cli.model.held_weights import HeldWeights, no_sense
+from d3cli.kernels.plan import Form
+from d3cli.model.config import config_in_use, parse_config
+from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
 
 # Measured by scripts/measure_memory.py, from the import of torch on: the code of a model's family,
@@ -64,33 +65,35 @@ def predict_memory(
     prompt_tokens: int = 0,
     reply_tokens: int = DEFAULT_RESERVE,
 ) -> MemoryNeed:
-    """What a model will need. Within 10% of the measured peak: ``docs/memory.md``.
+    """How much memory a model will need. Within 10% of the measured peak: ``docs/memory.md``.
 
     Args:
-        prompt_tokens, reply_tokens: the KV cache is for both, as far as the context goes.
+        prompt_tokens, reply_tokens: the KV cache is for both, up to the model's context.
 
     Raises:
         ModelError: the config makes no sense.
     """
-    held = HeldWeights(model, dtype, quantization, quantize_head, device or torch.device("cpu"))
-    config = held.config
-    try:
+    form = Form(dtype, device or torch.device("cpu"), quantization, quantize_head)
+    return _predict(model, parse_config(model), form, prompt_tokens, reply_tokens)
+
+
+def _predict(
+    model: Description, config: Any, form: Form, prompt_tokens: int, reply_tokens: int
+) -> MemoryNeed:
+    with config_in_use(model.name):
+        held = HeldWeights(model, config, plan_for(model, config, form))
         positions = min(prompt_tokens + reply_tokens, int(config.max_position_embeddings))
+        chunk = min(max(prompt_tokens, 1), PREFILL_CHUNK)
         return MemoryNeed(
             positions=positions,
             weights=held.total,
-            kv_cache=positions * kv_bytes_per_position(config, dtype),
-            workspace=max(
-                activations(config, dtype, min(max(prompt_tokens, 1), PREFILL_CHUNK), positions),
-                held.while_loading,
-            ),
+            kv_cache=positions * kv_bytes_per_position(config, form.dtype),
+            workspace=max(activations(config, form.dtype, chunk, positions), held.while_loading),
             program=PROGRAM
             + (CUDA_BUILD if torch.version.cuda else 0)
             + TOKENIZER_ENTRY * int(config.vocab_size)
-            + (0 if quantization is None else BITSANDBYTES),
+            + (0 if form.quantization is None else BITSANDBYTES),
         )
-    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
-        raise no_sense(model, error) from error
 
 
 def kv_bytes_per_position(config: Any, dtype: torch.dtype) -> int:
@@ -167,54 +170,49 @@ def _left(directory: Path, limit: str, usage: str, reclaimable: str) -> list[int
 
 
 def check_memory(
-    model: Description,
-    *,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    quantize_head: HeadChoice | None,
-    device: torch.device,
-    prompt_tokens: int,
-    reply_tokens: int,
+    model: Description, config: Any, form: Form, *, prompt_tokens: int, reply_tokens: int
 ) -> None:
-    """Refuses what will not fit, with what would.
+    """Refuses a model that will not fit, and names what would.
+
+    Args:
+        config: the model's parsed config.
 
     Raises:
         NotEnoughMemoryError: with both numbers.
     """
-    settings: dict[str, Any] = {
-        "dtype": dtype,
-        "quantization": quantization,
-        "quantize_head": quantize_head,
-        "device": device,
-        "prompt_tokens": prompt_tokens,
-        "reply_tokens": reply_tokens,
-    }
-    need, available = predict_memory(model, **settings), available_memory(device)
+
+    def predict(form: Form) -> MemoryNeed:
+        return _predict(model, config, form, prompt_tokens, reply_tokens)
+
+    need, available = predict(form), available_memory(form.device)
     if need.total <= available:
         return
-    ways = []
-    if quantization is None:
-        half = predict_memory(model, **(settings | {"dtype": torch.bfloat16})).total
+    ways: list[Words] = []
+    if form.quantization is None:
+        half = predict(replace(form, dtype=torch.bfloat16)).total
         if half <= available:
-            ways.append(f"--dtype bfloat16 ({gigabytes(half)})")
+            ways.append((Setting("dtype", "bfloat16"), f" ({readable_size(half)})"))
         with suppress(ModelError):  # it cannot be quantized
             check_quantization(model.name, model.config, "bnb-4bit")
-            small = predict_memory(model, **(settings | {"quantization": "bnb-4bit"})).total
+            small = predict(replace(form, quantization="bnb-4bit")).total
             if small <= available:
-                ways.append(f"--quantization bnb-4bit ({gigabytes(small)})")
+                ways.append((Setting("quantization", "bnb-4bit"), f" ({readable_size(small)})"))
     room = available - (need.total - need.kv_cache)
     fits = int(0.95 * room * need.positions / max(need.kv_cache, 1)) - prompt_tokens
     if 0 < fits < reply_tokens:
-        ways.append(f"--max-tokens {fits}")
-    place = f"on {device}" if device.type == "cuda" else "here"
+        ways.append((Setting("max_tokens", str(fits)),))
+    place = f"on {form.device}" if form.device.type == "cuda" else "here"
     raise NotEnoughMemoryError(
-        f"{model.name} needs about {gigabytes(need.total)} (weights {gigabytes(need.weights)}, KV "
-        f"cache {gigabytes(need.kv_cache)}, the rest {gigabytes(need.workspace + need.program)}), "
-        f"and {gigabytes(available)} are free {place}",
-        f"{', or '.join([*ways, 'a smaller model'])}; --force tries all the same",
+        f"{model.name} needs about {readable_size(need.total)} (weights "
+        f"{readable_size(need.weights)}, KV cache {readable_size(need.kv_cache)}, the rest "
+        f"{readable_size(need.workspace + need.program)}), but only {readable_size(available)} are "
+        f"free {place}",
+        _hint(ways),
     )
 
 
-def gigabytes(count: int) -> str:
-    """Bytes for people, in powers of ten."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+def _hint(ways: Sequence[Words]) -> Words:
+    pieces: list[str | Setting] = ["use "]
+    for way in ways:
+        pieces += [*way, ", or "]
+    return (*pieces, "a smaller model; ", Setting("force"), " loads it anyway")

@@ -618,7 +618,7 @@ class TestInterruption:
         def full(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("d3cli.model.check._model_class", full)
+        monkeypatch.setattr("d3cli.model.check.model_class", full)
         result = d3("generate", STORY)
         check(result, 1, "out of memory")
         assert "damaged" not in result.err

@@ -237,7 +237,7 @@ def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_fetched(
     result = generate("someone/fox", "Hello.", "--max-tokens", "999999999")
     assert result.code == 1
     assert "error: someone/fox needs about" in result.err
-    assert "--force tries all the same" in result.err
+    assert "--force loads it anyway" in result.err
     assert hub.fetched == {"config.json": 1}
 
 

@@ -17,6 +17,7 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels.bnb_linear import check_quantization, quantization_config
+from d3cli.kernels.process import import_bitsandbytes
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
@@ -40,8 +41,8 @@ def quantized(request: pytest.FixtureRequest) -> tuple[str, LoadedModel]:
 
 def plain(kind: str, attention: str = "sdpa") -> AutoModelForCausalLM:
     """The built-in model as transformers and bitsandbytes load it, without d3."""
-    config = LlamaConfig.from_pretrained(BUILTIN_PATH)
-    settings, _ = quantization_config(config, kind, torch.float32, torch.device("cpu"))
+    import_bitsandbytes()
+    settings = quantization_config(kind, torch.float32)
     return AutoModelForCausalLM.from_pretrained(
         BUILTIN_PATH,
         dtype=torch.float32,
@@ -196,7 +197,7 @@ def test_plain_weights_that_claim_to_be_quantized_are_refused(
     config = json.loads((path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes"} | says
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="says that its weights are quantized, and they are not"):
+    with pytest.raises(ModelError, match="says that its weights are quantized, but they are not"):
         load_model(str(path), device="cpu")
 
 

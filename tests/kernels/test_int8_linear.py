@@ -9,7 +9,9 @@ from torch import nn
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.int8_linear import FEW, MULTIPLE, EightBitLinear, HeadChoice, quantize_head
-from d3cli.model.held_weights import HeldWeights
+from d3cli.kernels.plan import Form
+from d3cli.model.config import parse_config
+from d3cli.model.held_weights import plan_for
 from d3cli.model.load import load_model
 from d3cli.model.memory import predict_memory
 from d3cli.model.wrap import wrap_model
@@ -26,7 +28,8 @@ def is_head_quantized(
     choice: HeadChoice | None,
     device: torch.device,
 ) -> bool:
-    return HeldWeights(model, dtype, quantization, choice, device).head_in_8_bits
+    form = Form(dtype, device, quantization, choice)
+    return plan_for(model, parse_config(model), form).head_in_8_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -9,7 +9,8 @@ from torch import nn
 
 from d3cli.files.safetensors import lazy_state_dict, read_again
 from d3cli.kernels import packed_linear
-from d3cli.kernels.packed_linear import PackedLinear, can_pack, pack_linears
+from d3cli.kernels.packed_linear import PackedLinear, pack_linears
+from d3cli.kernels.plan import can_pack
 from d3cli.model.load import load_model
 from d3cli.model.wrap import wrap_model
 from tests.conftest import BUILTIN_PATH

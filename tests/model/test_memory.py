@@ -14,9 +14,10 @@ from transformers import LlamaConfig
 from d3cli.files.safetensors import describe_directory
 from d3cli.kernels.device import onednn_takes_bfloat16
 from d3cli.kernels.packed_linear import PackedLinear
+from d3cli.kernels.process import KERNEL_CACHES, KERNELS_KEPT
 from d3cli.model import memory
 from d3cli.model.kv_cache import KVCache
-from d3cli.model.load import KERNEL_CACHES, KERNELS_KEPT, load_model
+from d3cli.model.load import load_model
 from d3cli.model.memory import activations, kv_bytes_per_position, predict_memory
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import CONFIGS, random_ids, tiny
@@ -110,10 +111,10 @@ class TestRefusal:
     def test_both_numbers_and_what_would_fit(self, d3: D3) -> None:
         result = d3("generate", "Hello.", "--dtype", "float32")
         check(result, 1, "the built-in model needs about")
-        assert "and 174 MB are free here" in result.err
+        assert "but only 174 MB are free here" in result.err
         assert "--dtype bfloat16 (" in result.err
         assert "or --max-tokens" in result.err or ", --max-tokens" in result.err
-        assert "--force tries all the same" in result.err
+        assert "--force loads it anyway" in result.err
 
     def test_what_would_fit_fits(self, d3: D3) -> None:
         refused = d3("generate", "Hello.", "--dtype", "float32")

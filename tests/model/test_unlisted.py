@@ -114,7 +114,7 @@ BART |= {"decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention
         (OpenAIGPTConfig(**_IDS, n_embd=32, n_head=4, n_layer=2, n_positions=256), "cannot run"),
         # An encoder: every token sees those behind it.
         (BertConfig(**_IDS, **_SHAPE, intermediate_size=64), "cannot run"),
-        (BloomConfig(**_IDS, hidden_size=32, n_head=4, n_layer=2), "how long its context is"),
+        (BloomConfig(**_IDS, hidden_size=32, n_head=4, n_layer=2), "the length of its context"),
         (PLBartConfig(**_IDS, **BART, is_encoder_decoder=True), "encoder-decoder"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
@@ -152,7 +152,7 @@ def test_a_type_that_transformers_does_not_know(tmp_path: Path, d3: D3) -> None:
     path = saved(UNLISTED["gemma"], tmp_path, model_type="nonsense")
     for alpha in ("off", "auto"):
         result = d3("generate", str(path), "w3", "--alpha", alpha)
-        check(result, 1, 'transformers knows no models of the type "nonsense"')
+        check(result, 1, 'is of the type "nonsense", which transformers does not know')
         assert "runs it at full depth" not in result.err
 
 

@@ -12,8 +12,8 @@ from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.kernels.bnb_linear import quantized_bytes
+from d3cli.kernels.plan import LEAST_HEAD
 from d3cli.kernels.threads import pick_threads, usable_cores
-from d3cli.model.held_weights import LEAST_HEAD
 from d3cli.model.memory import available_memory
 
 PROBE_SECONDS = 1.0

@@ -1,0 +1,65 @@
+"""A model's config.json as transformers understands it. Nothing is built from it here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+from d3cli.base.errors import ModelError, one_line
+from d3cli.depth.families import OTHER_TYPE
+from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.safetensors import Description
+
+
+def parse_config(model: Description, hint: str = BROKEN_FILES) -> Any:
+    """The config with transformers' own names for its fields, and its defaults.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    try:
+        return AutoConfig.for_model(**model.config)
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises every kind for odd values
+        raise ModelError(
+            f"the config.json of {model.name} cannot be read: {one_line(error)[:200]}", hint
+        ) from error
+
+
+@contextmanager
+def config_in_use(name: str) -> Iterator[None]:
+    """Turns the errors of a config whose values contradict each other, or are of the wrong kind.
+
+    Raises:
+        ModelError: with what went wrong.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(
+            f"the config.json of {name} makes no sense: {one_line(error)}", BROKEN_FILES
+        ) from error
+
+
+def without_choices(config: Any) -> Any:
+    """The config without its choice of kernels and of output: d3 makes these choices."""
+    config._attn_implementation = config._experts_implementation = None
+    config.return_dict = True
+    config.output_attentions = config.output_hidden_states = False
+    return config
+
+
+def model_class(config: Any) -> Any:
+    """The class of causal language models for this config.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
+        raise ModelError(
+            f'models of the type "{config.model_type}" are no causal language models', OTHER_TYPE
+        )
+    return found
