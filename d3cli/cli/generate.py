@@ -4,10 +4,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from d3cli.base.amounts import readable_size
 from d3cli.cli import options, signals
 from d3cli.cli.command_line import CommandSettings, command
-from d3cli.cli.figures import speed
-from d3cli.cli.output import PROGRESS_FROM, ClosedPipe, Output, WriteError
+from d3cli.cli.format import speed
+from d3cli.cli.output import ClosedPipe, Output, WriteError
+from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.prompts import read_arguments
 from d3cli.cli.request import prepare, system_prompt
 from d3cli.depth.choice import Source
@@ -69,7 +71,7 @@ def _stream(output: Output, reply: "Reply", source: Source, as_json: bool) -> No
     try:
         signals.stop_in_order()
         if len(reply.prompt_ids) >= PROGRESS_FROM:
-            output.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
+            output.progress.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
         for chunk in reply:
             if not as_json:
                 output.write(chunk.text)
@@ -100,7 +102,7 @@ def _close(output: Output, reply: "Reply", source: Source, as_json: bool) -> Non
     parts = speed(reply)
     if stats.mean_depth is not None:
         parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
-    parts.append(f"peak {stats.peak_memory_bytes / 1e9:.2f} GB")
+    parts.append(f"peak {readable_size(stats.peak_memory_bytes)}")
     parts.append(f"stopped: {reply.finish_reason}")
     output.note(" · ".join(parts))
 

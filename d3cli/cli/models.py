@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from d3cli.base.amounts import readable_size
 from d3cli.base.errors import ModelError, UsageError
 from d3cli.base.settings import BUILTIN, aliases, default_model, save_setting
 from d3cli.cli import options
@@ -63,7 +64,8 @@ def _rows(known: dict[str, str], cached: dict[str, CachedModel]) -> list[tuple[s
         names.setdefault(target, []).append(alias)
     rows = [(BUILTIN, "the built-in model", "", "")]
     for id_, model in cached.items():
-        rows.append((", ".join(names.pop(id_, [])), id_, _size(model.size_bytes), model.problem))
+        size = readable_size(model.size_bytes)
+        rows.append((", ".join(names.pop(id_, [])), id_, size, model.problem))
     return rows + [(", ".join(aliases_), id_, "", "") for id_, aliases_ in names.items()]
 
 
@@ -143,14 +145,10 @@ def verify(
             "name a model from the hub",
         )
     output = Output()
-    with output.waiting("verifying") as show:
+    with output.progress.waiting("verifying") as show:
         vet_files(local.path)
         count = checksums.verify(local.path, show)
     output.write(f"{name}: all {count} files match the hub's checksums\n")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _as_json(known: dict[str, str], cached: dict[str, CachedModel]) -> dict[str, object]:

@@ -147,7 +147,7 @@ def load(
     output.quiet_libraries()
     if options.offline:
         stay_offline()
-    with output.waiting("loading"):
+    with output.progress.waiting("loading"):
         from d3cli.kernels.threads import pick_threads
         from d3cli.model.load import check_model, load_model
 
@@ -158,7 +158,7 @@ def load(
 
     # Without a spinner, since a download shows its own progress.
     files = find_model(name, offline=options.offline, check=partial(check_model, **settings))
-    with output.waiting("loading") as show:
+    with output.progress.waiting("loading") as show:
         loaded = load_model(files, threads=threads, on_progress=show, **settings)
     for note in loaded.notes:
         output.note(note)

@@ -21,11 +21,11 @@ from rich.console import Console
 
 from d3cli.base.atomic_files import replace_file
 from d3cli.base.inert import quoted
+from d3cli.cli.format import cut
 from d3cli.cli.output import json_line
 from d3cli.cli.profile.against import against_json
 from d3cli.cli.profile.live import ProfileView
 from d3cli.cli.profile.tables import report
-from d3cli.cli.tables import cut
 from d3cli.profile.profiler import Profiler
 from d3cli.profile.run import Run
 from d3cli.profile.summary import with_figures

@@ -122,7 +122,7 @@ def _calibrate(output: Output, given: CalibrateSettings, form: Format) -> None:
 
     count = given.text.documents
     try:
-        with output.waiting("reading the text"):
+        with output.progress.waiting("reading the text"):
             import scipy.stats  # noqa: F401 - slow, and no signal may raise in the middle of it
 
             from d3cli.calibrate.evaluator import check_memory_to_score
@@ -146,7 +146,7 @@ def _calibrate(output: Output, given: CalibrateSettings, form: Format) -> None:
 def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
     """Checked before the slow part: a wrong number should not cost a model's loading."""
     target, seconds = parse_target(given.target_drop), parse_duration(given.max_time)
-    with output.waiting("loading"):
+    with output.progress.waiting("loading"):
         output.quiet_libraries()
         from d3cli.calibrate.result import CalibrationSettings
 
@@ -277,7 +277,7 @@ def _write_replies(
             if time.monotonic() - began > settings.max_seconds / 2:
                 return
 
-    output.follow(steps())
+    output.progress.follow(steps())
     if len(found) < MIN_DOCUMENTS:
         raise CalibrationError(
             f"the model wrote {len(found)} replies of two tokens or more in half of --max-time, "
@@ -300,7 +300,7 @@ def _search(
     from d3cli.calibrate.budget import in_words
     from d3cli.calibrate.calibrator import Calibrator
 
-    with output.waiting("measuring this model's pace"):
+    with output.progress.waiting("measuring this model's pace"):
         calibrator = Calibrator(model, texts, settings, began, all_documents=count is not None)
         plan = calibrator.prepare()
     used = [*plan.search, *plan.unseen]
@@ -318,7 +318,7 @@ def _search(
             signals.check()
             yield progress.doing, progress.share
 
-    output.follow(steps())
+    output.progress.follow(steps())
     return calibrator
 
 

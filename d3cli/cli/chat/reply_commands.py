@@ -35,7 +35,7 @@ def compare(chat: Chat, _: str) -> None:
         return
     from d3cli.scoring.reply_compare import compare_reply
 
-    with chat.output.waiting("comparing with full depth"):
+    with chat.output.progress.waiting("comparing with full depth"):
         found = compare_reply(chat.conversation.engine, reply)
     signals.check()
     chat.screen.print_rows(views.comparison(reply, found))

@@ -3,9 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
-from d3cli.cli import figures
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
+from d3cli.cli.format import agreement, speed
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.transcript import ChatMessage
@@ -113,7 +113,7 @@ def overview(conversation: Conversation, now: ChatSettings, options: ReplyOption
 
 def stats_line(reply: "Reply") -> str:
     """A reply's figures in one line."""
-    parts = figures.speed(reply)
+    parts = speed(reply)
     if reply.stats.byte_ratio is not None:
         parts.append(f"byte ratio {reply.stats.byte_ratio:.2f}×")
     if reply.finish_reason != "stop":
@@ -142,7 +142,7 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
                 )
             )
         if reply.agreement is not None and reply.agreement.share is not None:
-            pairs.append(("agreement", f"{figures.agreement(reply.agreement)} tokens"))
+            pairs.append(("agreement", f"{agreement(reply.agreement)} tokens"))
         if stats.seed is not None:
             pairs.append(("seed", str(stats.seed)))
         pairs.append(("peak memory", f"{stats.peak_memory_bytes / 1e9:.2f} GB"))
@@ -166,8 +166,8 @@ def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
     ratio = found.perplexity / found.full_perplexity
     pairs = [
         ("first different token", first),
-        ("agreement", f"{figures.agreement(found.agreement)} tokens below full depth"),
-        ("rounding alone", f"{figures.agreement(found.rounding)}, the most this dtype shows"),
+        ("agreement", f"{agreement(found.agreement)} tokens below full depth"),
+        ("rounding alone", f"{agreement(found.rounding)}, the most this dtype shows"),
         (
             "perplexity of this reply",
             f"{found.perplexity:.3f} as written, {found.full_perplexity:.3f} by full depth: "

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from d3cli.base.errors import ContextFullError, D3Error
-from d3cli.cli import figures, signals
+from d3cli.cli import signals
 from d3cli.cli.chat.saving import Saving
 from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
 from d3cli.cli.chat.views import stats_line
-from d3cli.cli.output import PROGRESS_FROM, Output
+from d3cli.cli.format import agreement
+from d3cli.cli.output import Output
+from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.signals import Stopped
 from d3cli.decode.conversation import Conversation, ReplyOptions, inside
 from d3cli.decode.read_ahead import ReadAhead
@@ -149,7 +151,9 @@ class Replies:
         before = self._last
         new = len(reply.prompt_ids) - conversation.engine.cache.full_length
         if new >= PROGRESS_FROM:
-            self._output.track(reply.prefill(), len(reply.prompt_ids), "reading the conversation")
+            self._output.progress.track(
+                reply.prefill(), len(reply.prompt_ids), "reading the conversation"
+            )
         else:
             for _ in reply.prefill():
                 signals.check()
@@ -190,7 +194,7 @@ class Replies:
             return ""
         self._last = None
         self.totals.add_agreement(reply.agreement)
-        text = figures.agreement(reply.agreement)
+        text = agreement(reply.agreement)
         return text and f"agreement with full depth: {text} tokens"
 
     def _warn_of_thinking(self, reply: "Reply") -> None:

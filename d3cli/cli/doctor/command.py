@@ -21,7 +21,7 @@ def doctor(
     check_address_space()
     output = Output()
     output.quiet_libraries()
-    with output.waiting("measuring"):
+    with output.progress.waiting("measuring"):
         from d3cli.cli.doctor.probe import examine
 
         found = examine()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from d3cli.base.inert import quoted
-from d3cli.cli.tables import aligned, cut, fixed
+from d3cli.cli.format import aligned, cut, fixed
 from d3cli.profile import sentences
 from d3cli.profile.summary import Summary, mean, summarize
 from d3cli.profile.trace import ReplyTrace, Trace

@@ -15,7 +15,7 @@ from rich.style import Style
 
 from d3cli.base.amounts import readable_size
 from d3cli.base.inert import inert, quoted
-from d3cli.cli.tables import WIDEST_TEXT, cut, fixed
+from d3cli.cli.format import WIDEST_TEXT, cut, fixed
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -33,7 +33,7 @@ def run_profile(
         signals.stop_in_order()
         signals.stop_once()  # a second signal must not interrupt what the first one left to do
         _run(output, profiler, prompts)
-        output.follow(_checked(profiler.examine()))
+        output.progress.follow(_checked(profiler.examine()))
     except ClosedPipe:
         raise
     except BaseException:
@@ -67,7 +67,7 @@ def _run(output: Output, profiler: "Profiler", prompts: Sequence["Prompt"]) -> N
 
     asked = profiler.options
     profiler.check(prompts)
-    with output.live() as (live, stops):
+    with output.progress.live() as (live, stops):
         view = ProfileView(
             live, profiler.model, asked.schedule, asked.max_tokens, len(prompts), asked.repeats
         )

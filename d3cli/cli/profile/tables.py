@@ -6,7 +6,7 @@ import json
 from dataclasses import fields
 
 from d3cli.base.amounts import readable_size
-from d3cli.cli.tables import aligned, cut, filled, fixed, one_line, percent
+from d3cli.cli.format import aligned, cut, filled, fixed, one_line, percent
 from d3cli.profile import sentences
 from d3cli.profile.columns import Column, columns_of
 from d3cli.profile.summary import Summary, mean, summarize

@@ -1,8 +1,9 @@
-"""Tables as plain text, for a screen of a given width or for a pipe."""
+"""Numbers, figures and tables as plain text, for a screen of a given width or for a pipe."""
 
 import io
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.cells import cell_len, set_cell_size
@@ -11,6 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from d3cli.base.inert import inert
+
+if TYPE_CHECKING:
+    from d3cli.decode.agreement import Agreement
+    from d3cli.decode.reply import Reply
 
 GAP = 3  # blanks between columns, as Rich draws them
 WIDEST_TEXT = 24  # of a text in quotes
@@ -72,3 +77,27 @@ def fixed(value: float | None, digits: int) -> str:
 def percent(share: float | None) -> str:
     """A share, or nothing."""
     return "" if share is None else f"{share:.1%}"
+
+
+def speed(reply: "Reply") -> list[str]:
+    """Tokens, tokens per second, TTFT and the layers used."""
+    stats = reply.stats
+    count = stats.completion_tokens
+    parts = [f"{count:,} token{'' if count == 1 else 's'}"]
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:.1f} tok/s")
+    if stats.ttft_s is not None:
+        parts.append(f"TTFT {stats.ttft_s:.2f} s")
+    if stats.mean_depth is not None:
+        parts.append(
+            f"layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g} of "
+            f"{reply.model.num_layers}"
+        )
+    return parts
+
+
+def agreement(found: "Agreement") -> str:
+    """How often full depth would have agreed; empty where nothing ran below it."""
+    if found.share is None:
+        return ""
+    return f"{found.share:.1%} of {found.compared:,}"
