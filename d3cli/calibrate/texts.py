@@ -22,7 +22,7 @@ from d3cli.base.json_rows import parse_rows
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.text.chat_template import Message, encode_chat
-from d3cli.text.tokens import check_length, encode_in_pieces
+from d3cli.text.tokens import encode_in_pieces
 
 PASSAGE_TOKENS = 320  # of a plain text's passages, prompt and response together
 PROMPT_TOKENS = 64  # of a plain text's passages
@@ -150,10 +150,13 @@ def _documents(model: LoadedModel, sample: Sample) -> list[Document]:
     """A conversation as one document, a plain text as passages. Empty if the prompt is too long."""
     ids = encode_in_pieces(model.tokenizer, sample.response)
     if sample.messages:
-        texts = "\n".join(message["content"] for message in sample.messages)
         with suppress(ContextFullError):
-            check_length(model.tokenizer, texts, model.context_length)
-            prompt = encode_chat(model.tokenizer, sample.messages, model.text.renderer)
+            prompt = encode_chat(
+                model.tokenizer,
+                sample.messages,
+                model.text.renderer,
+                context=model.context_length,
+            )
             return [Document(prompt, list(islice(ids, MAX_RESPONSE)))]
         return []
     found = []

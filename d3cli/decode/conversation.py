@@ -19,7 +19,6 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.reasoning import opening_tag
-from d3cli.text.tokens import check_length
 
 # A chat template's opening tag is found at the end of a prompt: its last tokens tell.
 PROMPT_END = 16
@@ -211,12 +210,11 @@ class Conversation:
         return len(self._encode(self.shown(), options))
 
     def _encode(self, messages: Sequence[Message], options: ReplyOptions) -> list[int]:
-        texts = "\n".join(message["content"] for message in messages)
-        check_length(self.model.tokenizer, texts, self.model.context_length)
         return encode_chat(
             self.model.tokenizer,
             messages,
             self.model.text.renderer,
+            context=self.model.context_length,
             chat_template=options.chat_template,
             think=options.think,
         )

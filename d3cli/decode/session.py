@@ -17,7 +17,7 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat
-from d3cli.text.tokens import check_length, encode_raw
+from d3cli.text.tokens import encode_raw
 
 
 class Engine:
@@ -157,26 +157,18 @@ class Engine:
         raw: bool,
     ) -> list[int]:
         """Token ids of a prompt, as for `stream`."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        try:
-            texts = "\n".join(message["role"] and message["content"] for message in messages)
-        except (KeyError, TypeError) as error:
-            raise PromptError(
-                "the prompt is neither a text nor a list of messages",
-                'a message is {"role": "user", "content": "…"}',
-            ) from error
-        check_length(self.model.tokenizer, texts, self.model.context_length)
-        if not raw:
-            return encode_chat(
-                self.model.tokenizer,
-                messages,
-                self.model.text.renderer,
-                chat_template=chat_template,
-                think=think,
-            )
-        if not isinstance(prompt, str):
-            raise UsageError("a raw prompt must be one text, not a list of messages")
-        return encode_raw(self.model.tokenizer, prompt)
+        if raw:
+            if not isinstance(prompt, str):
+                raise UsageError("a raw prompt must be one text, not a list of messages")
+            return encode_raw(self.model.tokenizer, prompt, self.model.context_length)
+        return encode_chat(
+            self.model.tokenizer,
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+            self.model.text.renderer,
+            context=self.model.context_length,
+            chat_template=chat_template,
+            think=think,
+        )
 
     def _check(
         self, prompt_ids: Sequence[int], schedule: DepthSchedule, max_tokens: int | None

@@ -19,6 +19,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 from d3cli.base.errors import ModelError, PromptError, UsageError
 from d3cli.text import template_sandbox
 from d3cli.text.reasoning import split_reasoning
+from d3cli.text.tokens import check_length
 
 Message = dict[str, str]
 
@@ -118,6 +119,7 @@ def encode_chat(
     messages: Sequence[Message],
     renderer: Renderer,
     *,
+    context: int | None = None,
     chat_template: str | None = None,
     think: bool | None = None,
 ) -> list[int]:
@@ -128,16 +130,29 @@ def encode_chat(
     a template reads the messages as they are, with a blank line between.
 
     Args:
+        context: the model's context length. A conversation far beyond it is refused before it is
+            rendered.
         chat_template: a Jinja template to use instead of the tokenizer's own.
         think: turns a reasoning model's thinking on or off; None leaves its default.
 
     Raises:
-        PromptError: the last message is empty.
+        PromptError: the last message is empty, or one is no message.
+        ContextFullError: the conversation is more than twice as long as the context.
         UsageError: `think` was given, but the template has no such switch.
         ModelError: the template refuses these messages, is broken, or goes beyond a limit.
     """
-    if not messages or not messages[-1]["content"].strip():
+    try:
+        texts = [message["role"] and message["content"] for message in messages]
+        whole = "\n".join(texts)
+    except (KeyError, TypeError) as error:
+        raise PromptError(
+            "the prompt is neither a text nor a list of messages",
+            'a message is {"role": "user", "content": "…"}',
+        ) from error
+    if not texts or not texts[-1].strip():
         raise PromptError("the prompt is empty", "give it some text")
+    if context is not None:
+        check_length(tokenizer, whole, context)
     template = chat_template or own_template(tokenizer)
     if think is not None and "enable_thinking" not in template:
         raise UsageError("this model's chat template has no thinking switch", "leave out --think")

@@ -14,14 +14,17 @@ LONGEST_PIECE = 1 << 20
 MOST_BYTES_A_TOKEN = 16
 
 
-def encode_raw(tokenizer: Any, text: str) -> list[int]:
+def encode_raw(tokenizer: Any, text: str, context: int | None = None) -> list[int]:
     """Text as it is, with control tokens parsed and the model's own BOS in front, once.
 
     Raises:
         PromptError: the text is empty.
+        ContextFullError: it is more than twice as long as the `context`.
     """
     if not text:
         raise PromptError("the prompt is empty", "give it some text")
+    if context is not None:
+        check_length(tokenizer, text, context)
     ids = list(tokenizer(text)["input_ids"])
     doubled = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
     return ids[1:] if doubled else ids

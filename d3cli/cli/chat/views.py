@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from d3cli.base.amounts import readable_size
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
 from d3cli.cli.format import agreement, speed
@@ -145,7 +146,7 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
             pairs.append(("agreement", f"{agreement(reply.agreement)} tokens"))
         if stats.seed is not None:
             pairs.append(("seed", str(stats.seed)))
-        pairs.append(("peak memory", f"{stats.peak_memory_bytes / 1e9:.2f} GB"))
+        pairs.append(("peak memory", readable_size(stats.peak_memory_bytes)))
     mean = f", layers mean {total.depth / total.steps:.1f}" if total.steps else ""
     speed = f", {total.steps / total.decode_s:.1f} tok/s" if total.decode_s > 0 else ""
     pairs.append(("all replies", f"{total.replies}: {total.tokens:,} tokens{speed}{mean}"))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from d3cli.base.amounts import readable_size
 from d3cli.base.hardware import check_address_space
 from d3cli.cli import options
 from d3cli.cli.output import Output
@@ -55,17 +56,18 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("processor", processor["name"]),
         ("cores", f"{cores}; torch uses {processor['threads']}"),
         ("matrix features", ", ".join(processor["matrix_features"]) or "none that torch knows"),
-        ("memory", f"{_gb(memory['available_bytes'])} free of {_gb(memory['total_bytes'])}"),
+        ("memory", _free(memory["available_bytes"], memory["total_bytes"])),
     ]
     rows += [
-        ("GPU", f"{gpu['name']}, {_gb(gpu['free_bytes'])} free of {_gb(gpu['total_bytes'])}")
+        ("GPU", f"{gpu['name']}, {_free(gpu['free_bytes'], gpu['total_bytes'])}")
         for gpu in found["gpus"]
     ] or [("GPU", "none that torch can use")]
     config = "" if files["config_exists"] else " (not there: every setting has its default)"
     works = f"answers ({builtin['seconds']:.1f} s with loading)" if builtin["answers"] else None
+    speed = bandwidth["bytes_per_second"] / 1e9
     return [
         *rows,
-        ("read bandwidth", f"{_gb(bandwidth['bytes_per_second'])}/s ({bandwidth['device']})"),
+        ("read bandwidth", f"{speed:.1f} GB/s ({bandwidth['device']})"),
         ("config", files["config"] + config),
         ("hub cache", files["hub_cache"]),
         ("default model", files["default_model"]),
@@ -77,12 +79,12 @@ def _speed(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["model"],
         row["weights"],
-        _gb(row["size_bytes"]),
+        readable_size(row["size_bytes"]),
         f"{row['full_depth']:.3g} tok/s",
         f"{row['depth_0_6']:.3g} tok/s",
         "" if row["fits"] else "does not fit",
     )
 
 
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
+def _free(free: int, total: int) -> str:
+    return f"{readable_size(free)} free of {readable_size(total)}"
