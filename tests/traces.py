@@ -1,8 +1,9 @@
-"""Profiled runs for tests: one of the built-in model, and ones made by hand."""
+"""Profiled runs for tests: one of the built-in model, and some made by hand."""
 
 from dataclasses import replace
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 from d3cli.base.settings import BUILTIN
 from d3cli.decode.sampling import SamplingParams
@@ -15,6 +16,8 @@ from d3cli.profile.run import ProfileOptions, Prompt
 from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
 from d3cli.profile.trace_times import RepeatTrace
 
+# Timing needs many rounds to be exact. Tests only need some.
+FEW_ROUNDS = {"ROUNDS": 2, "TIMED_STEPS": 4, "PART_STEPS": 6}
 STORY, SUM = "Tell me a story about a fox.", "What is 27 + 45?"
 HOSTILE = (
     "</script><script>window.hacked=1</script>",
@@ -44,7 +47,7 @@ def builtin() -> LoadedModel:
 def profile(
     *texts: str, model: LoadedModel | None = None, **options: Any
 ) -> tuple[Profiler, Trace]:
-    """A profiled run to its end."""
+    """Profiles prompts to the end, with a few rounds of timing."""
     model = model or builtin()
     schedule = options.pop("schedule", None) or model.schedule(0.97, start=4)
     profiler = Profiler(
@@ -60,21 +63,22 @@ def profile(
         for run in profiler.runs(prompt(text)):
             for _ in run:
                 pass
-    for _ in profiler.examine():
-        pass
+    with patch.multiple("d3cli.profile.profiler", **FEW_ROUNDS):
+        for _ in profiler.examine():
+            pass
     return profiler, profiler.trace()
 
 
 @cache
 def whole_trace() -> Trace:
-    """Two replies of the built-in model, with all that can be measured."""
+    """Two replies of the built-in model, with every measurement."""
     schedule = builtin().schedule(0.97, start=4)
     order = nested_family(builtin(), schedule, Source.FLAGS)
     return profile(STORY, SUM, max_tokens=40, compare=True, needed_order=order, layers=True)[1]
 
 
 def hostile_trace() -> Trace:
-    """A valid trace, each of whose texts is an attack."""
+    """A valid trace in which every text is an attack."""
     whole = whole_trace()
     first = whole.replies[0]
     tokens = tuple(
@@ -115,7 +119,7 @@ def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Trace:
-    """A trace of one reply by hand: 4 layers of 10 bytes, 20 fixed; whole layers 1, then 2."""
+    """A trace of one reply: 4 layers of 10 bytes, 20 fixed bytes; layer 1 is dropped, then 2."""
     schedule = DepthSchedule(4, 0.9, 0, 1, 1, ("1", "2"))
     count = len(depths)
     reply = ReplyTrace(

@@ -1,8 +1,9 @@
-"""A profiled run: what is measured is what a slow, obvious computation gives."""
+"""A profiled run: its measurements equal those of a slow, obvious computation."""
 
 import itertools
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.profiler import Profiler, nested_family
 from d3cli.profile.record import active_layers, clock_trace
 from d3cli.profile.summary import summarize
-from d3cli.profile.trace import Trace
 from d3cli.profile.trace_file import to_json
 from d3cli.scoring.documents import Document
 from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
@@ -26,9 +26,12 @@ from tests.families import tiny
 from tests.traces import STORY, SUM, builtin, made_trace, profile, prompt, whole_trace
 
 
-def document_of(trace: Trace, number: int = 0) -> Document:
+@cache
+def first_document() -> Document:
+    """The first reply of `whole_trace`, generated again."""
+    trace = whole_trace()
     reply = Engine(builtin()).stream(
-        trace.replies[number].prompt, schedule=trace.depth_schedule, max_tokens=40
+        trace.replies[0].prompt, schedule=trace.depth_schedule, max_tokens=40
     )
     list(reply)
     return Document(reply.prompt_ids, [token.token_id for token in reply.tokens])
@@ -80,7 +83,7 @@ class TestRun:
 
     def test_entropy_is_that_of_the_raw_distribution(self) -> None:
         trace = whole_trace()
-        document = document_of(trace)
+        document = first_document()
         states = Scorer(builtin(), [document]).states(trace.depth_schedule)
         expected = torch.distributions.Categorical(logits=builtin().logits(states)).entropy()
         found = [token.entropy for token in trace.replies[0].tokens]
@@ -135,7 +138,7 @@ class TestRun:
 class TestFullDepth:
     def test_values_are_those_of_a_plain_forward(self) -> None:
         trace = whole_trace()
-        document = document_of(trace)
+        document = first_document()
         ids = torch.tensor([[*document.prompt_ids, *document.response_ids[:-1]]])
         full = builtin().logits(builtin().hidden_states(ids)[0, len(document.prompt_ids) - 1 :])
         full = full.log_softmax(dim=-1)
@@ -150,7 +153,7 @@ class TestFullDepth:
 
     def test_needed_depth_is_that_of_decoding_at_each_constant_depth(self) -> None:
         model, trace = builtin(), whole_trace()
-        document, order = document_of(trace), trace.needed_order
+        document, order = first_document(), trace.needed_order
         assert order is not None
         choices = []
         for count in range(len(order) + 1):  # token by token, without one-pass scoring
@@ -177,7 +180,7 @@ class TestFullDepth:
         assert needed_depths(model, ("7", "9"), choices) == [14.0, 16.0, 15.0, 14.0]
 
     def test_the_lens_is_that_of_every_hidden_state(self) -> None:
-        model, document = builtin(), document_of(whole_trace())
+        model, document = builtin(), first_document()
         ids = torch.tensor([[*document.prompt_ids, *document.response_ids[:-1]]])
         with torch.inference_mode():
             output = model.causal_lm(ids, output_hidden_states=True)
@@ -196,7 +199,7 @@ class TestFullDepth:
         assert len(set(found)) > 3
 
     def test_the_lens_in_small_groups_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        document = document_of(whole_trace())
+        document = first_document()
         *_, (_, whole) = saturation_layers(builtin(), document)
         monkeypatch.setattr("d3cli.scoring.needed_depth.LENS_BYTES", 1)
         steps = [(count, list(found)) for count, found in saturation_layers(builtin(), document)]
@@ -238,7 +241,7 @@ class TestClock:
         assert steps[0] > 1 and steps[-1] < 1000
 
     def test_both_depths_read_the_same_forced_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        model, document = builtin(), document_of(whole_trace())
+        model, document = builtin(), first_document()
         schedule = model.schedule(0.9)
         seen: list[tuple[int, int, int, int]] = []
 
@@ -261,7 +264,7 @@ class TestClock:
         assert seen == expected
 
     def test_the_interval_holds_the_ratio(self) -> None:
-        model, document = builtin(), document_of(whole_trace())
+        model, document = builtin(), first_document()
         times = StepTimes(model, fill_cache(model, document), document, model.schedule(0.9), 3, 2)
         list(times)
         clock = clock_trace(times)
@@ -270,7 +273,7 @@ class TestClock:
         assert (clock.steps, clock.rounds) == (2, 3)
 
     def test_parts_add_up_to_no_more_than_the_step(self) -> None:
-        model, document = builtin(), document_of(whole_trace())
+        model, document = builtin(), first_document()
         parts = PartTimes(model, fill_cache(model, document), document, 5)
         before = [len(module._forward_hooks) for module in model.causal_lm.modules()]
         list(parts)
