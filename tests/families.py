@@ -1,10 +1,12 @@
 """Tiny random models, one of each supported family, built from a config in memory."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -150,6 +152,24 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 FAMILY_NAMES = tuple(CONFIGS)
+# One of each kind of computation: plain, sliding windows, experts, eager attention, norms after
+# each sublayer, parallel sublayers, multi-query, GPT-2's transposed linears, whole layers only.
+REPRESENTATIVE = (
+    *("llama", "mistral", "qwen3-sliding", "mixtral", "gemma2", "olmo2", "cohere", "gpt_bigcode"),
+    *("gpt2", "opt-post-norm"),
+)
+
+
+def quick_or_slow(cases: Iterable[tuple[str, ...]]) -> list[Any]:
+    """Parameters, each a family's name and more; those not of `REPRESENTATIVE` are slow."""
+    return [
+        pytest.param(*case, marks=[] if case[0] in REPRESENTATIVE else [pytest.mark.slow])
+        for case in cases
+    ]
+
+
+family = pytest.mark.parametrize("name", FAMILY_NAMES)
+some_families = pytest.mark.parametrize("name", quick_or_slow((name,) for name in FAMILY_NAMES))
 
 
 @dataclass(frozen=True)

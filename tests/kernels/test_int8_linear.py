@@ -16,7 +16,7 @@ from d3cli.model.load import load_model
 from d3cli.model.memory import predict_memory
 from d3cli.model.wrap import wrap_model
 from tests.conftest import BUILTIN_PATH
-from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
+from tests.families import random_ids, some_families, tiny, word_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_each_weight_is_off_by_half_a_step_at_most(
     assert torch.allclose(found.double(), expected, atol=20 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@some_families
 def test_every_family_takes_it(name: str) -> None:
     """Its logits go through whatever the family does after the head."""
     plain = deepcopy(tiny(name).plain)

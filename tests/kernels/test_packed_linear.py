@@ -14,7 +14,7 @@ from d3cli.kernels.plan import can_pack
 from d3cli.model.load import load_model
 from d3cli.model.wrap import wrap_model
 from tests.conftest import BUILTIN_PATH
-from tests.families import CONFIGS, random_ids, tiny, word_tokenizer
+from tests.families import random_ids, some_families, tiny, word_tokenizer
 
 CPU = torch.device("cpu")
 needs_bf16 = pytest.mark.skipif(
@@ -50,7 +50,7 @@ def test_it_is_as_exact_as_what_it_replaces(shape: tuple[int, int], bias: bool, 
 
 
 @needs_bf16
-@pytest.mark.parametrize("name", CONFIGS)
+@some_families
 def test_every_family_gives_the_same(name: str) -> None:
     plain = deepcopy(tiny(name).plain).bfloat16()
     packed = deepcopy(plain)

@@ -20,9 +20,12 @@ from d3cli.scoring.one_pass import Scorer, score
 from tests.families import (
     CONFIGS,
     FAMILY_NAMES,
+    family,
+    quick_or_slow,
     random_ids,
     random_model,
     schedules,
+    some_families,
     tiny,
     units_of,
     whole_layers,
@@ -35,10 +38,10 @@ TOLERANCE = 1e-5  # absolute, in log-probabilities
 
 GREEDY = SamplingParams()
 
-family = pytest.mark.parametrize("name", FAMILY_NAMES)
-family_and_units = pytest.mark.parametrize(
-    ("name", "units"), [(name, units) for name in FAMILY_NAMES for units in units_of(name)]
-)
+ALL = [(name, units) for name in FAMILY_NAMES for units in units_of(name)]
+
+family_and_units = pytest.mark.parametrize(("name", "units"), ALL)
+some_families_and_units = pytest.mark.parametrize(("name", "units"), quick_or_slow(ALL))
 
 
 def run(
@@ -107,7 +110,7 @@ def test_decoding_equals_the_slow_reference(name: str, units: str) -> None:
     assert (ours - log_probs(logits, expected_ids)).abs().max() < TOLERANCE
 
 
-@family
+@some_families
 def test_the_reference_itself_departs_from_full_depth(name: str) -> None:
     model = tiny(name)
     ids = random_ids(PROMPT_LEN + NEW_TOKENS)
@@ -117,7 +120,7 @@ def test_the_reference_itself_departs_from_full_depth(name: str) -> None:
     assert (full[-1] - decayed[-1]).abs().max() > 0.1
 
 
-@family_and_units
+@some_families_and_units
 @pytest.mark.parametrize("chunk_size", [1, 5, 512])
 def test_prefill_in_chunks_changes_nothing(name: str, units: str, chunk_size: int) -> None:
     model = tiny(name)
@@ -141,7 +144,7 @@ def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) 
     assert scores.top_ids.tolist() == [token.top_id for token in tokens]
 
 
-@family_and_units
+@some_families_and_units
 def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_anew(
     name: str, units: str
 ) -> None:
@@ -171,7 +174,7 @@ def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_anew(
                 assert torch.equal(ours.top_ids, theirs.top_ids)
 
 
-@family_and_units
+@some_families_and_units
 def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, units: str) -> None:
     model = tiny(name)
     schedule = schedules(model.gated)[units]
@@ -190,7 +193,7 @@ def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, uni
         assert (expected - scores.log_probs).abs().max() < TOLERANCE
 
 
-@family_and_units
+@some_families_and_units
 def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> None:
     model = tiny(name).gated
     schedule = schedules(model)[units]
@@ -232,7 +235,7 @@ def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> 
             assert (ours - expected).abs().max() < TOLERANCE
 
 
-@family_and_units
+@some_families_and_units
 def test_the_audit_counts_where_full_depth_agrees(name: str, units: str) -> None:
     model = tiny(name)
     schedule = schedules(model.gated)[units]
@@ -259,7 +262,7 @@ def tokens_of_engine(engine: Engine, prompt: list[int], schedule: DepthSchedule)
     return ids_of(reply.tokens)
 
 
-@family
+@some_families
 def test_a_checkpoint_on_disk_loads_and_computes_the_same(name: str, tmp_path: Path) -> None:
     random_model(CONFIGS[name], "eager").save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)

@@ -20,7 +20,7 @@ from d3cli.model.kv_cache import KVCache
 from d3cli.model.load import load_model
 from d3cli.model.memory import activations, kv_bytes_per_position, predict_memory
 from tests.conftest import BUILTIN_PATH, D3, check
-from tests.families import CONFIGS, random_ids, tiny
+from tests.families import random_ids, some_families, tiny
 from tests.forks import Forks
 
 
@@ -54,7 +54,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@some_families
 def test_a_prefill_allocates_what_is_predicted(name: str) -> None:
     """Beside the KV cache. ``scripts/measure_memory.py --check`` measures whole processes."""
     if name == "gemma2":
@@ -70,7 +70,7 @@ def test_a_prefill_allocates_what_is_predicted(name: str) -> None:
     assert 0.4 * predicted < workspace < 1.1 * predicted
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@some_families
 def test_weights_and_cache_are_foretold_to_the_byte(name: str, tmp_path: Path) -> None:
     model = tiny(name).gated
     model.causal_lm.save_pretrained(tmp_path)
