@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
@@ -48,6 +47,7 @@ from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
+from d3cli.scoring.intervals import median_interval
 from d3cli.scoring.step_times import fill_cache, spread_steps
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -192,10 +192,7 @@ def arms_of(
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
     """The median and its 95% bootstrap interval."""
-    found = bootstrap(
-        (ratios,), np.median, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return median(ratios), float(found.low), float(found.high)
+    return median(ratios), *median_interval(ratios)
 
 
 def paired(numerator: Arm, denominator: Arm) -> list[float]:

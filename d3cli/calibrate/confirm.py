@@ -20,7 +20,7 @@ from d3cli.calibrate.search import Search
 from d3cli.calibrate.space import MIN_EVIDENCE, Candidate, front, share_at_floor
 from d3cli.depth.schedule import TOLERANCE
 from d3cli.scoring.compare import Comparison, compare
-from d3cli.scoring.intervals import Losses, drop_by_position, measure_drop, total
+from d3cli.scoring.intervals import Losses, drop_by_position, mean_loss, measure_drop
 
 # A schedule that saves a smaller share of the bytes, net of repair, is not worth its drop.
 MIN_SAVED = 0.02
@@ -168,7 +168,7 @@ def _constant_and_decaying(
     # The first ones on the front have the lowest predicted loss; the search half picks one.
     count = len(search.plan.search)
     losses = search.evaluator.losses
-    return flat, min(rivals(flat)[:3], key=lambda c: total(losses(c.schedule, count)))
+    return flat, min(rivals(flat)[:3], key=lambda c: mean_loss(losses(c.schedule, count)))
 
 
 def _same_bytes(one: Candidate, other: Candidate) -> bool:

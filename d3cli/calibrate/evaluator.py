@@ -15,9 +15,10 @@ from d3cli.calibrate.clock import SearchClock
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import activations, available_memory, kv_bytes_per_position
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.documents import Document, _batch_positions, batch_rows
+from d3cli.scoring.documents import Document, batch_positions, batch_rows
+from d3cli.scoring.head import head_chunk
 from d3cli.scoring.intervals import Losses
-from d3cli.scoring.one_pass import ResponseScores, Scorer, head_chunk, score
+from d3cli.scoring.one_pass import ResponseScores, Scorer, score
 
 # Loss charged, in nats, when D³'s log-probability is -inf or NaN.
 WORST = 100.0
@@ -130,7 +131,7 @@ def scoring_memory(model: LoadedModel, documents: Sequence[Document]) -> int:
     """The temporary memory for scoring a batch of these documents, in bytes; an estimate."""
     config, dtype = model.causal_lm.config, model.causal_lm.dtype
     longest = max(len(document) for document in documents)
-    tokens = max(_batch_positions(model), longest)
+    tokens = max(batch_positions(model), longest)
     # The logits in the model's dtype and in float32, and the temporary of their log-sum-exp.
     logits = min(tokens, head_chunk(model)) * int(config.vocab_size) * (dtype.itemsize + 4 + 4)
     kv_cache = tokens * kv_bytes_per_position(config, dtype)

@@ -15,7 +15,7 @@ from d3cli.calibrate.evaluator import Evaluator
 from d3cli.depth.schedule import TOLERANCE, DepthSchedule, schedule_of, static_schedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.intervals import Losses, total
+from d3cli.scoring.intervals import Losses, mean_loss
 
 # Full-depth tokens before the decay, and the tokens over which it then reaches the floor. Each pace
 # is a breakpoint of alpha, at which the token that drops the last unit changes. Paces between these
@@ -83,7 +83,7 @@ def score_prefixes(
     for length in range(1, len(order) + 1):
         losses = evaluator.losses(static_schedule(model.weight_bytes, order[:length]), documents)
         yield losses
-        if total(losses) > max_loss:
+        if mean_loss(losses) > max_loss:
             return
 
 

@@ -7,7 +7,6 @@ from hashlib import sha256
 from statistics import fmean, median, stdev
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -20,9 +19,8 @@ from d3cli.model.model import LoadedModel
 from d3cli.profile.run import Profiled, ProfileOptions
 from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, LayerTime
+from d3cli.scoring.intervals import median_interval
 from d3cli.scoring.step_times import PartTimes, StepTimes
-
-CONFIDENCE = 0.95
 
 
 def record_trace(
@@ -139,16 +137,8 @@ def active_layers(schedule: DepthSchedule) -> list[int]:
 
 def clock_trace(times: StepTimes) -> ClockTrace:
     """The clock ratio and its interval."""
-    from scipy.stats import bootstrap  # slow to import
-
     ratios = times.ratios
-    interval = bootstrap(
-        (ratios,),
-        np.median,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    low, high = median_interval(ratios)
     count = len(times.steps)
     return ClockTrace(
         steps=count,
@@ -157,8 +147,8 @@ def clock_trace(times: StepTimes) -> ClockTrace:
         own_ms=1000 * median(times.own) / count,
         ratios=tuple(ratios),
         ratio=median(ratios),
-        low=float(interval.low),
-        high=float(interval.high),
+        low=low,
+        high=high,
     )
 
 

@@ -1,7 +1,7 @@
-"""A schedule beside full depth, token by token: log-probability, rank, KL divergence, top choice.
+"""A schedule and full depth compared token by token: log-probability, rank, KL divergence, argmax.
 
-Dearer than `scoring`, since both distributions are held side by side; for the end of a search and
-for reports. Knows nothing of text.
+Costs more than `one_pass`, since both distributions are held at once. It serves reports, and the
+end of a search. Knows nothing of text.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.documents import Document, batch_rows
-from d3cli.scoring.one_pass import Scorer, head_chunk
+from d3cli.scoring.documents import Document, batch_rows, response_ids, split_by_document
+from d3cli.scoring.head import chunks
+from d3cli.scoring.one_pass import Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,9 @@ class Comparison:
     Attributes:
         log_probs, full_log_probs: ``[N]`` float64, natural log-probability of each token.
         depths: ``[N]`` float64, layers that predicted each token.
-        ranks: ``[N]`` the token's place among all by D³'s logits; 1 is the top choice.
+        ranks: ``[N]`` the token's rank by D³'s logits; 1 is the top choice.
         kl: ``[N]`` nats, Kullback-Leibler divergence of D³ from full depth, ``KL(full || D³)``.
-        top_ids, full_top_ids: ``[N]`` the top choice of each.
+        top_ids, full_top_ids: ``[N]`` the top choices of D³ and of full depth.
     """
 
     log_probs: Tensor
@@ -45,13 +46,12 @@ class Comparison:
 def compare(
     model: LoadedModel, documents: Sequence[Document], schedules: Sequence[DepthSchedule]
 ) -> list[list[Comparison]]:
-    """Compares schedules with full depth on the same tokens; one list a schedule.
+    """Compares schedules with full depth on the same tokens; returns one list per schedule.
 
-    Memory: keys, values and hidden states of one batch, and logits in chunks of 64 MB, of which a
-    handful exist at once.
+    Memory: keys, values and hidden states of one batch, and a few chunks of logits of 64 MB.
 
     Raises:
-        ScheduleError, PromptError: as for `scoring.score`.
+        ScheduleError, PromptError: as for `one_pass.score`.
     """
     full = DepthSchedule.full(model.num_layers)
     found: list[dict[int, Comparison]] = [{} for _ in schedules]
@@ -74,19 +74,11 @@ def _compare_states(
     schedule: DepthSchedule,
 ) -> list[Comparison]:
     """``states`` and ``reference`` are ``[T, H]``, document by document."""
-    lengths = [len(document.response_ids) for document in documents]
-    ids = torch.tensor([id_ for document in documents for id_ in document.response_ids])
-    size = head_chunk(model)
-    parts = [
-        _compare_chunk(model, *chunk)
-        for chunk in zip(
-            torch.split(states, size),
-            torch.split(reference, size),
-            torch.split(ids.to(states.device), size),
-            strict=True,
-        )
+    ids = response_ids(documents).to(states.device)
+    parts = [_compare_chunk(model, *part) for part in chunks(model, states, reference, ids)]
+    columns = [
+        split_by_document(torch.cat(column), documents) for column in zip(*parts, strict=True)
     ]
-    columns = [torch.split(torch.cat(column), lengths) for column in zip(*parts, strict=True)]
     return [
         Comparison(
             log_probs,
@@ -104,10 +96,11 @@ def _compare_states(
 
 
 def _compare_chunk(
-    model: LoadedModel, hidden: Tensor, full_hidden: Tensor, ids: Tensor
+    model: LoadedModel, states: Tensor, reference: Tensor, ids: Tensor
 ) -> tuple[Tensor, ...]:
-    ours = model.logits(hidden).log_softmax(dim=-1)  # [S, V]
-    full = model.logits(full_hidden).log_softmax(dim=-1)
+    """The columns of `Comparison` except the depths, for one chunk of S tokens."""
+    ours = model.logits(states).log_softmax(dim=-1)  # [S, V]
+    full = model.logits(reference).log_softmax(dim=-1)
     picked = ours.gather(-1, ids[:, None])
     return (
         picked[:, 0].double().cpu(),

@@ -1,6 +1,6 @@
 """The quality drop: a perplexity ratio with its interval, from losses against full depth.
 
-Statistics alone; knows nothing of models or schedules.
+Statistics only. Knows nothing of models or schedules.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Nats lost per response token, one array a document: full depth's log-probability less D³'s.
+# Nats lost per response token, one array per document: full depth's log-probability minus D³'s.
 Losses = list[NDArray[np.float64]]
 
 RESAMPLES = 2000
@@ -21,11 +21,11 @@ POSITION_BINS = (0, 32, 64, 128, 256, 512)
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """How much perplexity rose: ``PPL(D³) / PPL(full depth) - 1`` over response tokens.
+    """The rise in perplexity: ``PPL(D³) / PPL(full depth) - 1`` over response tokens.
 
     Attributes:
-        value: the measured one.
-        low, high: bounds, each of which holds alone with the confidence asked for.
+        value: as measured.
+        low, high: one-sided bounds. Each alone holds with the requested confidence.
     """
 
     value: float
@@ -36,21 +36,41 @@ class Drop:
 def measure_drop(losses: Losses, confidence: float, seed: int = 0) -> Drop:
     """The drop over all tokens, with one-sided bounds by a bootstrap over documents.
 
-    Whole documents are resampled, since the tokens of one depend on each other; the bounds are
-    bias-corrected and accelerated (Efron 1987), because a few documents carry most of the loss.
+    Whole documents are resampled, because the tokens of one document depend on each other. The
+    bounds are bias-corrected and accelerated (Efron 1987), because a few documents carry most of
+    the loss.
     """
     return _bootstrap(_sums_and_tokens(losses), _mean, confidence, seed)
 
 
 def measure_rise(ours: Losses, theirs: Losses, confidence: float, seed: int = 0) -> Drop:
-    """How much higher perplexity is on our texts than on theirs, from nats per token.
+    """How much higher the perplexity of our texts is than that of theirs, from nats per token.
 
-    The texts differ, in length too, but are answers to the same prompts, resampled as pairs.
+    The texts answer the same prompts and may have different lengths. They are resampled in pairs.
     """
     samples = (*_sums_and_tokens(ours), *_sums_and_tokens(theirs))
     return _bootstrap(
         samples, lambda a, b, c, d, axis: _mean(a, b, axis) - _mean(c, d, axis), confidence, seed
     )
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """A two-sided interval of the median, by a percentile bootstrap."""
+    return _interval((np.array(values),), np.median, confidence, "percentile")
+
+
+def mean_loss(losses: Sequence[NDArray[np.float64]]) -> float:
+    """Mean nats lost per token."""
+    return float(np.concatenate(list(losses)).mean())
+
+
+def drop_by_position(losses: Losses) -> Iterator[tuple[int, int, int, float]]:
+    """Yields ``(begin, end, tokens, drop)`` for each stretch of the reply that has tokens."""
+    for begin, end in zip(POSITION_BINS, (*POSITION_BINS[1:], 1 << 30), strict=True):
+        part = np.concatenate([loss[begin:end] for loss in losses])
+        if len(part):
+            longest = max(len(loss) for loss in losses)
+            yield begin, min(end, longest), len(part), math.expm1(float(part.mean()))
 
 
 def _sums_and_tokens(losses: Losses) -> tuple[NDArray[np.float64], ...]:
@@ -68,39 +88,38 @@ def _bootstrap(
     confidence: float,
     seed: int,
 ) -> Drop:
-    from scipy.stats import bootstrap  # slow to import, and needed here alone
-
     value = float(np.expm1(statistic(*samples, axis=0)))
     if len(samples[0]) < 2 or not samples[0].any():
         return Drop(value, value, value)
-    for method in ("BCa", "percentile"):  # too few documents that differ are too few for the first
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            bounds = bootstrap(
-                samples,
-                statistic,
-                n_resamples=RESAMPLES,
-                confidence_level=2 * confidence - 1,  # two-sided, so that each side has ours
-                method=method,
-                paired=True,
-                vectorized=True,
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
-        low, high = float(np.expm1(bounds.low)), float(np.expm1(bounds.high))
+    level = 2 * confidence - 1  # two-sided, so that each bound alone has our confidence
+    for method in ("BCa", "percentile"):  # with few documents that differ, BCa may give no number
+        bounds = _interval(samples, statistic, level, method, seed, n_resamples=RESAMPLES)
+        low, high = map(float, np.expm1(bounds))
         if math.isfinite(low) and math.isfinite(high):
             break
     return Drop(value, min(low, value), max(high, value))
 
 
-def drop_by_position(losses: Losses) -> Iterator[tuple[int, int, int, float]]:
-    """``(begin, end, tokens, drop)`` of each stretch of the reply that has tokens."""
-    for begin, end in zip(POSITION_BINS, (*POSITION_BINS[1:], 1 << 30), strict=True):
-        part = np.concatenate([loss[begin:end] for loss in losses])
-        if len(part):
-            longest = max(len(loss) for loss in losses)
-            yield begin, min(end, longest), len(part), math.expm1(float(part.mean()))
+def _interval(
+    samples: tuple[NDArray[np.float64], ...],
+    statistic: Callable[..., Any],
+    level: float,
+    method: str,
+    seed: int = 0,
+    n_resamples: int = 9999,
+) -> tuple[float, float]:
+    from scipy.stats import bootstrap  # slow to import
 
-
-def total(losses: Sequence[NDArray[np.float64]]) -> float:
-    """Mean nats lost per token."""
-    return float(np.concatenate(list(losses)).mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = bootstrap(
+            samples,
+            statistic,
+            n_resamples=n_resamples,
+            confidence_level=level,
+            method=method,
+            paired=True,
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return float(found.low), float(found.high)

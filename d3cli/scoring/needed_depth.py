@@ -1,8 +1,8 @@
-"""How deep each token of a reply had to go: at constant depths, and by the logit lens.
+"""How deep each token of a reply had to go: by constant depths, and by the logit lens.
 
-A token's *needed depth* is the least depth of a nested family (the prefixes of a skip order)
-from which on every constant depth chooses as full depth does. Evidence for or against D³'s
-premise that later tokens need fewer layers. Knows nothing of how a reply came about.
+A token's *needed depth* is the minimum depth, in a nested family (the prefixes of a skip order),
+from which on every constant depth makes the same choice as full depth. It is evidence for or
+against D³'s premise that later tokens need fewer layers. Knows nothing of how a reply was made.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,33 +15,32 @@ from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
-from d3cli.scoring.one_pass import Scorer, head_chunk
+from d3cli.scoring.head import top_choices
+from d3cli.scoring.one_pass import Scorer
 
-LENS_BYTES = 256 << 20  # of layers' outputs that are kept at once
+LENS_BYTES = 256 << 20  # of layer outputs that are kept at once
 
 
 def constant_depth_choices(
     model: LoadedModel, scorer: Scorer, order: Sequence[str]
 ) -> Iterator[Tensor]:
-    """Top choices ``[T]`` at full depth, then with one more unit of the order dropped each time.
+    """Yields top choices ``[T]``: at full depth, then with one more unit of `order` dropped each.
 
-    One pass over the response tokens each; the prompts run at full depth, as they do in D³.
+    Each depth takes one pass over the response tokens. The prompts run at full depth, as in D³.
     """
     full = DepthSchedule.full(model.num_layers)
     first = min((parse_unit(unit).layer for unit in order), default=0)
-    if first:  # what comes before the first unit is the same at every depth
+    if first:  # the layers before the first unit compute the same at every depth
         scorer.remember(full, [first - 1])
     for count in range(len(order) + 1):
         schedule = static_schedule(model.weight_bytes, order[:count]) if count else full
-        states = scorer.states(schedule)
-        parts = torch.split(states, head_chunk(model))
-        yield torch.cat([model.logits(part).argmax(dim=-1) for part in parts]).cpu()
+        yield top_choices(model, scorer.states(schedule))
 
 
 def needed_depths(
     model: LoadedModel, order: Sequence[str], choices: Sequence[Tensor]
 ) -> list[float]:
-    """Each token's needed depth, in layers, from what `constant_depth_choices` gave."""
+    """Each token's needed depth, in layers, from what `constant_depth_choices` yielded."""
     depths = [float(model.num_layers)]
     prefixes = (order[:count] for count in range(1, len(order) + 1))
     depths += [static_schedule(model.weight_bytes, prefix).floor for prefix in prefixes]
@@ -53,26 +52,29 @@ def needed_depths(
 
 
 def saturation_layers(model: LoadedModel, document: Document) -> Iterator[tuple[int, list[int]]]:
-    """After how many layers the logit lens has settled on full depth's choice for good.
+    """Finds after how many layers the logit lens settles on full depth's choice for good.
 
-    That is what early exit would have needed. Gives, group of layers by group from the last to the
-    first, how many layers have been looked at, and for each response token but the first the
-    result so far.
+    Early exit would need that many layers. The layers are looked at in groups, from the last to
+    the first.
+
+    Yields:
+        After each group, how many layers have been looked at, and the result so far for each
+        response token except the first.
     """
     scorer = Scorer(model, [document])
     layers = model.num_layers
     one = len(document) * model.causal_lm.config.hidden_size * model.causal_lm.dtype.itemsize
     size = max(1, LENS_BYTES // one)
     settled = [layers] * (len(document.response_ids) - 1)
-    open_ = [True] * len(settled)
+    agrees = [True] * len(settled)
     choice: list[int] = []
     for end in range(layers, 0, -size):
         group = range(max(0, end - size), end)
         found = [tops[0].tolist() for tops in scorer.lens(group)]
         for layer, tops in zip(reversed(group), reversed(found), strict=True):
-            choice = choice or tops  # behind the last layer: full depth's
+            choice = choice or tops  # after the last layer: full depth's choice
             for token, top in enumerate(tops):
-                open_[token] = open_[token] and top == choice[token]
-                if open_[token]:
+                agrees[token] = agrees[token] and top == choice[token]
+                if agrees[token]:
                     settled[token] = layer + 1
         yield layers - group.start, settled

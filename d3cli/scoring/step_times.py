@@ -1,7 +1,7 @@
-"""Decode steps by the clock: full depth against a schedule in turn, and a step part by part.
+"""Times of decode steps: full depth and a schedule in turn, and the parts of one step.
 
-Both read the same forced tokens from the same cache, so that what differs is the depth alone.
-Knows nothing of text, or of what becomes of the figures.
+Full depth and the schedule read the same forced tokens from the same cache, so only the depth
+differs. Knows nothing of text, or of how the figures are used.
 """
 
 import time
@@ -23,18 +23,19 @@ from d3cli.scoring.documents import Document
 class StepTimes:
     """Seconds of decode steps at full depth and at a schedule's own, interleaved.
 
-    Iterate it to measure; it gives the share that is done. Steps are spread evenly over the reply.
-    At each of them, full depth (A) and the schedule (B) run as ABBA, `rounds` times: whatever the
-    machine does meanwhile meets both alike.
+    Iterate it to measure; it yields the share that is done. The timed steps are spread evenly over
+    the reply. At each of them, full depth (A) and the schedule (B) run as ABBA, `rounds` times, so
+    that other load on the machine affects both equally.
 
     Args:
-        cache: must hold the prompt and all but the last token of the reply, at full depth; it is
-            cropped.
+        cache: must hold the prompt and all but the last token of the reply, at full depth. It will
+            be cropped.
         document: the prompt and the reply.
+        most_steps: time at most this many steps.
 
     Attributes:
-        steps: those that are timed.
-        full, own: for each of the ``2 * rounds`` pairs, the seconds of all steps together.
+        steps: the steps that are timed.
+        full, own: for each of the ``2 * rounds`` pairs, the seconds of all timed steps together.
     """
 
     model: LoadedModel
@@ -52,10 +53,10 @@ class StepTimes:
         self.full, self.own = [0.0] * 2 * self.rounds, [0.0] * 2 * self.rounds
 
     def __iter__(self) -> Iterator[float]:
-        # From the last to the first, so that the cache before each is still whole.
+        # From the last to the first: each step crops the cache.
         for number, step in enumerate(reversed(self.steps)):
             dropped = self.schedule.dropped(step)
-            if not number:  # each depth once, untimed: buffers are made, pages are read
+            if not number:  # warm up: each depth once
                 self._time(step, ())
                 self._time(step, dropped)
             for pair in range(2 * self.rounds):
@@ -83,13 +84,13 @@ class StepTimes:
 class PartTimes:
     """Seconds of each part of a decode step at full depth.
 
-    Iterate it to measure; it gives the share that is done. On a GPU each part is waited for, so
-    that the parts add up to more than a step takes.
+    Iterate it to measure; it yields the share that is done. On a GPU each part is waited for, so
+    the parts add up to more than a step takes.
 
     Attributes:
-        layers, attn, mlp: ``[steps][layers]``; `mlp` stays empty where layers have no module for
+        layers, attn, mlp: ``[steps][layers]``. `mlp` stays empty if the layers have no module for
             it.
-        head, step: of the LM head, and of the whole step.
+        head, step: ``[steps]``, of the LM head and of the whole step.
     """
 
     model: LoadedModel
@@ -106,7 +107,7 @@ class PartTimes:
         steps = spread_steps(len(self.document.response_ids), self.most_steps)
         for number, step in enumerate(reversed(steps)):
             if not number:
-                self._time(step, keep=False)  # to warm up
+                self._time(step, keep=False)  # warm up
             self._time(step, keep=True)
             yield (number + 1) / len(steps)
 
@@ -136,7 +137,7 @@ class PartTimes:
 
 @contextmanager
 def _timed(modules: Sequence[nn.Module], device: torch.device) -> Iterator[list[float]]:
-    """Within, adds up the seconds that each module's forwards take."""
+    """Inside this context, adds up the seconds that each module's forward calls take."""
     seconds, begun = [0.0] * len(modules), [0.0] * len(modules)
 
     def before(at: int) -> None:
@@ -157,7 +158,7 @@ def _timed(modules: Sequence[nn.Module], device: torch.device) -> Iterator[list[
 
 
 def fill_cache(model: LoadedModel, document: Document) -> KVCache:
-    """A cache that holds a prompt and all but the last token of its reply, at full depth."""
+    """Reads a prompt and all but the last token of its reply into a new cache, at full depth."""
     cache = model.new_cache()
     cache.reserve(len(document))
     for _ in prefill(model, cache, [*document.prompt_ids, *document.response_ids[:-1]]):
@@ -166,7 +167,7 @@ def fill_cache(model: LoadedModel, document: Document) -> KVCache:
 
 
 def spread_steps(tokens: int, most: int) -> list[int]:
-    """Decode steps, ``1 .. tokens - 1``: all, or the middles of so many equal stretches."""
+    """Decode steps ``1 .. tokens - 1`` of a reply: all, or the middles of `most` equal parts."""
     steps = tokens - 1
     if steps <= most:
         return list(range(1, tokens))
@@ -174,7 +175,7 @@ def spread_steps(tokens: int, most: int) -> list[int]:
 
 
 def _now(device: torch.device) -> float:
-    """The time, when all that was asked of the device is done."""
+    """The time after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -16,7 +16,7 @@ from d3cli.decode.session import Engine
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.model.load import load_model
-from d3cli.scoring.reply_compare import compare_reply
+from d3cli.scoring.compare_reply import compare_reply
 from d3cli.text.chat_template import encode_chat
 
 MODEL = load_model(dtype="float32", device="cpu", threads=1)

@@ -53,6 +53,15 @@ def test_a_conversation_reads_back_as_written(messages: list[ChatMessage]) -> No
     assert all(json.loads(line)["schema"] == 1 for line in lines)
 
 
+def test_a_conversation_of_0_1_0_is_read() -> None:
+    path = Path(__file__).parents[1] / "data" / "v0.1.0" / "conversation.jsonl"
+    messages = transcript.read(path)
+    assert [message.role for message in messages] == ["system", *["user", "assistant"] * 2]
+    assert transcript.last_model(messages) == "demo"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [message.to_json() for message in messages] == [json.loads(line) for line in lines]
+
+
 def test_only_the_user_may_read_it() -> None:
     path = saved()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -33,7 +33,7 @@ def compare(chat: Chat, _: str) -> None:
         text = "the last reply ran at full depth, so there is nothing to compare"
         chat.screen.print(text, "dim")
         return
-    from d3cli.scoring.reply_compare import compare_reply
+    from d3cli.scoring.compare_reply import compare_reply
 
     with chat.output.progress.waiting("comparing with full depth"):
         found = compare_reply(chat.conversation.engine, reply)

@@ -10,7 +10,7 @@ from d3cli.cli.format import agreement, speed
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.transcript import ChatMessage
-from d3cli.scoring.reply_compare import ReplyComparison
+from d3cli.scoring.compare_reply import ReplyComparison
 
 if TYPE_CHECKING:
     from d3cli.decode.reply import Reply

@@ -1,7 +1,7 @@
-"""A reply beside full depth, on the reply's own tokens: where they part, and what was saved.
+"""A reply compared with full depth, on the reply's own tokens: where they differ, and time saved.
 
-Two passes over the reply and a few timed steps; the conversation before it is not read again.
-Knows nothing of terminals.
+Two passes over the reply and a few timed steps. The conversation before it is not read again, so
+this is not `compare`, which reads whole documents. Knows nothing of terminals.
 """
 
 import math
@@ -18,7 +18,7 @@ from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import PREFILL_CHUNK
 from d3cli.scoring.documents import Document
-from d3cli.scoring.one_pass import head_chunk
+from d3cli.scoring.head import chunks, top_choices
 from d3cli.scoring.step_times import StepTimes
 
 # Decode steps that are timed at both depths, each twice, spread over the reply.
@@ -27,20 +27,20 @@ TIMED_STEPS = 6
 
 @dataclass(frozen=True, slots=True)
 class ReplyComparison:
-    """What full depth says of a reply.
+    """A reply beside full depth.
 
     Attributes:
         tokens: how many the reply has.
         first_difference: the first step at which full depth, with the same seed, would have chosen
-            another token; None where it would have written the same reply.
+            another token; None if it would have written the same reply.
         agreement: how often the raw argmax was full depth's, over the tokens below full depth.
-        rounding: how often it is its own where the same depth reads many tokens at once: the
-            highest agreement that the dtype can show.
-        perplexity, full_perplexity: of the reply by the pass that wrote it, and by full depth.
-        speedup: full depth's time for a step over this reply's, of steps timed in turn, now; None
-            for a reply of one token.
-        seconds_saved: of the reply's own decoding time, at that speed-up.
-        steps_timed: how many.
+        rounding: how often the raw argmax stays the same when the same depth reads many tokens at
+            once: the highest agreement that the dtype can show.
+        perplexity, full_perplexity: of the reply, by the pass that wrote it and by full depth.
+        speedup: full depth's time for a step over this reply's, from steps timed in turn; None for
+            a reply of one token.
+        seconds_saved: of the reply's decoding time, at that speed-up.
+        steps_timed: how many steps were timed.
     """
 
     tokens: int
@@ -57,25 +57,25 @@ class ReplyComparison:
 def compare_reply(engine: Engine, reply: Reply) -> ReplyComparison:
     """Compares the engine's last reply with full depth.
 
-    The engine's cache then holds the prompt and a part of the reply, all at full depth.
+    Afterwards the engine's cache holds the prompt and a part of the reply, at full depth.
     """
     for _ in engine.read_ahead(reply.prompt_ids[:-1]):
         pass
+    model = reply.model
     ids = torch.tensor([token.token_id for token in reply.tokens])
     ours = torch.cat(list(_states(engine, reply, reply.schedule)))
-    full = torch.cat(list(_states(engine, reply, DepthSchedule.full(reply.model.num_layers))))
+    full = torch.cat(list(_states(engine, reply, DepthSchedule.full(model.num_layers))))
     our_tops = torch.tensor([token.top_id for token in reply.tokens])
     below = torch.tensor(
-        [token.step > 0 and token.depth < reply.model.num_layers for token in reply.tokens]
+        [token.step > 0 and token.depth < model.num_layers for token in reply.tokens]
     )
-    tops, surprise, first = _full_depth(reply, full, ids)
-    one_pass = torch.cat([reply.model.logits(part).argmax(dim=-1) for part in _parts(reply, ours)])
+    full_tops, surprise, first = _full_depth(reply, full, ids)
     speedup, steps = _measure_speedup(engine, reply)
     return ReplyComparison(
         tokens=len(ids),
         first_difference=first,
-        agreement=_agreement(our_tops, tops, below),
-        rounding=_agreement(our_tops, one_pass.cpu(), below),
+        agreement=_agreement(our_tops, full_tops, below),
+        rounding=_agreement(our_tops, top_choices(model, ours), below),
         perplexity=math.exp(-math.fsum(token.logprob for token in reply.tokens) / len(ids)),
         full_perplexity=math.exp(surprise / len(ids)),
         speedup=speedup,
@@ -85,10 +85,10 @@ def compare_reply(engine: Engine, reply: Reply) -> ReplyComparison:
 
 
 def _states(engine: Engine, reply: Reply, schedule: DepthSchedule) -> Iterator[Tensor]:
-    """Final hidden states that predict the reply's tokens, ``[S, H]`` a chunk.
+    """Yields the final hidden states that predict the reply's tokens, ``[S, H]`` per chunk.
 
-    As in one-pass scoring, each unit runs on a prefix of the positions; here behind a prompt that
-    the cache holds, which must be all but its last token.
+    As in one-pass scoring, each unit runs on a prefix of the positions. Here they follow a prompt
+    in the cache, which must hold all of it except its last token.
     """
     model, cache = engine.model, engine.cache
     prompt_len = len(reply.prompt_ids)
@@ -109,17 +109,22 @@ def _states(engine: Engine, reply: Reply, schedule: DepthSchedule) -> Iterator[T
 
 
 def _full_depth(reply: Reply, states: Tensor, ids: Tensor) -> tuple[Tensor, float, int | None]:
-    """Full depth's top choices ``[N]``, its surprise at the reply in nats, the first difference."""
+    """Full depth's view of the reply.
+
+    Returns:
+        Its top choices ``[N]``, its surprise at the reply in nats, and the first step at which it
+        would have chosen another token.
+    """
     sampler = Sampler(reply.sampling, reply.model.device)
     context, first, surprise, tops = list(reply.prompt_ids), None, 0.0, []
-    for part in _parts(reply, states):
+    for (part,) in chunks(reply.model, states):
         logits = reply.model.logits(part)  # [S, V]
         tops.append(logits.argmax(dim=-1).cpu())
         for row in logits:
             step = len(context) - len(reply.prompt_ids)
             token_id = int(ids[step])
             surprise += float(row.logsumexp(dim=-1) - row[token_id])
-            # The same seed draws the same numbers for as long as the replies are the same.
+            # The same seed draws the same numbers as long as the replies are the same.
             if first is None and sampler.choose(row, context) != token_id:
                 first = step
             context.append(token_id)
@@ -129,7 +134,10 @@ def _full_depth(reply: Reply, states: Tensor, ids: Tensor) -> tuple[Tensor, floa
 def _measure_speedup(engine: Engine, reply: Reply) -> tuple[float | None, int]:
     """Times steps of the reply at full depth and at its own, in turn.
 
-    The cache holds all but the reply's last token, at full depth.
+    The cache must hold all but the reply's last token, at full depth.
+
+    Returns:
+        The speed-up, None for a reply of one token, and how many steps were timed.
     """
     document = Document(reply.prompt_ids, [token.token_id for token in reply.tokens])
     times = StepTimes(engine.model, engine.cache, document, reply.schedule, 1, TIMED_STEPS)
@@ -143,7 +151,3 @@ def _measure_speedup(engine: Engine, reply: Reply) -> tuple[float | None, int]:
 
 def _agreement(ours: Tensor, theirs: Tensor, below: Tensor) -> Agreement:
     return Agreement(int(below.sum()), int((ours == theirs)[below].sum()))
-
-
-def _parts(reply: Reply, states: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(states, head_chunk(reply.model))
