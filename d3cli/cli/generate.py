@@ -10,7 +10,7 @@ from d3cli.cli.command_line import CommandSettings, command
 from d3cli.cli.format import speed
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.progress import PROGRESS_FROM
-from d3cli.cli.prompts import read_arguments
+from d3cli.cli.prompts import read_prompt
 from d3cli.cli.request import prepare, system_prompt
 from d3cli.depth.choice import Source
 
@@ -44,8 +44,8 @@ def generate(settings: GenerateSettings) -> int:
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
     """
     output = Output()
-    prompts = settings.prompts
-    name, prompt = read_arguments(prompts.model, prompts.text, prompts.prompt, prompts.prompt_file)
+    raw = settings.prompts.raw
+    name, prompt = read_prompt(settings.prompts)
     ready = prepare(output, settings, name, prompt)
     messages = [{"role": "user", "content": prompt}]
     if system := system_prompt(settings):
@@ -54,14 +54,14 @@ def generate(settings: GenerateSettings) -> int:
     from d3cli.decode.session import Engine
 
     reply = Engine(ready.model).stream(
-        prompt if prompts.raw else messages,
+        prompt if raw else messages,
         schedule=ready.schedule,
         sampling=ready.sampling,
         max_tokens=ready.request.max_tokens,
         stop=ready.request.stop,
         chat_template=ready.request.chat_template,
         think=ready.request.think,
-        raw=prompts.raw,
+        raw=raw,
     )
     _stream(output, reply, ready.source, settings.as_json)
     return 0

@@ -362,16 +362,18 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("line", "says"),
         [
-            ("{", "line 2 is not JSON"),
-            ("[" * 100_000, "line 2 is not JSON"),
-            ("3", 'not one of "prompt" and "messages"'),
-            ('{"prompt": "a", "messages": []}', 'not one of "prompt" and "messages"'),
-            ('{"prompt": 3}', "without role or content"),
-            ('{"prompt": " "}', "does not end with a user's text"),
-            ('{"messages": []}', 'has no "messages"'),
-            ('{"messages": [{"role": "tool", "content": "x"}]}', "without role or content"),
-            ('{"messages": [{"role": "assistant", "content": "x"}]}', "does not end with a user"),
-            ('{"prompt": "\\ud800"}', "is not UTF-8 text"),
+            ("{", "line 2: input data was truncated"),
+            ("[" * 100_000, "line 2: "),
+            ("3", "line 2: expected `object`, got `int`"),
+            ("{}", 'line 2: it needs exactly one of "prompt" and "messages"'),
+            ('{"prompt": "a", "messages": [{"role": "user", "content": "x"}]}', "exactly one of"),
+            ('{"prompt": 3}', "line 2: expected `str | null`, got `int`, at `$.prompt`"),
+            ('{"prompt": " "}', "the last message must be the user's"),
+            ('{"messages": []}', "length >= 1, at `$.messages`"),
+            ('{"messages": [{"role": "tool", "content": "x"}]}', "invalid enum value 'tool'"),
+            ('{"messages": [{"role": "user"}]}', "missing required field `content`"),
+            ('{"messages": [{"role": "assistant", "content": "x"}]}', "must be the user's"),
+            ('{"prompt": "\\ud800"}', "line 2: "),
         ],
     )
     def test_a_bad_row_is_named(self, d3: D3, tmp_path: Path, line: str, says: str) -> None:

@@ -9,7 +9,7 @@ from d3cli.cli.profile.options import ProfileSettings
 from d3cli.cli.profile.recorded import check_options, show_recorded
 from d3cli.cli.profile.result import choose_destination
 from d3cli.cli.profile.running import run_profile
-from d3cli.cli.prompts import PromptRow, read_arguments, read_prompts
+from d3cli.cli.prompts import PromptRow, read_prompt, read_prompts
 from d3cli.cli.request import prepare, system_prompt
 
 
@@ -73,9 +73,7 @@ def profile(settings: ProfileSettings) -> int:
 
 def _read_rows(settings: ProfileSettings) -> tuple[str, list[PromptRow]]:
     """The model's name, and the prompts."""
-    given = settings.prompts
-    arguments = given.model, given.text, given.prompt, given.prompt_file
     if settings.input_file is not None:
-        return read_prompts(*arguments, settings.input_file)
-    name, whole = read_arguments(*arguments)
+        return read_prompts(settings.prompts, settings.input_file)
+    name, whole = read_prompt(settings.prompts)
     return name, [PromptRow(whole, ({"role": "user", "content": whole},))]
