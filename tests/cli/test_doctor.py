@@ -8,11 +8,14 @@ import torch
 from transformers import LlamaConfig
 
 from d3cli.base.errors import ModelError
-from d3cli.cli.doctor.probe import SHAPES, expected_speeds, read_bandwidth
+from d3cli.cli.doctor.probe import SHAPES, expected_speeds, forms, kernels, read_bandwidth
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.kernels.packed_linear import PackedLinear
 from d3cli.model.load import load_model
 from d3cli.model.origin import Origin
 from tests.conftest import D3
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,7 @@ def test_json(d3: D3) -> None:
     found = json.loads(d3("doctor", "--json").out)
     assert found["schema"] == 1
     assert found["builtin_model"] == found["builtin_model"] | {"answers": True, "problem": None}
+    assert found["kernels"] == kernels(torch.device(found["read_bandwidth"]["device"]))
     assert found["read_bandwidth"]["bytes_per_second"] > 0
     assert [row["model"] for row in found["expected"][::2]] == [shape.name for shape in SHAPES]
     for row in found["expected"]:
@@ -84,8 +88,8 @@ def test_the_bytes_are_those_of_the_model() -> None:
         from transformers import LlamaForCausalLM
 
         weights = sum(p.numel() for p in LlamaForCausalLM(config).parameters())
-    assert shape.bytes_read(1, in_4_bits=False) == pytest.approx(2 * weights, rel=1e-3)
-    (row, *_) = expected_speeds(2.0 * weights, 0, on_cpu=True)
+    assert shape.bytes_read(1, forms(CPU)["bfloat16"]) == pytest.approx(2 * weights, rel=1e-3)
+    (row, *_) = expected_speeds(2.0 * weights, 0, CPU)
     assert row.full_depth == pytest.approx(1, rel=1e-3)
     assert not row.fits
 
@@ -102,6 +106,17 @@ def test_the_4_bit_bytes_are_those_of_a_loaded_model() -> None:
 def test_the_head_beside_4_bit_layers_is_in_8_bits_where_it_is_large() -> None:
     by_name = {shape.name.split()[0]: shape for shape in SHAPES}
     small, large = by_name["1B"], by_name["70B"]
-    assert small.bytes_read(0, in_4_bits=True) == small.hidden * small.vocabulary
-    assert small.bytes_read(0, in_4_bits=False) == 2 * small.hidden * small.vocabulary
-    assert large.bytes_read(0, in_4_bits=True) == 2 * large.hidden * large.vocabulary
+    in_16_bits, in_4_bits = (forms(CPU)[name] for name in ("bfloat16", "4-bit"))
+    with_scales = small.vocabulary * (small.hidden + 2)
+    assert small.bytes_read(0, in_4_bits) == with_scales
+    assert small.bytes_read(0, in_16_bits) == 2 * small.hidden * small.vocabulary
+    assert large.bytes_read(0, in_4_bits) == 2 * large.hidden * large.vocabulary
+
+
+def test_the_kernels_are_those_of_a_loaded_model() -> None:
+    used = kernels(CPU)
+    assert used["float32"] == {"layers": "torch", "lm_head": "torch"}
+    assert used["4-bit"] == {"layers": "bitsandbytes NF4", "lm_head": "torch int8"}
+    model = load_model(dtype="bfloat16", device="cpu").causal_lm
+    packed = type(model.lm_head) is PackedLinear
+    assert used["bfloat16"]["lm_head"] == ("oneDNN packed" if packed else "torch")

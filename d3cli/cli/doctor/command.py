@@ -68,11 +68,17 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         *rows,
         ("read bandwidth", f"{speed:.1f} GB/s ({bandwidth['device']})"),
+        *((f"kernels, {form}", _kernels(used)) for form, used in found["kernels"].items()),
         ("config", files["config"] + config),
         ("hub cache", files["hub_cache"]),
         ("default model", files["default_model"]),
         ("built-in model", works or f"does not work: {builtin['problem']}"),
     ]
+
+
+def _kernels(used: dict[str, str]) -> str:
+    layers, head = used["layers"], used["lm_head"]
+    return layers if layers == head else f"{layers}; LM head: {head}"
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, ...]:

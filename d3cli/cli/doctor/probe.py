@@ -11,8 +11,9 @@ import torch
 from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
-from d3cli.kernels.bnb_linear import quantized_bytes
-from d3cli.kernels.plan import LEAST_HEAD
+from d3cli.files.safetensors import Description, TensorInfo
+from d3cli.kernels.plan import Form, plan_kernels
+from d3cli.kernels.process import use_threads
 from d3cli.kernels.threads import pick_threads, usable_cores
 from d3cli.model.memory import available_memory
 
@@ -34,7 +35,7 @@ MATRIX_FEATURES += ("avx512_fp16", "bf16", "i8mm", "sve", "sve2")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama's dimensions: enough to count the bytes that a decode step reads."""
+    """The dimensions of a Llama, enough to choose its kernels and count the bytes of a step."""
 
     name: str
     hidden: int
@@ -44,21 +45,35 @@ class Shape:
     vocabulary: int
 
     @property
-    def layer_weights(self) -> int:
-        attention = 2 * self.hidden * (self.hidden + self.kv_size)
-        return attention + 3 * self.hidden * self.inner
+    def head(self) -> tuple[int, int]:
+        """The shape of the LM head."""
+        return self.vocabulary, self.hidden
 
-    def bytes_read(self, depth: float, *, in_4_bits: bool, on_cpu: bool = True) -> float:
-        """Bytes of one step at a share of the layers.
+    @property
+    def description(self) -> Description:
+        """What the headers of its files would say, as far as a decode step reads them."""
+        linears = {
+            "self_attn.q_proj": (self.hidden, self.hidden),
+            "self_attn.k_proj": (self.kv_size, self.hidden),
+            "self_attn.v_proj": (self.kv_size, self.hidden),
+            "self_attn.o_proj": (self.hidden, self.hidden),
+            "mlp.gate_proj": (self.inner, self.hidden),
+            "mlp.up_proj": (self.inner, self.hidden),
+            "mlp.down_proj": (self.hidden, self.inner),
+        }
+        tensors = [
+            TensorInfo(f"model.layers.{layer}.{name}.weight", "BF16", shape)
+            for layer in range(self.layers)
+            for name, shape in linears.items()
+        ]
+        return Description(self.name, {"model_type": "llama"}, tuple(tensors))
 
-        The LM head is in bfloat16; beside 4-bit layers on a CPU in 8 bits, where it is large.
-        """
-        weights = self.layer_weights
-        layer = quantized_bytes(weights, "bnb-4bit") if in_4_bits else 2 * weights
-        head = 2 * self.hidden * self.vocabulary
-        if in_4_bits and on_cpu and head >= LEAST_HEAD * (head + self.layers * layer):
-            head //= 2
-        return depth * self.layers * layer + head
+    def bytes_read(self, depth: float, form: Form) -> float:
+        """Bytes of weights that one step reads at a share of the layers. Norms are left out."""
+        description = self.description
+        plan = plan_kernels(description, self.head, form)
+        layers = sum(map(plan.held_bytes, description.tensors))
+        return depth * layers + plan.head_bytes(*self.head)
 
 
 SHAPES = (
@@ -80,21 +95,43 @@ class Speed:
     fits: bool
 
 
-def expected_speeds(bytes_per_second: float, available: int, *, on_cpu: bool) -> list[Speed]:
-    """For each shape, in bfloat16 and in 4 bits. No clock can beat it; the KV cache is left out."""
-    return [
-        Speed(
-            model=shape.name,
-            weights="4-bit" if in_4_bits else "bfloat16",
-            size_bytes=int(full := shape.bytes_read(1, in_4_bits=in_4_bits, on_cpu=on_cpu)),
-            full_depth=bytes_per_second / full,
-            depth_0_6=bytes_per_second
-            / shape.bytes_read(DEPTH, in_4_bits=in_4_bits, on_cpu=on_cpu),
-            fits=full < available,
-        )
-        for shape in SHAPES
-        for in_4_bits in (False, True)
-    ]
+def forms(device: torch.device) -> dict[str, Form]:
+    """The forms of weights that are compared, by name."""
+    return {
+        "bfloat16": Form(torch.bfloat16, device),
+        "float32": Form(torch.float32, device),
+        "4-bit": Form(torch.bfloat16, device, "bnb-4bit"),
+    }
+
+
+def kernels(device: torch.device) -> dict[str, dict[str, str]]:
+    """The kernels of a 1B model in each form: of its layers' linears, and of its LM head."""
+    found = {}
+    for name, form in forms(device).items():
+        plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form)
+        layers = plan.of_linear(SHAPES[0].inner, SHAPES[0].hidden)
+        found[name] = {"layers": layers.value, "lm_head": plan.head.value}
+    return found
+
+
+def expected_speeds(bytes_per_second: float, available: int, device: torch.device) -> list[Speed]:
+    """For each shape, in bfloat16 and in 4 bits: an upper bound that leaves out the KV cache."""
+    found = []
+    for shape in SHAPES:
+        for name in ("bfloat16", "4-bit"):
+            form = forms(device)[name]
+            full, less = (shape.bytes_read(depth, form) for depth in (1, DEPTH))
+            found.append(
+                Speed(
+                    model=shape.name,
+                    weights=name,
+                    size_bytes=int(full),
+                    full_depth=bytes_per_second / full,
+                    depth_0_6=bytes_per_second / less,
+                    fits=full < available,
+                )
+            )
+    return found
 
 
 def read_bandwidth(device: torch.device, seconds: float = PROBE_SECONDS) -> float:
@@ -120,7 +157,7 @@ def read_bandwidth(device: torch.device, seconds: float = PROBE_SECONDS) -> floa
 def examine() -> dict[str, Any]:
     """Everything that `d3 doctor` reports; takes a few seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(pick_threads()[0])
+    use_threads(pick_threads()[0])
     available = available_memory(device)
     bandwidth = read_bandwidth(device)
     return {
@@ -148,10 +185,8 @@ def examine() -> dict[str, Any]:
             "default_model": default_model(),
         },
         "builtin_model": _ask_builtin(),
-        "expected": [
-            asdict(speed)
-            for speed in expected_speeds(bandwidth, available, on_cpu=device.type == "cpu")
-        ],
+        "kernels": kernels(device),
+        "expected": [asdict(speed) for speed in expected_speeds(bandwidth, available, device)],
     }
 
 
