@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
-from d3cli.base.errors import Setting, Words
+from d3cli.base.errors import Words
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
@@ -172,9 +172,7 @@ def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
     """What a user should know about how a model was loaded."""
     notes: list[Words] = []
     if plan.kernels.head_in_8_bits:
-        notes.append(
-            ("the LM head is in 8 bits; ", Setting("quantize_head", "off"), " keeps it as it is")
-        )
+        notes.append("the LM head is in 8 bits")
     if unfit:
         notes.append(
             f"{len(unfit)} linears have shapes that 4-bit cannot take on a CPU and stay as they "

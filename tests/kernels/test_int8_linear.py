@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from d3cli.files.safetensors import Description, TensorInfo, describe_directory
-from d3cli.kernels.bnb_linear import Quantization
-from d3cli.kernels.int8_linear import FEW, MULTIPLE, EightBitLinear, HeadChoice, quantize_head
-from d3cli.kernels.plan import Form
-from d3cli.model.config import parse_config
-from d3cli.model.held_weights import plan_for
+from d3cli.base.errors import spelled
+from d3cli.files.safetensors import describe_directory
+from d3cli.kernels.int8_linear import FEW, MULTIPLE, EightBitLinear, quantize_head
 from d3cli.model.load import load_model
 from d3cli.model.memory import predict_memory
 from d3cli.model.wrap import wrap_model
@@ -19,17 +16,6 @@ from tests.conftest import BUILTIN_PATH
 from tests.families import random_ids, some_families, tiny, word_tokenizer
 
 CPU = torch.device("cpu")
-
-
-def is_head_quantized(
-    model: Description,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    choice: HeadChoice | None,
-    device: torch.device,
-) -> bool:
-    form = Form(dtype, device, quantization, choice)
-    return plan_for(model, parse_config(model), form).head_in_8_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -80,51 +66,9 @@ def test_a_step_reads_fewer_bytes() -> None:
     assert before.fixed - after.fixed == vocabulary * (4 * hidden - hidden - 4)
 
 
-def described(hidden: int = 2048, heads: int = 32, layers: int = 16) -> Description:
-    """A tied Llama."""
-    config = {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    }
-    shapes = {"model.embed_tokens.weight": (128256, hidden)} | {
-        f"model.layers.{layer}.mlp.up_proj.weight": (8 * hidden, 4 * hidden)
-        for layer in range(layers)
-    }
-    tensors = tuple(TensorInfo(name, "BF16", shape) for name, shape in shapes.items())
-    return Description("m", config, tensors)
-
-
-class TestChoice:
-    def test_by_default_with_4_bit_layers_only(self) -> None:
-        def chosen(quantization: str | None, choice: str | None) -> bool:
-            return is_head_quantized(described(), torch.bfloat16, quantization, choice, CPU)
-
-        assert chosen("bnb-4bit", None)
-        assert not chosen("bnb-4bit", "off")
-        assert not chosen(None, None)
-        assert chosen(None, "auto")
-        assert not chosen("bnb-8bit", None)
-
-    def test_not_where_it_is_a_small_part(self) -> None:
-        model = described(layers=400)
-        assert not is_head_quantized(model, torch.bfloat16, None, "auto", CPU)
-
-    def test_not_on_a_gpu(self) -> None:
-        device = torch.device("cuda")
-        assert not is_head_quantized(described(), torch.bfloat16, "bnb-4bit", "auto", device)
-
-    def test_not_where_the_kernel_would_read_past_its_rows(self) -> None:
-        model = described(hidden=2064, heads=24)
-        assert not is_head_quantized(model, torch.bfloat16, "bnb-4bit", "auto", CPU)
-
-
 @pytest.mark.parametrize("choice", ["auto", "off"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_its_memory_is_foretold(choice: str, dtype: str) -> None:
+def test_its_memory_is_predicted(choice: str, dtype: str) -> None:
     model = load_model(dtype=dtype, device="cpu", quantize_head=choice)
     need = predict_memory(
         describe_directory("demo", BUILTIN_PATH),
@@ -138,3 +82,18 @@ def test_its_memory_is_foretold(choice: str, dtype: str) -> None:
         if dtype == "float32":  # converted, so the embeddings are no longer mapped
             held += table
     assert need.weights == pytest.approx(held, rel=0.001)
+
+
+def test_rows_that_the_kernel_would_read_past_are_refused() -> None:
+    with pytest.raises(ValueError, match="40"):
+        EightBitLinear(torch.zeros(9, 40), None, lambda weight: weight)
+
+
+def test_no_rows_at_all() -> None:
+    small = EightBitLinear(torch.ones(9, 64), None, lambda weight: weight)
+    assert small(torch.zeros(1, 0, 64)).shape == (1, 0, 9)
+
+
+def test_a_note_says_so() -> None:
+    assert any("8 bits" in spelled(note) for note in load_model(quantization="bnb-4bit").notes)
+    assert not any("8 bits" in spelled(note) for note in load_model().notes)

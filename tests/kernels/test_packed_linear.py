@@ -81,16 +81,6 @@ def test_what_is_packed_is_what_the_file_holds() -> None:
     assert torch.equal(model.lm_head.weight.to_dense(), model.model.embed_tokens.weight)
 
 
-def test_only_bfloat16_on_a_processor_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_pack(torch.float32, CPU)
-    assert not can_pack(torch.float16, CPU)
-    assert not can_pack(torch.bfloat16, torch.device("cuda"))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert not can_pack(torch.bfloat16, CPU)
-    model = load_model(dtype="bfloat16", device="cpu").causal_lm
-    assert type(model.lm_head) is nn.Linear
-
-
 @needs_bf16
 def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its pages stay in memory beside the copy."""
