@@ -1,8 +1,8 @@
-"""What the texts of the depth options mean, and the schedule that they lead to."""
+"""Reads the depth options, and chooses the schedule that they ask for."""
 
 from typing import TYPE_CHECKING, Literal
 
-from d3cli.base.errors import UsageError
+from d3cli.base.errors import Setting, UsageError
 from d3cli.depth.choice import Choice, choose
 from d3cli.depth.schedule import DepthSchedule
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def parse_alpha(text: str) -> float | Literal["auto", "off"]:
-    """``--alpha``: a number in (0, 1], "auto" or "off".
+    """Reads an alpha: a number in (0, 1], "auto" or "off".
 
     Raises:
-        UsageError: anything else.
+        UsageError: it is none of these.
     """
     if text == "auto":
         return "auto"
@@ -24,15 +24,15 @@ def parse_alpha(text: str) -> float | Literal["auto", "off"]:
         return DepthSchedule(num_layers=1, alpha=float(text)).alpha
     except ValueError:
         raise UsageError(
-            f'--alpha is "{text}"', 'give a number in (0, 1], "auto" or "off"'
+            (Setting("alpha"), f' is "{text}"'), 'use a number in (0, 1], "auto" or "off"'
         ) from None
 
 
 def parse_start(text: str | None, max_tokens: int | None) -> int | None:
-    """``--start``: tokens, or a share of an explicit ``--max-tokens``.
+    """Reads a start: a number of tokens, or a share of `max_tokens` such as "20%".
 
     Raises:
-        UsageError: neither, or a share of an unknown length.
+        UsageError: it is neither, or a share while `max_tokens` is None.
     """
     if text is None:
         return None
@@ -40,15 +40,20 @@ def parse_start(text: str | None, max_tokens: int | None) -> int | None:
     try:
         number = float(text[:-1]) if share else int(text)
     except ValueError:
-        raise UsageError(f'--start is "{text}"', "give tokens (32) or a share (20%)") from None
+        raise UsageError(
+            (Setting("start"), f' is "{text}"'), "use tokens (32) or a share (20%)"
+        ) from None
     if not share:
         if number < 0:
-            raise UsageError(f"--start is {text}", "it is a number of tokens, 0 or more")
+            raise UsageError((Setting("start"), f" is {text}"), "it must be at least 0")
         return int(number)
     if max_tokens is None:
-        raise UsageError(f"--start {text} is a share of --max-tokens", "give --max-tokens too")
+        raise UsageError(
+            (Setting("start", text), " is a share of ", Setting("max_tokens")),
+            ("set ", Setting("max_tokens"), " as well"),
+        )
     if not 0 <= number <= 100:
-        raise UsageError(f"--start is {text}", "a share lies between 0% and 100%")
+        raise UsageError((Setting("start"), f" is {text}"), "a share must be between 0% and 100%")
     return round(number / 100 * max_tokens)
 
 
@@ -59,7 +64,10 @@ def choose_schedule(
     core: tuple[int | None, int | None],
     calibrate_with: str,
 ) -> Choice:
-    """The schedule that the depth options mean for this model; `calibrate_with` calibrates it.
+    """The schedule that the depth options ask for.
+
+    Args:
+        calibrate_with: the command that calibrates this model, for notes.
 
     Raises:
         ScheduleError: the options do not fit the model.

@@ -1,0 +1,82 @@
+"""What ends a command early, as a line on stderr and an exit code."""
+
+import os
+import sys
+import traceback
+from contextlib import suppress
+
+import typer
+
+from d3cli.base.errors import D3Error, Words, is_panic
+from d3cli.base.inert import inert
+from d3cli.base.settings import config_file
+from d3cli.cli import signals
+from d3cli.cli.output import ClosedPipe, Output, WriteError
+from d3cli.cli.signals import Stopped
+
+INTERRUPTED = 130
+# How torch's allocator, the loader of libraries and oneDNN say it.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "could not create a primitive",
+)
+
+
+def report(output: Output, error: BaseException) -> int:
+    """Shows the exception that is being handled, with its hint, and returns the exit code.
+
+    Raises:
+        BaseException: the same, if it is neither an error nor an interruption.
+    """
+    if isinstance(error, ClosedPipe):
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, Stopped):
+        return error.exit_code
+    if isinstance(error, (WriteError, OSError)) and (stopped_by := signals.arrived()):
+        return 128 + stopped_by[0]  # the terminal has gone, so writing to it failed
+    if not isinstance(error, Exception) and not is_panic(error):
+        raise error
+    if os.environ.get("D3_DEBUG", "").lower() in ("1", "true", "yes", "on"):
+        with suppress(OSError):  # stderr itself may be what failed
+            sys.stderr.write(inert(traceback.format_exc()))
+    if isinstance(error, D3Error):
+        output.error(*error.told(output.spell))
+        return error.exit_code
+    output.error(*_describe(error))
+    return error.exit_code if isinstance(error, typer.TyperException) else 1
+
+
+def _describe(error: BaseException) -> tuple[Words, Words]:
+    """Message and hint for an error that is not a D3Error."""
+    if isinstance(error, OSError):
+        return f"the system refused: {error}", "check the disk and the permissions"
+    if isinstance(error, typer.TyperException):  # unknown options, wrong types
+        hint = "see d3 --help, or --help after a command"
+        with suppress(D3Error):  # there is no home directory
+            if config_file().exists():
+                hint += f"; {config_file()} sets options too"
+        return error.format_message().rstrip(".").replace("Value error, ", ""), hint
+    if is_panic(error):
+        return (
+            f"the model's tokenizer failed on this text: {str(error)[:200]}",
+            "try another text; the model's files may be damaged",
+        )
+    if _is_out_of_memory(error):
+        return (
+            f"out of memory: {str(error) or type(error).__name__}",
+            "use --quantization bnb-4bit, shorter prompts and replies, or a smaller model",
+        )
+    return (
+        f"internal error: {type(error).__name__}: {error}",
+        "run it again with --debug, and report what it shows",
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's type is compared by name, because importing torch is slow.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error) for words in OUT_OF_MEMORY)
