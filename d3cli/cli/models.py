@@ -22,7 +22,7 @@ from d3cli.files.names import (
     find_on_disk,
     model_identity,
 )
-from d3cli.files.vet_tokenizer import vet_files
+from d3cli.files.vet_files import vet_files
 
 SCHEMA = 1
 

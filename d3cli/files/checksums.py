@@ -12,7 +12,7 @@ from pathlib import Path
 from d3cli.base.errors import ModelError
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.files.json_files import model_file
-from d3cli.files.vet_tokenizer import files_read
+from d3cli.files.vet_files import files_read
 
 METADATA = ".cache/huggingface/download"  # of `hf download --local-dir`
 LARGEST_RECORD = 1 << 16  # bytes: it has three lines

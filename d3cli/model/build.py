@@ -16,8 +16,8 @@ from d3cli.base.errors import ModelError, is_panic, one_line
 from d3cli.base.progress import ByteProgress
 from d3cli.depth.families import Family
 from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.lazy_weights import lazy_state_dict, read_again
 from d3cli.files.names import ModelFiles
-from d3cli.files.safetensors import lazy_state_dict, read_again
 from d3cli.kernels.bnb_linear import pack_for_cpu, quantization_config
 from d3cli.kernels.int8_linear import quantize_head
 from d3cli.kernels.packed_linear import pack_linears

@@ -5,7 +5,8 @@ Predicted from the headers of its files. Knows nothing of caches, or of how much
 
 from typing import Any
 
-from d3cli.files.safetensors import REOPEN_AFTER, Description, TensorInfo
+from d3cli.files.lazy_weights import REOPEN_AFTER
+from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
 from d3cli.model.config import config_in_use
 

@@ -16,7 +16,7 @@ from d3cli.files.fingerprint import fingerprint
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.files.safetensors import Description, describe_directory
-from d3cli.files.vet_tokenizer import vet_files
+from d3cli.files.vet_files import vet_files
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice

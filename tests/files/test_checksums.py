@@ -64,7 +64,7 @@ def test_the_command_says_what_cannot_be_verified(d3: D3, tmp_path: Path) -> Non
 def test_the_command_reads_no_file_of_elsewhere(d3: D3, downloaded: Path) -> None:
     (downloaded / "config.json").rename(downloaded.parent / "config.json")
     (downloaded / "config.json").symlink_to(downloaded.parent / "config.json")
-    check(d3("models", "verify", downloaded), 1, "is a link to a file elsewhere")
+    check(d3("models", "verify", downloaded), 1, "is a link to a file outside the model")
 
 
 def test_the_command_prints_one_line(d3: D3, downloaded: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from d3cli.files.safetensors import lazy_state_dict, read_again
+from d3cli.files.lazy_weights import lazy_state_dict, read_again
 from d3cli.kernels import packed_linear
 from d3cli.kernels.packed_linear import PackedLinear, pack_linears
 from d3cli.kernels.plan import can_pack
