@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over a pipe in its DevTools protocol."""
+"""A headless Chromium for tests, controlled over a pipe by the DevTools protocol."""
 
 import base64
 import json
@@ -14,23 +14,23 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def find_chromium() -> str | None:
-    """Where it is installed; None where it is not."""
+    """The path of the program; None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page in a browser of its own, without a network.
+    """One page in its own browser, without a network.
 
     Attributes:
-        problems: what the console said that is not mere information, and uncaught exceptions.
-        requests: every address that was asked for.
+        problems: warnings and errors on the console, and uncaught exceptions.
+        requests: the address of every request.
     """
 
     def __init__(self, width: int = 1100, height: int = 900) -> None:
         program = find_chromium()
         assert program is not None
         self._home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        ours, theirs = os.pipe(), os.pipe()  # what it reads, and what it writes
+        ours, theirs = os.pipe(), os.pipe()  # the browser reads and writes
 
         def descriptors() -> None:
             read, write = os.dup(ours[0]), os.dup(theirs[1])
@@ -69,7 +69,7 @@ class Browser:
         self.resize(width, height)
 
     def ask(self, method: str, **parameters: Any) -> Any:
-        """One command, and its answer."""
+        """Sends one command and returns its answer."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
@@ -84,7 +84,7 @@ class Browser:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             new = os.read(self._from.fileno(), 1 << 20)
-            assert new, "the browser has gone"
+            assert new, "the browser has ended"
             self._buffer += new
         line, _, self._buffer = self._buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(line)
@@ -104,16 +104,17 @@ class Browser:
             self.problems.append(str(found["entry"]))
 
     def open(self, path: Path) -> None:
-        """Opens a file, and waits until it has run its scripts."""
+        """Opens a file and waits until its scripts have run."""
         self._loaded = False
         self.ask("Page.navigate", url=path.as_uri())
         deadline = time.monotonic() + 60
         while not self._loaded:
-            assert time.monotonic() < deadline, "the page did not load"
+            if time.monotonic() > deadline:
+                raise TimeoutError("the page did not load")
             self._receive()
 
     def run(self, script: str) -> Any:
-        """The value of an expression; a promise is waited for."""
+        """The value of an expression; waits for a promise."""
         answer = self.ask(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -130,19 +131,19 @@ class Browser:
         )
 
     def prefer(self, scheme: str) -> None:
-        """As a user who wants it "light" or "dark"."""
+        """Sets the preferred colour scheme, "light" or "dark"."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.ask("Emulation.setEmulatedMedia", features=[feature])
 
     def move(self, x: float, y: float) -> None:
-        """The mouse, to a point of the window."""
+        """Moves the mouse to a point of the window."""
         self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def click(self, selector: str) -> None:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
-        """Writes what the window shows, or the whole page, as PNG."""
+        """Writes the window, or the whole page, as PNG."""
         data = self.ask("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 

@@ -1,4 +1,4 @@
-"""`d3 profile` as its users meet it: pipes, terminals, files, interruptions."""
+"""`d3 profile` in pipes, in terminals, with files and when interrupted."""
 
 import csv
 import io
@@ -68,7 +68,7 @@ def trace_file(tmp_path: Path) -> Path:
 
 
 class TestPipe:
-    def test_the_result_alone_goes_to_stdout(self, d3: D3) -> None:
+    def test_only_the_result_goes_to_stdout(self, d3: D3) -> None:
         result = d3("profile", STORY, *FAST)
         assert result.code == 0
         assert "\x1b" not in result.out + result.err
@@ -155,7 +155,7 @@ class TestFiles:
         ("name", "begins"),
         [("a.json", "{"), ("a.csv", "reply,"), ("a.HTML", "<!doctype"), ("a.txt", "step")],
     )
-    def test_the_name_tells_the_form(
+    def test_the_form_follows_from_the_file_name(
         self, d3: D3, tmp_path: Path, trace_file: Path, name: str, begins: str
     ) -> None:
         path = tmp_path / name
@@ -166,7 +166,7 @@ class TestFiles:
         assert begins in path.read_text(encoding="utf-8")[:60].lstrip() or name == "a.txt"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    def test_a_link_and_a_device_stay_what_they_are(
+    def test_a_link_and_a_pipe_are_not_replaced(
         self, d3: D3, tmp_path: Path, trace_file: Path
     ) -> None:
         target, link = tmp_path / "target.csv", tmp_path / "link.csv"
@@ -183,15 +183,13 @@ class TestFiles:
         assert reader.communicate()[0].startswith(b"reply,")
         assert stat.S_ISFIFO(pipe.stat().st_mode)
 
-    def test_a_pipe_of_the_shell_is_written(self, trace_file: Path) -> None:
+    def test_process_substitution_is_written(self, trace_file: Path) -> None:
         words = f"{sys.executable} -m d3cli profile --from {trace_file} --output-file >(cat) -o csv"
         done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert "reply," in done.stdout
 
-    def test_a_file_that_cannot_be_written_is_told_before_the_run(
-        self, d3: D3, tmp_path: Path
-    ) -> None:
+    def test_an_unwritable_file_is_refused_before_the_run(self, d3: D3, tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "none" / "a.json"):
             result = d3("profile", STORY, "--output-file", path)
             check(result, 1, "directory" if path == tmp_path else "cannot be written")
@@ -209,9 +207,9 @@ class TestFiles:
         rows = tmp_path / "p.jsonl"
         rows.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (SUM, "word " * 4000)))
         result = d3("profile", "--input", rows, "--repeat", "1000")
-        check(result, 2, "the prompt is")  # told before the first one runs a thousand times
+        check(result, 2, "the prompt is")  # before the first prompt runs a thousand times
 
-    def test_what_is_read_is_not_replaced(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
+    def test_inputs_are_not_replaced(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
         prompt_file, link = tmp_path / "p.txt", tmp_path / "link.txt"
         prompt_file.write_text(SUM)
         link.symlink_to(prompt_file)
@@ -227,7 +225,7 @@ class TestFiles:
         assert read_trace(trace_file) == whole_trace()
         assert prompt_file.read_text() == SUM
 
-    def test_a_file_that_is_there_keeps_its_mode(
+    def test_an_existing_file_keeps_its_mode(
         self, d3: D3, tmp_path: Path, trace_file: Path
     ) -> None:
         path = tmp_path / "a.csv"
@@ -248,12 +246,12 @@ class TestFiles:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
         result = d3("profile", "--from", trace_file, "-o", "csv", "--output-file", pipe)
-        assert result.code == 1  # nobody reads it: the result is not lost, and nothing hangs
+        assert result.code == 1  # without a reader the result goes to stdout, and nothing hangs
         assert result.out.startswith("reply,")
         longest = tmp_path / ("n" * 250 + ".csv")
         assert d3("profile", "--from", trace_file, "--output-file", longest).code == 0
 
-    def test_a_dash_is_a_pipe(
+    def test_a_dash_is_stdin_or_stdout(
         self, d3: D3, trace_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = d3("profile", "--from", trace_file, "-o", "csv", "--output-file", "-").out
@@ -273,7 +271,7 @@ class TestFiles:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
 
-    def test_a_recorded_run_looks_as_it_did(self, d3: D3, tmp_path: Path) -> None:
+    def test_a_recorded_run_has_the_same_report(self, d3: D3, tmp_path: Path) -> None:
         path = tmp_path / "run.json"
         first = d3("profile", SUM, *FAST, "--compare", "--output-file", path)
         assert first.code == 0
@@ -284,7 +282,7 @@ class TestFiles:
 
 
 class TestAgainst:
-    def test_two_runs_line_up(self, d3: D3, tmp_path: Path) -> None:
+    def test_two_runs_are_compared(self, d3: D3, tmp_path: Path) -> None:
         paths = [tmp_path / "a.json", tmp_path / "b.json"]
         for path, alpha in zip(paths, ("off", "0.9"), strict=True):
             d3("profile", STORY, "--max-tokens", "30", "--alpha", alpha, "--output-file", path)
@@ -305,7 +303,7 @@ class TestAgainst:
         assert depth["from"] == 16
         assert depth["ratio"] == pytest.approx(depth["against"] / 16)
 
-    def test_a_run_is_like_itself(self, d3: D3, trace_file: Path) -> None:
+    def test_a_run_equals_itself(self, d3: D3, trace_file: Path) -> None:
         data = json.loads(
             d3("profile", "--from", trace_file, "--against", trace_file, "--json").out
         )
@@ -313,7 +311,9 @@ class TestAgainst:
         assert [reply["step"] for reply in data["replies"]] == [None, None]
         assert {one["ratio"] for one in data["measures"].values()} == {1.0}
 
-    def test_traces_of_both_schemas_line_up(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
+    def test_traces_of_both_schemas_are_compared(
+        self, d3: D3, tmp_path: Path, trace_file: Path
+    ) -> None:
         old = tmp_path / "old.json"
         old.write_text(json_line(as_schema_1(with_figures(whole_trace()))))
         for one, other in ((old, trace_file), (trace_file, old), (old, old)):
@@ -323,7 +323,7 @@ class TestAgainst:
         new = d3("profile", "--from", trace_file, "-o", "json").out
         assert d3("profile", "--from", old, "-o", "json").out == new
 
-    def test_it_names_what_the_two_do_not_share(self, d3: D3, tmp_path: Path) -> None:
+    def test_different_settings_are_named(self, d3: D3, tmp_path: Path) -> None:
         paths = [tmp_path / "a.json", tmp_path / "b.json"]
         asked = (("--seed", "1"), ("--seed", "2", "--system", "Go.", "--stop", "fox"))
         for path, extra in zip(paths, asked, strict=True):
@@ -356,7 +356,7 @@ class TestBadInput:
             (("llama-3-9b", "--prompt", "x"), "llama-3-9b"),
         ],
     )
-    def test_what_is_typed_wrong(self, d3: D3, arguments: tuple[str, ...], says: str) -> None:
+    def test_wrong_options_are_refused(self, d3: D3, arguments: tuple[str, ...], says: str) -> None:
         check(d3("profile", *arguments), 2, says)
 
     @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ class TestBadInput:
 
 
 class TestInterruption:
-    """A real signal, at a moment that a seed has chosen."""
+    """A real signal at a random moment, chosen by a seed."""
 
     @pytest.mark.parametrize("seed", range(6))
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -441,13 +441,13 @@ class TestInterruption:
         trace = read_trace(path)
         assert trace.interrupted
         (reply,) = trace.replies
-        # Twelve tokens to warm up, then twelve a repeat; the first repeat that has begun is shown.
+        # Twelve tokens of warm-up, then twelve per repeat. The first repeat with tokens is shown.
         shown = moment if moment <= 12 else min(12, moment - 12)
         assert len(reply.tokens) == shown
         assert len(reply.repeats) == max(1, moment // 12 - 1)
 
     @pytest.mark.parametrize("step", ["full depth's values", "needed depth", "full depth's time"])
-    def test_a_signal_while_it_compares_keeps_the_reply(
+    def test_a_signal_during_the_comparison_keeps_the_reply(
         self, d3: D3, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
         steps = Profiler.examine
@@ -466,7 +466,7 @@ class TestInterruption:
         assert len(trace.replies[0].tokens) == 12
         assert trace.replies[0].clock is None
 
-    def test_a_signal_while_the_result_is_written_waits(
+    def test_a_signal_waits_until_the_result_is_written(
         self, d3: D3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def killed(path: Path, text: str) -> None:
@@ -478,7 +478,7 @@ class TestInterruption:
         assert d3("profile", SUM, *FAST, "--output-file", path).code == 130
         assert not read_trace(path).interrupted
 
-    def test_many_signals_end_what_hangs(self, tmp_path: Path) -> None:
+    def test_many_signals_end_a_hanging_process(self, tmp_path: Path) -> None:
         code = (
             "import os, signal, time\n"
             "from d3cli.cli import signals\n"
@@ -493,7 +493,7 @@ class TestInterruption:
         assert done.returncode == 143
 
     @pytest.mark.slow
-    def test_a_process_of_its_own(self, tmp_path: Path) -> None:
+    def test_a_signal_to_another_process(self, tmp_path: Path) -> None:
         path = tmp_path / "run.json"
         process = d3_process(
             "profile", STORY, "--repeat", "1000", "--core-first", "1", "--threads", "1",
@@ -519,7 +519,7 @@ class TestInterruption:
 
 
 class Shown(NamedTuple):
-    """What a terminal got, and how the command ended."""
+    """The bytes written to a terminal, and the exit code."""
 
     code: int
     raw: str
@@ -530,7 +530,7 @@ class Shown(NamedTuple):
 
     @property
     def frames(self) -> list[str]:
-        """The live screen, drawing by drawing."""
+        """Each drawing of the live screen."""
         drawn = self.raw.split("\x1b[?1049h")[1].split("\x1b[?1049l")[0]
         frames = [frame for frame in drawn.split("\x1b[H") if "step" in frame]
         return [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", frame) for frame in frames]
@@ -538,7 +538,7 @@ class Shown(NamedTuple):
 
 @pytest.fixture
 def shown(forks: Forks, tmp_path: Path) -> Callable[..., Shown]:
-    """Runs `d3 profile` in a terminal of a given size; interrupts it after so many bytes."""
+    """Runs `d3 profile` in a terminal of a given size; `interrupt` it after that many bytes."""
 
     def run(
         *arguments: str | Path, columns: int = 100, rows: int = 30, interrupt: int = 0, **env: str
@@ -561,7 +561,7 @@ class TestTerminal:
                 assert word in frame
         assert "TTFT" in run.frames[-1] and "█" in run.frames[-1] and "▄" in run.frames[-1]
         assert "ships with this model" in run.plain
-        assert run.raw.index("\x1b[?1049l") < run.raw.index("summary")  # on the first screen again
+        assert run.raw.index("\x1b[?1049l") < run.raw.index("summary")  # after the live screen
         assert "\x1b[?25h" in run.raw  # the cursor is back
 
     @pytest.mark.parametrize(("columns", "rows"), [(40, 12), (20, 8), (300, 90)])
@@ -592,9 +592,7 @@ class TestTerminal:
         assert run.code == 2
         assert "a terminal cannot show HTML" in run.plain
 
-    def test_ctrl_c_gives_the_screen_back(
-        self, shown: Callable[..., Shown], tmp_path: Path
-    ) -> None:
+    def test_ctrl_c_restores_the_screen(self, shown: Callable[..., Shown], tmp_path: Path) -> None:
         path = tmp_path / "run.json"
         several_frames = 20_000
         run = shown(STORY, "--repeat", "100", "--output-file", path, interrupt=several_frames)
@@ -634,7 +632,7 @@ def terminals(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
 
 @pytest.mark.slow
 class TestInteraction:
-    """A user who acts while the live screen is shown."""
+    """Keys and window changes while the live screen is shown."""
 
     def test_the_screen_shows_the_newest_tokens(self, terminals: Callable[..., Terminal]) -> None:
         terminal = terminals(STORY, columns=100, rows=30)
@@ -642,7 +640,7 @@ class TestInteraction:
         assert terminal.end(60) == 0
         assert "ships with this model" in terminal.plain
 
-    def test_suspended_it_gives_the_screen_back(self, tmp_path: Path) -> None:
+    def test_suspending_restores_the_screen(self, tmp_path: Path) -> None:
         shell = Terminal(
             "--norc", "-i", home=tmp_path, program="/bin/bash", PS1="sh> ", columns=90, rows=24
         )
@@ -670,7 +668,7 @@ class TestInteraction:
 
 class TestView:
     @pytest.mark.parametrize("width", [20, 40, 80, 120])
-    def test_wide_and_hostile_tokens_keep_to_their_lines(self, width: int) -> None:
+    def test_wide_and_hostile_tokens_stay_on_their_lines(self, width: int) -> None:
         profiler = profile(max_tokens=len(HOSTILE) + 2)[0]
         model, schedule = profiler.model, profiler.options.schedule
         console = Console(
@@ -689,7 +687,7 @@ class TestView:
             assert not CONTROL.search(text)
         assert len(lines) <= 30
 
-    def test_tokens_are_shown_as_they_are(self) -> None:
+    def test_tokens_are_quoted_and_cut(self) -> None:
         assert quoted(" the") == '" the"'
         assert quoted("\n") == '"\\n"'
         assert quoted("\x1b[31m") == '"␛[31m"'
@@ -698,7 +696,7 @@ class TestView:
         assert cell_len(cut(quoted("日" * 99), 11)) <= 11
 
 
-def test_a_narrow_report_keeps_to_its_width() -> None:
+def test_a_report_fits_its_width() -> None:
     trace: Trace = whole_trace()
     for width in (20, 40, 80, 200):
         lines = report(trace, width).splitlines()

@@ -1,4 +1,4 @@
-"""The HTML report: one inert file that draws what the trace holds; looked at in a real browser."""
+"""The HTML report: one inert file that shows the trace. Some tests open it in a real browser."""
 
 import itertools
 import re
@@ -28,7 +28,7 @@ noscript script"""
 
 
 class Page(HTMLParser):
-    """A page's elements, and the text outside of scripts and styles."""
+    """The elements of a page, and its text outside scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def test_what_each_layer_did() -> None:
         assert sum(state == RUN for state in column) == token.depth  # whole layers
 
 
-def test_sublayers_have_states_of_their_own() -> None:
+def test_dropped_sublayers_have_their_own_states() -> None:
     order = ("1.attn", "2.mlp", "1.mlp")
     schedule = DepthSchedule(4, 0.5, 0, 1, 1, order, (0.4, 0.6, 0.6))
     made = made_trace([4, 4 - 0.4, 4 - 1.0, 4 - 1.6], [1.0, 1.0, 1.0])
@@ -85,7 +85,7 @@ def test_a_token_without_dropped_units_has_empty_cells() -> None:
 
 
 @pytest.mark.parametrize("make", [whole_trace, hostile_trace])
-def test_the_page_is_inert_and_asks_nobody(make: object) -> None:
+def test_the_page_is_inert_and_makes_no_request(make: object) -> None:
     text = html_report(make())  # type: ignore[operator]
     page = Page(text)
     scripts = [attributes for tag, attributes in page.tags if tag == "script"]
@@ -105,7 +105,7 @@ def test_the_page_is_inert_and_asks_nobody(make: object) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page.text)
 
 
-def test_hostile_texts_are_there_as_texts() -> None:
+def test_hostile_texts_stay_texts() -> None:
     page = Page(html_report(hostile_trace()))
     for attack in HOSTILE[:8]:
         assert attack.replace("\\", "\\\\") in page.text
@@ -135,7 +135,7 @@ def opened(browser: Browser, trace: Trace, tmp_path: Path) -> None:
 
 
 def hover(browser: Browser, chart: str, x: float, y: float) -> str:
-    """What the label says at a point of a chart, given as shares of its plot."""
+    """The label at a point of a chart; `x` and `y` are fractions of the plot."""
     place = f"document.getElementById('{chart}')"
     browser.run(f"{place}.scrollIntoView({{block: 'center'}})")
     box = browser.run(
@@ -154,7 +154,7 @@ def hover(browser: Browser, chart: str, x: float, y: float) -> str:
 
 @needs_chromium
 class TestInChromium:
-    def test_it_draws_every_cell_and_says_nothing(self, browser: Browser, tmp_path: Path) -> None:
+    def test_it_draws_every_cell_without_a_message(self, browser: Browser, tmp_path: Path) -> None:
         trace = whole_trace()
         opened(browser, trace, tmp_path)
         drawn = browser.run(
@@ -171,7 +171,8 @@ class TestInChromium:
         assert browser.problems == []
         assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
 
-    def test_hovering_tells_of_the_token(self, browser: Browser, tmp_path: Path) -> None:
+    @pytest.mark.slow
+    def test_hovering_shows_the_token(self, browser: Browser, tmp_path: Path) -> None:
         trace = whole_trace()
         opened(browser, trace, tmp_path)
         count = len(trace.replies[0].tokens)
@@ -198,10 +199,11 @@ class TestInChromium:
         for up in (True, False):
             browser.run(f"document.querySelectorAll('#reply-0 th button')[{at}].click()")
             values = browser.run(column)
-            assert values[-1] == ""  # token 0 has no time, and stands last either way
+            assert values[-1] == ""  # token 0 has no time, so it is always last
             numbers = [float(value) for value in values[:-1]]
             assert numbers == sorted(numbers, reverse=not up)
 
+    @pytest.mark.slow
     def test_another_reply_and_another_theme(self, browser: Browser, tmp_path: Path) -> None:
         opened(browser, whole_trace(), tmp_path)
         paper = "getComputedStyle(document.body).backgroundColor"
@@ -222,6 +224,7 @@ class TestInChromium:
         assert cells_drawn == len(whole_trace().replies[1].tokens)
         assert browser.problems == []
 
+    @pytest.mark.slow
     def test_it_fits_a_phone(self, browser: Browser, tmp_path: Path) -> None:
         opened(browser, whole_trace(), tmp_path)
         browser.resize(360, 780, phone=True)
@@ -238,6 +241,7 @@ class TestInChromium:
         assert 200 < browser.run(f"{svg}.width") <= 360
         browser.resize(1100, 900)
 
+    @pytest.mark.slow
     def test_hostile_texts_do_nothing(self, browser: Browser, tmp_path: Path) -> None:
         trace = hostile_trace()
         opened(browser, trace, tmp_path)
@@ -254,8 +258,8 @@ class TestInChromium:
         assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
 
 
-def test_a_trace_without_times_of_steps() -> None:
-    """Found by scripts/fuzz.py: speed from the whole reply, and no time of one token."""
+def test_a_trace_without_step_times() -> None:
+    """Found by scripts/fuzz.py: the whole reply has a speed, but its tokens have no times."""
     trace = made_trace([4, 4], [10.0])
     tokens = tuple(replace(token, ms=None) for token in trace.replies[0].tokens)
     page = html_report(replace(trace, replies=(replace(trace.replies[0], tokens=tokens),)))

@@ -38,7 +38,7 @@ def first_document() -> Document:
 
 
 class TestRun:
-    def test_a_trace_adds_up_to_what_the_engine_says(self) -> None:
+    def test_a_trace_has_the_figures_of_the_engine(self) -> None:
         trace = whole_trace()
         for number, text in enumerate((STORY, SUM)):
             reply = Engine(builtin()).stream(text, schedule=trace.depth_schedule, max_tokens=40)
@@ -89,7 +89,7 @@ class TestRun:
         found = [token.entropy for token in trace.replies[0].tokens]
         assert found == pytest.approx(expected.tolist(), abs=1e-5)
 
-    def test_repeats_follow_a_run_that_warms_up(self) -> None:
+    def test_repeats_follow_a_warm_up(self) -> None:
         sampling = SamplingParams(temperature=0.8)
         profiler = profile(STORY, max_tokens=6, repeats=3, sampling=sampling)[0]
         trace = profiler.trace()
@@ -102,7 +102,7 @@ class TestRun:
 
     @pytest.mark.parametrize("repeats", [1, 3])
     @pytest.mark.parametrize("after", [0, 1, 5])
-    def test_a_run_cut_short_is_a_valid_trace(self, repeats: int, after: int) -> None:
+    def test_an_interrupted_run_is_a_valid_trace(self, repeats: int, after: int) -> None:
         profiler = profile(max_tokens=20, repeats=repeats)[0]
         run = next(iter(profiler.runs(prompt(STORY))))
         for _ in itertools.islice(run, after):
@@ -115,7 +115,7 @@ class TestRun:
         assert len(reply.repeats) == min(1, after)
         to_json(trace)
 
-    def test_cut_short_in_a_later_run_the_first_one_counts(self) -> None:
+    def test_interrupted_in_a_later_run_the_first_one_is_recorded(self) -> None:
         profiler = profile(max_tokens=8, repeats=2)[0]
         warm_up, first, second = profiler.runs(prompt(STORY)), None, None
         for run in warm_up:
@@ -129,14 +129,14 @@ class TestRun:
         assert len(reply.tokens) == 8
         assert len(reply.repeats) == 1
 
-    def test_layers_active_by_units_dropped(self) -> None:
+    def test_active_layers_by_dropped_units(self) -> None:
         order = ("1.attn", "2.mlp", "1.mlp", "3")
         schedule = DepthSchedule(5, 0.5, 0, 1, 1, order, (0.4, 0.6, 0.6, 1.0))
         assert active_layers(schedule) == [5, 5, 5, 4, 3]  # layer 2 still has its attention
 
 
 class TestFullDepth:
-    def test_values_are_those_of_a_plain_forward(self) -> None:
+    def test_values_equal_those_of_a_plain_forward(self) -> None:
         trace = whole_trace()
         document = first_document()
         ids = torch.tensor([[*document.prompt_ids, *document.response_ids[:-1]]])
@@ -151,7 +151,7 @@ class TestFullDepth:
             assert token.full_text == builtin().tokenizer.decode([token.full_token_id])
         assert any(token.kl > 1e-3 for token in trace.replies[0].tokens)
 
-    def test_needed_depth_is_that_of_decoding_at_each_constant_depth(self) -> None:
+    def test_needed_depth_equals_decoding_at_each_constant_depth(self) -> None:
         model, trace = builtin(), whole_trace()
         document, order = first_document(), trace.needed_order
         assert order is not None
@@ -179,7 +179,7 @@ class TestFullDepth:
         choices = [torch.tensor(column) for column in columns]
         assert needed_depths(model, ("7", "9"), choices) == [14.0, 16.0, 15.0, 14.0]
 
-    def test_the_lens_is_that_of_every_hidden_state(self) -> None:
+    def test_the_lens_equals_that_of_every_hidden_state(self) -> None:
         model, document = builtin(), first_document()
         ids = torch.tensor([[*document.prompt_ids, *document.response_ids[:-1]]])
         with torch.inference_mode():
@@ -221,7 +221,7 @@ class TestFullDepth:
         assert bool(parts.mlp) == (model.gate.family.mlp is not None)
         assert len(parts.layers[0]) == model.num_layers
 
-    def test_the_family_of_a_cautious_default_is_all_that_may_be_dropped(self) -> None:
+    def test_the_cautious_default_searches_all_units_that_may_be_dropped(self) -> None:
         model = tiny("llama").gated
         default = model.schedule()
         assert nested_family(model, default, Source.DEFAULT) == model.schedule(0.5).skip_order
@@ -263,7 +263,7 @@ class TestClock:
             expected += [(at, ids[at], n, at) for n in order]
         assert seen == expected
 
-    def test_the_interval_holds_the_ratio(self) -> None:
+    def test_the_interval_contains_the_ratio(self) -> None:
         model, document = builtin(), first_document()
         times = StepTimes(model, fill_cache(model, document), document, model.schedule(0.9), 3, 2)
         list(times)
@@ -334,7 +334,7 @@ class TestSummary:
         assert found.needed.late - found.needed.early == pytest.approx(late - 3, abs=0.05)
         assert words in " ".join(sentences(found, trace, trace.replies))
 
-    def test_a_reply_that_never_began_hides_no_rates(self) -> None:
+    def test_an_unstarted_reply_does_not_change_the_rates(self) -> None:
         trace = made_trace([4, 3, 2], [10.0, 30.0])
         [reply] = trace.replies
         unbegun = replace(reply, tokens=(), repeats=(), finish_reason="interrupted")
@@ -372,7 +372,7 @@ class TestSummary:
         words = " ".join(sentences(summarize(trace, trace.replies), trace, trace.replies))
         assert "may be chance" in words
 
-    def test_time_stopped_is_not_decoding(self) -> None:
+    def test_suspended_time_is_not_decoding_time(self) -> None:
         profiler = profile(max_tokens=4)[0]
         run = next(iter(profiler.runs(prompt(STORY))))
         list(run)
@@ -391,7 +391,7 @@ class TestSummary:
         assert found.tokens_per_second is None
         assert trace.replies[0].clock is None
 
-    def test_needed_refuses_where_nothing_can_be_dropped(self) -> None:
+    def test_needed_depth_is_refused_if_nothing_can_be_dropped(self) -> None:
         model = tiny("llama").gated
         one = DepthSchedule.full(1)
         object.__setattr__(one, "num_layers", model.num_layers)
@@ -405,7 +405,7 @@ class TestSummary:
         finally:
             gate.family = family
 
-    def test_the_profiler_is_a_plain_caller_of_the_engine(self) -> None:
+    def test_the_trace_describes_schedule_and_model(self) -> None:
         profiler, trace = profile(SUM, max_tokens=5)
         assert isinstance(profiler, Profiler)
         assert trace.depth_schedule == builtin().schedule(0.97, start=4)

@@ -37,7 +37,7 @@ def test_what_is_written_can_be_read() -> None:
         assert read(written(trace)) == trace
 
 
-def test_figures_beside_the_record_follow_from_it() -> None:
+def test_figures_are_computed_from_the_record() -> None:
     data = written(whole_trace())
     depths = [token["depth"] for token in data["replies"][0]["tokens"]][1:]
     stats = data["replies"][0]["stats"]
@@ -68,20 +68,20 @@ def test_every_field_is_documented() -> None:
     assert not missing
 
 
-def test_fields_that_a_later_d3_adds_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     data = written(whole_trace())
     data["more"] = data["replies"][0]["tokens"][0]["more"] = {"x": [1]}
     assert read(data) == whole_trace()
 
 
-def test_a_newer_schema_is_said_to_be_newer() -> None:
+def test_a_newer_schema_is_refused() -> None:
     data = written(whole_trace()) | {"schema": 3, "replies": "another form altogether"}
     with pytest.raises(TraceError, match=r"t\.json was written by a newer d3 \(schema 3"):
         read(data)
 
 
 class TestSchema1:
-    """Traces of 0.1.0 do not say how many bytes a token read; the schedule does."""
+    """Traces of 0.1.0 have no `bytes_read`; it follows from the schedule."""
 
     def test_it_reads_as_the_same_trace(self) -> None:
         for trace in (whole_trace(), made_trace([4, 3, 2], [1.0, 2.0])):
@@ -126,7 +126,7 @@ class TestSchema1:
 
 
 def test_bytes_are_added_up_as_recorded() -> None:
-    """A step may read more or less than the schedule alone says."""
+    """Figures use `bytes_read`, not the schedule."""
     made = made_trace([4, 3, 3], [1.0, 1.0])
     [reply] = made.replies
     first, second, third = reply.tokens
@@ -138,7 +138,7 @@ def test_bytes_are_added_up_as_recorded() -> None:
     assert csv_text(trace).splitlines()[-1].startswith('1,2,2,"""t2""",3.0,,3,0,')
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends() -> None:
+def test_a_truncated_file_is_refused() -> None:
     text = json.dumps(written(whole_trace())).encode()
     for end in range(0, len(text) - 1, 97):
         with pytest.raises(TraceError, match="is not a valid trace"):
@@ -194,12 +194,12 @@ def test_a_wrong_field_is_named(path: tuple[Any, ...], value: object, says: str)
     "text",
     [b"", b"null", b"[]", b"{}", b"[" * 200_000, b'{"schema": NaN}', b"\xff\xfe", b"\x00" * 64],
 )
-def test_what_is_no_trace_is_refused(text: bytes) -> None:
+def test_other_files_are_refused(text: bytes) -> None:
     with pytest.raises(TraceError):
         parse_trace(text, "t.json")
 
 
-def test_not_a_number_is_refused_both_ways() -> None:
+def test_nan_is_neither_written_nor_read() -> None:
     token = whole_trace().replies[0].tokens[1]
     for field in fields(TokenTrace):
         if isinstance(getattr(token, field.name), float):
