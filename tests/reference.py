@@ -1,9 +1,9 @@
-"""A slow, obvious D³: no gate, no cache, no prefixes. Everything fast is checked against it.
+"""A slow, obvious D³ without gate, cache or prefixes. All fast code is tested against it.
 
-Each step runs the plain Hugging Face model over the whole sequence. Hooks on its attention and MLP
-modules do what the paper says, position by position: where a sublayer is inactive its output is
-zero, where a whole layer is inactive its output is its input, and the keys of positions where an
-attention is inactive are hidden from it by a mask.
+Each step runs the plain Hugging Face model over the whole sequence. Hooks on its layers, attention
+and MLP modules do what the paper says at each position: the output of an inactive sublayer is zero,
+the output of an inactive layer is its input, and a mask hides the keys of positions where an
+attention is inactive.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Reference:
     def generate(
         self, prompt_ids: Sequence[int], schedule: DepthSchedule, new_tokens: int
     ) -> tuple[list[int], Tensor]:
-        """Greedy tokens and the logits behind each, ``[N, V]``; recomputes all in each step."""
+        """Greedy tokens and the logits that chose them, ``[N, V]``. Each step recomputes all."""
         token_ids, rows = list(prompt_ids), []
         for _ in range(new_tokens):
             rows.append(self.logits(token_ids, len(prompt_ids), schedule)[-1])
@@ -79,7 +79,7 @@ class Reference:
 
 
 def _active(dropped: list[set[str]], names: set[str]) -> Tensor:
-    """Where none of the names is dropped, ``[S]``."""
+    """The positions where none of the names is dropped, ``[S]``."""
     return torch.tensor([not (names & here) for here in dropped])
 
 
@@ -102,9 +102,9 @@ def _keep_input(active: Tensor):
 
 def _hide_inactive_keys(active: Tensor):
     def hook(_module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        mask = kwargs["attention_mask"]  # eager: [1, 1, S, S], 0 or the least float
+        mask = kwargs["attention_mask"]  # eager: [1, 1, S, S], 0 or the lowest float
         hidden = torch.finfo(mask.dtype).min
-        # A position always sees itself, so that inactive rows (zeroed later) stay finite.
+        # Each position sees itself, so that inactive rows, zeroed later, stay finite.
         visible = active[None, :] | torch.eye(len(active), dtype=torch.bool)
         kwargs["attention_mask"] = mask.masked_fill(~visible, hidden)
         return args, kwargs

@@ -1,6 +1,6 @@
-"""Token ids to token ids: the D³ decode loop.
+"""The D³ decode loop, from token ids to token ids.
 
-Prefill at full depth, then one decode step a token, each at its own depth (arXiv 2503.08524,
+A prefill at full depth, then one decode step per token, each at its own depth (arXiv 2503.08524,
 section 3). Knows nothing of text, chat or files.
 """
 
@@ -20,7 +20,7 @@ from d3cli.model.model import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Part of a prefill: the position it begins at and its final hidden states, ``[S, H]``."""
+    """Part of a prefill: the position of its first token, and final hidden states ``[S, H]``."""
 
     start: int
     hidden: Tensor
@@ -31,14 +31,14 @@ class DecodedToken:
     """One token of a reply.
 
     Attributes:
-        step: ``t``, counted from 0; token 0 comes out of the prefill.
-        token_id: the token chosen.
+        step: ``t``, counted from 0; the prefill predicts token 0.
+        token_id: the chosen token.
         depth: layers used to predict it.
         logprob: its raw log-probability, before penalties, temperature and warpers.
         top_id: the raw argmax at this step.
-        bytes_read: bytes of weights that the pass which predicted it read. The prefill reads all
-            of them for token 0; a byte ratio counts the decode steps only.
-        entropy: of the raw distribution, in nats; None unless asked for.
+        bytes_read: weights read by the pass that predicted it, in bytes. For token 0 these are all
+            weights, since a prefill runs at full depth. A byte ratio counts the decode steps only.
+        entropy: of the raw distribution, in nats; None unless requested.
     """
 
     step: int
@@ -55,8 +55,8 @@ def prefill(
 ) -> Iterator[PrefillChunk]:
     """Reads tokens into the cache at full depth, chunk by chunk.
 
-    The cache must not be ragged. A caller that needs the next token's logits applies
-    `model.logits` to the last hidden state of the last chunk.
+    The cache must not be ragged. To get the next token's logits, apply `model.logits` to the last
+    hidden state of the last chunk.
     """
     for offset in range(0, len(token_ids), chunk_size):
         ids = torch.tensor([token_ids[offset : offset + chunk_size]], device=model.device)  # [1, S]
@@ -91,27 +91,21 @@ def decode(
     """Generates a reply, token ``t`` at ``schedule.depth(t)``.
 
     Args:
-        logits: the prefill's last logits, ``[V]``; they give token 0.
-        prompt_ids: what the cache holds; the repetition penalty looks at it.
-        eos_token_ids: the reply ends with the first of these.
-        with_entropy: compute each token's entropy, which costs a pass over the logits.
+        logits: the prefill's last logits, ``[V]``, which predict token 0.
+        prompt_ids: the tokens in the cache; the repetition penalty looks at them.
+        eos_token_ids: tokens that end the reply.
+        with_entropy: compute each token's entropy, at the cost of a pass over the logits.
 
     Raises:
-        GenerationError: the logits of some step are not finite.
+        GenerationError: the logits of a step are not finite.
     """
     token_ids = list(prompt_ids)
+    dropped: Sequence[str] = ()
     for step in range(max_tokens):
         if step:
-            logits = decode_step(model, cache, token_ids[-1], schedule.dropped(step))
-        normalizer = float(logits.logsumexp(dim=-1))  # NaN or inf as soon as one logit is
-        if not math.isfinite(normalizer):
-            raise GenerationError(
-                f"the logits of step {step} are not finite, so no token can be chosen",
-                (
-                    "the weights may be damaged, or the dtype too narrow: try ",
-                    Setting("dtype", "float32"),
-                ),
-            )
+            dropped = schedule.dropped(step)
+            logits = decode_step(model, cache, token_ids[-1], dropped)
+        normalizer = _normalizer(logits, step)
         token_id = sampler.choose(logits, token_ids)
         token_ids.append(token_id)
         yield DecodedToken(
@@ -120,15 +114,33 @@ def decode(
             depth=schedule.depth(step),
             logprob=float(logits[token_id]) - normalizer,
             top_id=int(logits.argmax()),
-            bytes_read=model.weight_bytes.read(schedule.dropped(step)),
+            bytes_read=model.weight_bytes.read(dropped),
             entropy=_entropy(logits, normalizer) if with_entropy else None,
         )
         if token_id in eos_token_ids:
             return
 
 
+def _normalizer(logits: Tensor, step: int) -> float:
+    """``log(sum(exp(logits)))``.
+
+    Raises:
+        GenerationError: a logit is NaN or infinity. Minus infinity is fine: it masks a token.
+    """
+    normalizer = float(logits.logsumexp(dim=-1))
+    if not math.isfinite(normalizer):
+        raise GenerationError(
+            f"the logits of step {step} are not finite, so no token can be chosen",
+            (
+                "the weights may be damaged, or the dtype too narrow: try ",
+                Setting("dtype", "float32"),
+            ),
+        )
+    return normalizer
+
+
 def _entropy(logits: Tensor, normalizer: float) -> float:
-    """The entropy, in nats, of the distribution that ``logits`` ``[V]`` stand for."""
-    # Clamped: a logit of minus infinity has the probability 0, and 0 times infinity is no number.
+    """Entropy, in nats, of the distribution with ``logits`` ``[V]``."""
+    # Clamped, since a logit of minus infinity would make 0 * -inf, which is NaN.
     log_probs = (logits - normalizer).clamp(min=torch.finfo(logits.dtype).min)
     return max(0.0, -float(torch.dot(log_probs.exp(), log_probs)))

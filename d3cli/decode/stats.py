@@ -1,4 +1,4 @@
-"""Figures of one run: counts, times, depths, memory. Knows nothing of where they come from."""
+"""Figures of one reply: counts, times, depths, memory. Knows nothing of how they are measured."""
 
 import sys
 from contextlib import suppress
@@ -10,10 +10,17 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """Figures of one reply. Depths and ratios are over the decode steps ``1 .. N - 1``.
+    """Figures of one reply of N tokens.
 
-    Ratios are None where there was no decode step. `byte_ratio` counts weights only, not the KV
-    cache, and not the repair that a later turn pays.
+    Attributes:
+        prompt_tokens, completion_tokens: token counts; the end token counts.
+        ttft_s: seconds from the request to the first token; None without a token.
+        decode_s: seconds of the decode steps ``1 .. N - 1``.
+        tokens_per_second, mean_depth, min_depth: over the decode steps; None without one.
+        layer_ratio, byte_ratio: full depth over this reply, in layers and in bytes of weights, over
+            the decode steps; None without one. The KV cache and a later repair are not counted.
+        peak_memory_bytes: see `peak_memory`.
+        seed: None if sampling was greedy.
     """
 
     prompt_tokens: int
@@ -30,7 +37,7 @@ class RunStats:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that the process held at once; on a GPU, that torch held there."""
+    """The most bytes that the process has held at once; on a GPU, that torch has held there."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
@@ -38,11 +45,11 @@ def peak_memory(device: torch.device) -> int:
 
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":
-        # getrusage counts what the parent held when it forked, too.
-        with suppress(OSError, LookupError, ValueError):  # some containers do not say
+        # getrusage also counts what the parent process held when it forked.
+        with suppress(OSError, LookupError, ValueError):  # some containers hide it
             status = Path("/proc/self/status").read_text()
             return 1024 * int(status.split("VmHWM:")[1].split()[0])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on BSDs
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on BSDs

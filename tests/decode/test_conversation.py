@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from transformers.utils.chat_template_utils import mark_control_tokens
 
 from d3cli.base.errors import ContextFullError
 from d3cli.decode.conversation import Conversation, ReplyOptions, inside
@@ -17,7 +18,6 @@ from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.model.load import load_model
 from d3cli.scoring.compare_reply import compare_reply
-from d3cli.text.chat_template import encode_chat
 
 MODEL = load_model(dtype="float32", device="cpu", threads=1)
 TEXTS = ["What is 27 + 45?", "Tell me a story about a fox.", "Go on.", "Why?", "é 漢 🦊"]
@@ -236,13 +236,12 @@ class TestOverflow:
         conversation = Conversation(MODEL, [huge, *self.long(1).messages])
         conversation.say("Hello?")
         longest = []
-        monkeypatch.setattr(
-            "d3cli.decode.conversation.encode_chat",
-            lambda tokenizer, messages, *words, **more: (
-                longest.append(sum(len(message["content"]) for message in messages)),
-                encode_chat(tokenizer, messages, *words, **more),
-            )[1],
-        )
+
+        def mark(messages: list[dict[str, str]], tokens: object) -> object:
+            longest.append(sum(len(message["content"]) for message in messages))
+            return mark_control_tokens(messages, tokens)
+
+        monkeypatch.setattr("d3cli.text.chat_template.mark_control_tokens", mark)
         assert huge in conversation.make_room(options())
         assert max(longest) < 20_000
 

@@ -1,4 +1,4 @@
-"""Sampling picks what transformers would pick."""
+"""Sampling chooses the tokens that transformers would choose."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ NEW_TOKENS = 20
     ],
     ids=str,
 )
-def test_the_same_seed_gives_the_text_of_transformers(params: SamplingParams) -> None:
+def test_a_seed_draws_the_tokens_that_transformers_draws(params: SamplingParams) -> None:
     model = tiny("llama")
     prompt = random_ids(12)
     torch.manual_seed(params.seed or 0)
@@ -120,17 +120,17 @@ def test_impossible_values_are_refused_by_name(fields: dict) -> None:
 class TestResolve:
     CHECKPOINT = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 4096}  # noqa: RUF012
 
-    def test_nothing_said_is_greedy(self) -> None:
+    def test_without_settings_it_is_greedy(self) -> None:
         assert SamplingParams.resolve({}, {}) == SamplingParams()
 
-    def test_the_checkpoint_decides_where_the_user_says_nothing(self) -> None:
+    def test_the_checkpoint_decides_what_the_user_does_not_set(self) -> None:
         params = SamplingParams.resolve({"seed": 1, "top_k": None}, self.CHECKPOINT)
         assert params == SamplingParams(temperature=0.6, top_p=0.9, seed=1)
 
     def test_a_checkpoint_that_does_not_sample_is_greedy(self) -> None:
         assert SamplingParams.resolve({}, self.CHECKPOINT | {"do_sample": False}).is_greedy
 
-    def test_an_impossible_checkpoint_is_not_the_users_fault(self) -> None:
+    def test_a_bad_checkpoint_is_not_a_usage_error(self) -> None:
         broken = {"do_sample": True, "temperature": "hot"}
         with pytest.raises(ModelError, match="generation_config"):
             SamplingParams.resolve({}, broken)
@@ -138,10 +138,10 @@ class TestResolve:
             SamplingParams.resolve({"top_p": 3}, broken)
         assert SamplingParams.resolve({"temperature": 0.5}, broken).temperature == 0.5
 
-    def test_a_flag_overrides_the_checkpoint(self) -> None:
+    def test_the_user_overrides_the_checkpoint(self) -> None:
         params = SamplingParams.resolve({"temperature": 0.0}, self.CHECKPOINT)
         assert params.is_greedy
 
-    def test_a_top_p_alone_asks_for_sampling(self) -> None:
+    def test_top_p_alone_turns_sampling_on(self) -> None:
         assert SamplingParams.resolve({"top_p": 0.5}, {}).temperature == 1.0
         assert SamplingParams.resolve({"top_p": 0.5, "temperature": 0}, {}).is_greedy

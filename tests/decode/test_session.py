@@ -1,4 +1,4 @@
-"""Replies, turns and stats, on a tiny random model and on the built-in trained one."""
+"""Replies, turns and stats, on tiny random models and on the built-in trained one."""
 
 import gc
 import itertools
@@ -21,6 +21,7 @@ from d3cli.decode.reply import Reply
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.decode.stats import peak_memory
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -61,7 +62,7 @@ class TestReply:
 
     def test_stats_are_those_of_the_decode_steps(self, builtin: LoadedModel) -> None:
         engine, schedule = Engine(builtin), builtin.schedule(0.99)
-        before = time.perf_counter()
+        before, memory = time.perf_counter(), peak_memory(builtin.device)
         reply = engine.stream(STORY, schedule=schedule, max_tokens=30)
         list(reply)
         wall = time.perf_counter() - before
@@ -81,10 +82,10 @@ class TestReply:
         assert stats.ttft_s is not None
         assert stats.ttft_s + stats.decode_s <= wall
         assert stats.tokens_per_second == pytest.approx(29 / stats.decode_s)
-        assert stats.peak_memory_bytes > 50e6
+        assert stats.peak_memory_bytes >= memory > 0
         assert stats.seed is None
 
-    def test_entropy_is_computed_only_where_asked_for(self, builtin: LoadedModel) -> None:
+    def test_entropy_is_computed_only_on_request(self, builtin: LoadedModel) -> None:
         plain = Engine(builtin).stream(STORY, max_tokens=3)
         asked = Engine(builtin).stream(STORY, max_tokens=3, with_entropy=True)
         assert [chunk.token.entropy for chunk in plain] == [None] * 3
@@ -135,7 +136,7 @@ class TestReply:
         assert list(reply.prefill()) == []
         assert len(ids(reply)) == 3
 
-    def test_a_reply_left_early_is_called_interrupted(self, builtin: LoadedModel) -> None:
+    def test_a_reply_left_early_is_interrupted(self, builtin: LoadedModel) -> None:
         reply = Engine(builtin).stream(STORY)
         for _, _chunk in zip(range(5), reply, strict=False):
             pass
@@ -145,10 +146,10 @@ class TestReply:
 
     @pytest.mark.parametrize("late", [False, True])
     @pytest.mark.parametrize("place", [Detokenizer, StopStrings])
-    def test_cut_anywhere_text_and_pieces_are_those_of_the_tokens(
+    def test_text_and_pieces_match_the_tokens_after_an_interruption_anywhere(
         self, builtin: LoadedModel, monkeypatch: pytest.MonkeyPatch, place: type, late: bool
     ) -> None:
-        """As an exception out of a signal may: in the middle of taking a token."""
+        """A signal handler may raise in the middle of adding a token."""
         push, calls = place.push, itertools.count(1)
 
         def cut(self: object, value: object) -> object:
@@ -171,7 +172,7 @@ class TestReply:
         assert len(reply.pieces) == len(ids) == (8 if place is Detokenizer else 9)
         assert reply.release() == ""
 
-    def test_held_text_is_released_where_a_reply_is_left(self, builtin: LoadedModel) -> None:
+    def test_held_text_is_released_when_a_reply_is_left_early(self, builtin: LoadedModel) -> None:
         whole = Engine(builtin).stream(STORY, max_tokens=12)
         list(whole)
         reply = Engine(builtin).stream(STORY, stop=[whole.text + " and never this"])
@@ -204,7 +205,7 @@ class TestReply:
 
 
 class TestTurns:
-    """Whatever happened before, a turn's tokens are those of a fresh engine."""
+    """After any history, a turn's tokens are those of a fresh engine."""
 
     SCHEDULE = whole_layers(alpha=0.9, start=1)
 
@@ -224,7 +225,7 @@ class TestTurns:
         assert second.agreement is None
         assert second.reused == 21  # the prompt and the warm-up step
 
-    def test_the_second_turn_reads_only_what_it_must(self) -> None:
+    def test_the_second_turn_reads_only_what_the_cache_lacks(self) -> None:
         model = tiny("llama").gated
         engine = Engine(model)
         prompt = random_ids(40)
@@ -244,7 +245,7 @@ class TestTurns:
         assert read[0] == len(follow_up) - 41  # the prompt and one warm-up step are kept
 
     @pytest.mark.parametrize("cut", [0, 5, 19, 20, 24, 30])
-    def test_a_history_that_changed_is_read_again_from_there(self, cut: int) -> None:
+    def test_an_edited_history_is_read_again_from_the_edit(self, cut: int) -> None:
         model = tiny("gemma3").gated
         engine = Engine(model)
         prompt = random_ids(20)
@@ -260,7 +261,7 @@ class TestTurns:
         first = ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=10))
         assert ids(greedy(engine, prompt, self.SCHEDULE, max_tokens=10)) == first
 
-    def test_an_interrupted_reply_leaves_the_engine_whole(self) -> None:
+    def test_an_interrupted_reply_leaves_the_engine_usable(self) -> None:
         model = tiny("llama").gated
         engine = Engine(model)
         prompt = random_ids(20)
@@ -285,7 +286,7 @@ class TestTurns:
         list(second), list(fresh)
         assert second.text == fresh.text
 
-    def test_at_full_depth_and_float32_rounding_changes_no_choice(self) -> None:
+    def test_rounding_changes_no_choice_at_full_depth_in_float32(self) -> None:
         model = tiny("llama").gated
         engine = Engine(model)
         ids(greedy(engine, random_ids(20), DepthSchedule.full(8), max_tokens=15))
@@ -293,7 +294,7 @@ class TestTurns:
         assert engine.repair(recheck=True).compared == 14
         assert engine.repair(recheck=True).share == 1
 
-    def test_a_prefill_begun_by_hand_goes_on_in_the_reply(self) -> None:
+    def test_the_reply_continues_a_prefill_that_was_begun(self) -> None:
         model = tiny("llama").gated
         engine = Engine(model)
         prompt = random_ids(30)
@@ -306,22 +307,22 @@ class TestTurns:
         assert before.agreement is not None
         assert before.agreement.compared == 7
 
-    def test_what_was_read_ahead_in_vain_is_read_anew(self) -> None:
+    def test_what_was_read_ahead_wrongly_is_read_again(self) -> None:
         model = tiny("gemma3").gated
         engine = Engine(model)
         prompt = random_ids(20)
         first = greedy(engine, prompt, self.SCHEDULE, max_tokens=30)
         written = ids(first)
-        ahead = [*prompt, *written[10:], *random_ids(9, seed=4)]  # a template dropped some of it
+        ahead = [*prompt, *written[10:], *random_ids(9, seed=4)]  # a template dropped a part
         list(engine.read_ahead(ahead))
         follow_up = [*ahead, 7, 8]
         second = greedy(engine, follow_up, self.SCHEDULE, max_tokens=9)
         assert ids(second) == ids(greedy(Engine(model), follow_up, self.SCHEDULE, max_tokens=9))
         assert second.reused == len(ahead)
         assert first.agreement is not None
-        assert first.agreement.compared == 0  # nothing of it was read in its own context
+        assert first.agreement.compared == 0  # none of it was read in its own context
 
-    def test_repair_on_demand_and_again_finds_nothing_more(self) -> None:
+    def test_a_second_repair_compares_nothing_more(self) -> None:
         model = tiny("llama").gated
         engine = Engine(model)
         ids(greedy(engine, random_ids(20), self.SCHEDULE, max_tokens=15))
@@ -330,7 +331,7 @@ class TestTurns:
         assert not engine.cache.is_ragged
         assert engine.repair().compared == 13  # each token once
 
-    def test_a_repair_left_in_the_middle_goes_on_with_the_next_prompt(self) -> None:
+    def test_the_next_prompt_completes_a_repair_left_in_the_middle(self) -> None:
         model = tiny("qwen3-sliding").gated
         engine = Engine(model)
         prompt = random_ids(20)
@@ -372,7 +373,7 @@ class TestRefusals:
             b"Hi.",
         ],
     )
-    def test_what_is_no_prompt(self, builtin: LoadedModel, prompt: object) -> None:
+    def test_a_prompt_of_another_type(self, builtin: LoadedModel, prompt: object) -> None:
         with pytest.raises(PromptError, match="neither a text nor a list of messages"):
             Engine(builtin).stream(prompt)  # type: ignore[arg-type]
 
@@ -427,7 +428,7 @@ class TestRefusals:
         assert next(tokens).token_id not in logits.isinf().nonzero().flatten().tolist()
 
 
-def test_a_repair_in_the_middle_ends_the_reply(builtin: LoadedModel) -> None:
+def test_a_repair_ends_a_reply_in_progress(builtin: LoadedModel) -> None:
     engine = Engine(builtin)
     reply = engine.stream(STORY, max_tokens=20)
     for chunk in reply:
@@ -439,8 +440,8 @@ def test_a_repair_in_the_middle_ends_the_reply(builtin: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("ends", ["by itself", "with its reader"])
-def test_a_kv_cache_goes_with_its_engine(builtin: LoadedModel, ends: str) -> None:
-    """At once: what waits for Python to look for cycles lets memory grow."""
+def test_a_kv_cache_is_freed_with_its_engine(builtin: LoadedModel, ends: str) -> None:
+    """Without the garbage collector, which may run late and let memory grow."""
     gc.disable()
     try:
         engine = Engine(builtin)
@@ -458,10 +459,10 @@ def test_a_kv_cache_goes_with_its_engine(builtin: LoadedModel, ends: str) -> Non
 
 
 class TestThreads:
-    """A second thread is refused before it has changed anything."""
+    """A second thread is refused before it changes anything."""
 
     @pytest.mark.parametrize("step", [1, 5])
-    def test_one_that_comes_in_the_middle_of_a_step(self, step: int) -> None:
+    def test_a_thread_that_interrupts_a_step_is_refused(self, step: int) -> None:
         model = tiny("llama").gated
         prompts = random_ids(20), random_ids(20, seed=1)
         alone = [ids(greedy(Engine(model), p, whole_layers(), max_tokens=9)) for p in prompts]
@@ -494,7 +495,7 @@ class TestThreads:
             again = greedy(engine, prompts[number], whole_layers(), max_tokens=9)
             assert ids(again) == alone[number]
 
-    def test_two_that_come_as_they_like(self) -> None:
+    def test_two_threads_at_random_moments_never_mix_replies(self) -> None:
         model = tiny("llama").gated
         prompts = random_ids(20), random_ids(20, seed=1)
         alone = [ids(greedy(Engine(model), p, whole_layers(), max_tokens=9)) for p in prompts]

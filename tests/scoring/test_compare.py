@@ -1,4 +1,4 @@
-"""A schedule beside full depth, token by token."""
+"""A schedule and full depth compared token by token."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.families import random_ids, schedules, tiny
 def logits_step_by_step(
     model: LoadedModel, document: Document, schedule: DepthSchedule
 ) -> torch.Tensor:
-    """``[N, V]`` by token-by-token decoding."""
+    """Logits ``[N, V]`` from token-by-token decoding."""
     cache = model.new_cache()
     for chunk in prefill(model, cache, document.prompt_ids):
         last = model.logits(chunk.hidden[-1])
@@ -52,4 +52,4 @@ def test_every_figure_equals_that_of_decoding_token_by_token(name: str, kind: st
         assert comparison.ranks.tolist() == (1 + (ours > picked).sum(-1)).tolist()
         assert comparison.same_top.tolist() == (ours.argmax(-1) == theirs.argmax(-1)).tolist()
         assert comparison.depths.tolist() == [schedule.depth(t) for t in range(len(ids))]
-    assert not all(bool(c.same_top.all()) for c in found)  # else nothing was compared
+    assert not all(bool(c.same_top.all()) for c in found)  # otherwise the test shows nothing

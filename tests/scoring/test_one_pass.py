@@ -1,4 +1,4 @@
-"""What scoring refuses, and what it says of the trained model."""
+"""What scoring refuses, and the perplexity of the trained model."""
 
 import json
 
@@ -51,4 +51,4 @@ def test_perplexity_of_the_trained_model_rises_as_depth_falls() -> None:
     found = [perplexity(score(model, documents, schedule)) for schedule in depths]
     assert found == sorted(found)
     assert found[0] < found[-1]
-    assert found[0] < 10  # of about 2,000 tokens: the model has learnt its world
+    assert found[0] < 10  # of about 2,000 possible tokens: the model has learned its world
