@@ -138,14 +138,19 @@ class Chat(RuleBasedStateMachine):
         self.conversation.engine.repair()
 
 
-TestWhateverHappenedBefore = Chat.TestCase
-TestWhateverHappenedBefore.settings = settings(
-    max_examples=80,
-    stateful_step_count=12,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+class TestWhateverHappenedBefore(Chat.TestCase):
+    settings = settings(
+        max_examples=15,
+        stateful_step_count=12,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@pytest.mark.slow
+class TestWhateverHappenedBeforeAtLength(Chat.TestCase):
+    settings = settings(TestWhateverHappenedBefore.settings, max_examples=80)
 
 
 class TestMessages:

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -179,12 +178,11 @@ def test_a_hostile_template_gives_one_clear_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentinel = tmp_path / "sentinel"
-    monkeypatch.setattr("d3cli.text.chat_template.RENDER_LIMIT", 3.0)
     template = HOSTILE[name].replace("SENTINEL", str(sentinel))
-    began = time.monotonic()
-    with pytest.raises(ModelError, match="cannot render this conversation: ") as failure:
-        encode_chat(TOKENIZER, user("hi"), chat_template=template)
-    assert time.monotonic() - began < 30
+    with monkeypatch.context() as patch:
+        patch.setattr("d3cli.text.chat_template.RENDER_LIMIT", 1.0)
+        with pytest.raises(ModelError, match="cannot render this conversation: ") as failure:
+            encode_chat(TOKENIZER, user("hi"), chat_template=template)
     assert len(failure.value.message) < 700
     assert not sentinel.exists()
     assert encode_chat(TOKENIZER, user("hi"))  # the next one works again
