@@ -1,4 +1,4 @@
-"""4-bit and 8-bit weights by bitsandbytes, which is imported only where they are asked for.
+"""4-bit and 8-bit weights by bitsandbytes, which is imported only if they are needed.
 
 NF4 with double quantization and a 16-bit compute dtype (Dettmers et al., arXiv 2305.14314), and
 LLM.int8() (arXiv 2208.07339). Knows nothing of files or depth.
@@ -16,16 +16,17 @@ from d3cli.files.json_files import BROKEN_FILES
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
 
-# What bitsandbytes' 4-bit kernel for CPUs asserts: out_features and in_features divisible by these.
+# bitsandbytes' 4-bit CPU kernel asserts that these divide out_features and in_features.
 CPU_MULTIPLES = (32, 64)
 
 
 def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantization | None) -> None:
-    """Refuses what cannot be quantized, or is quantized already.
+    """Refuses a model that cannot be quantized, or is quantized already.
 
     Args:
-        name: what to call the model.
+        name: what to call the model in a message.
         stored: its config.json.
+        wanted: the quantization asked for.
 
     Raises:
         ModelError: with the reason.
@@ -46,11 +47,11 @@ def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantizatio
             )
         if wanted is not None:
             raise ModelError(
-                f"{name} is quantized already", ("leave out ", Setting("quantization"))
+                f"{name} is already quantized", ("leave out ", Setting("quantization"))
             )
     if wanted is not None and stored.get("num_experts_per_tok") is not None:
         raise ModelError(
-            f"{name} is a mixture of experts, whose experts bitsandbytes leaves as they are",
+            f"{name} is a mixture of experts, and bitsandbytes does not quantize experts",
             ("quantizing it would save almost nothing: leave out ", Setting("quantization")),
         )
 
@@ -58,11 +59,11 @@ def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantizatio
 def quantization_config(
     wanted: Quantization, dtype: torch.dtype, unfit: Sequence[str] = ()
 ) -> BitsAndBytesConfig:
-    """The settings with which transformers quantizes a model; the LM head is left alone.
+    """The settings with which transformers quantizes a model's layers, but not its LM head.
 
     Args:
-        dtype: in which 4-bit weights are multiplied.
-        unfit: linears that must stay in `dtype`, by name.
+        dtype: the dtype in which 4-bit weights are multiplied.
+        unfit: names of linears that stay in `dtype`.
     """
     if wanted == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -76,16 +77,16 @@ def quantization_config(
 
 
 def fits_cpu_kernel(out_features: int, in_features: int) -> bool:
-    """Whether the 4-bit kernel for CPUs takes a linear of this shape."""
+    """Whether the 4-bit CPU kernel takes a linear of this shape."""
     out_multiple, in_multiple = CPU_MULTIPLES
     return out_features % out_multiple == 0 and in_features % in_multiple == 0
 
 
 def quantized_bytes(numel: int, wanted: Quantization) -> int:
-    """Bytes of a linear's weight in memory, with its scales.
+    """Bytes of a quantized weight in memory, with its scales.
 
-    In 4 bits 64 weights share one, of 16 bits in the order of the CPU's kernel and of little more
-    than 8 elsewhere; in 8 bits a row has one, which is left out.
+    In 4 bits, 64 weights share a scale. It has 16 bits on a CPU and little more than 8 elsewhere;
+    16 are counted. In 8 bits, a row has one scale, which is not counted.
     """
     if wanted == "bnb-8bit":
         return numel
@@ -94,13 +95,13 @@ def quantized_bytes(numel: int, wanted: Quantization) -> int:
 
 @torch.inference_mode()
 def pack_for_cpu(causal_lm: nn.Module, on_packed: Callable[[int], None]) -> None:
-    """Brings 4-bit weights into the order of bitsandbytes' CPU kernel, where there is one.
+    """Reorders 4-bit weights for bitsandbytes' CPU kernel, if this processor has it.
 
-    bitsandbytes does it in the first forward of each linear, which takes seconds: here, so that
-    the first reply does not wait for it.
+    bitsandbytes does this in the first forward of each linear, which takes seconds. Running such a
+    forward here keeps the first reply from waiting for it.
 
     Args:
-        on_packed: is told the size that each weight had before it was quantized.
+        on_packed: is called with the size that each weight had before it was quantized.
     """
     for module in causal_lm.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -110,11 +111,11 @@ def pack_for_cpu(causal_lm: nn.Module, on_packed: Callable[[int], None]) -> None
 
 
 def stored_bytes(parameter: nn.Parameter) -> int:
-    """Bytes of a weight as stored, with the scales of a 4-bit one."""
+    """Bytes of a weight as stored, including the scales of a 4-bit weight."""
     total = parameter.nbytes
     state = getattr(parameter, "quant_state", None)
     if state is not None:
         total += state.absmax.nbytes
-        if getattr(state, "state2", None) is not None:  # gone in the order of the CPU's kernel
+        if getattr(state, "state2", None) is not None:  # the CPU kernel has none
             total += state.state2.absmax.nbytes
     return total

@@ -1,42 +1,50 @@
-"""Where to compute and in what: devices and dtypes, as a user names them."""
+"""Devices and dtypes by the names that a user gives, and what this hardware multiplies."""
 
 from typing import Literal, get_args
 
 import torch
 
-from d3cli.base.errors import UsageError
+from d3cli.base.errors import Setting, UsageError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that a name means; "auto" is the first GPU, else the CPU.
+    """The device with this name; "auto" is the first GPU, else the CPU.
 
     Raises:
-        UsageError: another word, or a GPU that is not there.
+        UsageError: the name is unknown, or there is no such GPU.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, colon, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise UsageError(f'--device is "{device}"', "use auto, cpu, cuda or cuda:N")
+        raise UsageError(
+            (Setting("device"), f' is "{device}"'), "it must be auto, cpu, cuda or cuda:N"
+        )
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA GPU here that torch can use", "use --device cpu")
+        raise UsageError(
+            "torch finds no CUDA GPU here", ("use ", Setting("device", "cpu")), field="device"
+        )
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"there is no GPU {index}", f"torch sees {torch.cuda.device_count()}, counted from 0"
+            f"there is no GPU {index}",
+            f"torch finds {torch.cuda.device_count()}, counted from 0",
+            field="device",
         )
     return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The dtype that a name means; "auto" is bfloat16 where the hardware has it, else float32.
+    """The dtype with this name; "auto" is bfloat16 if the hardware multiplies it, else float32.
 
     Raises:
-        UsageError: another name.
+        UsageError: the name is unknown.
     """
     if dtype not in get_args(Dtype):
-        raise UsageError(f'the dtype is "{dtype}"', f"use {', '.join(get_args(Dtype))}")
+        raise UsageError(
+            (Setting("dtype"), f' is "{dtype}"'), f"it must be one of {', '.join(get_args(Dtype))}"
+        )
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
@@ -48,9 +56,9 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16, and torch may use it.
+    """Whether the processor multiplies bfloat16, and torch may use that.
 
-    ``ONEDNN_MAX_CPU_ISA`` may forbid it on x86-64.
+    On x86-64, ``ONEDNN_MAX_CPU_ISA`` may forbid it.
     """
     features = torch.cpu.get_capabilities()
     if not any(on for name, on in features.items() if "bf16" in name):

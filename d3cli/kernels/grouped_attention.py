@@ -1,10 +1,10 @@
-"""Attention of one token, as torch's kernel for a CPU reads keys and values fastest.
+"""Attention of one token on a CPU, in the shape that torch's kernel computes fastest.
 
-A decode step has one query a head. The kernel brings the keys and values of each head into an order
-of its own, so where heads share them (grouped-query attention, Ainslie et al., arXiv 2305.13245)
-it does so once for each of the sharing heads. Given to it as several queries of one head they are
-the same product, in a sixth to a tenth of the time in bfloat16 (``docs/performance.md``).
-Everything else is left to transformers.
+A decode step has one query per head. torch's kernel first reorders the keys and values of each
+head. Where heads share keys and values (grouped-query attention, Ainslie et al., arXiv 2305.13245),
+it reorders the same ones once per head. Here the heads that share become several queries of one
+head: the same product, in a sixth to a tenth of the time in bfloat16 (``docs/performance.md``).
+transformers computes everything else.
 """
 
 from typing import Any
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-# transformers' modelling code is imported where it is used: it takes a second and 100 MB.
-PLAIN, GROUPED = "sdpa", "d3_grouped_sdpa"  # transformers' name, and ours
+# transformers' modelling code takes a second and 100 MB to import, so functions import it.
+PLAIN, GROUPED = "sdpa", "d3_grouped_sdpa"  # transformers' name and d3's
 
-# For one query, bfloat16 products take the kernel's slowest way; two equal ones avoid it.
+# With one query, the kernel computes bfloat16 products on its slowest path. Two equal queries avoid
+# it.
 QUERIES = 2
 
 
 def group_queries(causal_lm: Any) -> None:
-    """Makes a model that attends by transformers' "sdpa" attend by `grouped_attention`."""
+    """Replaces transformers' "sdpa" attention in a model by `grouped_attention`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -41,12 +42,12 @@ def grouped_attention(
     position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers asks of an attention: ``[B, S, heads, head_dim]`` of a query of S tokens.
+    """An attention function as transformers calls it; returns ``[B, S, heads, head_dim]``.
 
     Args:
         query: ``[B, heads, S, head_dim]``.
-        key, value: ``[B, kv_heads, T, head_dim]``: all that the token may see, where S is 1 and
-            there is no mask.
+        key, value: ``[B, kv_heads, T, head_dim]``. If S is 1 and there is no mask, the token
+            attends to all of them.
     """
     batch, heads, length, _ = query.shape
     sharing = heads // key.shape[1]

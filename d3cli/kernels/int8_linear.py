@@ -1,9 +1,10 @@
 """The LM head in 8 bits: a row of int8 and one scale for each token of the vocabulary.
 
-Every decode step reads the whole head, at any depth, so it weighs most where the layers are small
-already: a fifth of Llama 3.2 1B in bfloat16, half of it in 4 bits. Each row is rounded to 255
-evenly spaced values, as LLM.int8() rounds weights (arXiv 2208.07339); activations stay as they are.
-What that costs and saves: ``scripts/bench_head.py``. Knows nothing of layers or depth.
+Every decode step reads the whole head, at any depth, so the head matters most where the layers are
+small: it is a fifth of Llama 3.2 1B in bfloat16, and half of it with layers in 4 bits. Each row is
+rounded to 255 evenly spaced values, as LLM.int8() rounds weights (arXiv 2208.07339). Activations
+are not rounded. ``scripts/bench_head.py`` measures cost and benefit. Knows nothing of layers or
+depth.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from torch.nn.functional import linear
 
 HeadChoice = Literal["auto", "off"]
 
-# torch's kernel takes these, and reads past the end of other rows.
+# The length of a row must be a multiple of this: torch's kernel reads past the end of other rows.
 MULTIPLE = 32
-# Rows converted at once; and up to so many tokens the kernel is faster than a product in `dtype`.
+# Rows converted at once. The most tokens for which the kernel is faster than a plain product.
 CHUNK, FEW = 1024, 16
 
 _Read = Callable[[Tensor], Tensor]
@@ -27,27 +28,30 @@ class EightBitLinear(nn.Module):
     """A linear with int8 weights.
 
     Args:
-        weight: ``[out, in]``, of which only the shape and dtype are looked at.
+        weight: ``[out, in]``. Its values are read through `read`.
         bias: ``[out]``.
-        read: gives the weight from where it is held for a moment only.
+        read: returns a weight in pages of memory that are freed with it.
 
     Attributes:
         weight: ``[out, in]``, int8.
-        scales: ``[out]``, in the dtype of what it multiplies.
+        scales: ``[out]``, in the dtype of the activations.
+
+    Raises:
+        ValueError: the length of a row is not a multiple of 32.
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, read: _Read) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         if self.in_features % MULTIPLE:
-            raise ValueError(f"rows of {self.in_features} would be read past their ends")
+            raise ValueError(f"the kernel would read past the end of rows of {self.in_features}")
         rounded = torch.empty(weight.shape, dtype=torch.int8)
         scales = torch.empty(len(weight), dtype=weight.dtype)
         for start in range(0, len(weight), CHUNK):
             chosen = slice(start, start + CHUNK)
-            # Read anew, so that the pages of the chunk before are gone.
+            # Reading again frees the pages of the last chunk.
             rows = read(weight)[chosen].to(torch.float32, copy=True)
-            # The scale as it will be multiplied with, so that its own rounding is no error.
+            # Rounded first, so that the scale's own rounding adds no error.
             scales[chosen] = (rows.abs().amax(dim=1) / 127).clamp(
                 min=torch.finfo(weight.dtype).tiny
             )
@@ -73,7 +77,7 @@ class EightBitLinear(nn.Module):
 
 @torch.inference_mode()
 def quantize_head(causal_lm: Any, read: _Read) -> None:
-    """Replaces a causal language model's LM head; `read` as in `EightBitLinear`."""
+    """Puts a causal language model's LM head into 8 bits; `read` as for `EightBitLinear`."""
     head = causal_lm.get_output_embeddings()
     causal_lm.set_output_embeddings(EightBitLinear(head.weight.detach(), head.bias, read))
 

@@ -1,8 +1,8 @@
-"""NF4 rounding on a CPU, four times as fast as bitsandbytes' own and the same to the bit.
+"""NF4 rounding on a CPU: bit for bit as bitsandbytes rounds, four times as fast.
 
-Each weight becomes the number of the nearest of 16 values. bitsandbytes looks for it by binary
-search, weight by weight; here a chunk small enough for the processor's cache is compared with all
-15 midpoints, which vector instructions do many at a time. Knows nothing of models.
+Each weight becomes the index of the nearest of 16 values. bitsandbytes finds it by binary search,
+one weight at a time. Here a chunk that fits the processor's cache is compared with all 15
+midpoints, by vector instructions on many weights at once. Knows nothing of models.
 """
 
 from functools import cache
@@ -25,10 +25,10 @@ OPERATION = "bitsandbytes::quantize_4bit"
 
 @cache
 def register_rounding() -> None:
-    """Has bitsandbytes' 4-bit quantizing on a CPU come here, in this whole process.
+    """Makes bitsandbytes quantize to 4 bits with this module on a CPU, in this whole process.
 
-    What is not NF4 in blocks of 64 goes on to bitsandbytes' own kernel. bitsandbytes, which
-    defines the operation, must be imported.
+    bitsandbytes' own kernel still does everything but NF4 in blocks of 64. bitsandbytes must be
+    imported, since it defines the operation.
     """
     torch.library.register_kernel(OPERATION, "cpu", _quantize)
 
@@ -49,18 +49,18 @@ def _quantize(
 
 @torch.no_grad()
 def round_to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Two weights a byte ``[numel / 2, 1]``, uint8, and the blocks' scales ``[numel / 64]``.
+    """The weights, two per byte, ``[numel / 2, 1]`` uint8, and the blocks' scales ``[numel / 64]``.
 
     Args:
-        weight: of any shape and float dtype; its size is a multiple of 64.
+        weight: any shape and float dtype; its size is a multiple of 64.
     """
     values = torch.tensor(VALUES, dtype=torch.float32)
     midpoints = ((values[:-1] + values[1:]) / 2).tolist()
     flat = weight.reshape(-1)
     packed = torch.empty(len(flat) // 2, 1, dtype=torch.uint8)
     scales = torch.empty(len(flat) // BLOCK, dtype=torch.float32)
-    # Made once, since memory taken anew costs as much as the rounding; and all of it float32, since
-    # a comparison whose result has another dtype is not vectorized.
+    # Allocated once, since allocating costs as much as rounding. All float32, since torch does not
+    # vectorize a comparison whose result has another dtype.
     buffers = torch.empty(3, min(CHUNK, len(flat)), dtype=torch.float32)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK]
@@ -68,7 +68,7 @@ def round_to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
         blocks = scaled.copy_(chunk).view(-1, BLOCK)
         largest = torch.abs(scaled, out=below).view(-1, BLOCK).amax(dim=-1)
         scales[start // BLOCK :][: len(largest)] = largest
-        # As bitsandbytes does it: its floor for a block of zeros, its rounding of the inverse.
+        # The floor for a block of zeros and the rounding of the inverse are bitsandbytes'.
         blocks.mul_((1.0 / largest.clamp(min=1e-38))[:, None]).clamp_(-1, 1)
         number.fill_(len(midpoints))
         for midpoint in midpoints:

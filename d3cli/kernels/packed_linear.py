@@ -1,10 +1,10 @@
-"""bfloat16 linears whose weights lie in the order that the processor's kernel reads fastest.
+"""bfloat16 linears whose weights are stored in the order that the processor's kernel reads fastest.
 
-A decode step multiplies one token by every weight, so it takes as long as reading them takes.
-`F.linear`, on rows as a file has them, reaches half of what memory gives; oneDNN's kernel on blocks
-in its own order comes near it, and multiplies a prompt no slower. The blocks are a copy: a weight
-is read, packed and let go of, one after the other. What each kernel reaches stands in
-``docs/performance.md``. Knows nothing of layers or depth.
+A decode step multiplies one token by every weight, so it takes as long as reading the weights.
+`F.linear` on rows in the order of a file reaches half of the memory's bandwidth. oneDNN's kernel on
+blocks in its own order comes near all of it, and multiplies a prompt no slower. The blocks are a
+copy: weights are read, packed and freed one by one. ``docs/performance.md`` has the figures. Knows
+nothing of layers or depth.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# For one row oneDNN's kernel sums up in few registers, which wait for each other; four equal rows
-# keep it busy, and read the weights once all the same. Weights that a cache holds gain nothing.
+# For one row, oneDNN's kernel adds up in few registers, which wait for each other. Four equal rows
+# keep it busy and still read the weights once. Weights that fit into a cache gain nothing.
 ROWS, LARGE = 4, 1 << 20
 
 
 class PackedLinear(nn.Linear):
-    """A bfloat16 linear; its weight is an opaque tensor ``[out, in]`` in oneDNN's order.
+    """A bfloat16 linear whose weight is an opaque tensor ``[out, in]`` in oneDNN's order.
 
     Args:
-        weight: ``[out, in]``, as `nn.Linear` has it.
+        weight: ``[out, in]``, as in `nn.Linear`.
         bias: ``[out]``.
     """
 
@@ -52,12 +52,12 @@ def pack_linears(
     read: Callable[[Tensor], Tensor],
     on_packed: Callable[[int], None],
 ) -> None:
-    """Replaces a causal language model's bfloat16 linears, one after the other.
+    """Replaces a causal language model's bfloat16 linears, one by one.
 
     Args:
-        read: gives a weight from where it is held for a moment only. What is packed is not read
-            where the model has it: pages of a mapped file would stay in memory beside the copy.
-        on_packed: is told the size of each weight that is done.
+        read: returns a weight in pages of memory that are freed with it. Read through the model's
+            own mapping, the pages of the file would stay in memory beside the packed copy.
+        on_packed: is called with the size of each packed weight.
     """
     linears = [
         (parent, name, child)
@@ -65,7 +65,7 @@ def pack_linears(
         for name, child in parent.named_children()
         if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16
     ]
-    # The LM head is the largest: first, while nothing else is there.
+    # The LM head is the largest, so it comes first, while no other copy takes memory.
     head = model.get_output_embeddings()
     linears.sort(key=lambda found: found[2] is head)
     while linears:

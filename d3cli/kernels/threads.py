@@ -1,7 +1,8 @@
 """How many CPU threads to compute with.
 
-One for each physical core that may be used. After each product all threads wait for the slowest
-one, so on a machine that is busy with other work fewer can be faster: a short probe then decides.
+One for each physical core that this process may use. After each product, all threads wait for the
+slowest one. On a machine that is busy with other work, fewer threads can therefore be faster: a
+short probe decides.
 """
 
 import os
@@ -14,15 +15,15 @@ import torch
 
 from d3cli.base.cgroups import own_groups
 
-BUSY = 0.5  # programs that ran, on average over the last minute, beside which the probe is worth it
+BUSY = 0.5  # the load average of the last minute from which the probe is worth its time
 PROBE_BYTES, ROUNDS = 64 << 20, 5
-GAIN = 1.1  # how much faster fewer threads must be
+GAIN = 1.1  # fewer threads must be this many times as fast
 
 
 def pick_threads() -> tuple[int, str]:
-    """As many as there are usable cores, or fewer and why.
+    """The number of threads to use, and the reason if it is less than the number of usable cores.
 
-    A number in the environment, where OpenMP looks for it, is left alone.
+    ``OMP_NUM_THREADS`` in the environment takes precedence.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads(), ""
@@ -30,11 +31,13 @@ def pick_threads() -> tuple[int, str]:
     if cores == 1 or psutil.getloadavg()[0] < BUSY:
         return cores, ""
     chosen = fastest(sorted({cores, cores - 1, cores // 2}, reverse=True))
-    return chosen, "" if chosen == cores else f"this machine is busy: {chosen} of {cores} cores"
+    if chosen == cores:
+        return cores, ""
+    return chosen, f"this machine is busy: d3 uses {chosen} of {cores} cores"
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may use: fewer in a container, say."""
+    """Physical cores that this process may use. A container may limit them."""
     logical = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         logical = len(os.sched_getaffinity(0))
@@ -43,7 +46,7 @@ def usable_cores() -> int:
 
 
 def _quotas() -> list[int]:
-    """Whole processors that control groups grant, a group each that limits them."""
+    """The number of whole processors that each limiting control group grants."""
     found = []
     for version, directory in own_groups("cpu"):
         try:
@@ -52,7 +55,7 @@ def _quotas() -> list[int]:
             else:
                 granted = (directory / "cpu.cfs_quota_us").read_text()
                 period = (directory / "cpu.cfs_period_us").read_text()
-            if int(granted) > 0:  # "max" in version 2 is no number; -1 in version 1
+            if int(granted) > 0:  # no limit: "max" in version 2, -1 in version 1
                 found.append(max(1, int(granted) // int(period)))
         except (OSError, ValueError, ZeroDivisionError):
             continue
@@ -60,16 +63,16 @@ def _quotas() -> list[int]:
 
 
 def fastest(counts: Sequence[int]) -> int:
-    """Of some numbers of threads the first, unless another reads memory faster by a tenth.
+    """The first of some numbers of threads, unless another reads memory at least 10% faster.
 
-    torch computes with the one chosen from now on.
+    Leaves torch set to the number chosen.
     """
     data = torch.ones(PROBE_BYTES // 4)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     for number in range(ROUNDS + 1):
         for count in counts if number % 2 else reversed(counts):
             torch.set_num_threads(count)
-            for _ in range(2):  # threads are made, and woken, in the first
+            for _ in range(2):  # the first starts and wakes the threads
                 began = time.perf_counter()
                 data.sum().item()
                 took = time.perf_counter() - began

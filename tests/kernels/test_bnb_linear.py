@@ -171,7 +171,7 @@ def test_a_checkpoint_that_is_stored_quantized_loads(tmp_path: Path) -> None:
     again = load_model(str(path), dtype="float32")
     assert again.causal_lm.lm_head.weight.dtype == torch.int8
     assert tokens(again, again.schedule("off")) == expected
-    with pytest.raises(ModelError, match="quantized already"):
+    with pytest.raises(ModelError, match="already quantized"):
         load_model(str(path), quantization="bnb-4bit")
 
 

@@ -67,7 +67,7 @@ def test_only_a_busy_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_threads() == (8, "")
     assert probed == []
     monkeypatch.setattr(psutil, "getloadavg", lambda: (3.0, 0.1, 0.1))
-    assert pick_threads() == (4, "this machine is busy: 4 of 8 cores")
+    assert pick_threads() == (4, "this machine is busy: d3 uses 4 of 8 cores")
     assert probed == [[8, 7, 4]]
 
 
@@ -97,5 +97,5 @@ def test_the_command_says_so(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["generate", "Hello.", "--max-tokens", "2", "--device", "cpu"]
     busy = d3(*arguments)
     assert busy.code == 0
-    assert "this machine is busy: 1 of 8 cores; --threads overrides" in busy.err
+    assert "this machine is busy: d3 uses 1 of 8 cores; --threads overrides" in busy.err
     assert "busy" not in d3(*arguments, "--threads", "1").err
