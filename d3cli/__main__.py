@@ -9,14 +9,14 @@ from d3cli.cli import signals
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    signals.exit_at_once()  # before the imports below, which take their time
+    signals.exit_at_once()  # before the imports below, which are slow
     from d3cli.cli.app import run
 
     code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # gone, closed, or never there
+        with suppress(OSError, ValueError, AttributeError):  # gone, closed or missing
             stream.flush()
-    # Python's own way out forgets our signal handlers and takes torch apart, which is slow.
+    # Python's normal exit forgets our signal handlers and tears torch down, which is slow.
     os._exit(code)
 
 

@@ -1,8 +1,8 @@
-"""A command line, resolved into one settings object.
+"""Resolves a command line into one settings object.
 
-An option's value comes from the command line, else from its ``D3_*`` variable, else from
-config.toml, else from its default. A command is a function of one dataclass; this module makes the
-signature that Typer reads from the dataclass's fields.
+A command is a function of one dataclass. This module turns the dataclass's fields into the
+signature that Typer reads. An option's value comes from the command line, else from its ``D3_*``
+variable, else from config.toml, else from its default.
 """
 
 import inspect
@@ -16,21 +16,22 @@ from typer.core import TyperGroup
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import config_file, load_settings
 
-# In config.toml but not options: the default model and the user's names for models.
+# Keys of config.toml that are not options: the default model and the user's aliases.
 NOT_OPTIONS = frozenset({"model", "aliases"})
-# Options of 0.1.0: its config files are still read.
+# Options that were removed. A config file of 0.1.0 may still set them.
 REMOVED = frozenset({"quantize_head", "verify"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSettings:
-    """The base of every command's settings.
+    """The base class of a command's settings.
 
-    A field is an option, an argument, or a group of them that is a dataclass as well.
+    A field is an option or an argument (``Annotated`` with Typer's), or a group: a dataclass of
+    such fields.
 
     Attributes:
-        typed: what stands on the command line itself, by field name; each with its spelling,
-            such as ``--max-tokens``.
+        typed: the fields that were given on the command line itself, not by the environment or
+            config.toml; each with its spelling, such as ``--max-tokens``.
     """
 
     typed: Mapping[str, str] = field(default_factory=dict)
@@ -41,9 +42,9 @@ T = TypeVar("T")
 
 
 def command(kind: type[S]) -> Callable[[Callable[[S], int]], Callable[..., int]]:
-    """Makes a function of one settings object a command that Typer can register.
+    """Decorates a function of one settings object, so that Typer can register it as a command.
 
-    A group's function is skipped when a subcommand runs: its options are for itself.
+    As the callback of a group the function does not run when a subcommand runs.
     """
 
     def decorate(function: Callable[[S], int]) -> Callable[..., int]:
@@ -67,20 +68,20 @@ def command(kind: type[S]) -> Callable[[Callable[[S], int]], Callable[..., int]]
 
 
 class _GroupWithArguments(TyperGroup):
-    """A command with options and arguments of its own, and with subcommands.
+    """A command that has arguments and also subcommands.
 
-    The first word decides: a subcommand's name runs that; all else is for the command itself.
+    If the first word is the name of a subcommand, that runs; otherwise the command itself does.
     """
 
     allow_extra_args = False
     allow_interspersed_args = True
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """None for a subcommand, which asks so as to write its usage line."""
+        """The parameters; none for a subcommand, whose usage line would list them."""
         return [] if ctx.command in self.commands.values() else super().get_params(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The usage line says nothing of subcommands: the help lists them."""
+        """The usage line, without an empty word for subcommands."""
         return [piece for piece in super().collect_usage_pieces(ctx) if piece]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -92,7 +93,7 @@ class _GroupWithArguments(TyperGroup):
 
 
 def command_group() -> typer.Typer:
-    """A Typer app whose callback is a command that takes arguments, beside its subcommands."""
+    """A Typer app whose callback is a command with arguments, besides its subcommands."""
     return typer.Typer(
         cls=_GroupWithArguments,
         invoke_without_command=True,
@@ -104,12 +105,12 @@ def command_group() -> typer.Typer:
 def defaults_from_config(
     commands: Mapping[str, type[CommandSettings]],
 ) -> tuple[dict[str, dict[str, str]], str]:
-    """What config.toml sets, as each command's defaults, and a note about it.
+    """The defaults that config.toml sets for each command, and a note about ignored keys.
 
-    The values are text, as environment variables are, so that one parser reads both.
+    The values are text, like environment variables, so that one parser reads both.
 
     Raises:
-        UsageError: the file cannot be read, or sets what no command has.
+        UsageError: the file cannot be read, or has an unknown key.
     """
     values = {name: value for name, value in load_settings().items() if name not in NOT_OPTIONS}
     known = {name: _configurable(kind) for name, kind in commands.items()}
@@ -130,7 +131,7 @@ def defaults_from_config(
 
 
 def _options(kind: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name, annotation and default of each option of a dataclass and the groups in it."""
+    """Name, annotation and default of each option of a dataclass and its groups."""
     hints = get_type_hints(kind, include_extras=True)
     for each in fields(kind):
         hint = hints[each.name]
@@ -143,7 +144,7 @@ def _options(kind: type) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _build(kind: type[T], values: Mapping[str, Any], **more: Any) -> T:
-    """A dataclass and the groups in it, from flat values."""
+    """Builds a dataclass and its groups from flat values."""
     hints = get_type_hints(kind)
     for each in fields(kind):  # type: ignore[arg-type]
         if is_dataclass(hint := hints[each.name]):
@@ -165,7 +166,7 @@ def _typed(ctx: typer.Context) -> dict[str, str]:
 
 
 def _configurable(kind: type) -> frozenset[str]:
-    """The options that config.toml may set: those that a ``D3_*`` variable of the name sets."""
+    """The options that config.toml may set: those with a ``D3_*`` variable, except --debug."""
     return frozenset(
         name
         for name, annotation, _ in _options(kind)

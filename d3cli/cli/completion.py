@@ -1,7 +1,7 @@
-"""What a shell offers for the name of a model when Tab is pressed.
+"""Shell completion of model names.
 
-Runs at every Tab, so it looks at names alone and imports nothing heavy; what goes wrong offers
-nothing, since there is nowhere to say it.
+It runs at each Tab, so it looks only at names and imports nothing heavy. Errors cannot be shown, so
+they only make the list shorter.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from d3cli.base.settings import BUILTIN, PATH_STARTS, aliases
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Aliases, what the hub's cache holds, and directories, that begin with what was typed."""
+    """The aliases, cached hub models and directories whose names begin with `incomplete`."""
     found: list[str] = []
     if not incomplete.startswith(PATH_STARTS):
         with suppress(D3Error):  # a damaged config file
@@ -33,7 +33,7 @@ def _in_cache() -> Iterator[str]:
 
 
 def _directories(incomplete: str) -> Iterator[str]:
-    """Models, and what may lead to one, which ends with a slash."""
+    """Directories of models. For a path also other directories, with a slash at the end."""
     before, slash, _ = incomplete.rpartition("/")
     folder = Path(before + slash).expanduser() if slash else Path()
     for path in folder.iterdir():

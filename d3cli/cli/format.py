@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from d3cli.decode.agreement import Agreement
     from d3cli.decode.reply import Reply
 
-GAP = 3  # blanks between columns, as Rich draws them
-WIDEST_TEXT = 24  # of a text in quotes
+GAP = 3  # spaces that Rich puts between columns
+WIDEST_TEXT = 24  # columns for a text in quotes
 
 
 def cut(text: str, width: int = WIDEST_TEXT) -> str:
-    """A text in quotes, cut to a width in cells."""
+    """A text in quotes, cut to `width` terminal cells."""
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, width - 2).rstrip() + '…"'
@@ -31,9 +31,12 @@ def cut(text: str, width: int = WIDEST_TEXT) -> str:
 def aligned(
     titles: Sequence[str], rows: Sequence[Sequence[str]], width: int, left: Iterable[int] = ()
 ) -> str:
-    """A table as plain text. Columns that do not fit are left out, from the last one.
+    """A table as plain text, at most `width` cells wide. The last columns are dropped if needed.
 
-    Without titles it is names and values, and what is too wide is folded.
+    Without titles it is a table of names and values, and long values are folded.
+
+    Args:
+        left: the indices of columns that are aligned to the left.
     """
     shown = [[inert(cell) for cell in row] for row in rows]
     count = len(titles) or 2
@@ -56,7 +59,7 @@ def aligned(
 
 
 def one_line(text: str, width: int) -> str:
-    """The first line of a text, cut to so many cells."""
+    """The first line of a text, cut to `width` terminal cells."""
     line = inert(text.strip().partition("\n")[0])
     return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
@@ -64,23 +67,23 @@ def one_line(text: str, width: int) -> str:
 def filled(
     titles: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Without the columns that are empty throughout."""
+    """The table without its empty columns."""
     kept = [at for at in range(len(titles)) if any(row[at] for row in rows)]
     return [titles[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number, or nothing."""
+    """A number with `digits` decimal places; empty for None."""
     return "" if value is None else f"{value:z,.{digits}f}"
 
 
 def percent(share: float | None) -> str:
-    """A share, or nothing."""
+    """A share in percent; empty for None."""
     return "" if share is None else f"{share:.1%}"
 
 
 def speed(reply: "Reply") -> list[str]:
-    """Tokens, tokens per second, TTFT and the layers used."""
+    """A reply's tokens, tokens per second, TTFT and depth, each as a few words."""
     stats = reply.stats
     count = stats.completion_tokens
     parts = [f"{count:,} token{'' if count == 1 else 's'}"]
@@ -97,7 +100,7 @@ def speed(reply: "Reply") -> list[str]:
 
 
 def agreement(found: "Agreement") -> str:
-    """How often full depth would have agreed; empty where nothing ran below it."""
+    """The share of tokens on which full depth agrees; empty if no token ran below full depth."""
     if found.share is None:
         return ""
     return f"{found.share:.1%} of {found.compared:,}"

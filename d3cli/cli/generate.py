@@ -78,8 +78,8 @@ def _stream(output: Output, reply: "Reply", source: Source, as_json: bool) -> No
             signals.check()
     except (ClosedPipe, WriteError):
         raise
-    except BaseException:  # interrupted or failed: what was generated until then is not lost
-        with suppress(ClosedPipe, WriteError):  # whoever read stdout may be gone as well
+    except BaseException:  # interrupted or failed: keep what was generated so far
+        with suppress(ClosedPipe, WriteError):  # the reader of stdout may be gone as well
             held = reply.release()
             if not as_json:
                 output.write(held)
@@ -88,7 +88,7 @@ def _stream(output: Output, reply: "Reply", source: Source, as_json: bool) -> No
     else:
         _close(output, reply, source, as_json)
     finally:
-        signals.exit_at_once()  # there is no more text to keep
+        signals.exit_at_once()  # no text is left to keep
 
 
 def _close(output: Output, reply: "Reply", source: Source, as_json: bool) -> None:

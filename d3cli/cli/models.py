@@ -1,6 +1,7 @@
-"""``d3 models``: names, what is on disk, what is calibrated, and the default."""
+"""``d3 models``: names, models on disk, calibrations, the default model, and checksums."""
 
 import os
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from d3cli.base.settings import BUILTIN, aliases, default_model, save_setting
 from d3cli.cli import options
 from d3cli.cli.calibrate.stored import as_json as calibration_json
 from d3cli.cli.calibrate.stored import summary
+from d3cli.cli.command_line import CommandSettings, command
 from d3cli.cli.completion import complete_model
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_store import all_calibrations, file_of
@@ -29,21 +31,39 @@ SCHEMA = 1
 models_app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListSettings(CommandSettings):
+    """The command line of ``d3 models``."""
+
+    as_json: options.Json = False
+    debug: options.Debug = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameSettings(CommandSettings):
+    """The command line of a subcommand that takes a model's name."""
+
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An alias, a hub id or a directory; d3 models lists them.",
+            autocompletion=complete_model,
+        ),
+    ]
+    debug: options.Debug = False
+
+
 @models_app.callback()
-def models(
-    ctx: typer.Context,
-    as_json: options.Json = False,
-    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
-) -> None:
-    """List models: aliases, what the local cache holds, what is calibrated, the default."""
-    if ctx.invoked_subcommand is not None:
-        return
+@command(ListSettings)
+def models(settings: ListSettings) -> int:
+    """List models: aliases, models in the local cache, calibrations, the default."""
     output = Output()
     cached = {model.hub_id: model for model in cached_models()}
     known = aliases()
-    if as_json:
+    if settings.as_json:
         output.json(_as_json(known, cached))
-        return
+        return 0
     default = default_model()
     rows = _rows(known, cached)
     if not any(default in (*row[0].split(", "), row[1]) for row in rows):
@@ -55,10 +75,11 @@ def models(
             for row in _with_calibrations(rows)
         ],
     )
+    return 0
 
 
 def _rows(known: dict[str, str], cached: dict[str, CachedModel]) -> list[tuple[str, str, str, str]]:
-    """Aliases, model, size and problem of each model that has a name or is in the cache."""
+    """Aliases, model, size and problem of each model that has an alias or is in the cache."""
     names: dict[str, list[str]] = {}
     for alias, target in known.items():
         names.setdefault(target, []).append(alias)
@@ -72,7 +93,7 @@ def _rows(known: dict[str, str], cached: dict[str, CachedModel]) -> list[tuple[s
 def _with_calibrations(
     rows: list[tuple[str, str, str, str]],
 ) -> list[tuple[str, str, str, str, str]]:
-    """The rows with a column for calibrations; rows of their own for models that have no other."""
+    """Adds a column for calibrations, and rows for calibrated models that are not listed yet."""
     stored = {file.path: file for file in all_calibrations()}
     found = []
     for alias, model, size, problem in rows:
@@ -86,46 +107,30 @@ def _with_calibrations(
 
 
 @models_app.command()
-def default(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="An alias, a hub id or a directory; d3 models lists what is there.",
-            autocompletion=complete_model,
-        ),
-    ],
-    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
-) -> None:
-    """Set the model that commands use when none is named.
+@command(NameSettings)
+def default(settings: NameSettings) -> int:
+    """Set the model that commands use by default.
 
     Examples:
     - `d3 models default qwen-3-4b`
 
     - `d3 models default demo`
     """
-    local = find_local(name)  # an unknown name is refused; a hub id may be fetched later
+    name = settings.name
+    local = find_local(name)  # refuses an unknown name; a hub id may be fetched later
     if local is not None and local.name not in aliases() and not local.builtin:
-        name = str(local.path.resolve())  # a relative path would hold in one directory only
+        name = str(local.path.resolve())  # a relative path works in one directory only
     path = save_setting("model", name)
     output = Output()
     output.note(f"the default model is now {name} ({path})")
     if other := os.environ.get("D3_MODEL"):
-        output.note(f"D3_MODEL is set, so {other} still runs where none is named")
+        output.note(f"D3_MODEL is set, so {other} still runs by default")
+    return 0
 
 
 @models_app.command()
-def verify(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="An alias, a hub id or a directory; d3 models lists them.",
-            autocompletion=complete_model,
-        ),
-    ],
-    debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
-) -> None:
+@command(NameSettings)
+def verify(settings: NameSettings) -> int:
     """Compare a model's files with the hub's checksums.
 
     Reads all of the files and downloads nothing. The checksums are those that the hub's cache, or
@@ -134,6 +139,7 @@ def verify(
     Example:
     - `d3 models verify qwen-3-4b`
     """
+    name = settings.name
     local = find_on_disk(name)
     if local is None:
         raise ModelError(
@@ -149,6 +155,7 @@ def verify(
         vet_files(local.path)
         count = checksums.verify(local.path, show)
     output.write(f"{name}: all {count} files match the hub's checksums\n")
+    return 0
 
 
 def _as_json(known: dict[str, str], cached: dict[str, CachedModel]) -> dict[str, object]:

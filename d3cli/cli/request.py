@@ -1,4 +1,4 @@
-"""What the options of a reply ask for: checked first, then applied to a loaded model."""
+"""The options of a reply: checked before a model is loaded, then applied to the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The options of a reply, checked and read, before there is a model.
+    """The options of a reply, parsed, before a model is loaded.
 
     Attributes:
-        sampling: the settings of `SamplingParams`, None where the checkpoint decides.
+        core: the numbers of first and last core layers; None keeps the schedule's.
+        sampling: the fields of `SamplingParams`; for None, the checkpoint decides.
         chat_template: the text of a template that replaces the model's own.
     """
 
@@ -45,10 +46,10 @@ class Request:
 
     @classmethod
     def read(cls, options: GenerationOptions) -> "Request":
-        """Checks the options, so that a wrong number does not cost a model's loading.
+        """Parses and checks the options. A mistake is found before a model is loaded.
 
         Raises:
-            UsageError: an option is impossible, or a text cannot be read.
+            UsageError: a value is impossible, or a text cannot be read.
         """
         template, depth, sampling = options.template, options.depth, options.sampling
         alpha = parse_alpha(depth.alpha)
@@ -73,7 +74,7 @@ class Request:
 
     @property
     def needs(self) -> "LoadOptions":
-        """What loading a model should know of the replies to come."""
+        """The options of `load_model` that depend on the replies."""
         needs: LoadOptions = {"full_depth_only": self.alpha == "off"}
         if self.max_tokens is not None:
             needs["reply_tokens"] = self.max_tokens
@@ -93,7 +94,7 @@ class ReplySettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A model, and what the options mean for it."""
+    """A loaded model, and the options applied to it."""
 
     model: "LoadedModel"
     schedule: DepthSchedule
@@ -103,23 +104,23 @@ class Ready:
 
 
 def system_prompt(settings: ReplySettings) -> str | None:
-    """The system prompt. config.toml's is for chat templates, so --raw does without it."""
+    """The system prompt. With --raw, one from config.toml is ignored: no template would use it."""
     if settings.prompts.raw and "system" not in settings.typed:
         return None
     return settings.reply.template.system
 
 
 def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: str) -> Ready:
-    """Checks the options and loads the model.
+    """Checks the options, loads the model and chooses the schedule.
 
     Raises:
-        UsageError: an option is impossible; before the model is loaded, wherever possible.
+        UsageError: a value is impossible, or the options contradict each other.
     """
     raw, template = settings.prompts.raw, settings.reply.template
     system = system_prompt(settings)
     if raw and (system or template.chat_template or template.think):
         raise UsageError(
-            "--raw uses no chat template, so no --system, --chat-template or --think",
+            "--raw uses no chat template, so it excludes --system, --chat-template and --think",
             "leave those out, or leave out --raw",
         )
     request, loading = Request.read(settings.reply), settings.reply.loading
@@ -139,7 +140,7 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
 def load(
     output: Output, name: str, options: ModelOptions, **needs: Unpack["LoadOptions"]
 ) -> "LoadedModel":
-    """Finds and loads a model, shows what takes long, and says which model runs."""
+    """Says which model runs, finds it and loads it, with progress on a terminal."""
     check_address_space()
     settings: LoadOptions = {**options.load_options, **needs}
     threads, reason = options.threads, ""

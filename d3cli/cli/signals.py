@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and SIGHUP: at once while loading, in an orderly way while there is text to keep.
+"""Ctrl-C, SIGTERM and SIGHUP: immediate while a model loads, orderly while there is text to keep.
 
-Imports nothing heavy: it takes charge before anything else is imported. Raising an exception out
-of a signal handler is safe only where Python code of ours runs; inside torch's import and loading
-it can abort the process or be swallowed by a callback, so until there is text to keep, a signal
-simply ends the process.
+Imports nothing heavy, because it acts before anything else is imported. A signal handler can safely
+raise an exception only while Python code of ours runs. Inside torch's import and loading it could
+abort the process, or a callback could swallow it. So a signal simply ends the process until there
+is text to keep.
 """
 
 import os
@@ -16,45 +16,45 @@ from typing import NoReturn
 
 SHOW_CURSOR = "\x1b[?25h"  # a spinner may have hidden it
 INTERRUPT = int(signal.SIGINT)
-IMPATIENT = 5  # signals, after which a process that should have ended does
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one is not on Windows
+IMPATIENT = 5  # signals that end even a process that hangs
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last one
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end; like KeyboardInterrupt, no handler of errors takes it."""
+    """A signal asked the process to end. Like KeyboardInterrupt, it is not an Exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
 
 
-_arrived: list[int] = []  # a signal whose exception some callback may have swallowed
+_arrived: list[int] = []  # kept, because a callback may swallow a signal's exception
 _deferred = False
 
 
 def exit_at_once() -> None:
-    """From now on a signal ends the process, with the exit code that shells expect."""
+    """Makes a signal end the process, with the exit code that shells expect."""
     _handle(_exit)
 
 
 def stop_in_order() -> None:
-    """From now on a signal raises `Stopped`."""
+    """Makes a signal raise `Stopped`. Forgets the signals that have arrived."""
     _arrived.clear()
     _handle(_raise)
 
 
 def stop_once() -> None:
-    """From now on the first signal raises `Stopped`, and those after it only arrive.
+    """Makes the first signal raise `Stopped`; later ones are only recorded.
 
-    Many of them end the process all the same: something may hang that nobody foresaw.
+    The fifth ends the process, in case something hangs.
     """
     _handle(_raise_first)
 
 
 def tell(callback: Callable[[int], bool]) -> None:
-    """From now on a signal calls this; where that gives False it arrives, and no more.
+    """Makes a signal call `callback`; if that returns False, the signal is only recorded.
 
-    What arrived before is forgotten.
+    Forgets the signals that have arrived.
     """
     _arrived.clear()
     _handle(lambda number, _frame: None if callback(number) else _arrived.append(number))
@@ -62,7 +62,7 @@ def tell(callback: Callable[[int], bool]) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within, signals only arrive: nothing is cut in two, and `check` raises afterwards."""
+    """Only records signals in its body, which they do not interrupt. `check` raises afterwards."""
     global _deferred
     _deferred = True
     try:
@@ -72,12 +72,12 @@ def deferred() -> Iterator[None]:
 
 
 def arrived() -> tuple[int, ...]:
-    """The signals that have arrived, in order, since the last change of what they do."""
+    """The recorded signals, in order of arrival."""
     return tuple(_arrived)
 
 
 def check() -> None:
-    """Raises `Stopped` if a signal came and its exception was lost on the way."""
+    """Raises `Stopped` if a signal arrived whose exception was lost or put off."""
     if _arrived:
         raise Stopped(_arrived[0])
 
@@ -92,7 +92,7 @@ def _exit(number: int, _frame: FrameType | None) -> NoReturn:
     try:
         if sys.stderr is not None and sys.stderr.isatty():
             os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
-    except (OSError, ValueError):  # the terminal may be what has gone
+    except (OSError, ValueError):  # the terminal may be gone
         pass
     os._exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""The terminal's own settings."""
+"""Modes of the terminal: whether it shows what is typed, and which screen is visible."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def line_mode(on: bool, *, after_stops: bool = True) -> Iterator[None]:
-    """Within, the terminal shows what is typed and hands it over by the line, or does neither.
+    """Turns echo and line mode on or off for its body.
 
-    Off, each key waits for the next prompt as it was typed: in line mode a Ctrl-D would reach the
-    prompt as nothing. Ctrl-C and Ctrl-Z are signals either way.
+    When they are off, each key waits for the next prompt as it was typed. In line mode the prompt
+    would not see a Ctrl-D. Ctrl-C and Ctrl-Z are signals in both modes.
 
     Args:
-        after_stops: set it again whenever the process was stopped, since a shell changes it; not
-            where a prompt has a mode of its own within.
+        after_stops: set the mode again when the process continues after a stop, because a shell
+            changes it. Not for a body with a prompt that sets its own mode.
     """
     try:
         import termios
@@ -35,7 +35,7 @@ def line_mode(on: bool, *, after_stops: bool = True) -> Iterator[None]:
     wanted[3] = wanted[3] | both if on else wanted[3] & ~both
 
     def change(*_: object) -> None:
-        with suppress(termios.error):  # the terminal may be what has gone
+        with suppress(termios.error):  # the terminal may be gone
             termios.tcsetattr(stdin, termios.TCSANOW, wanted)
 
     previous = signal.getsignal(signal.SIGCONT)
@@ -55,9 +55,9 @@ ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h\x1b[H\x1b[?25l", "\x1b[?1049l\x1b[?25h
 
 @contextmanager
 def screen_left_when_suspended() -> Iterator[list[float]]:
-    """Within, Ctrl-Z gives the terminal's first screen and the cursor back until `fg`.
+    """Makes Ctrl-Z in its body restore the main screen and the cursor until `fg`.
 
-    Gives a list to which the seconds of each such stop are added.
+    Yields a list that receives the seconds of each such stop.
     """
     stops: list[float] = []
     if not hasattr(signal, "SIGTSTP"):  # Windows
@@ -68,7 +68,7 @@ def screen_left_when_suspended() -> Iterator[list[float]]:
         _write(LEAVE_SCREEN)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         began = time.perf_counter()
-        os.kill(os.getpid(), signal.SIGTSTP)  # comes back when it is continued
+        os.kill(os.getpid(), signal.SIGTSTP)  # returns when the process continues
         stops.append(time.perf_counter() - began)
         signal.signal(signal.SIGTSTP, suspend)
         _write(ENTER_SCREEN)
@@ -81,5 +81,5 @@ def screen_left_when_suspended() -> Iterator[list[float]]:
 
 
 def _write(text: str) -> None:
-    with suppress(OSError):  # the terminal may be what has gone
+    with suppress(OSError):  # the terminal may be gone
         os.write(sys.stderr.fileno(), text.encode())
