@@ -106,7 +106,7 @@ def settings(data: bytes) -> object:
 
 def options(data: bytes) -> object:
     """Percent, depth and time, each as a flag gives it."""
-    from d3cli.cli.calibrate.command import parse_duration, parse_target
+    from d3cli.cli.calibrate.parse import parse_duration, parse_target
     from d3cli.cli.depth import parse_alpha, parse_start
     from d3cli.depth.units import parse_unit
 

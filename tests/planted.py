@@ -1,31 +1,32 @@
 """A small model whose layers' worth is known by construction.
 
-Layer 2, 5 and 6 do nothing: their output projections are zero. Layer 4 adds little to the residual
-stream, and all that it adds is what the LM head listens to. The others add much, which the head
-hardly hears.
+Layers 2, 5 and 6 do nothing: their output projections are zero. Layer 4 adds little to the residual
+stream, but the LM head reads mainly what it adds. The other layers add much that the head hardly
+reads.
 """
 
+import shutil
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from d3cli.calibrate.own_replies import write_reply
-from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.model.wrap import wrap_model
 from d3cli.scoring.documents import Document
+from tests.conftest import BUILTIN_PATH
 from tests.families import tiny
 
 LAYERS, VOCAB = 9, 61
 IDLE, QUIET = (2, 5, 6), 4
 
 
-@cache
-def planted() -> LoadedModel:
+def _causal_lm(vocab_size: int) -> Any:
     torch.manual_seed(5)
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=LAYERS,
@@ -51,15 +52,46 @@ def planted() -> LoadedModel:
                 else:
                     projection.weight[0] = 0
         model.lm_head.weight[:, 1:] *= 0.25
-        model.lm_head.weight[:, 0] = torch.randn(VOCAB) * 8
-    return wrap_model(model, tiny("llama").gated.tokenizer)
+        model.lm_head.weight[:, 0] = torch.randn(vocab_size) * 8
+    return model
+
+
+@cache
+def planted() -> LoadedModel:
+    return wrap_model(_causal_lm(VOCAB), tiny("llama").gated.tokenizer)
 
 
 @cache
 def documents(count: int = 40, response: int = 48) -> tuple[Document, ...]:
-    """The model's own replies, so that full depth is the best that there is."""
-    full = DepthSchedule.full(LAYERS)
+    """Sampled from the model itself, so that no schedule does better than full depth."""
     prompts = [[1, 2 + number % (VOCAB - 2), 3 + number // 7] for number in range(count)]
-    return tuple(
-        write_reply(planted(), prompt, full, response, seed) for seed, prompt in enumerate(prompts)
-    )
+    return tuple(sampled_documents(planted(), prompts, response))
+
+
+@torch.inference_mode()
+def sampled_documents(
+    model: LoadedModel, prompts: list[list[int]], response: int
+) -> list[Document]:
+    """Replies at temperature 1 to prompts of one length, all in one batch and without a cache."""
+    ids = torch.tensor(prompts)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(response):
+        logits = model.causal_lm(ids, use_cache=False).logits[:, -1]
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=draw)
+        ids = torch.cat([ids, drawn], dim=1)
+    length = len(prompts[0])
+    return [Document(row[:length], row[length:]) for row in ids.tolist()]
+
+
+def write_planted(directory: Path) -> Path:
+    """A model like the planted one as a directory, with the built-in model's tokenizer.
+
+    Its LM head is so faint that all tokens are about equally likely: any text suits it.
+    """
+    model = _causal_lm(2048).to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight *= 0.02
+    model.save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(BUILTIN_PATH / name, directory / name)
+    return directory

@@ -7,111 +7,132 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from d3cli.base.errors import StoreError, UsageError
 from d3cli.base.settings import state_dir
-from d3cli.cli.calibrate.command import parse_duration, parse_target
+from d3cli.calibrate.search import Search
+from d3cli.cli.calibrate.parse import parse_duration, parse_target
 from d3cli.depth.calibration_store import file_of
 from tests.conftest import D3, Result, check
+from tests.forks import Forks
+from tests.planted import write_planted
 
-# Few documents, one kind, no greedy search: seconds instead of a minute.
-QUICK = ("--documents", "32", "--units", "layer", "--order", "influence", "--dtype", "bfloat16")
+# The least text, one kind of unit, no greedy search.
+QUICK = ("--documents", "32", "--units", "layer", "--order", "influence", "--target-drop", "5%")
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    """One quick calibration as JSON, and the home that it was stored in."""
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as a directory, from which any layer may be dropped."""
+    return write_planted(tmp_path_factory.mktemp("planted") / "model")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short dialogues."""
+    path = tmp_path_factory.mktemp("text") / "short.jsonl"
+    response = "It ran through the wood to the river, and there it saw the moon."
+    rows = [{"prompt": f"And fox {n}?", "response": f"Fox {n}: {response * 2}"} for n in range(40)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(
+    tmp_path_factory: pytest.TempPathFactory, forks: Forks, planted: Path, text: Path
+) -> tuple[dict, Path]:
+    """One calibration of the planted model as JSON, and the home in which it is stored."""
     home = tmp_path_factory.mktemp("calibrated")
-    run = subprocess.run(
-        [sys.executable, "-m", "d3cli", "calibrate", *QUICK, "--target-drop", "5%", "--json"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "D3_HOME": str(home)},
-        check=False,
+    run = forks.run(
+        *("calibrate", planted, *QUICK, "--data", text, "--json"), env={"D3_HOME": str(home)}
     )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout), home
+    assert run.code == 0, run.err
+    return json.loads(run.out), home
 
 
 def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
     found, home = report
-    assert {
-        "schema",
-        "schedule",
-        "stored",
-        "target_drop",
-        "confidence",
-        "unseen",
-        "frontier",
-        "seconds",
-    } <= found.keys()
+    assert found.keys() == {
+        *("schema", "schedule", "stored", "target_drop", "confidence", "unseen", "frontier"),
+        *("tested", "decay", "no_verdict", "replies", "orders", "influence", "settings"),
+        *("why_not", "cut", "seconds"),
+    }
     assert found["target_drop"] == 0.05
-    assert {
-        "documents",
-        "drop",
-        "drop_interval",
-        "kl",
-        "same_top",
-        "layer_ratio",
-        "byte_ratio",
-    } <= found["unseen"].keys()
-    assert found["unseen"]["documents"] == 16
-    assert found["unseen"]["drop_interval"][1] <= 0.05
-    assert (
-        sum(part["tokens"] for part in found["unseen"]["by_position"])
-        == (found["unseen"]["tokens"])
-    )
+    unseen = found["unseen"]
+    assert unseen.keys() == {
+        *("documents", "tokens", "drop", "drop_interval", "kl", "same_top", "mean_rank"),
+        *("full_perplexity", "least_depth", "layer_ratio", "byte_ratio", "byte_ratio_net"),
+        "by_position",
+    }
+    assert unseen["documents"] == 16
+    assert unseen["drop_interval"][1] <= 0.05
+    assert sum(part["tokens"] for part in unseen["by_position"]) == unseen["tokens"]
     assert len(found["frontier"]) > 5
-    assert found["orders"]["layer"]
+    assert set(found["schedule"]["skip_order"]) <= set(found["orders"]["layer"])
     assert Path(found["stored"]).parent == home / "calibrations"
 
 
 def test_generate_uses_what_was_stored(
-    report: tuple[dict, Path], d3: D3, monkeypatch: pytest.MonkeyPatch
+    report: tuple[dict, Path], planted: Path, d3: D3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, home = report
     monkeypatch.setenv("D3_HOME", str(home))
-    result = d3("generate", "Hello", "--json", "--max-tokens", "3", "--dtype", "bfloat16")
+    result = d3("generate", planted, "Hello", "--json", "--max-tokens", "3")
     assert result.code == 0
     assert json.loads(result.out)["schedule"] == found["schedule"]
     assert found["schedule"]["source"] == "calibration"
     assert "depth: calibrated" in result.err
-    other = d3("generate", "Hello", "--json", "--max-tokens", "3", "--dtype", "float32")
-    assert json.loads(other.out)["schedule"]["source"] == "shipped"
+    other = d3("generate", planted, "Hello", "--json", "--max-tokens", "3", "--dtype", "float32")
+    assert json.loads(other.out)["schedule"]["source"] != "calibration"
     assert "it was made in bfloat16" in other.err
 
 
+@pytest.mark.parametrize(
+    ("show", "remove"), [(("show",), ("remove",)), (("--show",), ("--remove",))]
+)
 def test_show_and_remove(
-    report: tuple[dict, Path], d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    report: tuple[dict, Path], planted: Path, d3: D3, show: tuple[str], remove: tuple[str]
 ) -> None:
     found, _ = report
-    stored = file_of("demo")
+    stored = file_of(str(planted))
     stored.parent.mkdir(parents=True)
-    stored.write_bytes(Path(found["stored"]).read_bytes())  # a home of its own: it is removed here
-    for arguments in (("--show",), ("--show", "demo")):
+    stored.write_bytes(Path(found["stored"]).read_bytes())  # a copy, since it is removed here
+    for arguments in (show, (*show, planted)):
         shown = d3("calibrate", *arguments)
         assert shown.code == 0
         assert " ".join(found["schedule"]["skip_order"]) in shown.out
         as_json = json.loads(d3("calibrate", *arguments, "--json").out)["calibrations"]
         assert [entry["schedule"]["alpha"] for entry in as_json] == [found["schedule"]["alpha"]]
-    models = d3("models").out
-    assert f"{found['unseen']['byte_ratio']:.2f}×" in models
-    removed = d3("calibrate", "--remove", "demo")
+    removed = d3("calibrate", *remove, planted)
     assert (removed.code, stored.exists()) == (0, False)
     assert "removed" in removed.err
-    again = d3("calibrate", "--remove", "demo")
+    again = d3("calibrate", *remove, planted)
     assert (again.code, "nothing was stored" in again.err) == (0, True)
-    nothing = d3("calibrate", "--show")
+    nothing = d3("calibrate", *show)
     assert (nothing.code, nothing.out) == (0, "")
     assert "nothing is stored" in nothing.err
 
 
+@pytest.mark.slow
+def test_the_built_in_model_is_calibrated_and_runs_so(d3: D3) -> None:
+    made = d3("calibrate", *QUICK, "--dtype", "bfloat16", "--json")
+    assert made.code == 0, made
+    found = json.loads(made.out)
+    assert len(found["frontier"]) > 5
+    result = d3("generate", "Hello", "--json", "--max-tokens", "3", "--dtype", "bfloat16")
+    assert json.loads(result.out)["schedule"] == found["schedule"]
+    other = d3("generate", "Hello", "--json", "--max-tokens", "3", "--dtype", "float32")
+    assert json.loads(other.out)["schedule"]["source"] == "shipped"
+    assert "it was made in bfloat16" in other.err
+    assert f"{found['unseen']['byte_ratio']:.2f}×" in d3("models").out
+
+
 def test_nothing_worth_it_exits_3_and_stores_nothing(d3: D3) -> None:
-    result = d3("calibrate", *QUICK, "--target-drop", "0.0001%", "--json")
+    result = d3("calibrate", *QUICK, "--dtype", "bfloat16", "--target-drop", "0.0001%", "--json")
     assert result.code == 3
     found = json.loads(result.out)
     assert found["schedule"] is None and found["stored"] is None and found["unseen"] is None
@@ -119,8 +140,8 @@ def test_nothing_worth_it_exits_3_and_stores_nothing(d3: D3) -> None:
     assert not file_of("demo").exists()
 
 
-def test_csv_lists_what_was_tried(d3: D3) -> None:
-    result = d3("calibrate", *QUICK, "--target-drop", "5%", "-o", "csv")
+def test_csv_lists_what_was_tried(d3: D3, planted: Path, text: Path) -> None:
+    result = d3("calibrate", planted, *QUICK, "--data", text, "-o", "csv")
     assert result.code == 0
     rows = list(csv.DictReader(io.StringIO(result.out)))
     assert len(rows) > 5
@@ -128,37 +149,29 @@ def test_csv_lists_what_was_tried(d3: D3) -> None:
     assert all(0.5 < float(row["byte_ratio_net"]) < 3 for row in rows)
 
 
-def test_your_own_text_is_used(d3: D3, tmp_path: Path) -> None:
+def test_your_own_plain_text_is_used(d3: D3, planted: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
-    path.write_text("".join(f"Once {n} foxes lived near the river bank. " for n in range(2000)))
-    result = d3(
-        "calibrate", *QUICK[2:], "--data", path, "--target-drop", "100%", "--max-time", "60s"
-    )
-    assert result.code == 0
+    path.write_text("".join(f"Once {n} foxes lived near the river bank. " for n in range(800)))
+    result = d3("calibrate", planted, *QUICK, "--data", path)
+    assert result.code == 0, result
     assert "on unseen text" in result.out
-    assert json.loads(file_of("demo").read_text())["entries"][0]["settings"]["data"] == str(path)
+    stored = json.loads(file_of(str(planted)).read_text())
+    assert stored["entries"][0]["settings"]["data"] == str(path)
 
 
-def test_self_replies_are_scored(d3: D3) -> None:
-    many = ("--documents", "72", *QUICK[2:])  # of which half are a few tokens long
+def test_self_replies_are_scored(d3: D3, planted: Path, text: Path) -> None:
     result = d3(
-        "calibrate", *many, "--self-replies", "--reply-tokens", "40", "--target-drop", "20%"
+        *("calibrate", planted, *QUICK, "--data", text, "--self-replies", "--reply-tokens", "34")
     )
-    assert result.code in (0, 3), result  # what the model writes is sampled
-    assert "response tokens" in result.err
+    assert result.code == 0, result
+    assert "text: 32 documents, 1,088 response tokens" in result.err  # the model never ends one
+    stored = json.loads(file_of(str(planted)).read_text())
+    assert stored["entries"][0]["settings"]["data"] == str(text)  # its prompts
 
 
-def test_replies_are_judged_beside_full_depths_own(d3: D3) -> None:
-    result = d3(
-        "calibrate",
-        *QUICK,
-        "--replies",
-        "--reply-tokens",
-        "16",
-        "--target-drop",
-        "20%",
-        "--json",
-    )
+def test_replies_are_judged_beside_full_depths_own(d3: D3, planted: Path, text: Path) -> None:
+    arguments = ("--data", text, "--replies", "--reply-tokens", "16", "--json")
+    result = d3("calibrate", planted, *QUICK, *arguments)
     assert result.code == 0, result
     judged = json.loads(result.out)["replies"]
     assert judged["full depth"]["rise"] is None
@@ -168,7 +181,28 @@ def test_replies_are_judged_beside_full_depths_own(d3: D3) -> None:
     )
 
 
-def test_ctrl_c_stores_nothing_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_search_stores_nothing_and_says_so(
+    d3: D3, planted: Path, text: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    search = Search.__iter__
+
+    def interrupted(self: Search) -> Iterator[object]:
+        progress = search(self)
+        yield next(progress)
+        os.kill(os.getpid(), number)
+        yield from progress
+
+    monkeypatch.setattr(Search, "__iter__", interrupted)
+    result = d3("calibrate", planted, *QUICK, "--data", text)
+    assert (result.code, result.out) == (128 + number, "")
+    assert "interrupted: nothing was stored" in result.err
+    assert "Traceback" not in result.err
+    assert not file_of(str(planted)).exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "d3cli", "calibrate", "--dtype", "bfloat16"],
         stdout=subprocess.PIPE,
@@ -179,9 +213,8 @@ def test_ctrl_c_stores_nothing_and_says_so(tmp_path: Path) -> None:
     assert process.stderr is not None
     while "this takes about" not in (line := process.stderr.readline()):
         assert line
-    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
     assert "interrupted: nothing was stored" in err
@@ -204,10 +237,10 @@ def test_targets_are_percentages_or_fractions(text: str, target: float) -> None:
         ("2.5", "write 2.5%"),
         ("0", "above 0%"),
         ("-1%", "above 0%"),
-        ("101%", "at most at 100%"),
+        ("101%", "at most 100%"),
         ("nan", "above 0%"),
-        ("inf%", "at most at 100%"),
-        ("1e400", "at most at 100%"),
+        ("inf%", "at most 100%"),
+        ("1e400", "at most 100%"),
         ("much", "1%"),
         ("", "1%"),
     ],
@@ -253,10 +286,10 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     check(bad(d3, "--target-drop", "1"), 2, "would be 100%")
     check(bad(d3, "--target-drop", "0%"), 2, "--target-drop is")
     check(bad(d3, "--max-time", "10"), 2, "--max-time is")
-    check(bad(d3, "--confidence", "1"), 2, "confidence is 1")
+    check(bad(d3, "--confidence", "1"), 2, "--confidence is 1")
     check(bad(d3, "--documents", "5"), 2, "greater than or equal to 32")
     check(bad(d3, "--show", "--remove"), 2, "exclude each other")
-    check(bad(d3, "--show", "-o", "csv"), 2, "no csv")
+    check(bad(d3, "--show", "-o", "csv"), 2, "cannot be shown as csv")
     check(bad(d3, "--json", "-o", "csv"), 2, "exclude each other")
     check(bad(d3, "--remove", ""), 2, "")  # not what is stored for the default model
     check(bad(d3, "--show", "no-such-model"), 2, "no model or directory")
@@ -281,7 +314,7 @@ def test_a_damaged_or_newer_file_is_reported_and_left_alone(d3: D3, text: str) -
     path.write_text(text)
     result = bad(d3)
     check(result, 1, "is damaged" if text == "{" else "newer d3")
-    assert "--remove" in result.err
+    assert "d3 calibrate remove demo" in result.err
     assert path.read_text() == text
     shown = d3("calibrate", "--show")
     assert shown.code == 0
@@ -292,13 +325,13 @@ def test_a_damaged_or_newer_file_is_reported_and_left_alone(d3: D3, text: str) -
 
 
 def test_a_result_that_cannot_be_stored_is_still_shown(
-    d3: D3, monkeypatch: pytest.MonkeyPatch
+    d3: D3, planted: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(*_: object) -> None:
         raise StoreError("no space left", "free some")
 
-    monkeypatch.setattr("d3cli.cli.calibrate.command.save", full_disk)
-    result = d3("calibrate", *QUICK, "--target-drop", "5%")
+    monkeypatch.setattr("d3cli.cli.calibrate.run.save", full_disk)
+    result = d3("calibrate", planted, *QUICK, "--data", text)
     assert result.code == 1
     assert "on unseen text" in result.out
     assert "error: no space left" in result.err
@@ -310,8 +343,6 @@ def test_a_search_that_memory_would_end_is_refused(
     monkeypatch.setattr("d3cli.calibrate.evaluator.available_memory", lambda device: 200_000_000)
     monkeypatch.delattr("d3cli.calibrate.calibrator.Calibrator.__iter__")
     check(bad(d3), 1, "needs about 272 MB more, and 200 MB are free")
-    monkeypatch.setattr(
-        "d3cli.cli.calibrate.command._search", lambda *_: pytest.fail("it was tried")
-    )
+    monkeypatch.setattr("d3cli.cli.calibrate.run._search", lambda *_: pytest.fail("it was tried"))
     with pytest.raises(pytest.fail.Exception):
         d3("calibrate", "--force")

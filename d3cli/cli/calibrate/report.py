@@ -1,123 +1,133 @@
-"""A calibration's outcome as rows for people, as JSON, as CSV and as a plot."""
+"""A calibration's report: rows of a name and a value, and a plot."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from d3cli.base.amounts import signed_percent
 from d3cli.base.errors import spelled
-from d3cli.cli.output import flag
-from d3cli.depth.choice import Source
+from d3cli.cli.calibrate.machine_report import as_json, csv_rows
+from d3cli.cli.calibrate.options import Format
+from d3cli.cli.output import Output, flag
 
 if TYPE_CHECKING:
-    from d3cli.calibrate.race import Tried
     from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Judged, Measured, Outcome
-    from d3cli.calibrate.space import Candidate
+    from d3cli.depth.units import WeightBytes
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.intervals import Drop
 
-SCHEMA = 1
-DOUBTFUL_KL = 5  # times the target, in nats
-PLOT_HEIGHT, WIDEST_PLOT, NARROWEST_PLOT = 14, 72, 20
-PLOT_MARGIN = 36  # the labels of both axes
+HIGH_KL = 5  # in multiples of the target, in nats
+HEIGHT, MAX_WIDTH, MIN_WIDTH = 14, 72, 20  # of the plot, in characters
+MARGIN = 36  # for the labels of both axes
 KINDS = {"layer": "whole layers", "sublayer": "sublayers"}
+Rows = Iterator[tuple[str, str]]
 
 
-def facts(
-    outcome: "Outcome", settings: "CalibrationSettings", model: "LoadedModel"
-) -> list[tuple[str, str]]:
-    """Rows of a name and a value."""
-    rows: list[tuple[str, str]] = [
-        (
-            "asked",
-            f"at most {signed_percent(settings.target_drop)} perplexity, with "
-            f"{100 * settings.confidence:g}% confidence",
-        )
-    ]
-    chosen = outcome.chosen
-    if chosen is None:
-        rows.append(("chosen", f"nothing: {spelled(outcome.why_not, flag)}"))
+def write_report(
+    output: Output,
+    outcome: "Outcome",
+    settings: "CalibrationSettings",
+    model: "LoadedModel",
+    stored: Path | None,
+    form: Format,
+) -> None:
+    """Writes the outcome to stdout; `stored` is the file that holds it."""
+    if form is Format.json:
+        output.json(as_json(outcome, settings, model.weight_bytes, stored))
+    elif form is Format.csv:
+        output.csv(csv_rows(outcome))
     else:
-        schedule = chosen.candidate.schedule
-        steps = settings.reply_tokens
-        rows += [
-            ("chosen", f"{KINDS[chosen.candidate.kind]}: {schedule.in_words()}"),
-            ("skip order", " ".join(schedule.skip_order)),
-            (
-                f"replies of {steps} tokens",
-                f"layers {schedule.layer_ratio(steps):.2f}×, bytes "
-                f"{schedule.byte_ratio(steps, model.weight_bytes):.2f}×, "
-                f"{chosen.candidate.byte_ratio:.2f}× net of repair",
-            ),
-            (
-                "on unseen text",
-                f"{_bounds(chosen.drop)} perplexity; {chosen.documents} documents, "
-                f"{chosen.tokens:,} tokens",
-            ),
-        ]
-        rows += [
-            (f"  tokens {begin} to {end}", f"{signed_percent(drop)} ({tokens:,} tokens)")
-            for begin, end, tokens, drop in chosen.by_position
-        ]
-        rows.append(
-            (
-                "  beside full depth",
-                f"KL {chosen.kl:.4f} nats a token, same top choice {chosen.same_top:.1%}; its own "
-                f"perplexity {chosen.full_perplexity:.4g}",
-            )
+        rows = list(report_rows(outcome, settings, model.weight_bytes))
+        output.table(("calibration", model.name), rows)
+        if picture := plot(outcome, settings, output.stdout_width):
+            output.write(f"\n{picture}\n")
+
+
+def report_rows(
+    outcome: "Outcome", settings: "CalibrationSettings", weight_bytes: "WeightBytes"
+) -> Rows:
+    """Everything that the calibration found."""
+    yield (
+        "target",
+        f"at most {signed_percent(settings.target_drop)} perplexity, with "
+        f"{100 * settings.confidence:g}% confidence",
+    )
+    if outcome.chosen is None:
+        yield "chosen", f"nothing: {spelled(outcome.why_not, flag)}"
+    else:
+        yield from _chosen(outcome.chosen, settings, weight_bytes)
+    yield from _best_of_kinds(outcome, settings)
+    yield from _decay(outcome)
+    for kind, order in outcome.orders.items():
+        yield f"order of {kind}s", " ".join(order) or "none can be dropped"
+    for kind_name, influence in _influence(outcome):
+        values = " ".join(f"{unit}:{value:.4f}" for unit, value in influence)
+        yield f"influence of {kind_name}s", values
+    yield "took", f"{outcome.seconds:.0f} s"
+    for cut in outcome.cut:
+        yield "to save time", cut
+
+
+def _chosen(
+    chosen: "Measured", settings: "CalibrationSettings", weight_bytes: "WeightBytes"
+) -> Rows:
+    schedule, steps = chosen.candidate.schedule, settings.reply_tokens
+    yield "chosen", f"{KINDS[chosen.candidate.kind]}: {schedule.in_words()}"
+    yield "skip order", " ".join(schedule.skip_order)
+    yield (
+        f"replies of {steps} tokens",
+        f"layers {schedule.layer_ratio(steps):.2f}×, bytes "
+        f"{schedule.byte_ratio(steps, weight_bytes):.2f}×, "
+        f"{chosen.candidate.byte_ratio:.2f}× net of repair",
+    )
+    yield (
+        "on unseen text",
+        f"{_bounds(chosen.drop)} perplexity; {chosen.documents} documents, "
+        f"{chosen.tokens:,} tokens",
+    )
+    for begin, end, tokens, drop in chosen.by_position:
+        yield f"  tokens {begin} to {end}", f"{signed_percent(drop)} ({tokens:,} tokens)"
+    yield (
+        "  against full depth",
+        f"KL {chosen.kl:.4f} nats per token, same top choice {chosen.same_top:.1%}; full depth's "
+        f"perplexity {chosen.full_perplexity:.4g}",
+    )
+    yield (
+        "  at minimum depth",
+        f"{signed_percent(chosen.floor_drop)} ({chosen.floor_tokens:,} tokens)",
+    )
+    longest = chosen.by_position[-1][1]
+    if steps > longest:
+        yield (
+            "  note",
+            f"the longest reply scored has {longest} tokens; after that, replies of {steps} tokens "
+            "run at minimum depth",
         )
-        rows.append(
-            (
-                "  at the least depth",
-                f"{signed_percent(chosen.floor_drop)} ({chosen.floor_tokens:,} tokens)",
-            )
-        )
-        longest = chosen.by_position[-1][1]
-        if settings.reply_tokens > longest:
-            rows.append(
-                (
-                    "  mind",
-                    f"no reply scored is longer than {longest} tokens; behind them, replies of "
-                    f"{settings.reply_tokens} run at the least depth",
-                )
-            )
-        if chosen.kl > DOUBTFUL_KL * math.log1p(settings.target_drop):
-            rows.append(("  mind", "KL is far beyond the target: try --self-replies"))
-    rows += _best_of_kinds(outcome, settings)
-    if outcome.verdict is not None:
-        rows += [
-            ("constant depth", _measured(outcome.verdict.static)),
-            ("decaying depth", _measured(outcome.verdict.decaying)),
-            ("did decay pay?", f"{outcome.verdict.words}: {_bounds(outcome.verdict.difference)}"),
-        ]
-    rows += [(f"replies by {name}", _judged(judged)) for name, judged in outcome.judged.items()]
-    if outcome.verdict is not None:
-        rows.append(("  by replies", _by_replies(outcome.verdict)))
+    if chosen.kl > HIGH_KL * math.log1p(settings.target_drop):
+        yield "  note", "the KL divergence is far above the target: try --self-replies"
+
+
+def _decay(outcome: "Outcome") -> Rows:
+    """Constant depth against decay, by fixed text and by replies."""
+    verdict = outcome.verdict
+    if verdict is not None:
+        yield "constant depth", _measured(verdict.static)
+        yield "decaying depth", _measured(verdict.decaying)
+        yield "did decay pay?", f"{verdict.words}: {_bounds(verdict.difference)}"
+    for name, judged in outcome.judged.items():
+        yield f"replies by {name}", _judged(judged)
+    if verdict is not None:
+        yield "  by replies", _by_replies(verdict)
     elif outcome.no_verdict:
-        rows.append(("did decay pay?", outcome.no_verdict))
-    rows += [
-        (f"order of {kind}s", " ".join(order) or "none can be dropped")
-        for kind, order in outcome.orders.items()
-    ]
-    rows += [
-        (
-            f"influence of {kind}s",
-            " ".join(f"{unit}:{value:.4f}" for unit, value in influence),
-        )
-        for kind, influence in _influence(outcome)
-    ]
-    rows.append(("took", f"{outcome.seconds:.0f} s"))
-    rows += [("cut for time", cut) for cut in outcome.cut]
-    return rows
+        yield "did decay pay?", outcome.no_verdict
 
 
 def _by_replies(verdict: "DecayVerdict") -> str:
     from d3cli.calibrate.result import decay_paid
 
     if verdict.by_replies is None:
-        return "not asked: --replies lets D³ write replies, and full depth judge them"
+        return "not measured: --replies lets D³ write replies and full depth judge them"
     return f"{decay_paid(verdict.by_replies)}: {_bounds(verdict.by_replies)}"
 
 
@@ -132,14 +142,11 @@ def _influence(outcome: "Outcome") -> Iterator[tuple[str, list[tuple[str, float]
             yield kind, sorted(found, key=lambda pair: pair[1])
 
 
-def _best_of_kinds(
-    outcome: "Outcome", settings: "CalibrationSettings"
-) -> Iterator[tuple[str, str]]:
+def _best_of_kinds(outcome: "Outcome", settings: "CalibrationSettings") -> Rows:
     for kind in outcome.orders:
-        best = outcome.best(kind, settings.target_drop)
-        text = "none held" if best is None else f"bytes {best.candidate.byte_ratio:.2f}× net"
-        if best is not None:
-            text += f", {_bounds(best.drop)}"
+        text = "none within the target"
+        if best := outcome.best(kind, settings.target_drop):
+            text = f"bytes {best.candidate.byte_ratio:.2f}× net, {_bounds(best.drop)}"
         yield f"best of {KINDS[kind]}", f"{text} (search half)"
 
 
@@ -167,17 +174,17 @@ def _judged(judged: "Judged") -> str:
 
 
 def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str:
-    """Everything that was tried: drop against byte ratio. Empty where there is nothing to see."""
+    """The drop of every schedule tried against its byte ratio; empty where it cannot be drawn."""
     import plotille
 
     tried = list(outcome.tried.values())
-    if not tried or width < NARROWEST_PLOT + PLOT_MARGIN:
+    if not tried or width < MIN_WIDTH + MARGIN:
         return ""
     ratios = [t.candidate.byte_ratio for t in tried]
     highest = max(2 * settings.target_drop, *(t.drop.value for t in tried if t.drop.value < 10))
     figure = plotille.Figure()
     figure.with_colors = False
-    figure.width, figure.height = min(width - PLOT_MARGIN, WIDEST_PLOT), PLOT_HEIGHT
+    figure.width, figure.height = min(width - MARGIN, MAX_WIDTH), HEIGHT
     figure.x_label, figure.y_label = "byte ratio, net", "drop"
     figure.set_x_limits(min(ratios), max([*ratios, min(ratios) + 0.01]))
     figure.set_y_limits(min(0.0, *(t.drop.value for t in tried)), highest)
@@ -194,123 +201,5 @@ def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str
         figure.scatter(
             [outcome.chosen.candidate.byte_ratio], [outcome.chosen.drop.value], marker="#"
         )
-        legend += "; # the chosen one on unseen text"
+        legend += "; # the chosen schedule on unseen text"
     return f"{figure.show()}\n{legend}"
-
-
-def as_json(
-    outcome: "Outcome", settings: "CalibrationSettings", model: "LoadedModel", stored: Path | None
-) -> dict[str, Any]:
-    """The documented object: docs/calibration.md."""
-    chosen = outcome.chosen
-    steps = settings.reply_tokens
-
-    def measured(one: "Measured") -> dict[str, Any]:
-        schedule = one.candidate.schedule
-        return {
-            "documents": one.documents,
-            "tokens": one.tokens,
-            "drop": one.drop.value,
-            "drop_interval": [one.drop.low, one.drop.high],
-            "kl": one.kl,
-            "same_top": one.same_top,
-            "mean_rank": one.mean_rank,
-            "full_perplexity": one.full_perplexity,
-            "least_depth": {"tokens": one.floor_tokens, "drop": one.floor_drop},
-            "layer_ratio": schedule.layer_ratio(steps),
-            "byte_ratio": schedule.byte_ratio(steps, model.weight_bytes),
-            "byte_ratio_net": one.candidate.byte_ratio,
-            "by_position": [
-                {"begin": begin, "end": end, "tokens": tokens, "drop": drop}
-                for begin, end, tokens, drop in one.by_position
-            ],
-        }
-
-    verdict = outcome.verdict
-    return {
-        "schema": SCHEMA,
-        "schedule": None
-        if chosen is None
-        else chosen.candidate.schedule.to_json() | {"source": Source.CALIBRATION},
-        "stored": None if stored is None else str(stored),
-        "target_drop": settings.target_drop,
-        "confidence": settings.confidence,
-        "unseen": None if chosen is None else measured(chosen),
-        "frontier": [
-            _tried(t) for t in sorted(outcome.tried.values(), key=lambda t: t.candidate.byte_ratio)
-        ],
-        "tested": [
-            _candidate(candidate) | _drop(drop) | {"held": held}
-            for candidate, drop, held in outcome.tested
-        ],
-        "no_verdict": outcome.no_verdict or None,
-        "decay": None
-        if verdict is None
-        else {
-            "constant": _candidate(verdict.static.candidate) | measured(verdict.static),
-            "decaying": _candidate(verdict.decaying.candidate) | measured(verdict.decaying),
-            "difference": _drop(verdict.difference),
-            "verdict": verdict.words,
-            "by_replies": None if verdict.by_replies is None else _drop(verdict.by_replies),
-        },
-        "replies": {
-            name: {"prompts": j.prompts, "tokens": j.tokens, "perplexity": j.perplexity}
-            | {"rise": None if j.rise is None else _drop(j.rise)}
-            for name, j in outcome.judged.items()
-        },
-        "orders": {kind: list(order) for kind, order in outcome.orders.items()},
-        "influence": outcome.influence,
-        "settings": asdict(settings),
-        "why_not": spelled(outcome.why_not, flag) or None,
-        "cut": outcome.cut,
-        "seconds": outcome.seconds,
-    }
-
-
-def csv_rows(outcome: "Outcome") -> Iterator[tuple[object, ...]]:
-    """A header, then every candidate that was tried on the search half."""
-    yield (
-        "units",
-        "alpha",
-        "start",
-        "floor",
-        "skip_order",
-        "byte_ratio_net",
-        "documents",
-        "drop",
-        "drop_low",
-        "drop_high",
-        "chosen",
-    )
-    chosen = None if outcome.chosen is None else outcome.chosen.candidate.schedule
-    for tried in sorted(outcome.tried.values(), key=lambda t: t.candidate.byte_ratio):
-        candidate, schedule = tried.candidate, tried.candidate.schedule
-        yield (
-            candidate.kind,
-            schedule.alpha,
-            schedule.start,
-            round(schedule.floor, 6),
-            " ".join(schedule.skip_order),
-            candidate.byte_ratio,
-            tried.documents,
-            tried.drop.value,
-            tried.drop.low,
-            tried.drop.high,
-            int(schedule == chosen),
-        )
-
-
-def _candidate(candidate: "Candidate") -> dict[str, Any]:
-    return {
-        "units": candidate.kind,
-        "schedule": candidate.schedule.to_json(),
-        "byte_ratio_net": candidate.byte_ratio,
-    }
-
-
-def _tried(tried: "Tried") -> dict[str, Any]:
-    return _candidate(tried.candidate) | {"documents": tried.documents} | _drop(tried.drop)
-
-
-def _drop(drop: "Drop") -> dict[str, Any]:
-    return {"drop": drop.value, "drop_interval": [drop.low, drop.high]}

@@ -1,19 +1,30 @@
-"""How stored calibrations read: in a cell of a table, in full, and as JSON."""
+"""Stored calibrations: in a cell of a table, in full and as JSON; shown and removed."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from d3cli.base.amounts import signed_percent
-from d3cli.base.errors import D3Error
+from d3cli.base.errors import D3Error, UsageError
+from d3cli.cli.calibrate.options import Format
+from d3cli.cli.output import Output
 from d3cli.depth.calibration_record import Calibration, Entry
-from d3cli.depth.calibration_store import Stale, StoredFile, find
+from d3cli.depth.calibration_store import (
+    Stale,
+    StoredFile,
+    all_calibrations,
+    calibrations_of,
+    find,
+    remove,
+)
 from d3cli.files.fingerprint import fingerprint
-from d3cli.files.names import find_on_disk
+from d3cli.files.names import find_local, find_on_disk, model_identity
+
+SCHEMA = 1
 
 
 def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
-    """Each calibration of a file, and why it would not be used now; empty where it would."""
+    """Each calibration of a file, and why it is not used now; an empty reason if it is used."""
     for entry in stored.entries:
         try:
             files = find_on_disk(entry.key.model)
@@ -54,7 +65,7 @@ def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
     ]
     return [
         ("model", key.model),
-        ("in", key.form),
+        ("weights", key.form),
         *([("revision", key.revision)] if key.revision else []),
         *([("not used", reason)] if reason else []),
         ("schedule", schedule.in_words()),
@@ -62,7 +73,7 @@ def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
         ("skip order", " ".join(schedule.skip_order)),
         *_measured(calibration),
         *settings,
-        ("data", calibration.data_hash),
+        ("data hash", calibration.data_hash),
         ("made", f"{calibration.date}, by d3 {calibration.version}"),
     ]
 
@@ -71,15 +82,15 @@ def _measured(calibration: Calibration) -> list[tuple[str, str]]:
     unseen = calibration.unseen
     low, high = unseen.drop_interval
     return [
-        ("asked", f"at most {signed_percent(calibration.target_drop)} perplexity"),
+        ("target", f"at most {signed_percent(calibration.target_drop)} perplexity"),
         (
             "measured",
             f"{signed_percent(unseen.drop)} on {unseen.documents:,} unseen documents; at least "
             f"{signed_percent(low)} and at most {signed_percent(high)}, each with "
             f"{100 * calibration.confidence:g}% confidence",
         ),
-        ("KL", f"{unseen.kl:.4g} nats a token"),
-        ("same top token", f"{unseen.same_top:.1%}"),
+        ("KL", f"{unseen.kl:.4g} nats per token"),
+        ("same top choice", f"{unseen.same_top:.1%}"),
         ("ratios", f"layers {unseen.layer_ratio:.2f}×, bytes {unseen.byte_ratio:.2f}×"),
     ]
 
@@ -93,3 +104,46 @@ def as_json(stored: StoredFile) -> list[dict[str, Any]]:
         place | {"problem": reason or None} | entry.to_json()
         for entry, reason in with_reasons(stored)
     ]
+
+
+def show_stored(output: Output, model: str | None, form: Format) -> None:
+    """Writes what is stored for a model, or for all models.
+
+    Raises:
+        UnknownModelError: nothing is stored, and no model has that name.
+    """
+    if form is Format.csv:
+        raise UsageError("what is stored cannot be shown as csv", "use -o table or -o json")
+    stored: list[StoredFile]
+    if model is None:
+        stored = all_calibrations()
+    else:
+        one = calibrations_of(model_identity(model))
+        stored = [] if one is None else [one]
+    if model is not None and not stored:
+        find_local(model)  # refuses an unknown name
+    if form is Format.json:
+        found: list[dict[str, Any]] = [entry for file in stored for entry in as_json(file)]
+        output.json({"schema": SCHEMA, "calibrations": found})
+        return
+    if not stored:
+        output.note(f"nothing is stored{'' if model is None else f' for {model}'}")
+    for file in stored:
+        if file.problem:
+            output.note(file.problem)
+        for entry, reason in with_reasons(file):
+            output.table(("calibration", ""), describe(entry, reason))
+            output.write("\n")
+
+
+def remove_stored(output: Output, model: str) -> None:
+    """Removes what is stored for a model.
+
+    Raises:
+        UnknownModelError: nothing is stored, and no model has that name.
+    """
+    if remove(model_identity(model)):
+        output.note(f"removed what was stored for {model}")
+    else:
+        find_local(model)  # refuses an unknown name
+        output.note(f"nothing was stored for {model}")

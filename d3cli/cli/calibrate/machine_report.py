@@ -1,0 +1,145 @@
+"""A calibration's outcome as JSON and as CSV; docs/calibration.md documents both."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d3cli.base.errors import spelled
+from d3cli.cli.output import flag
+from d3cli.depth.choice import Source
+
+if TYPE_CHECKING:
+    from d3cli.calibrate.race import Tried
+    from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
+    from d3cli.calibrate.space import Candidate
+    from d3cli.depth.units import WeightBytes
+    from d3cli.scoring.intervals import Drop
+
+SCHEMA = 1
+
+
+def as_json(
+    outcome: "Outcome",
+    settings: "CalibrationSettings",
+    weight_bytes: "WeightBytes",
+    stored: Path | None,
+) -> dict[str, Any]:
+    """The object that ``--json`` prints; `stored` is the file that holds the result."""
+    chosen, steps = outcome.chosen, settings.reply_tokens
+    schedule = None
+    if chosen is not None:
+        schedule = chosen.candidate.schedule.to_json() | {"source": Source.CALIBRATION}
+    return {
+        "schema": SCHEMA,
+        "schedule": schedule,
+        "stored": None if stored is None else str(stored),
+        "target_drop": settings.target_drop,
+        "confidence": settings.confidence,
+        "unseen": None if chosen is None else _measured(chosen, steps, weight_bytes),
+        "frontier": [_tried(tried) for tried in _by_byte_ratio(outcome)],
+        "tested": [
+            _candidate(candidate) | _drop(drop) | {"held": held}
+            for candidate, drop, held in outcome.tested
+        ],
+        "no_verdict": outcome.no_verdict or None,
+        "decay": _decay(outcome.verdict, steps, weight_bytes) if outcome.verdict else None,
+        "replies": {
+            name: {"prompts": j.prompts, "tokens": j.tokens, "perplexity": j.perplexity}
+            | {"rise": None if j.rise is None else _drop(j.rise)}
+            for name, j in outcome.judged.items()
+        },
+        "orders": {kind: list(order) for kind, order in outcome.orders.items()},
+        "influence": outcome.influence,
+        "settings": asdict(settings),
+        "why_not": spelled(outcome.why_not, flag) or None,
+        "cut": outcome.cut,
+        "seconds": outcome.seconds,
+    }
+
+
+def _measured(measured: "Measured", steps: int, weight_bytes: "WeightBytes") -> dict[str, Any]:
+    """A schedule on the unseen half; ratios are for replies of `steps` tokens."""
+    schedule = measured.candidate.schedule
+    return {
+        "documents": measured.documents,
+        "tokens": measured.tokens,
+        "drop": measured.drop.value,
+        "drop_interval": [measured.drop.low, measured.drop.high],
+        "kl": measured.kl,
+        "same_top": measured.same_top,
+        "mean_rank": measured.mean_rank,
+        "full_perplexity": measured.full_perplexity,
+        "least_depth": {"tokens": measured.floor_tokens, "drop": measured.floor_drop},
+        "layer_ratio": schedule.layer_ratio(steps),
+        "byte_ratio": schedule.byte_ratio(steps, weight_bytes),
+        "byte_ratio_net": measured.candidate.byte_ratio,
+        "by_position": [
+            {"begin": begin, "end": end, "tokens": tokens, "drop": drop}
+            for begin, end, tokens, drop in measured.by_position
+        ],
+    }
+
+
+def _decay(verdict: "DecayVerdict", steps: int, weight_bytes: "WeightBytes") -> dict[str, Any]:
+    static, decaying = verdict.static, verdict.decaying
+    return {
+        "constant": _candidate(static.candidate) | _measured(static, steps, weight_bytes),
+        "decaying": _candidate(decaying.candidate) | _measured(decaying, steps, weight_bytes),
+        "difference": _drop(verdict.difference),
+        "verdict": verdict.words,
+        "by_replies": None if verdict.by_replies is None else _drop(verdict.by_replies),
+    }
+
+
+def _by_byte_ratio(outcome: "Outcome") -> list["Tried"]:
+    return sorted(outcome.tried.values(), key=lambda tried: tried.candidate.byte_ratio)
+
+
+def csv_rows(outcome: "Outcome") -> Iterator[tuple[object, ...]]:
+    """A header, then every candidate that was tried on the search half."""
+    yield (
+        "units",
+        "alpha",
+        "start",
+        "floor",
+        "skip_order",
+        "byte_ratio_net",
+        "documents",
+        "drop",
+        "drop_low",
+        "drop_high",
+        "chosen",
+    )
+    chosen = None if outcome.chosen is None else outcome.chosen.candidate.schedule
+    for tried in _by_byte_ratio(outcome):
+        candidate, schedule = tried.candidate, tried.candidate.schedule
+        yield (
+            candidate.kind,
+            schedule.alpha,
+            schedule.start,
+            round(schedule.floor, 6),
+            " ".join(schedule.skip_order),
+            candidate.byte_ratio,
+            tried.documents,
+            tried.drop.value,
+            tried.drop.low,
+            tried.drop.high,
+            int(schedule == chosen),
+        )
+
+
+def _candidate(candidate: "Candidate") -> dict[str, Any]:
+    return {
+        "units": candidate.kind,
+        "schedule": candidate.schedule.to_json(),
+        "byte_ratio_net": candidate.byte_ratio,
+    }
+
+
+def _tried(tried: "Tried") -> dict[str, Any]:
+    return _candidate(tried.candidate) | {"documents": tried.documents} | _drop(tried.drop)
+
+
+def _drop(drop: "Drop") -> dict[str, Any]:
+    return {"drop": drop.value, "drop_interval": [drop.low, drop.high]}

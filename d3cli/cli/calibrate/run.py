@@ -1,0 +1,202 @@
+"""One run of ``d3 calibrate``: read the text, search, store the result and report it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from d3cli.base.errors import CalibrationError, StoreError, TargetNotMetError
+from d3cli.cli import signals
+from d3cli.cli.calibrate.options import (
+    DOCUMENTS,
+    CalibrateSettings,
+    Format,
+    SearchOptions,
+)
+from d3cli.cli.calibrate.parse import parse_duration, parse_target
+from d3cli.cli.calibrate.report import write_report
+from d3cli.cli.output import Output
+from d3cli.cli.request import load
+from d3cli.depth.calibration_store import check_writable, save
+
+if TYPE_CHECKING:
+    from d3cli.calibrate.calibrator import Calibrator
+    from d3cli.calibrate.result import CalibrationSettings
+    from d3cli.calibrate.texts import Sample
+    from d3cli.model.model import LoadedModel
+    from d3cli.scoring.documents import Document
+
+REPLY_TOKENS = 256
+
+
+def run_calibration(output: Output, name: str, given: CalibrateSettings, form: Format) -> None:
+    """Calibrates the model called `name`.
+
+    Raises:
+        TargetNotMetError: no schedule is worth storing; the report has been written.
+        StoreError: the result cannot be stored; the report has been written.
+    """
+    settings = _search_settings(output, given.search)
+    from d3cli.calibrate.texts import read_samples
+
+    data, count = given.text.data, given.text.documents
+    samples = None if data is None else read_samples(data)
+    # Documents are scored in one pass each, so for memory they are prompts.
+    model = load(output, name, given.loading, prompt_tokens=2048, reply_tokens=1)
+    if given.search.reply_tokens is None:
+        settings = replace(settings, reply_tokens=min(REPLY_TOKENS, model.context_length))
+    began = time.monotonic()
+    assert model.origin.key is not None  # a model without one cannot skip layers: refused below
+    check_writable(model.origin.key)
+    try:
+        with output.progress.waiting("reading the text"):
+            # scipy takes long to import; a signal must not raise an exception inside it.
+            import scipy.stats  # noqa: F401
+
+            from d3cli.calibrate.evaluator import check_memory_to_score
+
+            texts = _documents(model, samples, count, settings.seed)
+        signals.stop_in_order()
+        if given.text.self_replies:
+            texts = _write_replies(output, model, texts, settings, began)
+        if not given.loading.force:
+            check_memory_to_score(model, texts)
+        calibrator = _search(output, model, texts, settings, began, count)
+    except signals.Stopped:
+        output.note("interrupted: nothing was stored")
+        raise
+    finally:
+        signals.exit_at_once()
+    source = str(data) if data else "self-replies" if given.text.self_replies else "built-in"
+    _finish(output, model, calibrator, source, texts, form)
+
+
+def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
+    """The settings of the search, checked before the slow loading of the model."""
+    target, seconds = parse_target(given.target_drop), parse_duration(given.max_time)
+    with output.progress.waiting("loading"):
+        output.quiet_libraries()
+        from d3cli.calibrate.result import CalibrationSettings
+
+        return CalibrationSettings(
+            target_drop=target,
+            units=given.units.value,
+            order=given.order.value,
+            confidence=given.confidence,
+            reply_tokens=given.reply_tokens or REPLY_TOKENS,
+            seed=given.seed,
+            max_seconds=seconds,
+            replies=given.replies,
+        )
+
+
+def _documents(
+    model: "LoadedModel", samples: Sequence["Sample"] | None, count: int | None, seed: int
+) -> list["Document"]:
+    from d3cli.calibrate.texts import builtin_samples, choose, encode_samples
+
+    found = encode_samples(model, builtin_samples(model) if samples is None else samples)
+    return choose(found, DOCUMENTS if count is None else count, seed)
+
+
+def _write_replies(
+    output: Output,
+    model: "LoadedModel",
+    prompts: Sequence["Document"],
+    settings: "CalibrationSettings",
+    began: float,
+) -> list["Document"]:
+    """The model's own replies to the prompts, as many as it writes in half of the time.
+
+    Raises:
+        CalibrationError: there are too few.
+    """
+    from d3cli.calibrate.own_replies import self_replies
+    from d3cli.calibrate.texts import MIN_DOCUMENTS
+
+    found: list[Document] = []
+
+    def steps() -> Iterator[tuple[str, float]]:
+        replies = self_replies(model, prompts, settings.reply_tokens, settings.seed)
+        for number, reply in enumerate(replies, start=1):
+            found.append(reply)
+            yield f"the model's own replies: {number}", number / len(prompts)
+            if time.monotonic() - began > settings.max_seconds / 2:
+                return
+
+    output.progress.follow(steps())
+    if len(found) < MIN_DOCUMENTS:
+        raise CalibrationError(
+            f"the model wrote {len(found)} replies of two or more tokens in half of --max-time, "
+            f"but {MIN_DOCUMENTS} are needed",
+            "raise --max-time or lower --reply-tokens",
+        )
+    if len(found) < len(prompts):
+        output.note(f"replies: {len(found)} of {len(prompts)} were written in half of the time")
+    return found
+
+
+def _search(
+    output: Output,
+    model: "LoadedModel",
+    texts: list["Document"],
+    settings: "CalibrationSettings",
+    began: float,
+    count: int | None,
+) -> "Calibrator":
+    from d3cli.calibrate.budget import in_words
+    from d3cli.calibrate.calibrator import Calibrator
+
+    with output.progress.waiting("measuring the model's pace"):
+        calibrator = Calibrator(model, texts, settings, began, all_documents=count is not None)
+        plan = calibrator.prepare()
+    used = [*plan.search, *plan.unseen]
+    output.note(
+        f"text: {len(used)} documents, {sum(len(d.response_ids) for d in used):,} response tokens; "
+        "one half to search, one to test"
+    )
+    output.note(
+        f"this takes about {in_words(plan.estimate)}"
+        + (f"; to save time, {plan.left_out}" if plan.left_out else "")
+    )
+
+    def steps() -> Iterator[tuple[str, float]]:
+        for progress in calibrator:
+            signals.check()
+            yield progress.doing, progress.share
+
+    output.progress.follow(steps())
+    return calibrator
+
+
+def _finish(
+    output: Output,
+    model: "LoadedModel",
+    calibrator: "Calibrator",
+    source: str,
+    texts: list["Document"],
+    form: Format,
+) -> None:
+    """Stores the result and reports it."""
+    outcome, settings = calibrator.outcome, calibrator.settings
+    if outcome.chosen is None:
+        write_report(output, outcome, settings, model, None, form)
+        raise TargetNotMetError(
+            (
+                "nothing was stored: no schedule that saves 2% of the bytes stays within "
+                f"+{100 * settings.target_drop:g}% perplexity (",
+                *outcome.why_not,
+                ")",
+            ),
+            "raise --target-drop, or use more --data",
+        )
+    try:
+        assert model.origin.key is not None
+        stored = save(model.origin.key, outcome.record(settings, source, texts, model))
+    except StoreError:
+        write_report(output, outcome, settings, model, None, form)
+        raise
+    try:
+        write_report(output, outcome, settings, model, stored, form)
+    finally:  # it is stored even if the report cannot be written
+        output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
