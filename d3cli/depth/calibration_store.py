@@ -1,7 +1,7 @@
-"""Calibrations on disk: one JSON file a model, found again for as long as the model is the same.
+"""Calibrations on disk: one JSON file for each model. They count while the model is unchanged.
 
-Knows how a calibration is kept, not how it is made; no torch. Readers take no lock, because a file
-is only ever replaced as a whole.
+Readers take no lock, because a file is only ever replaced as a whole. Knows nothing of how a
+calibration is made; no torch.
 """
 
 import json
@@ -29,11 +29,11 @@ LOCK_SECONDS = 10.0  # a save takes milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A calibration that is there and does not count.
+    """A stored calibration that is not used.
 
     Attributes:
-        reason: why not, in words that follow a colon.
-        remedy: what to do about it, where that is not to calibrate again.
+        reason: why, in words that follow a colon.
+        remedy: what to do about it; empty if that is to calibrate again.
     """
 
     reason: str
@@ -45,10 +45,10 @@ class StoredFile:
     """One file of the store.
 
     Attributes:
-        path: where it lies.
-        model: the identity of the model that it is for; None where that cannot be read.
-        entries: its calibrations, at most one a dtype and quantization.
-        problem: why it cannot be used; empty where it can.
+        path: where it is.
+        model: the identity of the model that it is for; None if that cannot be read.
+        entries: its calibrations, at most one for each dtype and quantization.
+        problem: why it cannot be used; empty if it can.
     """
 
     path: Path
@@ -58,24 +58,24 @@ class StoredFile:
 
 
 def file_of(model: str) -> Path:
-    """Where the calibrations of the model with this identity are, or would be."""
+    """The file for the calibrations of the model with this identity. It need not exist."""
     readable = re.sub(r"[^a-z0-9._-]+", "-", model.lower())[-48:].strip("-.")
     digest = sha256(model.encode(errors="surrogateescape")).hexdigest()
     return _directory() / f"{readable}-{digest[:8]}.json"
 
 
 def calibrate_command(model: str, dtype: str = "auto", quantization: str | None = None) -> str:
-    """What to type to calibrate a model as it was loaded."""
+    """The command that calibrates a model, with the options that it was loaded with."""
     command = f"d3 calibrate {shlex.quote(model)}"
     command += "" if dtype == "auto" else f" --dtype {dtype}"
     return command if quantization is None else f"{command} --quantization {quantization}"
 
 
 def find(key: ModelKey) -> Calibration | Stale | None:
-    """The calibration of this very model, or why the one that is there does not count.
+    """The calibration of exactly this model, or why the stored one is not used. None without one.
 
     Raises:
-        StoreError: the file is damaged, or a newer d3 wrote it.
+        StoreError: the file is damaged, or was written by a newer d3.
     """
     stored = calibrations_of(key.model)
     if stored is None:
@@ -98,16 +98,16 @@ def _compare(entry: Entry, key: ModelKey) -> Calibration | Stale:
 
 
 def calibrations_of(model: str) -> StoredFile | None:
-    """All that is stored for the model with this identity; None where nothing is.
+    """All calibrations of the model with this identity; None if there are none.
 
     Raises:
-        StoreError: the file is damaged, or a newer d3 wrote it.
+        StoreError: the file is damaged, or was written by a newer d3.
     """
     return _read(file_of(model), f"d3 calibrate remove {shlex.quote(model)}")
 
 
 def all_calibrations() -> list[StoredFile]:
-    """Every file of the store, by model; one that cannot be used stands there with its problem."""
+    """All files of the store, sorted by model. A file that cannot be used has its problem set."""
     directory = _directory()
     try:
         paths = [path for path in directory.iterdir() if path.suffix == ".json"]
@@ -121,17 +121,17 @@ def all_calibrations() -> list[StoredFile]:
             stored = _read(path)
         except StoreError as error:
             stored = StoredFile(path, None, problem=error.message)
-        if stored is not None:  # removed meanwhile
+        if stored is not None:  # else it has been removed by now
             found.append(stored)
     return sorted(found, key=lambda stored: (stored.model or "", stored.path))
 
 
 def check_writable(key: ModelKey) -> None:
-    """Makes sure, before a long search, that its result can be saved.
+    """Checks, before a long search, that its result can be saved.
 
     Raises:
-        StoreError: the state directory cannot be written, or the file that is there is damaged or
-            of a newer d3, and would have to be overwritten.
+        StoreError: the state directory cannot be written, or the model's file is damaged or was
+            written by a newer d3.
     """
     with _locked():
         calibrations_of(key.model)
@@ -144,7 +144,8 @@ def save(key: ModelKey, calibration: Calibration) -> Path:
     """Stores a calibration beside those of other dtypes and quantizations; returns the file.
 
     Raises:
-        StoreError: it cannot be written, or the file that is there is damaged or of a newer d3.
+        StoreError: it cannot be written, or the model's file is damaged or was written by a newer
+            d3.
     """
     path = file_of(key.model)
     with _locked():
@@ -154,10 +155,10 @@ def save(key: ModelKey, calibration: Calibration) -> Path:
         file = _File(SCHEMA, key.model, [entry.to_json() for entry in entries.values()])
         try:
             text = json.dumps(asdict(file), indent=1, allow_nan=False) + "\n"
-            _parse(path, decode_json(text, dict[str, Any]))  # what is stored can be read
+            _parse(path, decode_json(text, dict[str, Any]))  # so that it can be read again
         except ValueError as error:
             raise StoreError(f"the calibration cannot be stored: {error}") from error
-        # The lock is ours, so whoever left these was killed.
+        # This process holds the lock, so a process that was killed left these.
         for partial in path.parent.glob(f".{path.name}.*"):
             partial.unlink(missing_ok=True)
         replace_file(path, text)
@@ -165,20 +166,20 @@ def save(key: ModelKey, calibration: Calibration) -> Path:
 
 
 def remove(model: str) -> bool:
-    """Removes all that is stored for the model with this identity, damaged or not.
+    """Removes all calibrations of the model with this identity, even from a damaged file.
 
     Returns:
-        Whether there was anything.
+        Whether there were any.
 
     Raises:
-        StoreError: it cannot be removed.
+        StoreError: the file cannot be removed.
     """
     path = file_of(model)
-    with suppress(PermissionError):  # the lock will meet it again, and say so
+    with suppress(PermissionError):  # taking the lock reports it
         try:
             path.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            return False  # nothing is made only to remove nothing from it
+            return False  # without creating the directory
     with _locked():
         path.unlink(missing_ok=True)
     return True
@@ -190,12 +191,12 @@ def _directory() -> Path:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Holds the store's lock, which the system frees when the process ends, however it ends.
+    """Holds the store's lock. The system releases it when the process ends, even by a kill.
 
     Raises:
         StoreError: another process holds it, or the directory cannot be written.
     """
-    from filelock import FileLock, Timeout  # only a writer pays for this import
+    from filelock import FileLock, Timeout  # imported by writers only
 
     directory = _directory()
     try:
@@ -205,7 +206,7 @@ def _locked() -> Iterator[None]:
     except Timeout as error:
         raise StoreError(
             f"another d3 has been writing to {directory} for {LOCK_SECONDS:g} seconds",
-            "wait until it ends, then run this again",
+            "wait until it has finished, then run this again",
         ) from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -227,20 +228,20 @@ def _read(path: Path, remove_command: str = "") -> StoredFile | None:
             return _parse(path, whole)
     except (ScheduleError, ValueError) as error:
         words = " ".join(str(error).split())[:120]
-        raise StoreError(f"{path} is damaged: {words}", f"it is left alone: {remedy}") from error
+        raise StoreError(f"{path} is damaged: {words}", remedy) from error
     raise StoreError(f"{path} was written by a newer d3", f"update d3, or {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What every version of the format begins with."""
+    """The part that every version of the format has."""
 
     schema: Count
 
 
 @dataclass(frozen=True, slots=True)
 class _File(_Head):
-    """A whole file. `Entry` reads the entries."""
+    """A whole file. `Entry.from_json` reads its entries."""
 
     model: Text
     entries: list[dict[str, Any]]
@@ -250,10 +251,10 @@ def _parse(path: Path, whole: dict[str, Any]) -> StoredFile:
     file = convert_json(whole, _File)
     refuse_unknown(whole, asdict(file))
     if file_of(file.model).name != path.name:
-        raise ValueError("it is for another model than its name says")
+        raise ValueError("its name belongs to another model")
     if not file.entries:
         raise ValueError("it has no entries")
     entries = tuple(Entry.from_json(file.model, entry) for entry in file.entries)
     if len({entry.key.form for entry in entries}) < len(entries):
-        raise ValueError("it holds two calibrations of one kind")
+        raise ValueError("it holds two calibrations for one dtype and quantization")
     return StoredFile(path, file.model, entries)

@@ -1,6 +1,6 @@
-"""Which depth schedule runs: the options, else the model's own, else a default.
+"""Chooses the depth schedule: from the options, else the model's own, else a default.
 
-Decides and explains, and prints nothing. Knows nothing of loaded models; no torch.
+Returns notes that explain the choice, and prints nothing. Knows nothing of loaded models; no torch.
 """
 
 import math
@@ -135,11 +135,11 @@ def default_schedule(
     core_first: int | None = None,
     core_last: int | None = None,
 ) -> DepthSchedule:
-    """The schedule for a model that nobody has calibrated: whole layers, shallow-first.
+    """The schedule for a model without a calibration: whole layers, shallow-first.
 
-    Without an alpha it is a cautious one: alpha 0.999 from token 32 on, dropping at most the first
+    Without an alpha it is cautious: alpha 0.999 from token 32, dropping at most the first
     ``floor(L / 8)`` flex layers. An explicit alpha may drop every flex layer. Each end keeps
-    ``ceil(L / 4)`` core layers. Cautious, because the order is a guess: docs/algorithm.md.
+    ``ceil(L / 4)`` core layers. It is cautious because the order is a guess; see docs/algorithm.md.
     """
     quarter = math.ceil(num_layers / 4)
     first = min(quarter, num_layers) if core_first is None else core_first
@@ -163,11 +163,11 @@ def resolve_schedule(
     """The schedule that the depth options mean for one model.
 
     Args:
-        num_layers: the model's layers.
-        alpha: a decay; "auto" for the stored schedule, else the cautious default; "off" for full
+        num_layers: the number of the model's layers.
+        alpha: a decay; "auto" for the stored schedule or else the cautious default; "off" for full
             depth.
-        start, core_first, core_last: each overrides its field; core sizes filter the skip order.
-        stored: the model's own schedule, calibrated or shipped with it, where there is one.
+        start, core_first, core_last: override their fields; core sizes filter the skip order.
+        stored: the model's own schedule, calibrated or shipped with it, if there is one.
 
     Raises:
         ScheduleError: the options do not fit the model.

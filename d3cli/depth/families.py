@@ -1,9 +1,9 @@
-"""The allow-list: model types whose stacks are proven to skip layers, and where their parts are."""
+"""The allow-list: model types that are proven to skip layers, and where their parts are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import ModelError, Setting
 
 OTHER_TYPE = "use a model of a supported type: docs/models.md"
 
@@ -13,14 +13,14 @@ class Family:
     """Where a family keeps the parts of its decoder, and the attention kernel it is proven with.
 
     Attributes:
-        models: what people call its models, for the documentation.
-        decoder: the module that turns ids into final hidden states, from the base model; "" is the
-            base model itself.
-        stack: the list of its layers, from the decoder.
-        attn, mlp: the two sublayers, from a layer. Without an MLP module of its own, a layer can
-            only be dropped whole.
-        attention: transformers' name of the attention implementation; None leaves its choice.
-        can_skip: whether its layers are gated; not those of `UNLISTED`.
+        models: the common names of its models, for the documentation.
+        decoder: path, from the base model, of the module that turns ids into final hidden states;
+            "" is the base model itself.
+        stack: path, from the decoder, of the list of its layers.
+        attn, mlp: names, in a layer, of its two sublayers. A layer without an MLP module (`mlp` is
+            None) can only be dropped whole.
+        attention: transformers' name of the attention implementation; None keeps its default.
+        can_skip: whether its layers can be dropped; False for `UNLISTED`.
     """
 
     models: str
@@ -36,7 +36,7 @@ class Family:
         return self.can_skip and self.mlp is not None
 
 
-# The allow-list. A model type stands here once tests/model/test_families.py proves it.
+# tests/model/test_families.py proves each model type in this list.
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("Llama 2, 3, 3.1, 3.2, 3.3; TinyLlama, SmolLM2, the built-in model"),
     "mistral": Family("Mistral 7B, Mistral Nemo, Mistral Small (text)"),
@@ -44,7 +44,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": Family("Qwen 2, Qwen 2.5, QwQ"),
     "qwen3": Family("Qwen 3, dense"),
     "qwen3_moe": Family("Qwen 3, mixture of experts"),
-    # Gemma 2 caps its attention scores, which SDPA cannot.
+    # Gemma 2 caps its attention scores, which SDPA cannot do.
     "gemma2": Family("Gemma 2", attention="eager"),
     "gemma3_text": Family("Gemma 3 270M and 1B (text)"),
     "phi": Family("Phi-1, Phi-1.5, Phi-2"),
@@ -60,20 +60,20 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_bigcode": Family("StarCoder 1, SantaCoder", stack="h", attn="attn"),
     "gpt_neox": Family("Pythia, GPT-NeoX", attn="attention"),
     "gpt2": Family("GPT-2", stack="h", attn="attn"),
-    # OPT's layers hold their two linears themselves: no MLP module to gate.
+    # OPT's layers hold the two linears of their MLP directly, so no module can be gated.
     "opt": Family("OPT", decoder="decoder", mlp=None),
 }
 
-# Any other decoder: its layers are left alone, so it runs at full depth only.
+# Any other decoder. Its layers are not gated, so it runs at full depth only.
 UNLISTED = Family("", attention=None, can_skip=False)
 
 _HYBRID = "some of its layers keep a recurrent state, which every token must update"
 _RECURRENT = "it is recurrent: every layer must read every token"
 _SHARED = "its later layers read the keys and values of earlier ones"
-ENCODER_DECODER = "it is an encoder-decoder, and D³ is about decoder-only models"
-_WRAPPER = "it is a multimodal wrapper; d3 reads text-only checkpoints"
+ENCODER_DECODER = "it is an encoder-decoder, and D³ needs a decoder-only model"
+_WRAPPER = "it is multimodal, and d3 reads text-only checkpoints"
 
-# Stacks that people have and that cannot skip layers, and why.
+# Common model types that cannot skip layers, and why.
 CANNOT_SKIP: Mapping[str, str] = {
     **dict.fromkeys(
         (
@@ -97,10 +97,10 @@ CANNOT_SKIP: Mapping[str, str] = {
 
 
 def find_family(model_type: str) -> Family:
-    """The family of a config's `model_type`; `UNLISTED` where no test proves it.
+    """The family of a config's `model_type`; `UNLISTED` if no test proves it.
 
     Raises:
-        ModelError: this stack cannot skip layers.
+        ModelError: this type cannot skip layers.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
@@ -113,9 +113,12 @@ def find_family(model_type: str) -> Family:
 
 
 def not_proven(model_type: str) -> ModelError:
-    """The error for layers of an `UNLISTED` type that would be dropped."""
+    """The error for dropping layers of an `UNLISTED` type."""
     return ModelError(
         f'models of the type "{model_type}" are not supported: skipping their layers has not been '
         "proven exact",
-        f"--alpha off runs it at full depth; supported types: {', '.join(sorted(FAMILIES))}",
+        (
+            Setting("alpha", "off"),
+            f" runs it at full depth; supported types: {', '.join(sorted(FAMILIES))}",
+        ),
     )

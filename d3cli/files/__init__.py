@@ -1,1 +1,1 @@
-"""From a model's name to files that were found safe to read."""
+"""From a model's name to files that are safe to read."""

@@ -1,7 +1,7 @@
-"""A model's files against the checksums that the hub gave with them.
+"""Compares a model's files with the checksums that the hub sent with them.
 
-The hub's cache names each file by its checksum, and a download into a directory of one's own keeps
-them in files beside. Knows nothing of what the files mean.
+The hub's cache names each file by its checksum. A download into another directory keeps the
+checksums in metadata files. Knows nothing of what the files mean.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ PIECE = 1 << 22
 
 
 def verify(directory: Path, on_progress: OnProgress | None = None) -> int:
-    """Reads all of a model's files and compares them; returns how many there were.
+    """Compares all files of a model with their checksums; returns the number of files.
 
     Raises:
-        ModelError: one differs, or has no checksum to compare it with.
+        ModelError: a file differs from its checksum, or has none.
     """
     files = list(files_read(directory))
     progress = ByteProgress(sum(file.stat().st_size for file in files), on_progress)
@@ -31,19 +31,19 @@ def verify(directory: Path, on_progress: OnProgress | None = None) -> int:
         known = _known(file, directory)
         if known is None:
             raise ModelError(
-                f"{file} has no checksum here to compare it with",
-                "only what the hub's cache or hf download --local-dir holds can be verified",
+                f"there is no checksum to compare {file} with",
+                "only files from the hub's cache or from hf download --local-dir can be verified",
             )
         if _checksum(file, known, progress) != known:
             raise ModelError(
-                f"{file} is not the file that the hub gave: its checksum differs",
-                "delete it and fetch the model again",
+                f"{file} is not the file that the hub sent: its checksum differs",
+                "delete it and download the model again",
             )
     return len(files)
 
 
 def _known(file: Path, directory: Path) -> str | None:
-    """A SHA-256 (large files), or git's SHA-1 of a blob (small ones)."""
+    """The file's SHA-256 (large files) or git's SHA-1 of a blob (small ones), from the hub."""
     if file.is_symlink() and _is_checksum(file.readlink().name):
         return file.readlink().name
     record = directory / METADATA / f"{file.relative_to(directory)}.metadata"
@@ -59,7 +59,7 @@ def _is_checksum(text: str) -> bool:
 def _checksum(file: Path, known: str, progress: ByteProgress) -> str:
     if len(known) == hashlib.sha256().digest_size * 2:
         digest = hashlib.sha256()
-    else:  # git's own, which is no defence against who can make two files of one checksum
+    else:  # git's checksum, which does not stop an attacker who can make collisions
         digest = hashlib.sha1(usedforsecurity=False)
         digest.update(b"blob %d\0" % file.stat().st_size)
     for piece in _pieces(file):

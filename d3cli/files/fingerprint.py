@@ -1,4 +1,4 @@
-"""A model's fingerprint: what a calibration is kept under, beside the model's name."""
+"""A model's fingerprint, which tells whether a stored calibration still fits the model."""
 
 import json
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from d3cli.base.errors import ModelError, one_line
 from d3cli.files.json_files import BOUNDS, BROKEN_FILES, model_file
 from d3cli.files.safetensors import parse_header, weight_files
 
-SAMPLE_BYTES = 4096  # of each tensor, for its fingerprint: one page
+SAMPLE_BYTES = 4096  # of each tensor: one page
 
 
 def fingerprint(directory: Path) -> str:
-    """What tells a model from a changed one: a SHA-256 over its config and a sample of its weights.
+    """A SHA-256 over a model's config and a sample of its weights.
 
-    Each tensor counts with its name, dtype, shape and up to 4 KB from the middle of its data; how
-    they are spread over files does not matter. This is a sample that notices another model, a
-    fine-tune or a new conversion. It is no checksum: hashing all of 16 GB would cost many seconds
-    at every start. The tokenizer and the generation settings do not count.
+    The sample holds each tensor's name, dtype, shape and up to 4 KB from the middle of its data.
+    How tensors are spread over files does not matter, nor do the tokenizer and the generation
+    settings. It differs for another model, a fine-tune or a new conversion. It is not a checksum:
+    hashing all of 16 GB would take many seconds at every start.
 
     Raises:
         ModelError: a file is missing or damaged.
@@ -39,7 +39,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Each tensor of a safetensors file: its description, and a hash of its middle bytes."""
+    """For each tensor of a safetensors file: its description, and a hash of its middle bytes."""
     size = path.stat().st_size
     with path.open("rb", buffering=0) as file:
         start, header = parse_header(file, size)

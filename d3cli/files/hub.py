@@ -1,6 +1,6 @@
-"""The Hugging Face hub: what its cache holds, what a repository is like, and downloads.
+"""The Hugging Face hub: its local cache, descriptions of repositories, and downloads.
 
-Only safetensors weights, JSON and tokenizer files are ever fetched: nothing that could run code.
+Only safetensors weights, JSON and tokenizer files are downloaded, none of which can run code.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from d3cli.files.safetensors import Description, TensorInfo, missing_weights
 
 # merges.txt and *.model are tokenizers.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
-# Second copies of the weights: Mistral's own format, and whatever lies in subdirectories.
+# Second copies of the weights: Mistral's own format, and all subdirectories.
 NOT_FETCHED = ["consolidated*", "*/*"]
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def cached_snapshot(hub_id: str) -> Path | None:
-    """The cache's copy of a model, if it is complete."""
+    """The directory of a model in the local cache; None if it is not there or not complete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -38,8 +38,9 @@ def describe_repository(hub_id: str) -> Description:
     """A model's config and tensors, from a few kilobytes of its files.
 
     Raises:
-        UnknownModelError, DownloadError: the hub has no such model, or cannot or will not give it.
-        ModelError: it holds no safetensors, or damaged ones.
+        UnknownModelError: the hub has no such model.
+        DownloadError: the hub cannot be reached or refuses access.
+        ModelError: the repository has no safetensors, or damaged ones.
     """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
@@ -53,7 +54,7 @@ def describe_repository(hub_id: str) -> Description:
         try:
             config = read_json(Path(hf_hub_download(hub_id, "config.json")))
             shards = HfApi().get_safetensors_metadata(hub_id).files_metadata.values()
-        except LocalEntryNotFoundError:  # of the same family, but it means: no network
+        except LocalEntryNotFoundError:  # an EntryNotFoundError that means: no network
             raise
         except (EntryNotFoundError, NotASafetensorsRepoError) as error:
             raise _no_safetensors(hub_id) from error
@@ -68,7 +69,7 @@ def describe_repository(hub_id: str) -> Description:
 
 
 def _no_safetensors(hub_id: str) -> ModelError:
-    """The error for a repository without config.json or safetensors, with where else to look."""
+    """The error for a repository without config.json or safetensors; says where else to look."""
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(hub_id)
@@ -78,19 +79,20 @@ def _no_safetensors(hub_id: str) -> ModelError:
     if any(name.endswith(".gguf") for name in names):
         return ModelError(
             f"{hub_id} holds GGUF files, which d3 cannot read",
-            f"the model it was converted from has safetensors: {original or 'see its page'}",
+            f"use the model that it was converted from: {original or 'see its page'}",
         )
     return ModelError(
-        f"{hub_id} is no model that d3 can read: it lacks config.json or safetensors",
-        f"it is made from {original}: try that" if original else "look for another copy of it",
+        f"{hub_id} is not a model that d3 can read: it lacks config.json or safetensors",
+        f"try {original}, which it was made from" if original else "look for another copy of it",
     )
 
 
 def download(hub_id: str) -> Path:
-    """Fetches what is missing of a model into the cache; returns its directory.
+    """Downloads a model's missing files into the cache; returns its directory.
 
     Raises:
-        UnknownModelError, DownloadError: the hub has no such model, or cannot or will not give it.
+        UnknownModelError: the hub has no such model.
+        DownloadError: the hub cannot be reached or refuses access.
     """
     from huggingface_hub import snapshot_download
 
@@ -100,7 +102,7 @@ def download(hub_id: str) -> Path:
 
 @contextmanager
 def _errors_told(hub_id: str) -> Iterator[None]:
-    """What can go wrong with the hub, each with what to do."""
+    """Turns the hub's errors into ours, each with a hint."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -113,23 +115,25 @@ def _errors_told(hub_id: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise DownloadError(
-            f"{hub_id} is gated: its owner asks you to accept terms first",
+            f"{hub_id} is gated: you must accept its owner's terms first",
             f"accept them at https://huggingface.co/{hub_id}, then run: hf auth login",
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         near = nearest_aliases(hub_id.partition("/")[2])
         raise UnknownModelError(
             f"the hub has no model {hub_id}, or it is private",
-            f"did you mean {' or '.join(near)}?" if near else "check the name; hf auth login",
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "check the name; for a private model, run: hf auth login",
         ) from error
     except LocalEntryNotFoundError as error:
         raise DownloadError(
             f"{hub_id} is not in the local cache, and the hub cannot be reached",
-            "check the network, or give a directory",
+            "check the network, or use a model in a local directory",
         ) from error
     except (HTTPError, OSError) as error:  # a refused request, a cut connection, a full disk
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(
             f"downloading {hub_id} failed: {first_line}",
-            "run it again: files that are complete are kept",
+            "run it again: complete files are kept",
         ) from error

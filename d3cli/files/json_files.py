@@ -1,7 +1,8 @@
-"""JSON files that come with a model, read in bounds.
+"""JSON files that come with a model, read within bounds.
 
-A stranger may have written them: too large for memory, nested deeper than a parser's stack, or with
-a name twice, of which another program might take the other. Knows nothing of what they mean.
+A stranger may have written them. They may be too large for memory, nested deeper than a parser's
+stack, or hold a name twice, so that two programs read different values. Knows nothing of what the
+files mean.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 from d3cli.base.bounded_files import MIB, FileKind
 from d3cli.base.errors import ModelError
 
-BROKEN_FILES = "its files may be damaged or incomplete: fetch the model again"
+BROKEN_FILES = "its files may be damaged or incomplete: download the model again"
 DO_NOT_USE = "do not use this model"
 
 # By file name: the most bytes, and the most objects and lists. Several times what published models
@@ -49,14 +50,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def model_file(largest: int) -> FileKind:
-    """A file that comes with a model, of so many bytes at most."""
+    """A file that comes with a model and has at most `largest` bytes."""
     return FileKind(
         what="file", largest=largest, error=ModelError, hint=BROKEN_FILES, large_hint=DO_NOT_USE
     )
 
 
 def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: an object of these, or ValueError."""
+    """An `object_pairs_hook` for `json.loads` that raises ValueError if a name occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -66,7 +67,7 @@ def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_many(text: str, most: int) -> None:
-    if text.count("{") + text.count("[") > most:  # those in strings, too: of no matter here
+    if text.count("{") + text.count("[") > most:  # also counts brackets in strings
         raise ValueError(f"it has more than {most:,} objects and lists")
 
 

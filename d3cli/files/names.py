@@ -1,11 +1,11 @@
-"""From a model's name to a directory with its files: built in, local, cached or downloaded."""
+"""Finds the directory with a model's files: built in, local, cached or downloaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from d3cli.base.errors import DownloadError, ModelError, UnknownModelError
+from d3cli.base.errors import DownloadError, ModelError, Setting, UnknownModelError
 from d3cli.base.settings import (
     BUILTIN,
     PATH_STARTS,
@@ -19,10 +19,7 @@ from d3cli.files.hub import cached_snapshot, describe_repository, download
 from d3cli.files.json_files import BROKEN_FILES, read_json
 from d3cli.files.safetensors import Description, missing_weights
 
-GGUF_HINT = (
-    "get the same model as safetensors: the hub repository that it was converted from has them, "
-    "and its page names it"
-)
+GGUF_HINT = "its page on the hub names the model that it was converted from: use that one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +27,10 @@ class ModelFiles:
     """A model that is on disk.
 
     Attributes:
-        name: what to call it before the user.
+        name: what to call it in messages.
         path: the directory with config.json and the weights.
-        identity: the same for all its names; see `model_identity`.
-        revision: the commit, where it comes from the hub.
+        identity: the same whichever name was used; see `model_identity`.
+        revision: the commit, if it comes from the hub.
         builtin: whether it is the model that ships with d3cli.
     """
 
@@ -45,7 +42,7 @@ class ModelFiles:
 
     @property
     def is_known(self) -> bool:
-        """Whether it is the built-in model or one that d3 has an alias for: not a stranger's."""
+        """Whether it is the built-in model or has an alias in d3, so that it is trusted."""
         return self.builtin or self.identity in shipped_aliases().values()
 
 
@@ -55,18 +52,18 @@ def find_model(
     offline: bool = False,
     check: Callable[[Description], object] | None = None,
 ) -> ModelFiles:
-    """Finds a model's files, downloading them where they are a hub id and not complete on disk.
+    """Finds a model's files; downloads a hub model that is not complete on disk.
 
     Args:
         name: an alias, a hub id or a directory.
-        offline: never touch the network.
-        check: is shown what the hub says of a model before its weights are fetched, and raises
-            where it cannot be used.
+        offline: never use the network.
+        check: is called with the hub's description of a model before its weights are downloaded,
+            and raises if the model cannot be used.
 
     Raises:
-        UnknownModelError: nothing has that name.
-        ModelError: the directory is no usable model.
-        DownloadError: the hub cannot or will not give the files.
+        UnknownModelError: there is no model of that name.
+        ModelError: the directory does not hold a usable model.
+        DownloadError: the hub cannot be reached or refuses access.
     """
     files = find_on_disk(name)
     if files is not None:
@@ -74,8 +71,12 @@ def find_model(
     hub_id = aliases().get(name, name)
     if offline:
         raise DownloadError(
-            f"{hub_id} is not complete in the local cache, and --offline forbids fetching it",
-            f"without --offline it is downloaded; or run: hf download {hub_id}",
+            (
+                f"{hub_id} is not complete in the local cache, and ",
+                Setting("offline"),
+                " forbids downloading it",
+            ),
+            ("leave out ", Setting("offline"), f", or run: hf download {hub_id}"),
         )
     if check is not None:
         check(describe_repository(hub_id))
@@ -83,7 +84,7 @@ def find_model(
 
 
 def find_on_disk(name: str) -> ModelFiles | None:
-    """The model of this name without any network; None where the hub's cache has not all of it.
+    """Finds a model without the network; None if it is not complete in the hub's cache.
 
     Raises:
         UnknownModelError, ModelError: as for `find_model`.
@@ -102,10 +103,10 @@ def _from_hub(name: str, hub_id: str, snapshot: Path) -> ModelFiles:
 
 
 def model_identity(name: str) -> str:
-    """What a model is called whichever of its names is used: its calibrations are kept under it.
+    """One name for a model, whichever name was used. Its calibrations are stored under it.
 
-    "demo" for the built-in model, the resolved path of a directory, else the hub id. The model
-    need not be on disk any more.
+    It is "demo" for the built-in model, the resolved path of a directory, else the hub id. The
+    model need not be on disk.
     """
     if name == BUILTIN:
         return BUILTIN
@@ -119,9 +120,10 @@ def model_identity(name: str) -> str:
 
 
 def find_local(name: str) -> ModelFiles | None:
-    """The built-in model or a directory; None for what can only be a model on the hub.
+    """Finds the built-in model or a directory; None if the name can only be a model on the hub.
 
-    Quick, and needs no network: a wrong name or a broken directory is found before anything slow.
+    This is quick and needs no network, so that it can report a wrong name or a broken directory
+    before anything slow begins.
 
     Raises:
         UnknownModelError, ModelError: as for `find_model`.
@@ -152,8 +154,8 @@ class CachedModel:
 
     Attributes:
         hub_id: ``org/name``.
-        size_bytes: what it takes on disk.
-        problem: why d3 cannot run it; empty where it can.
+        size_bytes: its size on disk.
+        problem: why d3 cannot run it, or what limits it; empty if there is none.
     """
 
     hub_id: str
@@ -162,7 +164,7 @@ class CachedModel:
 
 
 def cached_models() -> list[CachedModel]:
-    """The language models in the hub's local cache, by name; other repositories are passed over."""
+    """The language models in the hub's local cache, sorted by name."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
@@ -180,7 +182,7 @@ def cached_models() -> list[CachedModel]:
 
 
 def _problem(snapshot: Path) -> str | None:
-    """Why d3 cannot run what lies here: empty where it can, None where it is no language model."""
+    """The `CachedModel.problem` of a snapshot; None if it is not a language model."""
     try:
         config = read_json(snapshot / "config.json")
         if "model_type" not in config:
@@ -191,11 +193,11 @@ def _problem(snapshot: Path) -> str | None:
         return error.message
     if missing:
         return f"incomplete: lacks {missing[0]}"
-    return "" if family.can_skip else "not proven: --alpha off only"
+    return "" if family.can_skip else "runs at full depth only"
 
 
 def _as_directory(target: str) -> Path | None:
-    """The directory that `target` names; None where it is no path at all."""
+    """The directory that `target` names; None if it is not a path."""
     if not target:  # Path("") would be the current directory
         return None
     try:
@@ -221,7 +223,7 @@ def _check_directory(directory: Path) -> None:
         str(directory.resolve()).encode()
     except UnicodeEncodeError:
         raise ModelError(
-            f"the name of {directory} is not UTF-8, so its weights cannot be read", "rename it"
+            f"the path {directory} is not UTF-8, so its weights cannot be read", "rename it"
         ) from None
     has_config = (directory / "config.json").is_file()
     missing = missing_weights(directory)
@@ -230,14 +232,14 @@ def _check_directory(directory: Path) -> None:
         raise ModelError(f"{directory} holds a GGUF file, which d3 cannot read", GGUF_HINT)
     if not has_config:
         raise ModelError(
-            f"{directory} is no model directory: it has no config.json",
+            f"{directory} is not a model directory: it has no config.json",
             "give the directory that holds config.json and *.safetensors",
         )
     if missing:
         pickles = [*directory.glob("*.bin"), *directory.glob("*.pth")]
         raise ModelError(
             f"{directory} lacks {', '.join(missing[:3])}",
-            f"it has {pickles[0].name}, but only safetensors are read: pickled weights can run code"
+            f"d3 does not read {pickles[0].name}: pickled weights can run code; use safetensors"
             if pickles
             else BROKEN_FILES,
         )
