@@ -1,5 +1,6 @@
 """Reads the depth options, and chooses the schedule that they ask for."""
 
+import shlex
 from typing import TYPE_CHECKING, Literal
 
 from d3cli.base.errors import Setting, UsageError
@@ -83,3 +84,10 @@ def choose_schedule(
         builtin=model.origin.builtin,
         calibrate_with=calibrate_with,
     )
+
+
+def calibrate_command(model: str, dtype: str = "auto", quantization: str | None = None) -> str:
+    """The command that calibrates a model, with the options that it was loaded with."""
+    command = f"d3 calibrate {shlex.quote(model)}"
+    command += "" if dtype == "auto" else f" --dtype {dtype}"
+    return command if quantization is None else f"{command} --quantization {quantization}"

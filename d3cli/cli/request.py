@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 from d3cli.base.errors import UsageError
 from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
-from d3cli.cli.depth import choose_schedule, parse_alpha, parse_start
+from d3cli.cli.depth import calibrate_command, choose_schedule, parse_alpha, parse_start
 from d3cli.cli.options import GenerationOptions, ModelOptions, PromptOptions
 from d3cli.cli.output import Output
 from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.sampling import SamplingParams
-from d3cli.depth.calibration_store import calibrate_command
 from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.names import find_model

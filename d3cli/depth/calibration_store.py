@@ -64,13 +64,6 @@ def file_of(model: str) -> Path:
     return _directory() / f"{readable}-{digest[:8]}.json"
 
 
-def calibrate_command(model: str, dtype: str = "auto", quantization: str | None = None) -> str:
-    """The command that calibrates a model, with the options that it was loaded with."""
-    command = f"d3 calibrate {shlex.quote(model)}"
-    command += "" if dtype == "auto" else f" --dtype {dtype}"
-    return command if quantization is None else f"{command} --quantization {quantization}"
-
-
 def find(key: ModelKey) -> Calibration | Stale | None:
     """The calibration of exactly this model, or why the stored one is not used. None without one.
 

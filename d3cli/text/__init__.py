@@ -1,1 +1,1 @@
-"""From messages to token ids, and from token ids back to text."""
+"""Turns messages into token ids, and token ids back into text."""

@@ -1,7 +1,7 @@
-"""From messages to token ids: renders a model's chat template, in bounds.
+"""Turns messages into token ids: renders a model's chat template within limits.
 
-A chat template is a program that comes with a model. Those that are known by name run here; all
-others run in a child process with limits (`template_child`). Knows a tokenizer; knows nothing of
+A chat template is a program that comes with a model. Trusted templates run in this process, all
+others in a child process with limits (`template_sandbox`). Knows a tokenizer. Knows nothing of
 models, depth or terminals.
 """
 
@@ -16,23 +16,23 @@ from typing import IO, Any
 
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from d3cli.base.errors import ModelError, PromptError, UsageError
+from d3cli.base.errors import ModelError, PromptError, Setting, UsageError
 from d3cli.text import template_sandbox
 from d3cli.text.reasoning import split_reasoning
 from d3cli.text.tokens import check_length
 
 Message = dict[str, str]
 
-# Real templates have 1 to 60 kB. A rendered one repeats the conversation once, and JSON in it may
-# take more room than the text did.
-LARGEST_TEMPLATE = 1 << 20
+LARGEST_TEMPLATE = 1 << 20  # characters; real templates have 1,000 to 60,000
+# The output may have 8 times the characters of conversation and template (text grows when it is
+# written as JSON), and a million more.
 LARGEST_GROWTH, LARGEST_ADDITION = 8, 1 << 20
-# Seconds for the child to start (imports, on a cold disk), and to render once.
+# Seconds for the child to start, with its imports from a cold disk, and to render once.
 START_LIMIT, RENDER_LIMIT = 60.0, 5.0
 
 
 class Renderer:
-    """Renders chat templates; those that are not trusted in a child process, kept for the next.
+    """Renders chat templates. Untrusted ones run in a child process, which is kept and reused.
 
     Args:
         trusted: templates that may run in this process.
@@ -45,37 +45,37 @@ class Renderer:
         self._asking = False
 
     def interrupt(self) -> None:
-        """Ends a rendering that goes on in the child, from another thread: it fails then."""
+        """Makes a rendering in the child fail at once. Called from another thread."""
         if self._asking and self._child is not None:
             self._child.kill()
 
     def start(self) -> None:
-        """Begins to start the child, so that it is ready when the first template comes."""
+        """Starts the child in the background, so that it is ready for the first template."""
         if self._child is None or self._child.poll() is not None:
             self._ready = False
             self._child = subprocess.Popen(  # noqa: S603 - no shell, nothing from outside
-                # -P: a module that lies in the working directory is not ours.
+                # -P: do not import from the working directory.
                 [sys.executable, "-P", "-m", template_sandbox.__name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
                 encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for this process
+                start_new_session=True,  # Ctrl-C does not reach it
             )
             weakref.finalize(self, _stop, self._child)
 
     def render(
         self, template: str, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]
     ) -> str:
-        """The text of a conversation, up to where the model's turn begins.
+        """The text of a conversation, up to the beginning of the model's turn.
 
         Raises:
-            ModelError: the template fails, or goes beyond a limit.
+            ModelError: the template fails, or exceeds a limit.
         """
         if len(template) > LARGEST_TEMPLATE:
             raise _unusable(
-                f"it has {len(template):,} characters, and may have {LARGEST_TEMPLATE:,}"
+                f"it has {len(template):,} characters; the limit is {LARGEST_TEMPLATE:,}"
             )
         length = len(template) + sum(len(text) for one in messages for text in one.values())
         largest = LARGEST_GROWTH * length + LARGEST_ADDITION
@@ -101,16 +101,16 @@ class Renderer:
             if not self._ready:
                 self._ready = bool(_read_line(self._child, START_LIMIT, 100))
             _write_line(self._child.stdin, line)
-            # JSON escapes a character in up to 12.
+            # JSON writes a character with up to 12.
             answer = _read_line(self._child, RENDER_LIMIT, 12 * largest + 1000)
-        except BaseException:  # interrupted: an answer that nobody has read must not meet the next
+        except BaseException:  # an unread answer must not be taken for the next one
             _stop(self._child)
             raise
         finally:
             self._asking = False
         if not answer:
             _stop(self._child)
-            return {"error": "it takes more time or memory than a chat template may"}
+            return {"error": "it needs too much time or memory"}
         return dict(json.loads(answer))
 
 
@@ -123,23 +123,23 @@ def encode_chat(
     chat_template: str | None = None,
     think: bool | None = None,
 ) -> list[int]:
-    """Renders a conversation with the model's chat template, ready for the model's turn.
+    """The token ids of a conversation, up to the beginning of the model's turn.
 
-    Control tokens written inside a message stay text. The reasoning in an earlier reply is handed
-    to the template apart from the answer, as ``reasoning_content``: most drop it. A model without
-    a template reads the messages as they are, with a blank line between.
+    Control tokens written inside a message stay text. The template gets the reasoning of an earlier
+    reply apart from the answer, as ``reasoning_content``; most templates drop it. A model without a
+    template reads the messages as they are, separated by blank lines.
 
     Args:
         context: the model's context length. A conversation far beyond it is refused before it is
             rendered.
         chat_template: a Jinja template to use instead of the tokenizer's own.
-        think: turns a reasoning model's thinking on or off; None leaves its default.
+        think: turns a reasoning model's thinking on or off; None keeps its default.
 
     Raises:
-        PromptError: the last message is empty, or one is no message.
-        ContextFullError: the conversation is more than twice as long as the context.
-        UsageError: `think` was given, but the template has no such switch.
-        ModelError: the template refuses these messages, is broken, or goes beyond a limit.
+        PromptError: the last message is empty, or a message lacks role or content.
+        ContextFullError: the conversation has more than twice as many tokens as the context.
+        UsageError: `think` is given, but the template has no such switch.
+        ModelError: the template refuses these messages, is broken, or exceeds a limit.
     """
     try:
         texts = [message["role"] and message["content"] for message in messages]
@@ -155,7 +155,11 @@ def encode_chat(
         check_length(tokenizer, whole, context)
     template = chat_template or own_template(tokenizer)
     if think is not None and "enable_thinking" not in template:
-        raise UsageError("this model's chat template has no thinking switch", "leave out --think")
+        raise UsageError(
+            "this model's chat template has no thinking switch",
+            ("leave out ", Setting("think")),
+            field="think",
+        )
     if not template:
         text = "\n\n".join(message["content"] for message in messages)
         return list(tokenizer(text, split_special_tokens=True)["input_ids"])
@@ -168,23 +172,23 @@ def encode_chat(
     text = renderer.render(template, marked, variables)
     try:
         encoded = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)
-    except ValueError as error:  # a control token that cannot be told from text
+    except ValueError as error:  # a control token cannot be told from text
         raise _unusable(str(error)) from error
     return list(encoded["input_ids"])
 
 
 def own_template(tokenizer: Any) -> str:
-    """The tokenizer's own chat template; it may hold several by name. Empty where it has none.
+    """The tokenizer's chat template, or its default one if it has several; empty without one.
 
     Raises:
-        ModelError: it holds several, and none is the default.
+        ModelError: it has several, and none is the default.
     """
     try:
         return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
     except ValueError as error:
         raise ModelError(
             "this model has several chat templates and no default one",
-            "choose one of its files: --chat-template FILE",
+            ("choose one of its files: ", Setting("chat_template", "FILE")),
         ) from error
 
 
@@ -198,9 +202,9 @@ def _with_reasoning(message: Message) -> Message:
 def _control_tokens(tokenizer: Any, template: str) -> "re.Pattern[str]":
     """Matches the added tokens that must stay text inside a message.
 
-    The special ones; those that the template writes; and those of a control token's form, since a
-    template may build them from pieces (``'<|' + role + '|>'``, Phi-4-mini), where transformers'
-    own search does not see them.
+    These are special tokens, tokens that the template writes, and tokens that look like ``<|…|>``.
+    The last are included because a template may build them from pieces (``'<|' + role + '|>'`` in
+    Phi-4-mini), where transformers' own search does not find them.
     """
     tokens = [
         token.content
@@ -211,7 +215,7 @@ def _control_tokens(tokenizer: Any, template: str) -> "re.Pattern[str]":
             and (token.content in template or re.fullmatch(r"<\|.*\|>", token.content))
         )
     ]
-    # The longest first: a token takes priority over the tokens that it contains.
+    # Longest first: a token takes priority over the tokens that it contains.
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -219,12 +223,15 @@ def _control_tokens(tokenizer: Any, template: str) -> "re.Pattern[str]":
 def _unusable(reason: str) -> ModelError:
     return ModelError(
         f"the chat template cannot render this conversation: {reason}",
-        "try another --chat-template; some refuse a system prompt; d3 generate --raw uses none",
+        (
+            "some templates refuse a system prompt; try another ",
+            *(Setting("chat_template"), ", or none with d3 generate ", Setting("raw")),
+        ),
     )
 
 
 def _read_line(child: "subprocess.Popen[str]", seconds: float, most: int) -> str:
-    """One whole line; empty where it does not come in time, is too long, or the child has ended."""
+    """One whole line; empty if it is late or too long, or if the child has ended."""
     assert child.stdout
     timer = threading.Timer(seconds, child.kill)
     timer.start()
@@ -239,7 +246,7 @@ def _write_line(stdin: IO[str], line: str) -> None:
     try:
         stdin.write(line)
         stdin.flush()
-    except OSError:  # it has ended; reading its answer says so
+    except OSError:  # the child has ended; reading its answer reports that
         return
 
 
@@ -250,5 +257,5 @@ def _stop(child: "subprocess.Popen[str]") -> None:
         if stream:
             try:
                 stream.close()
-            except OSError:  # what could not be written to it is of no interest any more
+            except OSError:  # unwritten data no longer matters
                 continue

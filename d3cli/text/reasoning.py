@@ -1,7 +1,7 @@
-"""Where a reasoning model's thinking ends and its answer begins. Text alone.
+"""Tells a reasoning model's thinking from its answer, by the text alone.
 
-Models write it at the beginning of a reply, between tags; some chat templates write the opening
-tag themselves, into the prompt.
+Models think at the beginning of a reply, between tags. Some chat templates end the prompt with the
+opening tag.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ TAGS = (
 
 
 def opening_tag(text: str) -> str:
-    """The tag that a rendered prompt ends with, so that the reply begins inside; else empty."""
+    """The opening tag at the end of a rendered prompt; empty if there is none."""
     return next((start for start, _ in TAGS if text.rstrip().endswith(start)), "")
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """A reply's reasoning and its answer, without tags; reasoning that never ends is all of it."""
+    """A reply's reasoning and its answer, without tags. Reasoning may lack its end."""
     splitter = ReasoningSplitter()
     parts = [*splitter.push(text), *splitter.flush()]
     thought = "".join(part for part, thinking in parts if thinking).strip()
@@ -33,10 +33,10 @@ def split_reasoning(text: str) -> tuple[str, str]:
 
 
 def count_thinking(pieces: Sequence[str], inside: str = "") -> int:
-    """How many of a reply's pieces are reasoning, the one that closes it included.
+    """How many of a reply's pieces are reasoning, including the piece that closes it.
 
     Args:
-        inside: the tag that the prompt opened.
+        inside: the opening tag at the end of the prompt.
     """
     splitter = ReasoningSplitter(inside)
     for number, piece in enumerate(pieces, start=1):
@@ -47,10 +47,10 @@ def count_thinking(pieces: Sequence[str], inside: str = "") -> int:
 
 
 class ReasoningSplitter:
-    """Tells reasoning from answer while a reply arrives, wherever chunk boundaries fall.
+    """Tells reasoning from answer while a reply arrives, across chunk boundaries.
 
     Args:
-        inside: the reply begins within reasoning that this tag opened.
+        inside: the opening tag at the end of the prompt, if the reply begins within reasoning.
     """
 
     def __init__(self, inside: str = "") -> None:
@@ -60,23 +60,23 @@ class ReasoningSplitter:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the reply is known to be within its reasoning."""
+        """Whether the reply is certainly within its reasoning."""
         return bool(self._end)
 
     @property
     def is_answering(self) -> bool:
-        """Whether the reply is known to be past its reasoning, or to have none."""
+        """Whether the reply is certainly past its reasoning, or has none."""
         return not self._end and not self._at_start
 
     def push(self, text: str) -> list[tuple[str, bool]]:
-        """The text that is decided now, in parts; True for reasoning, whose tags are part of it."""
+        """The parts of text that are certain now. True marks reasoning, which includes its tags."""
         self._held += text
         if self._at_start and not self._decide_start():
             return []
         if not self._end:
             return self._take(len(self._held), thinking=False)
         end = self._held.find(self._end)
-        if end < 0:  # half of the closing tag may have come
+        if end < 0:  # the text may end with a part of the closing tag
             open_ends = (n for n in range(len(self._end) - 1, 0, -1))
             keep = next((n for n in open_ends if self._held.endswith(self._end[:n])), 0)
             return self._take(len(self._held) - keep, thinking=True)
@@ -85,11 +85,11 @@ class ReasoningSplitter:
         return parts + self._take(len(self._held), thinking=False)
 
     def flush(self) -> list[tuple[str, bool]]:
-        """What was held back, now that nothing follows."""
+        """The text that was held back, at the end of the stream."""
         return self._take(len(self._held), thinking=bool(self._end))
 
     def _decide_start(self) -> bool:
-        """Whether it is known by now if the reply begins with a tag."""
+        """Decides whether the reply begins with a tag; False while that is uncertain."""
         begun = self._held.lstrip()
         for start, end in TAGS:
             if begun.startswith(start):

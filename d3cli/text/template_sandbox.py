@@ -1,9 +1,9 @@
-"""The process that renders chat templates which come with a model from anywhere.
+"""A child process that renders the chat templates of untrusted models.
 
-Started by `chat_template.Renderer`; reads one JSON request a line and answers each with one line.
-A template is a program. transformers' sandbox keeps it from Python's inside; the limits below keep
-it from eating the machine; and should it get out of the sandbox, from writing, the network and
-other programs.
+`chat_template.Renderer` starts it. It reads one JSON request per line and answers with one line.
+A template is a program. transformers' sandbox keeps it away from Python's internals. The limits
+below keep it from using up the machine. If it escapes from the sandbox, they also keep it from
+writing files, using the network and starting programs.
 """
 
 import json
@@ -14,16 +14,16 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-# Bytes beyond what the process took when it began; seconds of processor time for one rendering.
-MEMORY, SECONDS = 512 << 20, 5
-# Python's own recursion limit is not reached before C's stack ends in some of Jinja's passes.
+MEMORY = 512 << 20  # bytes beyond what the process uses at its start
+SECONDS = 5  # of processor time for one rendering
+# Python's default recursion limit is too high: some passes of Jinja overflow C's stack before.
 DEEPEST = 500
 FORBIDDEN = ("socket.", "subprocess.", "os.", "shutil.", "ctypes.", "pty.", "signal.")
-ALLOWED = ("os.listdir", "os.scandir", "os.walk")  # imports look into directories
+ALLOWED = ("os.listdir", "os.scandir", "os.walk")  # imports list directories
 
 
 def main() -> None:
-    """Answers until stdin ends."""
+    """Answers requests until stdin ends."""
     limit()
     _write({"ready": True})
     for line in sys.stdin:
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The rendered text, or why there is none."""
+    """The rendered text, or an error."""
     try:
         [text], _ = render_jinja_template(
             [request["messages"]],
@@ -41,10 +41,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             **request.get("variables", {}),
         )
         if len(text) > request.get("largest", len(text)):
-            return {"error": "its text is many times larger than the conversation"}
-        text.encode()  # half a surrogate pair is no text
+            return {"error": "its output is many times larger than the conversation"}
+        text.encode()  # raises if there is half a surrogate pair
     except MemoryError:
-        return {"error": "it takes more memory than a chat template may"}
+        return {"error": "it needs too much memory"}
     except UnicodeEncodeError:
         return {"error": "it writes half a character"}
     except RecursionError:
@@ -55,7 +55,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(error: Exception) -> str:
-    """A template's own complaint as it is; any other error with its kind."""
+    """The message of an error that the template raises; other errors with their class."""
     from jinja2 import TemplateError
 
     text = str(error)[:500]
@@ -68,10 +68,10 @@ def _write(value: dict[str, Any]) -> None:
 
 
 def limit() -> None:
-    """Limits memory, writing and new processes, as far as the system can."""
+    """Limits memory, writing and new processes, as far as the system supports it."""
     sys.setrecursionlimit(DEEPEST)
     _limit_system()
-    sys.addaudithook(_refuse)  # there is no way to take it away again
+    sys.addaudithook(_refuse)  # a hook cannot be removed
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -81,13 +81,13 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     else:
         writes = event.startswith(FORBIDDEN) and event not in ALLOWED
     if writes:
-        raise PermissionError(f"a chat template may not do this: {event}")
+        raise PermissionError(f"a chat template must not do this: {event}")
 
 
 def _limit_system() -> None:
     try:
         import resource
-    except ImportError:  # Windows: the time limit, which the parent keeps, is all there is
+    except ImportError:  # Windows: only the parent's time limit remains
         return
     import psutil
 
@@ -103,7 +103,7 @@ def _limit_system() -> None:
 
 
 def _allow_time() -> None:
-    """Processor time for the next rendering, beyond what was used: in case the parent is gone."""
+    """Limits processor time of the next rendering, in case the parent is gone."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 

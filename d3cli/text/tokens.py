@@ -1,6 +1,6 @@
-"""Between text and token ids: raw prompts in, whole characters out, stop strings.
+"""Between text and token ids: raw prompts in, whole characters out.
 
-Knows a tokenizer; knows nothing of models, depth or terminals.
+Knows a tokenizer. Knows nothing of models, depth or terminals.
 """
 
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from typing import Any
 
 from d3cli.base.errors import ContextFullError, PromptError
 
-# A tokenizer takes 160 times a text's size while it works. More bytes than this at once are only
-# given to it where they may fit a context: 3 to 5 make a token of prose.
+# Bytes that a tokenizer gets at once; it needs 160 times as much memory while it works. It gets
+# more only if that may fit the context.
 LONGEST_PIECE = 1 << 20
-MOST_BYTES_A_TOKEN = 16
+MOST_BYTES_A_TOKEN = 16  # a token of prose has 3 to 5
 
 
 def encode_raw(tokenizer: Any, text: str, context: int | None = None) -> list[int]:
-    """Text as it is, with control tokens parsed and the model's own BOS in front, once.
+    """The ids of a text, with control tokens parsed and the model's BOS, if any, in front.
 
     Raises:
         PromptError: the text is empty.
-        ContextFullError: it is more than twice as long as the `context`.
+        ContextFullError: it has more than twice as many tokens as the `context`.
     """
     if not text:
         raise PromptError("the prompt is empty", "give it some text")
@@ -31,7 +31,7 @@ def encode_raw(tokenizer: Any, text: str, context: int | None = None) -> list[in
 
 
 def check_length(tokenizer: Any, text: str, context: int) -> None:
-    """Refuses a text that is far beyond a context, after tokenizing only its beginning.
+    """Refuses a text that is far too long for a context; tokenizes only its beginning.
 
     Raises:
         ContextFullError: it has more than twice as many tokens.
@@ -40,15 +40,15 @@ def check_length(tokenizer: Any, text: str, context: int) -> None:
     if len(beginning) == len(text):
         return
     tokens = len(tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
-    if tokens > 2 * context:  # no merging across the cut makes that fit
+    if tokens > 2 * context:  # merges across the cut cannot halve that
         raise ContextFullError(tokens, context, at_least=True)
 
 
 def encode_in_pieces(tokenizer: Any, text: str) -> Iterator[int]:
-    """The tokens of a text of any length: no control tokens around it, and none made of its words.
+    """The tokens of a text of any length. None of them is a control token.
 
-    Beyond a million bytes it is tokenized by pieces, cut after a line where there is one,
-    else after a word.
+    A text of more than a million bytes is tokenized in pieces. They are cut after a line if there
+    is one, else after a word.
     """
     at = 0
     while at < len(text):
@@ -56,7 +56,7 @@ def encode_in_pieces(tokenizer: Any, text: str) -> Iterator[int]:
         if at + len(piece) < len(text):
             cut = piece.rfind("\n") + 1 or max(piece.rfind(" "), 0)
             piece = piece[: cut or None]
-        # Not verbose: what does not fit the context is cut by the caller.
+        # Not verbose: the caller cuts what does not fit the context.
         encoded = tokenizer(
             piece, add_special_tokens=False, split_special_tokens=True, verbose=False
         )
@@ -65,30 +65,30 @@ def encode_in_pieces(tokenizer: Any, text: str) -> Iterator[int]:
 
 
 def _first_bytes(text: str, most: int) -> str:
-    """What of a text's beginning has at most so many bytes as UTF-8."""
+    """The longest beginning of a text that has at most `most` bytes as UTF-8."""
     if 4 * len(text) <= most:
         return text
     return text[:most].encode()[:most].decode(errors="ignore")
 
 
 class Detokenizer:
-    """Token ids in, one by one; text out, never a part of a character.
+    """Takes token ids one by one and returns text, never a part of a character.
 
-    Each step decodes the ids since the last piece, with the piece's own ids in front as context:
-    tokenizers strip or add spaces at the beginning of a text. (`tokenizers.DecodeStream` does the
-    same, but raises where a byte-fallback tokenizer meets broken UTF-8.)
+    Each step decodes the ids since the last piece of text, with that piece's ids in front of them,
+    because tokenizers strip or add spaces at the beginning of a text. (`tokenizers.DecodeStream`
+    does the same, but raises if a byte-fallback tokenizer produces broken UTF-8.)
     """
 
-    # A character has at most 4 bytes; ids that have not become one by now never will.
+    # Ids to hold back. A character has at most 4 bytes, so longer ones never become valid.
     LONGEST_WAIT = 16
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # ids of the last piece
+        self._context: list[int] = []  # ids of the last piece of text
         self._waiting: list[int] = []  # ids since then
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; empty while a character is still open."""
+        """The text that this token completes; empty while a character is incomplete."""
         self._waiting.append(token_id)
         piece = self._new_text()
         if not piece or (piece.endswith("\ufffd") and len(self._waiting) < self.LONGEST_WAIT):
@@ -97,7 +97,7 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """What was held back at the end: an unfinished character, as U+FFFD."""
+        """The rest at the end of the ids: an incomplete character becomes U+FFFD."""
         piece = self._new_text()
         self._context, self._waiting = self._waiting, []
         return piece

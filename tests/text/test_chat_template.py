@@ -243,4 +243,4 @@ def test_a_stranger_s_model_answers_through_the_child(d3: D3, tmp_path: Path) ->
     assert same.out == own.out
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
     (tmp_path / "chat_template.jinja").write_text(HOSTILE["giant string"])
-    check(d3("generate", tmp_path, "Hello."), 1, "more memory than")
+    check(d3("generate", tmp_path, "Hello."), 1, "too much memory")

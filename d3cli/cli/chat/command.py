@@ -8,10 +8,10 @@ from d3cli.base.settings import default_model, state_dir
 from d3cli.cli.chat.options import ChatCommandSettings, Keys
 from d3cli.cli.chat.saving import Saving
 from d3cli.cli.command_line import command
+from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
 from d3cli.cli.request import Request, load
 from d3cli.decode import transcript
-from d3cli.depth.calibration_store import calibrate_command
 from d3cli.files.names import find_local
 
 if TYPE_CHECKING:
