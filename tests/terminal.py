@@ -100,7 +100,7 @@ class Terminal:
         while hand.is_alive():  # else both sides might wait for the other to read
             self.read()
 
-    def wait(self, what: str | Callable[[], bool], seconds: float = 40) -> None:
+    def wait(self, what: str | Callable[[], bool], seconds: float = 120) -> None:
         """Until this text has appeared since the last wait, or this is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -114,7 +114,7 @@ class Terminal:
         self.screen.resize(rows, columns)
         self.child.setwinsize(rows, columns)
 
-    def end(self, seconds: float = 30) -> int:
+    def end(self, seconds: float = 120) -> int:
         """Waits for the command to end; gives its exit code, 128 + n for a signal."""
         deadline = time.monotonic() + seconds
         while self.child.isalive() and time.monotonic() < deadline:
