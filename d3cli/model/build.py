@@ -1,4 +1,4 @@
-"""A model's files to a Hugging Face model and tokenizer, or to one clear error.
+"""From a model's files to a Hugging Face model and tokenizer, or to one clear error.
 
 Safetensors only, never remote code. Knows nothing of gates, depth or replies.
 """
@@ -35,9 +35,9 @@ from d3cli.model.config import model_class, without_choices
 def load_weights(
     files: ModelFiles, family: Family, plan: KernelPlan, *, progress: ByteProgress
 ) -> tuple[Any, list[str]]:
-    """The causal language model in the form and with the kernels that `plan` names.
+    """Loads a causal language model with the kernels of `plan`.
 
-    Returns it with the names of linears whose shapes cannot be quantized.
+    Returns it with the names of linears that were not quantized because of their shapes.
 
     Args:
         progress: counts each weight that is brought into another form.
@@ -64,8 +64,8 @@ def load_weights(
                 **options,
             )
     except (ModelError, MemoryError, torch.OutOfMemoryError):
-        raise  # the latter two are not the files' fault
-    except Exception as error:  # transformers raises every kind for a broken checkpoint
+        raise  # running out of memory is not the files' fault
+    except Exception as error:  # a broken checkpoint makes transformers raise every kind
         raise ModelError(
             f"{files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
@@ -92,19 +92,19 @@ def _quantization(config: Any, plan: KernelPlan) -> tuple[dict[str, Any], list[s
     prepare_quantization(in_4_bits_on_cpu=form.in_4_bits_on_cpu)
     unfit = _unfit_linears(config, plan) if form.in_4_bits_on_cpu else []
     settings = quantization_config(form.quantization, form.dtype, unfit)
-    # Quantized weights are made in their place.
+    # device_map makes transformers create quantized weights on their device.
     return {"quantization_config": settings, "device_map": {"": form.device}}, unfit
 
 
 def _unfit_linears(config: Any, plan: KernelPlan) -> list[str]:
-    """Linears of the layers that the plan does not quantize, by name; nothing is allocated."""
+    """The names of linears in layers that the plan does not quantize. Allocates nothing."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     unfit = []
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
-            shape = module.weight.shape  # Conv1D, GPT-2's, holds it transposed
+            shape = module.weight.shape  # GPT-2's Conv1D stores it transposed
             out_in = shape if isinstance(module, nn.Linear) else reversed(shape)
             if plan.of_linear(*out_in) is not plan.quantized:
                 unfit.append(name)
@@ -116,14 +116,14 @@ def _pack_4_bits(name: str, model: Any, progress: ByteProgress) -> None:
         pack_for_cpu(model, progress.add)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # every kind, where a checkpoint's own scales contradict its weights
+    except Exception as error:  # scales that contradict the weights raise every kind
         raise ModelError(
             f"the 4-bit weights of {name} are damaged: {one_line(error)}", BROKEN_FILES
         ) from error
 
 
 def _refuse_wrong_tensors(name: str, report: dict[str, Any]) -> None:
-    """Raises ModelError with the names of tensors that are missing, misshapen or unexpected."""
+    """Raises ModelError if tensors are missing, misshapen or unexpected, and names them."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     unexpected = [key for key in report["unexpected_keys"] if not key.endswith(OLD_BUFFERS)]
     problems = {
@@ -141,7 +141,7 @@ def _refuse_wrong_tensors(name: str, report: dict[str, Any]) -> None:
 
 
 def load_tokenizer(files: ModelFiles) -> Any:
-    """The tokenizer, tried once.
+    """Loads the tokenizer and tries it once.
 
     Raises:
         ModelError: its files are missing or damaged.
@@ -151,10 +151,10 @@ def load_tokenizer(files: ModelFiles) -> Any:
             files.path, trust_remote_code=False, local_files_only=True
         )
         with silent_stderr():
-            tokenizer("A hostile setting may only fail once the tokenizer is used.")
+            tokenizer("Some bad settings fail only when the tokenizer is used.")
     except MemoryError:
         raise
-    except BaseException as error:  # as above
+    except BaseException as error:  # a panic in Rust is no Exception
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise ModelError(

@@ -1,10 +1,10 @@
-"""Finds a model's decoder layers and gates them, layer by layer and sublayer by sublayer.
+"""Finds a model's decoder layers and puts a gate before each layer and sublayer.
 
 The Hugging Face model stays as it is: each decoder layer keeps its place in the stack, and a gate
-before its `forward` decides whether it runs on every position, on a prefix of them, or not at all.
-Swapping the stack for a shorter list would be simpler, but several families index
-``config.layer_types`` by position in the stack. Knows nothing of schedules: it is told which units
-run how far.
+before its `forward` decides whether it runs on all positions, on the first ones, or not at all.
+Replacing the stack by a shorter list would be simpler, but several families index
+``config.layer_types`` by position in the stack. Knows nothing of schedules: the caller says on how
+many positions each unit runs.
 """
 
 import inspect
@@ -24,20 +24,19 @@ class LayerGate:
     """Decides, for each unit of a decoder stack, on which positions it runs.
 
     Args:
-        model: a causal language model, already in eval mode. Its decoder layers' `forward`s are
-            wrapped for as long as it lives.
-        family: where its parts are.
+        model: a causal language model in eval mode. The gate stays on its layers for good.
+        family: where the parts of the decoder are.
 
     Attributes:
-        limits: unit -> the number of leading positions that it runs on. A unit that is not named
-            runs on all; 0 drops it. A dropped layer returns its input, a dropped sublayer
-            contributes zero to the residual stream. `LoadedModel.hidden_states` sets it anew for
-            each pass, so that an interrupted pass leaves nothing behind.
-        states: layer -> hidden states ``[B, S, H]`` that it returns without running, because an
-            earlier pass over the same tokens has computed them.
+        limits: for each unit named, the number of leading positions that it runs on; 0 drops it.
+            Other units run on all positions. A dropped layer returns its input, a dropped sublayer
+            adds zero to the residual stream. `LoadedModel.hidden_states` sets the limits for one
+            pass and removes them after it, even if it is interrupted.
+        states: for each layer named, hidden states ``[B, S, H]`` that it returns without running,
+            since an earlier pass over the same tokens has computed them.
 
     Raises:
-        ModelError: the model has a gate already.
+        ModelError: the model already has a gate.
     """
 
     def __init__(self, model: Any, family: Family) -> None:
@@ -52,7 +51,9 @@ class LayerGate:
             return
         self.layers = self.decoder.get_submodule(family.stack)
         if any(hasattr(layer.forward, "d3_unit") for layer in self.layers):
-            raise ModelError("this model is gated already", "use the LoadedModel that you have")
+            raise ModelError(
+                "this model already has a gate", "use the LoadedModel that it is part of"
+            )
         for index, layer in enumerate(self.layers):
             self._install(str(index), layer, _skip_layer)
             if family.mlp is not None:
@@ -61,15 +62,15 @@ class LayerGate:
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
-        """Within, no other thread may begin a pass: it would run this one's units.
+        """Keeps other threads from beginning a pass, which would run with this pass's limits.
 
         Raises:
-            UsageError: another thread is in the middle of a pass.
+            UsageError: another thread is in a pass.
         """
         if not self._pass.acquire(blocking=False):
             raise UsageError(
                 "this model is in use by another thread",
-                "a model is for one thread at a time: let them take turns, by a lock",
+                "only one thread at a time may use a model: guard it with a lock",
             )
         try:
             yield
@@ -81,12 +82,12 @@ class LayerGate:
 
 
 def _longest_stack(decoder: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a family that nobody has looked into: its longest list of modules."""
+    """The decoder layers of a family outside the allow-list: its longest list of modules."""
     stacks = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=len, default=nn.ModuleList())
 
 
-# Rebuilds a module's full output from its input and what the prefix gave (None: nothing ran).
+# Builds a module's full output from its input and its output for the prefix (None: nothing ran).
 _Pad = Callable[[Tensor, Any], Any]
 
 
@@ -111,7 +112,7 @@ def _skip_attention(
 def _gated(
     forward: Callable[..., Any], gate: LayerGate, unit: str, pad: _Pad
 ) -> Callable[..., Any]:
-    """`forward` behind the gate; positions beyond the limit get what `pad` gives them."""
+    """Puts the gate before `forward`; `pad` fills the positions beyond the limit."""
     signature = inspect.signature(forward)
 
     def gated_forward(*args: Any, **kwargs: Any) -> Any:
@@ -120,7 +121,7 @@ def _gated(
         limit = gate.limits.get(unit)
         if limit is None:
             return forward(*args, **kwargs)
-        # By signature: GPT-2 hands its mask and cache over by position.
+        # By signature, since GPT-2 passes its mask and cache by position.
         arguments = signature.bind(*args, **kwargs).arguments
         extra = arguments.pop("kwargs", {})
         first = next(iter(arguments))
@@ -129,7 +130,7 @@ def _gated(
             return pad(hidden, None)
         if limit >= hidden.shape[1]:
             return forward(*args, **kwargs)
-        # GPT-2 takes views of its input, so the prefix must be contiguous.
+        # Contiguous, since GPT-2 takes views of its input.
         prefix = {first: hidden[:, :limit].contiguous()} | {
             name: _first_positions(name, value, limit, hidden.shape[1])
             for name, value in (arguments | extra).items()
@@ -142,7 +143,7 @@ def _gated(
 
 
 def _first_positions(name: str, value: Any, limit: int, length: int) -> Any:
-    """The part of a layer's argument that belongs to the first `limit` of `length` positions."""
+    """The part of a layer's argument for the first `limit` of `length` positions."""
     if name == "position_ids" and value is not None:  # [B, S]
         return value[:, :limit]
     if name == "position_embeddings" and value is not None:  # (cos, sin), each [B, S, D]

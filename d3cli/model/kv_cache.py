@@ -1,9 +1,9 @@
-"""The KV cache: preallocated, per-layer lengths, never evicts.
+"""The KV cache: preallocated, with a length per layer, and it never evicts.
 
-A transformers `Cache` that survives dropped layers. All layers share one *position* (how many
-tokens the sequence holds); a layer whose attention was dropped simply stops growing, and the cache
-is then *ragged*. Knows nothing of schedules or tokens: the caller says when a pass is complete and
-whether it ran at full depth.
+A transformers `Cache` that works with dropped layers. All layers share one *position*, the number
+of tokens in the sequence. A layer whose attention was dropped stops growing, and the cache is then
+*ragged*. Knows nothing of schedules or tokens: the caller says when a pass is complete and whether
+it ran at full depth.
 """
 
 from typing import Any
@@ -32,8 +32,8 @@ class KVLayer(CacheLayerMixin):
     """One layer's keys and values, each ``[B, kv_heads, capacity, head_dim]``.
 
     Args:
-        window: positions that attention may see, itself included; None sees all. Older ones are
-            kept in the buffer all the same, so that `KVCache.crop` can always go back.
+        window: the number of positions that a query attends to, its own included; None for all.
+            Older positions stay in the buffer, so that `KVCache.crop` can always go back.
     """
 
     def __init__(self, window: int | None) -> None:
@@ -45,11 +45,11 @@ class KVLayer(CacheLayerMixin):
         self.length = 0
 
     def window_start(self, position: int) -> int:
-        """The first position that a query at `position` may see."""
+        """The first position that a query at `position` attends to."""
         return 0 if self.window is None else max(0, position - self.window + 1)
 
     def write(self, keys: Tensor, values: Tensor, position: int, capacity: int) -> None:
-        """Puts new keys and values, ``[B, kv_heads, S, head_dim]``, at `position`."""
+        """Writes new keys and values, ``[B, kv_heads, S, head_dim]``, at `position`."""
         end = position + keys.shape[2]
         if self.keys is None or end > self.keys.shape[2]:
             held = 0 if self.keys is None else self.keys.shape[2]
@@ -60,7 +60,7 @@ class KVLayer(CacheLayerMixin):
         self.length = end
 
     def _grow(self, keys: Tensor, values: Tensor, capacity: int) -> None:
-        # Both are whole before either is put in place: memory may run out in between.
+        # Both are complete before either is replaced, since memory may run out in between.
         new_keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
         new_values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
         if self.keys is not None and self.values is not None:
@@ -69,16 +69,16 @@ class KVLayer(CacheLayerMixin):
         self.keys, self.values = new_keys, new_values
         self.is_initialized = True
 
-    # What transformers asks of a layer; KVCache answers for all layers at once instead.
+    # transformers' interface of a layer. KVCache answers for all layers at once instead.
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("update the KVCache, not one layer of it")
+        raise NotImplementedError("update the KVCache, not one of its layers")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        raise NotImplementedError("ask the KVCache, not one layer of it")
+        raise NotImplementedError("ask the KVCache, not one of its layers")
 
     def get_seq_length(self) -> int:
         return self.length
@@ -91,12 +91,12 @@ class KVCache(Cache):
     """Keys and values of one sequence (or of a batch of equal lengths), for every layer.
 
     Args:
-        windows: each layer's sliding window, None where it attends to everything.
+        windows: each layer's sliding window; None for a layer that attends to all positions.
 
     Attributes:
-        position: tokens in the sequence; the next token's position.
-        full_length: how many of them were computed at full depth, from the front. Up to here every
-            layer holds exactly what the full model would.
+        position: the number of tokens in the sequence, and so the next token's position.
+        full_length: how many tokens from the start were computed at full depth. Up to here, every
+            layer holds exactly what the full model would hold.
     """
 
     layers: list[KVLayer]
@@ -109,27 +109,26 @@ class KVCache(Cache):
 
     @classmethod
     def for_config(cls, config: PretrainedConfig) -> "KVCache":
-        """An empty cache for a model; transformers decides which layers slide.
+        """An empty cache for a model; transformers decides which layers have a sliding window.
 
         Raises:
-            ModelError: some layer keeps another kind of state (recurrent, chunked, shared).
+            ModelError: a layer keeps another kind of state (recurrent, chunked, shared).
         """
         try:
             kinds = DynamicCache(config=config).layers
-        except AttributeError as error:  # layer_types may name what the family knows nothing of
+        except AttributeError as error:  # layer_types may name a kind that the family lacks
             raise ModelError(
-                f"the config.json of this model contradicts itself: {error}",
-                OTHER_TYPE,
+                f"the config.json of this model contradicts itself: {error}", OTHER_TYPE
             ) from error
         if any(type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds):
             raise ModelError(
-                "this model keeps states other than plain keys and values, which d3 cannot hold",
+                "this model keeps other states than keys and values, which d3 cannot hold",
                 OTHER_TYPE,
             )
         return cls([getattr(kind, "sliding_window", None) for kind in kinds])
 
     def reserve(self, positions: int) -> None:
-        """Allocates room for `positions` at the next write; beyond them, capacity doubles."""
+        """Makes the next write allocate at least `positions`. Beyond them, capacity doubles."""
         self._capacity = max(self._capacity, positions)
 
     def update(
@@ -137,7 +136,7 @@ class KVCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Stores ``[B, kv_heads, S, head_dim]`` at the shared position.
 
-        Returns the keys and values that attention may see: all, or the window's.
+        Returns the keys and values to attend to: all of them, or those in the window.
         """
         layer = self.layers[layer_idx]
         if layer.length < self.position:
@@ -151,22 +150,22 @@ class KVCache(Cache):
         return layer.keys[:, :, visible], layer.values[:, :, visible]
 
     def commit(self, tokens: int, *, full_depth: bool) -> None:
-        """Ends a pass over `tokens` new positions; an interrupted pass is simply not committed."""
+        """Ends a pass over `tokens` new positions. An interrupted pass is not committed."""
         was_full = self.full_length == self.position
-        self.position += tokens  # first: full_length must never run ahead of it
+        self.position += tokens  # first, so that full_length never exceeds it
         if full_depth and was_full:
             self.full_length = self.position
 
     @property
     def is_ragged(self) -> bool:
-        """Whether some layer holds fewer positions than the sequence has."""
+        """Whether a layer holds fewer positions than the sequence has."""
         return any(layer.length < self.position for layer in self.layers)
 
     def crop(self, length: int) -> None:
-        """Forgets everything from position `length` on, in every layer.
+        """Removes everything from position `length` on, in every layer.
 
-        Unlike `transformers.Cache.crop`, `length` is absolute: a ragged cache cropped to
-        `full_length` is whole again.
+        Unlike in `transformers.Cache.crop`, `length` is absolute. Cropped to `full_length`, a
+        ragged cache is no longer ragged.
         """
         for layer in self.layers:
             layer.length = min(layer.length, length)
@@ -174,21 +173,21 @@ class KVCache(Cache):
         self.full_length = min(self.full_length, length)
 
     def keys_and_values(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """What a layer holds, ``[B, kv_heads, length, head_dim]`` each, past any window too."""
+        """All that a layer holds, not only its window: ``[B, kv_heads, length, head_dim]`` each."""
         layer = self.layers[layer_idx]
         assert layer.keys is not None and layer.values is not None
         return layer.keys[:, :, : layer.length], layer.values[:, :, : layer.length]
 
     @property
     def nbytes(self) -> int:
-        """What it has allocated."""
+        """Bytes allocated."""
         return sum(
             layer.keys.nbytes + layer.values.nbytes
             for layer in self.layers
             if layer.keys is not None and layer.values is not None
         )
 
-    # What transformers asks while it builds masks and positions: the shared position answers.
+    # transformers asks these while it builds masks and positions. The shared position answers.
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.position
 

@@ -1,4 +1,4 @@
-"""From a model's name to a `LoadedModel`: finds the files, refuses what will not do, loads.
+"""From a model's name to a `LoadedModel`: finds the files, checks them, loads them.
 
 Knows nothing of replies or terminals.
 """
@@ -37,15 +37,14 @@ class LoadOptions(TypedDict, total=False):
     """How to load a model, and how much of it.
 
     Attributes:
-        dtype: "auto", the default, is bfloat16 where the processor or GPU computes in it, else
-            float32.
+        dtype: "auto", the default, is bfloat16 if the processor or GPU multiplies it, else float32.
         quantization: "bnb-4bit" or "bnb-8bit" quantizes the layers' linears while loading.
-        quantize_head: "auto" puts the LM head into 8 bits, on a CPU and where it is a large part of
-            what a token reads; None, the default, is "auto" with 4-bit layers, else "off".
-        device: "auto", the default, takes the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
-        full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
-        prompt_tokens, reply_tokens: what memory is predicted for.
-        force: load it even where memory is predicted to be too short.
+        quantize_head: "auto" puts the LM head into 8 bits on a CPU, if it is a large part of what a
+            step reads. None, the default, is "auto" with 4-bit layers, else "off".
+        device: "auto", the default, is the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
+        full_depth_only: nothing will be dropped, so a decoder that no test proves may run as well.
+        prompt_tokens, reply_tokens: the lengths for which memory is predicted.
+        force: loads the model even if the prediction exceeds the free memory.
     """
 
     dtype: Dtype
@@ -60,12 +59,12 @@ class LoadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What is settled about a model before its weights are read.
+    """What is decided about a model before its weights are read.
 
     Attributes:
         family: where the parts of its decoder are.
         config: its parsed config.
-        kernels: which kernel each weight is for, and so the form that it is loaded in.
+        kernels: the kernel of each weight, and so the form in which it is loaded.
     """
 
     family: Family
@@ -74,11 +73,11 @@ class LoadPlan:
 
 
 def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
-    """Refuses a model that cannot be loaded like this, from its description alone.
+    """Refuses a model that cannot be loaded with these options, from its description alone.
 
     Raises:
         ModelError: its stack is not supported, or its config cannot be right.
-        NotEnoughMemoryError: it will not fit.
+        NotEnoughMemoryError: it does not fit.
         UsageError: the device is not available here.
     """
     quantization = options.get("quantization")
@@ -119,7 +118,7 @@ def load_model(
     Raises:
         UnknownModelError, DownloadError: it cannot be found or fetched.
         ModelError: its files are broken, or its stack cannot skip layers.
-        NotEnoughMemoryError: it will not fit.
+        NotEnoughMemoryError: it does not fit.
         UsageError: the device or thread count is not possible here.
     """
     _form(options)  # refuses an impossible device before anything is fetched
@@ -175,22 +174,22 @@ def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
         notes.append("the LM head is in 8 bits")
     if unfit:
         notes.append(
-            f"{len(unfit)} linears have shapes that 4-bit cannot take on a CPU and stay as they "
-            f"are: {', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
+            f"{len(unfit)} linears are not quantized, since the 4-bit CPU kernel does not take "
+            f"their shapes: {', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
         )
     stored = getattr(causal_lm.config, "quantization_config", None)
     if getattr(stored, "load_in_8bit", False) and plan.kernels.form.device.type == "cpu":
         notes.append("8-bit weights save memory, but on a CPU they are slower than bfloat16")
     if not plan.family.can_skip:
         notes.append(
-            f'no test proves d3 on models of the type "{causal_lm.config.model_type}": every layer '
-            "runs, as in transformers"
+            f'd3 is not tested on models of the type "{causal_lm.config.model_type}", so every '
+            "layer runs, as in transformers"
         )
     return notes
 
 
 def _origin(files: ModelFiles, model: LoadedModel, form: Form) -> Origin:
-    """Where a model comes from. Without decay, a calibration of it is of no interest."""
+    """Where a model comes from. A model that runs at full depth only needs no calibration."""
     origin = Origin(shipped=shipped_schedule(files), builtin=files.builtin)
     if not model.gate.family.can_skip:
         return origin

@@ -1,7 +1,7 @@
-"""How much memory a model will need, foretold from its headers, and how much there is.
+"""How much memory a model will need, predicted from its headers, and how much is free.
 
-Nothing is loaded for it, so it can be asked before a download. Knows nothing of depth: the prompt
-is always read at full depth, so every layer is needed.
+Nothing is loaded, so this also works before a download. Knows nothing of depth: the prompt is
+always read at full depth, so every layer is needed.
 """
 
 import re
@@ -25,10 +25,10 @@ from d3cli.model.config import config_in_use, parse_config
 from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
 
-# Measured by scripts/measure_memory.py, from the import of torch on: the code of a model's family,
-# bitsandbytes', and a tokenizer's tables for each token of its vocabulary.
+# Bytes measured by scripts/measure_memory.py after importing torch: the code of a model's family,
+# that of bitsandbytes, and a tokenizer's tables per token of its vocabulary.
 PROGRAM, BITSANDBYTES, TOKENIZER_ENTRY = 108 << 20, 64 << 20, 1 << 10
-# What is imported later takes more beside a torch that is built for CUDA, on a CPU too.
+# With a torch built for CUDA, later imports take this much more, even on a CPU.
 CUDA_BUILD = 68 << 20
 
 
@@ -37,11 +37,12 @@ class MemoryNeed:
     """Bytes that loading and running a model adds to the process (on a GPU: takes there).
 
     Attributes:
-        positions: tokens that the KV cache is for.
+        positions: tokens that the KV cache has room for.
         weights: all weights, in the dtype or quantization asked for.
-        kv_cache: keys and values of every layer, for all positions asked for.
-        workspace: activations of the largest pass, or what converting a weight takes for a moment.
-        program: code, and the tokenizer.
+        kv_cache: keys and values of every layer, for all positions.
+        workspace: the larger of the activations of the largest pass and what converting a weight
+            takes for a moment.
+        program: code and the tokenizer.
     """
 
     positions: int
@@ -97,10 +98,10 @@ def _predict(
 
 
 def kv_bytes_per_position(config: Any, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of one token, in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     heads = config.num_attention_heads
     kv_heads = heads
-    if hasattr(type(config)(), "num_key_value_heads"):  # else the family would not read it
+    if hasattr(type(config)(), "num_key_value_heads"):  # otherwise the family ignores it
         kv_heads = config.num_key_value_heads or heads
     if getattr(config, "multi_query", False):
         kv_heads = 1
@@ -109,7 +110,7 @@ def kv_bytes_per_position(config: Any, dtype: torch.dtype) -> int:
 
 
 def activations(config: Any, dtype: torch.dtype, tokens: int, positions: int) -> int:
-    """Bytes of one layer's activations in a pass over `tokens`, or of the logits after it."""
+    """Bytes of one layer's activations in a pass over `tokens`, and of the logits after it."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     head_dim = getattr(config, "head_dim", None) or hidden // heads
@@ -124,7 +125,7 @@ def activations(config: Any, dtype: torch.dtype, tokens: int, positions: int) ->
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can be had now: of the GPU, or of the machine and the limits on this process."""
+    """Bytes free now: on the GPU, or on this machine within the limits of this process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     left = [*_left_in_control_groups(), *_left_of_the_address_space()]
@@ -132,7 +133,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def _left_of_the_address_space() -> list[int]:
-    """What ``ulimit -v`` leaves; nothing where there is no such limit."""
+    """What ``ulimit -v`` leaves; an empty list if there is no such limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -144,9 +145,9 @@ def _left_of_the_address_space() -> list[int]:
 
 
 def _left_in_control_groups() -> list[int]:
-    """What the limits on this process (of a container, say) leave; none outside Linux.
+    """What each control group, such as a container's, leaves; an empty list outside Linux.
 
-    Pages of files count against a limit, but the kernel takes them back.
+    Pages of files count against a limit, but the kernel can reclaim them.
     """
     second = ("memory.max", "memory.current", "inactive_file")
     first = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -172,13 +173,13 @@ def _left(directory: Path, limit: str, usage: str, reclaimable: str) -> list[int
 def check_memory(
     model: Description, config: Any, form: Form, *, prompt_tokens: int, reply_tokens: int
 ) -> None:
-    """Refuses a model that will not fit, and names what would.
+    """Refuses a model that does not fit, and says what would.
 
     Args:
         config: the model's parsed config.
 
     Raises:
-        NotEnoughMemoryError: with both numbers.
+        NotEnoughMemoryError: with the memory needed and the memory free.
     """
 
     def predict(form: Form) -> MemoryNeed:

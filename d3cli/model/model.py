@@ -1,7 +1,8 @@
 """A causal language model with the gate on it.
 
-`LoadedModel` is all that the rest of d3cli sees of a Hugging Face model: ids to hidden states,
-hidden states to logits. Knows nothing of files, schedules' meaning, replies or terminals.
+`LoadedModel` turns ids into hidden states and hidden states into logits. The rest of d3cli sees a
+Hugging Face model only through it. Knows nothing of files, replies or terminals, and not what a
+schedule means.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from d3cli.base.errors import ScheduleError, Words
+from d3cli.base.errors import ScheduleError, Setting, Words
 from d3cli.depth.choice import resolve_schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import WeightBytes, parse_unit
@@ -23,7 +24,7 @@ from d3cli.text.chat_template import Renderer
 
 
 class _FinalStates:
-    """A decoder's output that holds its final hidden states and nothing else."""
+    """A decoder's output with its final hidden states and nothing else."""
 
     def __init__(self, last_hidden_state: Tensor) -> None:
         self.last_hidden_state = last_hidden_state
@@ -32,7 +33,7 @@ class _FinalStates:
         return (self.last_hidden_state,)[index]
 
     def __getattr__(self, name: str) -> None:
-        """Caches, attentions, router logits: families ask for different ones; there are none."""
+        """None for caches, attentions, router logits, and whatever else a family asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class LoadedModel:
         core_first: int | None = None,
         core_last: int | None = None,
     ) -> DepthSchedule:
-        """The depth schedule that these options mean for this model; see `resolve_schedule`.
+        """The depth schedule for these options and this model; see `resolve_schedule`.
 
         Raises:
             ScheduleError: the options do not fit the model.
@@ -111,7 +112,7 @@ class LoadedModel:
         )
 
     def check_schedule(self, schedule: DepthSchedule) -> None:
-        """Raises ScheduleError where a schedule does not fit this model's layers."""
+        """Raises ScheduleError if a schedule does not fit this model's layers."""
         if schedule.num_layers != self.num_layers:
             raise ScheduleError(
                 f"the depth schedule is for {schedule.num_layers} layers, and {self.name} has "
@@ -119,12 +120,14 @@ class LoadedModel:
                 "make one with LoadedModel.schedule",
             )
         if schedule.skip_order and not self.gate.family.can_skip:
-            raise ScheduleError(f"{self.name} runs at full depth only", "use --alpha off")
+            raise ScheduleError(
+                f"{self.name} runs at full depth only", ("use ", Setting("alpha", "off"))
+            )
         parts = [name for name in schedule.skip_order if parse_unit(name).part]
         if parts and not self.gate.family.has_sublayers:
             raise ScheduleError(
-                f'{self.name} cannot drop "{parts[0]}": its layers have no sublayers of their own',
-                "use whole layers",
+                f'{self.name} cannot drop "{parts[0]}": its layers have no separate sublayers',
+                "drop whole layers",
             )
 
     def new_cache(self) -> KVCache:
@@ -144,8 +147,8 @@ class LoadedModel:
         """Final hidden states ``[B, S, H]``, after the last norm, of ``token_ids`` ``[B, S]``.
 
         Args:
-            limits: units that run on a prefix of the positions only; see `LayerGate.limits`.
-            states: what layers give that need not run; see `LayerGate.states`.
+            limits: units that run on the first positions only; see `LayerGate.limits`.
+            states: outputs of layers that need not run; see `LayerGate.states`.
 
         Raises:
             UsageError: another thread is using the model.
@@ -169,13 +172,13 @@ class LoadedModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[..., V]`` of final hidden states ``[..., H]``.
 
-        Families scale or cap their logits after the LM head, so the model's own forward does it:
-        the decoder below is replaced by the states that it would have given.
+        Some families scale or cap their logits after the LM head. So the model's own forward
+        computes them, with a decoder that returns the given states.
         """
         decoder = self.gate.decoder
         states = hidden.reshape(1, -1, hidden.shape[-1])
         with self.gate.one_pass():
-            own = vars(decoder).get("forward")  # accelerate's hooks, say
+            own = vars(decoder).get("forward")  # such as accelerate's hooks
             decoder.forward = lambda *_, **__: _FinalStates(states)
             try:
                 logits: Tensor = self.causal_lm(inputs_embeds=states, use_cache=False).logits

@@ -1,4 +1,4 @@
-"""How many bytes of weights a decode step reads, as they are stored."""
+"""How many bytes of weights a decode step reads, in the form in which they are stored."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from d3cli.model.gate import LayerGate
 def measure_bytes(model: Any, gate: LayerGate) -> WeightBytes:
     """Bytes of weights that one decode step reads, as stored.
 
-    An embedding table is not read, one row of it is; a tied table is read as the LM head. Of a
-    mixture of experts, the experts that a token is routed to are read.
+    A step reads only one row of an embedding table; a tied table is read as the LM head. In a
+    mixture of experts, it reads the experts that the token is routed to.
     """
     experts_per_token = getattr(model.config, "num_experts_per_tok", None)
 
@@ -39,7 +39,7 @@ def measure_bytes(model: Any, gate: LayerGate) -> WeightBytes:
 
 
 def _bytes(module: nn.Module, experts_per_token: int | None) -> int:
-    """Bytes that one token reads; experts are stored as one tensor, ``[experts, ...]``."""
+    """Bytes that one token reads. All experts are one tensor, ``[experts, ...]``."""
     total = 0
     for name, parameter in module.named_parameters():
         share = 1.0

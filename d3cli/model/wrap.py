@@ -1,4 +1,4 @@
-"""Puts the gate on a causal language model that is in memory already."""
+"""Puts the gate on a causal language model that is in memory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,13 +28,18 @@ def wrap_model(
     full_depth_only: bool = False,
     renderer: Renderer | None = None,
 ) -> LoadedModel:
-    """Makes a `LoadedModel` of a Hugging Face causal language model that is already in memory.
+    """Makes a `LoadedModel` of a Hugging Face causal language model that is in memory.
 
-    The layers are gated from now on, one token's queries attend in groups, and the model is in eval
-    mode; at full depth it computes what it did before.
+    This changes the model for good: its layers are gated, one token's queries attend in groups, and
+    it is in eval mode. At full depth it computes the same as before.
 
     Args:
-        full_depth_only: nothing will be dropped, so a decoder that no test proves may run, too.
+        name: what to call the model in messages.
+        generation_settings: the checkpoint's generation_config.json.
+        stored_schedule: a depth schedule that came with the model.
+        notes: what a user should know about how it was loaded.
+        full_depth_only: nothing will be dropped, so a decoder that no test proves may run as well.
+        renderer: renders chat templates; by default in a child process.
 
     Raises:
         ModelError: its stack cannot skip layers.
@@ -70,7 +75,7 @@ def _try_out(model: LoadedModel) -> None:
     """Compares an unlisted model's logits through d3 with those of its own forward.
 
     Raises:
-        ModelError: they differ: its decoder or its cache is not where transformers' others are.
+        ModelError: they differ, since its decoder or its cache is built in another way than others.
     """
     ids = torch.arange(3, 11, device=model.device)[None] % int(model.causal_lm.config.vocab_size)
     try:
@@ -86,10 +91,10 @@ def _try_out(model: LoadedModel) -> None:
         same = off <= rounding * float(expected.abs().max())
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever an unknown model's code raises
+    except Exception as error:  # an unknown model's code may raise anything
         raise _not_runnable(model, one_line(error)[:120]) from error
     if not same:
-        raise _not_runnable(model, "its results differ from those of transformers")
+        raise _not_runnable(model, "its results are not those of transformers")
 
 
 def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
@@ -101,14 +106,14 @@ def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
 
 
 def _context_length(name: str, config: Any) -> int:
-    """Positions for which one rotary table serves the whole sequence.
+    """The longest sequence for which one rotary table serves all positions.
 
-    LongRoPE (Phi-3 128k and others) changes to a second table once a sequence outgrows the
-    original context. Keys that are already cached keep the first one, so chunks, repair and one
-    pass would no longer agree: the original context is the limit here.
+    LongRoPE (Phi-3 128k and others) changes to a second table when a sequence becomes longer than
+    the original context. Keys in the cache would keep the first table, so that chunked prefill,
+    repair and a single pass no longer agree. The original context is therefore the limit.
 
     Raises:
-        ModelError: there is no room for a prompt and a reply.
+        ModelError: the context is too short for a prompt and a reply.
     """
     longest = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -116,14 +121,17 @@ def _context_length(name: str, config: Any) -> int:
         original = rope.get("original_max_position_embeddings")
         longest = min(longest, int(original or config.original_max_position_embeddings))
     if longest < 2:
-        raise ModelError(f"the context of {name} is {longest} token long", BROKEN_FILES)
+        raise ModelError(
+            f"the context of {name} holds {longest} tokens, too few for a prompt and a reply",
+            BROKEN_FILES,
+        )
     return longest
 
 
 def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a reply: the checkpoint's, and the tokenizer's own."""
+    """The tokens that end a reply: the checkpoint's and the tokenizer's."""
     named = settings.get("eos_token_id", config.eos_token_id)
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
     if any(id_ is not None and type(id_) is not int for id_ in ids):
-        raise ModelError(f"eos_token_id is {named!r}, which names no token", BROKEN_FILES)
+        raise ModelError(f"eos_token_id is {named!r}, which is not a token's number", BROKEN_FILES)
     return frozenset(id_ for id_ in ids if id_ is not None)

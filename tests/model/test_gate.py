@@ -85,7 +85,7 @@ def test_dropping_a_layer_is_dropping_both_its_sublayers() -> None:
 
 
 def test_a_model_is_gated_once() -> None:
-    with pytest.raises(ModelError, match="gated already"):
+    with pytest.raises(ModelError, match="already has a gate"):
         wrap_model(tiny("llama").gated.causal_lm, None)
 
 

@@ -124,6 +124,6 @@ def test_memory_that_runs_out_while_growing_leaves_the_cache_as_it_was() -> None
 
 
 def test_a_stack_with_other_states_is_refused() -> None:
-    with pytest.raises(ModelError, match="states other than plain keys and values"):
+    with pytest.raises(ModelError, match="other states than keys and values"):
         KVCache.for_config(JambaConfig(num_hidden_layers=8))
     assert len(KVCache.for_config(LlamaConfig(num_hidden_layers=5)).layers) == 5
