@@ -23,13 +23,13 @@ LAYERS, VOCAB = 9, 61
 IDLE, QUIET = (2, 5, 6), 4
 
 
-def _causal_lm(vocab_size: int) -> Any:
+def _causal_lm(vocab_size: int = VOCAB, layers: int = LAYERS) -> Any:
     torch.manual_seed(5)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -58,7 +58,7 @@ def _causal_lm(vocab_size: int) -> Any:
 
 @cache
 def planted() -> LoadedModel:
-    return wrap_model(_causal_lm(VOCAB), tiny("llama").gated.tokenizer)
+    return wrap_model(_causal_lm(), tiny("llama").gated.tokenizer)
 
 
 @cache
@@ -88,7 +88,7 @@ def write_planted(directory: Path) -> Path:
 
     Its LM head is so faint that all tokens are about equally likely: any text suits it.
     """
-    model = _causal_lm(2048).to(torch.bfloat16)
+    model = _causal_lm(2048, layers=6).to(torch.bfloat16)
     with torch.no_grad():
         model.lm_head.weight *= 0.02
     model.save_pretrained(directory)

@@ -62,7 +62,8 @@ def report_rows(
     for kind, order in outcome.orders.items():
         yield f"order of {kind}s", " ".join(order) or "none can be dropped"
     for kind_name, influence in _influence(outcome):
-        values = " ".join(f"{unit}:{value:.4f}" for unit, value in influence)
+        # + 0.0, since a tiny negative number rounds to -0.0
+        values = " ".join(f"{unit}:{round(value, 4) + 0.0:.4f}" for unit, value in influence)
         yield f"influence of {kind_name}s", values
     yield "took", f"{outcome.seconds:.0f} s"
     for cut in outcome.cut:
