@@ -34,9 +34,9 @@ from d3cli.profile.run import Run
 from d3cli.profile.summary import with_figures
 from d3cli.profile.trace import Trace
 from d3cli.profile.trace_file import parse_trace, read_trace
-from tests.cli.test_generate import d3_process
 from tests.conftest import D3, check
 from tests.forks import Forks
+from tests.processes import d3_process
 from tests.terminal import Terminal
 from tests.traces import (
     FEW_ROUNDS,
