@@ -131,7 +131,7 @@ class TestCalibrate:
             assert removed.code == 0
             assert "nothing was stored for demo" in removed.err
         assert d3("calibrate", "show", "--json").out == '{"schema": 1, "calibrations": []}\n'
-        check(d3("calibrate", "show", "-o", "csv"), 2, "no csv")
+        check(d3("calibrate", "show", "-o", "csv"), 2, "csv")
         check(d3("calibrate", "remove", ""), 2, "no model or directory")
 
     @pytest.mark.parametrize("words", [["demo", "--target-drop", "x"], ["--target-drop", "x"]])
