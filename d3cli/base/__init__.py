@@ -1,1 +1,1 @@
-"""What every package may lean on: errors, settings, the machine. Knows nothing of models."""
+"""What every package may use: errors, settings, files, the machine. Knows nothing of models."""

@@ -1,4 +1,4 @@
-"""Files written so that a crash leaves the old one or the new one, never half of one."""
+"""Writes files so that a crash leaves the old file or the new one, never a part of one."""
 
 import os
 import tempfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def make_directory(path: Path) -> None:
-    """Makes a directory and those above it, each 0700; what is there already stays as it is.
+    """Makes a directory and its missing parents, each with mode 0700. Existing ones do not change.
 
     Raises:
         OSError: it cannot be made.
@@ -16,16 +16,17 @@ def make_directory(path: Path) -> None:
         return
     if path.parent != path:
         make_directory(path.parent)
-    path.mkdir(mode=0o700, exist_ok=True)  # with parents=True only the last would get its mode
+    path.mkdir(mode=0o700, exist_ok=True)  # parents=True would not set the parents' mode
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Writes a 0600 file at once: a crash at any moment leaves the old one or the new one whole.
+    """Writes a file with mode 0600; a crash at any moment leaves the old file or the new one.
 
-    A kill may leave a temporary file beside it, whose name is ``.NAME.``, cut, and a random end.
+    A kill may leave a temporary file beside it. Its name is ``.NAME.`` with a random ending; a long
+    name is cut.
 
     Raises:
-        OSError: it cannot be written; the old one is still there.
+        OSError: it cannot be written. The old file is still there.
     """
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")  # 0600
     try:
@@ -37,7 +38,7 @@ def replace_file(path: Path, text: str) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # not every system can sync a directory; the file is whole without
+    with suppress(OSError):  # some systems cannot sync a directory; the file is whole anyway
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

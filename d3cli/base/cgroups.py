@@ -1,16 +1,16 @@
-"""The control groups that hold this process: where Linux keeps a container's limits."""
+"""The control groups of this process, where Linux keeps a container's limits."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-# Where Linux says which groups a process is in, and what they allow.
+# The groups that this process is in, and the directories with their limits.
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def own_groups(controller: str) -> Iterator[tuple[int, Path]]:
-    """Version (1 or 2) and directory of each group that may limit this process; inner ones first.
+    """Yields version (1 or 2) and directory of each group that may limit this process.
 
-    Nothing outside of Linux.
+    Inner groups come first. There are none outside Linux.
     """
     try:
         lines = OWN_GROUPS.read_text(errors="replace").splitlines()
@@ -26,7 +26,7 @@ def own_groups(controller: str) -> Iterator[tuple[int, Path]]:
             version, base = 1, GROUPS / controller
         else:
             continue
-        # A group is also held by the limits above it; in a container, its own is the root.
+        # The limits of outer groups apply too. In a container, its own group is the root.
         group = base / path.lstrip("/")
         for directory in (group, *group.parents):
             if directory.is_relative_to(base):

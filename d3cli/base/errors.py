@@ -1,7 +1,7 @@
-"""Every error that a user can cause or meet, as one family.
+"""The errors that a user can cause or meet, as one family.
 
-The library raises these and never prints; only `d3cli.cli.app` turns one into a line, a hint and
-an exit code. A sentence that speaks of a setting holds a `Setting`, not the spelling of one front
+The library raises them and never prints. Only `d3cli.cli.app` turns an error into a line, a hint
+and an exit code. A sentence about a setting holds a `Setting` instead of the spelling of one front
 end: the command line writes ``--max-tokens``, Python ``max_tokens``. Knows nothing of models or
 terminals.
 """
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 
 class Setting(NamedTuple):
-    """A setting in a sentence, by its name in the Python API, with a value to give it.
+    """A setting in a sentence, by its name in the Python API.
 
     Attributes:
-        name: ``"max_tokens"``, say.
-        value: what to set it to; empty where the setting itself is meant.
+        name: such as ``"max_tokens"``.
+        value: what to set it to; empty if the sentence is about the setting itself.
     """
 
     name: str
     value: str = ""
 
 
-# A sentence, whole or in pieces; the pieces are joined as they are.
+# A sentence, as text or in pieces that are joined without spaces.
 Words = str | Sequence[str | Setting]
 Spell = Callable[[Setting], str]
 
@@ -33,7 +33,7 @@ def in_python(setting: Setting) -> str:
 
 
 def spelled(words: Words, spell: Spell = in_python) -> str:
-    """A sentence as text, its settings spelled by `spell`."""
+    """A sentence as text; `spell` writes its settings."""
     if isinstance(words, str):
         return words
     return "".join(spell(piece) if isinstance(piece, Setting) else piece for piece in words)
@@ -43,13 +43,13 @@ class D3Error(Exception):
     """A problem with one clear sentence for the user, and what to do about it.
 
     Args:
-        message: what is wrong, one sentence, without a final full stop being required.
-        hint: what to do next; empty where the message already says it.
-        field: the setting at fault; taken from the message where that names one.
+        message: what is wrong, in one sentence without a full stop.
+        hint: what to do next; empty if the message says it.
+        field: the setting at fault; by default the first one that the message names.
 
     Attributes:
-        message, hint: as text, settings spelled as in Python.
-        field: the name of the setting at fault, empty where there is none.
+        message, hint: as text, with settings as Python spells them.
+        field: the name of the setting at fault; empty if there is none.
     """
 
     exit_code = 1
@@ -69,18 +69,18 @@ class D3Error(Exception):
         return spelled(self._hint)
 
     def told(self, spell: Spell) -> tuple[str, str]:
-        """Message and hint, with settings spelled by `spell`."""
+        """Message and hint as text; `spell` writes their settings."""
         return spelled(self._message, spell), spelled(self._hint, spell)
 
 
 class UsageError(D3Error):
-    """What the user typed or fed in cannot be used: an option, a prompt, a file, a name."""
+    """The user's input cannot be used: an option, a prompt, a file or a name."""
 
     exit_code = 2
 
 
 class ScheduleError(UsageError):
-    """A depth schedule that cannot exist, or does not fit the model."""
+    """A depth schedule that is impossible or does not fit the model."""
 
 
 class SamplingError(UsageError):
@@ -95,9 +95,9 @@ class ContextFullError(PromptError):
     """A prompt that does not fit the model's context.
 
     Attributes:
-        tokens: how many it has.
-        context: how many the context holds, the reply included.
-        at_least: it was too long to be counted to its end.
+        tokens: the prompt's length.
+        context: the context's length, which the reply shares.
+        at_least: whether `tokens` is only a lower bound: the prompt was too long to count.
     """
 
     def __init__(self, tokens: int, context: int, *, at_least: bool = False) -> None:
@@ -105,27 +105,27 @@ class ContextFullError(PromptError):
         self.context = context
         self.at_least = at_least
         super().__init__(
-            f"the prompt is {self.length}, and the model's context holds {context:,} with the "
-            "reply",
+            f"the prompt is {self.length}, but the model's context holds {context:,}, including "
+            "the reply",
             "shorten the prompt, or use a model with a longer context",
         )
 
     @property
     def length(self) -> str:
-        """How long it is, in words."""
+        """The prompt's length in words."""
         return f"{'at least ' * self.at_least}{self.tokens:,} tokens long"
 
 
 class UnknownModelError(UsageError):
-    """A name that is no alias, no directory and no model id that can be had."""
+    """A name that is not an alias, a directory or an available model on the hub."""
 
 
 class ModelError(D3Error):
-    """A model was found but cannot be used: broken files, an unsupported stack."""
+    """A model was found but cannot be used: its files are broken, or its type is unsupported."""
 
 
 class DownloadError(D3Error):
-    """A model's files could not be fetched from the hub."""
+    """A model's files could not be downloaded from the hub."""
 
 
 class StoreError(D3Error):
@@ -137,19 +137,19 @@ class TranscriptError(D3Error):
 
 
 class TraceError(UsageError):
-    """A recorded run that cannot be read: damaged, no trace at all, or of a newer d3."""
+    """A recorded run that cannot be read: damaged, not a trace, or written by a newer d3."""
 
 
 class NotEnoughMemoryError(D3Error):
-    """A model will not fit into the memory there is."""
+    """A model does not fit into the available memory."""
 
 
 class GenerationError(D3Error):
-    """Generation went wrong in the middle, for example logits that are not finite."""
+    """Generation failed after it began, for example because logits are not finite."""
 
 
 class CalibrationError(D3Error):
-    """A calibration could not come to a result, in the time it had, say."""
+    """A calibration found no result, for example in the time that it had."""
 
 
 class TargetNotMetError(D3Error):
@@ -159,11 +159,11 @@ class TargetNotMetError(D3Error):
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code gave up, as tokenizers' does on some regular expressions; no Exception."""
+    """Whether Rust code panicked, as tokenizers does on some patterns. It is not an Exception."""
     return type(error).__name__ == "PanicException"
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's words on one line; its kind too, where they are too few to understand."""
+    """An exception's message on one line; a message of a single word gets its class in front."""
     words = " ".join(str(error).split())[:400]
     return words if " " in words else f"{type(error).__name__} {words}".strip()

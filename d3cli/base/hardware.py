@@ -1,4 +1,4 @@
-"""What this machine and its software are, by name."""
+"""The names of this machine and its software."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from d3cli.base.errors import D3Error
 
-# Of torch, transformers and what they import, with the smallest model. With less, OpenBLAS was seen
-# to try for ever while it is imported, and others to end with words that blame the model.
-LEAST_ADDRESS_SPACE = 1_200_000_000
+# Bytes that torch, transformers and their imports need with the smallest model. With less, OpenBLAS
+# hangs while it is imported, and other libraries fail with messages that blame the model.
+MIN_ADDRESS_SPACE = 1_200_000_000
 
 PACKAGES = ("d3cli", "torch", "transformers", "bitsandbytes")
 
 
 def check_address_space() -> None:
-    """Refuses a limit on address space (``ulimit -v``) that the imports alone exceed.
+    """Refuses a limit on address space (``ulimit -v``) that is too low for the imports.
 
     Raises:
         D3Error: with both numbers.
@@ -24,16 +24,16 @@ def check_address_space() -> None:
     except ImportError:  # Windows
         return
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
         raise D3Error(
-            f"this process may use {limit / 1e6:,.0f} MB of address space, and d3 needs "
-            f"{LEAST_ADDRESS_SPACE / 1e6:,.0f} MB with the smallest model",
+            f"this process may use {limit / 1e6:,.0f} MB of address space, but d3 needs "
+            f"{MIN_ADDRESS_SPACE / 1e6:,.0f} MB with the smallest model",
             "raise the limit: ulimit -v unlimited",
         )
 
 
 def versions() -> dict[str, str | None]:
-    """Of d3, of what its results depend on, and of Python; None where it is not installed."""
+    """The versions of d3, its main dependencies and Python; None for one that is not installed."""
     return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
@@ -43,7 +43,7 @@ def system() -> str:
 
 
 def processor_name() -> str:
-    """The name that the system gives; Linux keeps it where `platform` does not look."""
+    """The processor's name. On Linux it is in a file that `platform` does not read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""How far loading is, in bytes of weights that are brought into another form.
+"""The progress of loading, in bytes of weights that are converted.
 
-Everything else that loading does takes a moment. Knows nothing of what the forms are.
+All other parts of loading are quick. Knows nothing of how weights are converted.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,11 @@ OnProgress = Callable[[float], None]
 
 
 class ByteProgress:
-    """Adds up what is done, and tells the share; nothing where nobody listens.
+    """Counts bytes and reports the share that is done.
 
     Args:
-        total: bytes that there are to do, more or less: the share stops at 1.
-        listener: is given the share, 0 to 1; from several threads, maybe.
+        total: about how many bytes there are; the share stops at 1.
+        listener: is called with the share, 0 to 1, possibly from several threads; None for nobody.
     """
 
     def __init__(self, total: int, listener: OnProgress | None) -> None:

@@ -1,6 +1,6 @@
-"""Settings and names: where files live, what config.toml says, which aliases there are.
+"""Settings and names: the places of files, the content of config.toml, and the aliases.
 
-Knows nothing of models beyond their names.
+Knows nothing of models except their names.
 """
 
 import difflib
@@ -30,7 +30,7 @@ def config_file() -> Path:
 
 
 def state_dir() -> Path:
-    """Where d3 keeps what it found out: ``$D3_HOME``, else ``$XDG_STATE_HOME/d3``."""
+    """The directory for d3's own files: ``$D3_HOME``, else ``$XDG_STATE_HOME/d3``."""
     if home := os.environ.get("D3_HOME"):
         return Path(home)
     return Path(os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state") / "d3"
@@ -39,12 +39,12 @@ def state_dir() -> Path:
 def _home() -> Path:
     try:
         return Path.home()
-    except RuntimeError as error:  # no HOME, and no entry of this user's
+    except RuntimeError as error:  # no HOME, and the user is unknown to the system
         raise UsageError("this user has no home directory", "set D3_HOME to a directory") from error
 
 
 def load_settings() -> dict[str, Any]:
-    """The user's config file as it is; empty where there is none.
+    """The content of the user's config file; empty if there is none.
 
     Raises:
         UsageError: the file cannot be read or is not TOML.
@@ -57,16 +57,16 @@ def load_settings() -> dict[str, Any]:
 
 
 def _config_text() -> str:
-    """Empty where there is no config file."""
+    """The config file's text; empty if there is none."""
     path = config_file()
     return _CONFIG.decode(_CONFIG.find(path) or b"", f"the config file {path}")
 
 
 def default_model() -> str:
-    """The model that runs when none is named: $D3_MODEL, the config file's, the built-in one.
+    """The model to run if none is named: $D3_MODEL, else the config file's, else the built-in one.
 
     Raises:
-        UsageError: the config file's is no text.
+        UsageError: the config file's value is not text.
     """
     configured = os.environ.get("D3_MODEL") or load_settings().get("model") or BUILTIN
     if not isinstance(configured, str):
@@ -78,16 +78,15 @@ def default_model() -> str:
 
 
 def save_setting(name: str, value: str) -> Path:
-    """Sets one key of config.toml and keeps the rest, comments too; returns the file.
+    """Sets one key of config.toml and keeps everything else, comments included; returns the path.
 
-    The directory is made 0700 and the file 0600; it is replaced at once, so that a crash leaves
-    the old file or the new one.
+    A new directory gets mode 0700, the file 0600. A crash leaves the old file or the new one.
 
     Raises:
-        UsageError: the file that is there cannot be read.
-        D3Error: it cannot be written.
+        UsageError: the existing file cannot be read.
+        D3Error: the file cannot be written.
     """
-    import tomlkit  # only a writer needs it
+    import tomlkit  # slow; only needed to write
 
     load_settings()  # a damaged file is reported, not replaced
     path = config_file()
@@ -95,8 +94,8 @@ def save_setting(name: str, value: str) -> Path:
         document = tomlkit.parse(_config_text())
         document[name] = value
         make_directory(path.parent)
-        replace_file(path.resolve(), tomlkit.dumps(document))  # a link to it stays one
-    except (OSError, ValueError) as error:  # the latter: a path that is not UTF-8
+        replace_file(path.resolve(), tomlkit.dumps(document))  # a link stays a link
+    except (OSError, ValueError) as error:  # ValueError: the path is not UTF-8
         reason = getattr(error, "strerror", None) or error
         raise D3Error(
             f"the config file {path} cannot be written: {reason}",
@@ -107,12 +106,12 @@ def save_setting(name: str, value: str) -> Path:
 
 @cache
 def shipped_aliases() -> Mapping[str, str]:
-    """The aliases that come with d3cli, and the hub ids that they stand for."""
+    """d3's own aliases and their hub ids."""
     return tomllib.loads(files("d3cli").joinpath("aliases.toml").read_text(encoding="utf-8"))
 
 
 def aliases() -> dict[str, str]:
-    """Every alias and the hub id or directory that it stands for; the user's own win.
+    """All aliases with their hub ids or directories. The user's own aliases take precedence.
 
     Raises:
         UsageError: the user's ``[aliases]`` is not a table of strings.
@@ -129,17 +128,16 @@ def aliases() -> dict[str, str]:
 
 
 def nearest_aliases(name: str, similarity: float = 0.6) -> list[str]:
-    """Up to three aliases that look like `name`, the nearest first."""
+    """Up to three aliases that are similar to `name`, the most similar first."""
     others = [alias for alias in (BUILTIN, *aliases()) if alias != name]
     return difflib.get_close_matches(name.lower(), others, n=3, cutoff=similarity)
 
 
 def names_a_model(text: str) -> bool:
-    """Whether a lone command-line argument is a model rather than a prompt.
+    """Whether a single command-line argument is a model rather than a prompt.
 
-    It is one if it is an alias, written as a path, a directory with a config.json, of the form
-    ``org/name``, or a word that is very like an alias. A path or an alias with a typing error is
-    then an unknown model, not a prompt.
+    A model is an alias, a path, a directory with a config.json, a name of the form ``org/name``, or
+    a word very similar to an alias. So a mistyped path or alias is an unknown model, not a prompt.
     """
     if text == BUILTIN or text in aliases():
         return True
@@ -150,7 +148,7 @@ def names_a_model(text: str) -> bool:
     try:
         if (Path(text).expanduser() / "config.json").is_file():
             return True
-    except (OSError, RuntimeError, ValueError):  # too long for a path, no home, a NUL
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, a NUL
         return False
     return bool(nearest_aliases(text, ALIAS_SIMILARITY))
 

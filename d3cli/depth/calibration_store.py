@@ -17,7 +17,7 @@ from typing import Any
 
 from d3cli.base.atomic_files import make_directory, replace_file
 from d3cli.base.bounded_files import FileKind
-from d3cli.base.errors import ScheduleError, StoreError
+from d3cli.base.errors import ScheduleError, StoreError, one_line
 from d3cli.base.json_rows import convert_json, decode_json, refuse_unknown
 from d3cli.base.settings import state_dir
 from d3cli.depth.calibration_record import Calibration, Count, Entry, ModelKey, Text
@@ -220,8 +220,7 @@ def _read(path: Path, remove_command: str = "") -> StoredFile | None:
         if convert_json(whole, _Head).schema == SCHEMA:
             return _parse(path, whole)
     except (ScheduleError, ValueError) as error:
-        words = " ".join(str(error).split())[:120]
-        raise StoreError(f"{path} is damaged: {words}", remedy) from error
+        raise StoreError(f"{path} is damaged: {one_line(error)[:120]}", remedy) from error
     raise StoreError(f"{path} was written by a newer d3", f"update d3, or {remedy}")
 
 

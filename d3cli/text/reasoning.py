@@ -20,7 +20,7 @@ def opening_tag(text: str) -> str:
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """A reply's reasoning and its answer, without tags. Reasoning may lack its end."""
+    """A reply's reasoning and its answer, without tags. Reasoning without an end takes it all."""
     splitter = ReasoningSplitter()
     parts = [*splitter.push(text), *splitter.flush()]
     thought = "".join(part for part, thinking in parts if thinking).strip()

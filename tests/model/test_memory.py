@@ -171,7 +171,7 @@ def test_too_little_address_space_for_the_imports_is_told_before_them(
     monkeypatch.setattr("resource.getrlimit", lambda _: (900 << 20, -1))
     result = d3(*command)
     check(
-        result, 1, "may use 944 MB of address space, and d3 needs 1,200 MB with the smallest model"
+        result, 1, "may use 944 MB of address space, but d3 needs 1,200 MB with the smallest model"
     )
     assert "model:" not in result.err
 
