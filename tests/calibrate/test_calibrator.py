@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from d3cli.base.errors import CalibrationError, GenerationError, UsageError, spelled
-from d3cli.calibrate.budget import check_halves, make_budget
+from d3cli.base.errors import CalibrationError, UsageError, spelled
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.clock import SearchClock
-from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.judge import judge, surprise
 from d3cli.calibrate.own_replies import self_replies
 from d3cli.calibrate.result import CalibrationSettings, Outcome
-from d3cli.calibrate.space import StaticLosses, candidates, score_prefixes, share_at_floor
-from d3cli.calibrate.texts import builtin_samples, choose, encode_samples, hash_documents
+from d3cli.calibrate.texts import builtin_samples, choose, encode_samples
 from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.model.load import load_model
@@ -86,6 +83,28 @@ def test_the_halves_share_no_document() -> None:
     search, unseen = calibrator.plan.search, calibrator.plan.unseen
     assert len(search) + len(unseen) == len(documents())
     assert not {id(d) for d in search} & {id(d) for d in unseen}
+
+
+def test_constructing_does_not_run_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoadedModel, "hidden_states", lambda *_, **__: pytest.fail("it ran"))
+    calibrator = Calibrator(
+        planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
+    )
+    with pytest.raises(UsageError, match="too little text"):
+        Calibrator(planted(), list(documents())[:20], CalibrationSettings(0.01, reply_tokens=40))
+    assert next(iter(calibrator)).doing == "measuring the model's pace"
+    with pytest.raises(pytest.fail.Exception):
+        calibrator.prepare()
+
+
+def test_the_plan_is_made_once() -> None:
+    calibrator = Calibrator(
+        planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
+    )
+    prepared = calibrator.prepare()
+    assert calibrator.plan is prepared
+    assert next(iter(calibrator)).doing == "layers: influence"
+    assert calibrator.plan is prepared
 
 
 def test_a_model_whose_every_layer_matters_gets_nothing() -> None:
@@ -172,70 +191,10 @@ def test_a_family_without_sublayers_is_searched_by_layers_alone() -> None:
     assert list(outcome.orders) == ["layer"]
 
 
-# What a schedule is predicted to lose.
-
-
-def test_static_depths_are_predicted_exactly() -> None:
-    model, texts = planted(), list(documents())
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
-    order = ["7", "2", "3"]
-    losses = list(score_prefixes(model, evaluator, order, 20, 1e9))
-    pool = candidates(model, "layer", StaticLosses(tuple(order), losses), 40)
-    static = [candidate for candidate in pool if candidate.is_static]
-    assert len(static) == 3
-    for candidate in static:
-        measured = np.concatenate(evaluator.losses(candidate.schedule, 20)).mean()
-        assert candidate.predicted == pytest.approx(measured, abs=1e-9)
-
-
-def test_byte_ratios_are_those_of_the_schedule() -> None:
-    model, texts = planted(), list(documents())
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
-    order = ["7.mlp", "2.attn", "3.mlp"]
-    losses = list(score_prefixes(model, evaluator, order, 20, 1e9))
-    pool = candidates(model, "sublayer", StaticLosses(tuple(order), losses), 40)
-    assert len(pool) > 50
-    for candidate in pool:
-        expected = candidate.schedule.byte_ratio(40, model.weight_bytes, net_of_repair=True)
-        assert candidate.byte_ratio == pytest.approx(expected)
-
-
-def test_no_depth_is_promised_that_was_not_measured() -> None:
-    model, texts = planted(), list(documents())  # responses of 48 tokens
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
-    losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))
-    pool = candidates(model, "layer", StaticLosses(("7", "3"), losses), 1000)
-    assert pool
-    for candidate in pool:
-        schedule = candidate.schedule
-        least = schedule.depth(999)
-        at_least = sum(schedule.depth(t) == least for t in range(48))
-        assert at_least >= 0.1 * 48
-
-
-def test_long_replies_are_counted_without_being_laid_out() -> None:
-    model, texts = planted(), list(documents())
-    evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
-    losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))
-    pool = candidates(model, "layer", StaticLosses(("7", "3"), losses), 100_000)
-    assert pool
-    for candidate in pool[:: len(pool) // 5]:
-        expected = candidate.schedule.byte_ratio(100_000, model.weight_bytes, net_of_repair=True)
-        assert candidate.byte_ratio == pytest.approx(expected)
-
-
 def test_savings_below_the_repairs_price_are_no_candidates() -> None:
     outcome = outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=2))
     assert outcome.chosen is None
     assert "save at most" in spelled(outcome.why_not)
-
-
-def test_the_share_of_tokens_at_the_least_depth() -> None:
-    schedule = DepthSchedule(9, 0.5, 4, 1, 1, ("2", "3"))
-    first = next(t for t in range(99) if schedule.depth(t) == 7)
-    expected = sum(max(0, n - first) for n in (3, 9, 30)) / 42
-    assert share_at_floor(schedule, [3, 9, 30]) == pytest.approx(expected)
-    assert 0 < expected < 1
 
 
 def test_text_that_the_model_does_not_know_is_not_calibrated_on() -> None:
@@ -248,48 +207,6 @@ def test_text_that_the_model_does_not_know_is_not_calibrated_on() -> None:
     outcome = outcome_of(model, unlikely, settings)
     assert outcome.chosen is None
     assert "the text does not suit the model" in spelled(outcome.why_not)
-
-
-# Evaluation.
-
-
-def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None:
-    model, texts = planted(), list(documents())
-    schedule = static_schedule(model.weight_bytes, ["7", "3"])
-    kept = Evaluator(model, texts, (8, len(texts)), SearchClock(1e9))
-    kept.remember(DepthSchedule.full(9), [1, 2])
-    bare = Evaluator(model, texts, (8, len(texts)), SearchClock(1e9), kept_bytes=0)
-    for count in (8, len(texts)):
-        for one, other in zip(
-            kept.losses(schedule, count), bare.losses(schedule, count), strict=True
-        ):
-            np.testing.assert_allclose(one, other, atol=1e-4)
-
-
-def test_losses_are_full_depths_log_probability_less_the_schedules() -> None:
-    model, texts = planted(), list(documents())[:12]
-    schedule = DepthSchedule(9, 0.95, 2, 1, 1, ("7", "2", "3"))
-    found = Evaluator(model, texts, (12,), SearchClock(1e9)).losses(schedule, 12)
-    full = score(model, texts, DepthSchedule.full(9))
-    ours = score(model, texts, schedule)
-    for loss, f, o in zip(found, full, ours, strict=True):
-        np.testing.assert_allclose(loss, (f.log_probs - o.log_probs).numpy(), atol=1e-4)
-
-
-def test_a_token_without_probability_is_a_great_loss_and_no_nan() -> None:
-    model = tiny("llama").gated
-    texts = [Document(random_ids(4, seed=s), random_ids(9, seed=50 + s)) for s in range(4)]
-    evaluator = Evaluator(model, texts, (4,), SearchClock(1e9))
-    evaluator.losses(DepthSchedule.full(8), 4)  # full depth's scores are known from here on
-    own = model.gate.layers[-1].forward
-    model.gate.layers[-1].forward = lambda hidden, *a, **k: own(hidden, *a, **k) * math.nan
-    try:
-        losses = evaluator.losses(static_schedule(model.weight_bytes, ["3"]), 4)
-        with pytest.raises(GenerationError, match="not finite"):
-            Evaluator(model, texts, (4,), SearchClock(1e9)).losses(DepthSchedule.full(8), 4)
-    finally:
-        model.gate.layers[-1].forward = own
-    assert all((loss[1:] == 100).all() for loss in losses)
 
 
 # The drop and the replies.
@@ -362,70 +279,3 @@ def test_replies_are_judged_against_full_depths_own(builtin: LoadedModel) -> Non
     assert verdict.rise is not None
     assert verdict.rise.value == pytest.approx(math.expm1(0.1))
     assert judge(surprises, surprises, 0.9).rise is None
-
-
-# Plans.
-
-
-def plan(seconds: float, **options: object):
-    texts = [Document([1] * 60, [1] * 200)] * 60
-    settings = {
-        "units": {"layer": 14, "sublayer": 28},
-        "order": "auto",
-        "pace": 5000.0,
-        "seconds": seconds,
-    }
-    return make_budget(texts, texts, **settings | options)
-
-
-def test_with_time_enough_nothing_is_left_out() -> None:
-    whole = plan(1e9)
-    assert whole.greedy and not whole.left_out
-    assert whole.stages == (12, 30, 60)
-
-
-def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
-    whole = plan(1e9)
-    less = plan(0.5 * whole.estimate)
-    assert less.estimate <= 0.5 * whole.estimate
-    assert less.left_out
-    assert less.search_deadline < 0.5 * whole.estimate
-    least = plan(0.3 * whole.estimate)
-    assert not least.greedy and len(least.search) >= 15
-    assert "influence" in least.left_out and "documents" in least.left_out
-    assert plan(0.2 * whole.estimate, all_kinds=False).kinds == ("layer",)
-
-
-def test_what_was_asked_for_is_not_left_out() -> None:
-    seconds = 0.6 * plan(1e9).estimate
-    assert plan(seconds, order="greedy").greedy
-    assert len(plan(seconds, all_documents=True).search) == 60
-    assert plan(0.4 * seconds).kinds == ("layer", "sublayer")
-    assert not plan(1e9, order="influence").greedy
-
-
-def test_too_little_text_in_a_half_is_refused() -> None:
-    short = [Document([1] * 9, [1] * 20)] * 20  # 400 tokens
-    with pytest.raises(UsageError, match="too little text"):
-        check_halves(short, short)
-
-
-def test_a_hopeless_search_is_not_begun() -> None:
-    with pytest.raises(CalibrationError, match="only 60 s are left") as error:
-        plan(60, pace=20.0)
-    assert error.value.hint.startswith("raise max_seconds to ")
-    minutes = int(error.value.hint.split()[3])
-    assert plan(60.0 * minutes, pace=20.0).estimate <= 60 * minutes
-
-
-# Documents.
-
-
-def test_documents_are_drawn_by_seed_and_hashed_whatever_their_order() -> None:
-    texts = list(documents())
-    assert choose(texts, 32, 1) == choose(texts, 32, 1) != choose(texts, 32, 2)
-    assert choose(texts, 10_000, 1) == texts
-    assert hash_documents(texts) == hash_documents(texts[::-1])
-    assert hash_documents(texts) != hash_documents(texts[1:])
-    with pytest.raises(UsageError, match="too few"):
-        choose(texts, 31, 0)

@@ -8,11 +8,20 @@ from pathlib import Path
 import pytest
 
 from d3cli.base.errors import UsageError
-from d3cli.calibrate.texts import Sample, builtin_samples, encode_samples, read_samples, split
+from d3cli.calibrate.texts import (
+    Sample,
+    builtin_samples,
+    choose,
+    encode_samples,
+    hash_documents,
+    read_samples,
+    split,
+)
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.text import tokens
 from tests.families import tiny
+from tests.planted import documents as planted_documents
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +190,13 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text(" \n")
     with pytest.raises(UsageError, match="is empty"):
         read_samples(tmp_path / "blank.txt")
+
+
+def test_documents_are_drawn_by_seed_and_hashed_whatever_their_order() -> None:
+    texts = list(planted_documents())
+    assert choose(texts, 32, 1) == choose(texts, 32, 1) != choose(texts, 32, 2)
+    assert choose(texts, 10_000, 1) == texts
+    assert hash_documents(texts) == hash_documents(texts[::-1])
+    assert hash_documents(texts) != hash_documents(texts[1:])
+    with pytest.raises(UsageError, match="too few"):
+        choose(texts, 31, 0)

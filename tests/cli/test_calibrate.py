@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from d3cli.base.errors import StoreError, UsageError
+from d3cli.base.errors import StoreError
 from d3cli.base.settings import state_dir
 from d3cli.calibrate.search import Search
-from d3cli.cli.calibrate.parse import parse_duration, parse_target
 from d3cli.depth.calibration_store import file_of
 from tests.conftest import D3, Result, check
 from tests.forks import Forks
@@ -222,48 +221,6 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [("1%", 0.01), ("0.5%", 0.005), ("0.01", 0.01), ("100%", 1.0), (" 2% ", 0.02)],
-)
-def test_targets_are_percentages_or_fractions(text: str, target: float) -> None:
-    assert parse_target(text) == pytest.approx(target)
-
-
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("1", "write 1% for 1 percent"),
-        ("2.5", "write 2.5%"),
-        ("0", "above 0%"),
-        ("-1%", "above 0%"),
-        ("101%", "at most 100%"),
-        ("nan", "above 0%"),
-        ("inf%", "at most 100%"),
-        ("1e400", "at most 100%"),
-        ("much", "1%"),
-        ("", "1%"),
-    ],
-)
-def test_other_targets_are_refused(text: str, hint: str) -> None:
-    with pytest.raises(UsageError) as error:
-        parse_target(text)
-    assert hint in error.value.hint
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h", 3600), ("1h30m", 5400), ("0.5m", 30)]
-)
-def test_times_have_units(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "10", "-5m", "10 minutes", "0s", "m", "1e3s", "9999999h"])
-def test_other_times_are_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_duration(text)
-
-
 def bad(d3: D3, *arguments: str | Path) -> Result:
     return d3("calibrate", *arguments)
 
@@ -296,6 +253,15 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     check(bad(d3, "--remove", "no-such-model"), 2, "no model or directory")
     check(bad(d3, "no-such-model"), 2, "no model or directory")
     check(bad(d3, "--units", "neuron"), 2, "neuron")
+
+
+def test_a_search_that_would_take_far_too_long_is_refused(
+    d3: D3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda *_: 1.0)
+    result = bad(d3, "--max-time", "10m")
+    check(result, 1, "this calibration takes about")
+    assert "hint: raise --max-time to" in result.err
 
 
 def test_a_state_directory_that_cannot_be_written_is_refused_before_the_search(

@@ -1,0 +1,58 @@
+"""What a search can look at in its time."""
+
+import pytest
+
+from d3cli.base.errors import CalibrationError, UsageError
+from d3cli.calibrate.budget import check_halves, make_budget
+from d3cli.scoring.documents import Document
+
+
+def plan(seconds: float, **options: object):
+    texts = [Document([1] * 60, [1] * 200)] * 60
+    settings = {
+        "units": {"layer": 14, "sublayer": 28},
+        "order": "auto",
+        "pace": 5000.0,
+        "seconds": seconds,
+    }
+    return make_budget(texts, texts, **settings | options)
+
+
+def test_with_time_enough_nothing_is_left_out() -> None:
+    whole = plan(1e9)
+    assert whole.greedy and not whole.left_out
+    assert whole.stages == (12, 30, 60)
+
+
+def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
+    whole = plan(1e9)
+    less = plan(0.5 * whole.estimate)
+    assert less.estimate <= 0.5 * whole.estimate
+    assert less.left_out
+    assert less.search_deadline < 0.5 * whole.estimate
+    least = plan(0.3 * whole.estimate)
+    assert not least.greedy and len(least.search) >= 15
+    assert "influence" in least.left_out and "documents" in least.left_out
+    assert plan(0.2 * whole.estimate, all_kinds=False).kinds == ("layer",)
+
+
+def test_what_was_asked_for_is_not_left_out() -> None:
+    seconds = 0.6 * plan(1e9).estimate
+    assert plan(seconds, order="greedy").greedy
+    assert len(plan(seconds, all_documents=True).search) == 60
+    assert plan(0.4 * seconds).kinds == ("layer", "sublayer")
+    assert not plan(1e9, order="influence").greedy
+
+
+def test_too_little_text_in_a_half_is_refused() -> None:
+    short = [Document([1] * 9, [1] * 20)] * 20  # 400 tokens
+    with pytest.raises(UsageError, match="too little text"):
+        check_halves(short, short)
+
+
+def test_a_hopeless_search_is_not_begun() -> None:
+    with pytest.raises(CalibrationError, match="only 60 s are left") as error:
+        plan(60, pace=20.0)
+    assert error.value.hint.startswith("raise max_seconds to ")
+    minutes = int(error.value.hint.split()[3])
+    assert plan(60.0 * minutes, pace=20.0).estimate <= 60 * minutes
