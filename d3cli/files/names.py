@@ -239,7 +239,7 @@ def _check_directory(directory: Path) -> None:
         pickles = [*directory.glob("*.bin"), *directory.glob("*.pth")]
         raise ModelError(
             f"{directory} lacks {', '.join(missing[:3])}",
-            f"d3 does not read {pickles[0].name}: pickled weights can run code; use safetensors"
+            f"d3 reads only safetensors, not {pickles[0].name}: pickled weights can run code"
             if pickles
             else BROKEN_FILES,
         )

@@ -279,4 +279,4 @@ def test_verify_finds_one_flipped_bit_in_the_cache(
     assert unverified.code == 0, unverified.err
     again = run_d3("models", "verify", "someone/fox")
     assert again.code == 1
-    assert "model.safetensors is not the file that the hub gave" in again.err
+    assert "model.safetensors is not the file that the hub sent" in again.err
