@@ -1,7 +1,7 @@
 """D³: position-aware depth decay decoding (arXiv 2503.08524) for local language models.
 
-The names below are the public Python API. They are imported on first use, so that the command
-line stays instant: most of them need torch.
+The names below are the public Python API. Each is imported on first use, since most of them need
+torch, and the command line must start at once.
 """
 
 from importlib import import_module

@@ -161,7 +161,7 @@ REPRESENTATIVE = (
 
 
 def quick_or_slow(cases: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Parameters, each a family's name and more; those not of `REPRESENTATIVE` are slow."""
+    """Parameters that begin with a family's name; slow unless the family is in `REPRESENTATIVE`."""
     return [
         pytest.param(*case, marks=[] if case[0] in REPRESENTATIVE else [pytest.mark.slow])
         for case in cases
@@ -174,7 +174,7 @@ some_families = pytest.mark.parametrize("name", quick_or_slow((name,) for name i
 
 @dataclass(frozen=True)
 class Tiny:
-    """One family: gated by d3cli, plain as transformers builds it, and the slow reference."""
+    """One family: gated by d3cli, as transformers builds it, and as the slow reference."""
 
     gated: LoadedModel
     plain: Any
@@ -183,16 +183,16 @@ class Tiny:
 
 def random_model(config: PretrainedConfig, attention: str) -> Any:
     torch.manual_seed(7)
-    # A copy: the attention implementation is written into the config.
+    # A copy, since transformers writes the attention implementation into the config.
     model = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention)
     for parameter in model.parameters():
-        if parameter.ndim == 1:  # norms and biases begin at 0 or 1: nothing would test them
+        if parameter.ndim == 1:  # norms and biases, which else would all be 0 or 1
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One word a token: "w17" is token 17."""
+    """One word per token: "w17" is token 17."""
     backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="w0")
@@ -210,7 +210,7 @@ def tiny(name: str) -> Tiny:
 
 
 def whole_layers(alpha: float = 0.93, start: int = 2) -> DepthSchedule:
-    """Drops layers 1 to 5, the first sliding and the first full layer of mixed stacks early."""
+    """Drops layers 1 to 5. In mixed stacks, the first sliding and the first full layer go early."""
     order = ("2", "1", "5", "3", "4")
     return DepthSchedule(LAYERS, alpha, start, 1, 2, order)
 
@@ -223,7 +223,7 @@ def sublayers(model: LoadedModel, alpha: float = 0.93, start: int = 2) -> DepthS
 
 
 def schedules(model: LoadedModel) -> dict[str, DepthSchedule]:
-    """By name; a family whose layers cannot be split has no "sublayers"."""
+    """Schedules by name. A family without separate sublayers has no "sublayers"."""
     found = {"layers": whole_layers(), "static": whole_layers(alpha=1e-9, start=0)}
     if model.gate.family.has_sublayers:
         found["sublayers"] = sublayers(model)

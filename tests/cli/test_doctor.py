@@ -1,4 +1,4 @@
-"""``d3 doctor``: its facts and its arithmetic; speeds themselves are no test's business."""
+"""``d3 doctor``: its facts and its arithmetic, but no measured speed."""
 
 import json
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_json(d3: D3) -> None:
         assert 1 < row["depth_0_6"] / row["full_depth"] < 1 / 0.6
 
 
-def test_a_built_in_model_that_fails_is_told(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_built_in_model_that_fails_is_reported(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ModelError("its weights are gone")
 
@@ -60,7 +60,7 @@ def test_a_built_in_model_that_fails_is_told(d3: D3, monkeypatch: pytest.MonkeyP
     assert result.err.count("error: the built-in model does not work") == 1
 
 
-def test_a_bad_calibration_of_the_built_in_model_is_no_defect(
+def test_a_bad_calibration_of_the_built_in_model_is_not_an_error(
     d3: D3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = DepthSchedule(16, 0.5, 0, 0, 1, tuple(map(str, range(15))))

@@ -1,4 +1,4 @@
-"""bitsandbytes weights: the same engine, less memory, and each of its traps in one sentence."""
+"""bitsandbytes weights: the same engine, less memory, and a clear error for what cannot work."""
 
 import json
 import os
@@ -78,8 +78,8 @@ def test_decay_equals_the_slow_reference(quantized: tuple[str, LoadedModel]) -> 
     found = tokens(model, schedule)
     logits = reference.logits([*prompt, *found[:-1]], len(prompt), schedule)[len(prompt) - 1 :]
     expected = logits.log_softmax(-1).gather(-1, torch.tensor(found)[:, None])[:, 0]
-    # Both kernels round inside, by the shape of the batch (bf16 products, 8-bit activations), so
-    # near-ties may fall either way: compare log-probabilities, and with what full depth gives.
+    # Both kernels round by the shape of the batch (bf16 products, 8-bit activations), so near-ties
+    # may fall either way. Compare log-probabilities, also with those of full depth.
     document = Document(prompt, found)
     (ours,), (full,) = (score(model, [document], s) for s in (schedule, model.schedule("off")))
     error = (ours.log_probs - expected).abs().mean()
@@ -98,7 +98,7 @@ def test_the_layers_shrink_and_the_head_does_not(quantized: tuple[str, LoadedMod
 def test_4_bit_is_nf4_with_double_quantization() -> None:
     weight = load_model(quantization="bnb-4bit").causal_lm.model.layers[3].mlp.up_proj.weight
     assert weight.quant_state.quant_type == "nf4"
-    state = weight.quant_state  # the CPU kernel keeps another form of the scales
+    state = weight.quant_state  # the CPU kernel stores the scales in another form
     assert getattr(state, "original_nested", state.nested)
 
 
@@ -126,15 +126,7 @@ def test_the_command_quantizes_and_warns_of_8_bit_on_a_cpu(d3: D3) -> None:
     check(d3("generate", *options, "gguf-q4"), 2, "--quantization")
 
 
-def directory(path: Path, **config: object) -> Path:
-    """The built-in model's tokenizer beside another config."""
-    shutil.copytree(BUILTIN_PATH, path)
-    data = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(data | config))
-    return path
-
-
-def test_shapes_that_the_cpu_kernel_rejects_stay_and_are_named(tmp_path: Path) -> None:
+def test_shapes_that_the_cpu_kernel_rejects_are_not_quantized_and_are_named(tmp_path: Path) -> None:
     config = LlamaConfig.from_pretrained(BUILTIN_PATH)
     config.intermediate_size = 400  # a multiple of 16 only
     path = tmp_path / "m"
@@ -151,7 +143,7 @@ def test_shapes_that_the_cpu_kernel_rejects_stay_and_are_named(tmp_path: Path) -
     assert len(tokens(model, model.schedule("off"))) > 1
 
 
-def test_gpt2s_own_kind_of_linear_stays_too(tmp_path: Path) -> None:
+def test_the_linears_of_gpt2_are_not_quantized_either(tmp_path: Path) -> None:
     tiny("gpt2").plain.save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     model = load_model(str(tmp_path), device="cpu", dtype="bfloat16", quantization="bnb-4bit")
@@ -232,7 +224,7 @@ def test_what_cannot_be_quantized_is_refused(config: dict, wanted: str, reason: 
 
 
 def test_bitsandbytes_is_imported_only_when_asked_for_and_fetches_nothing(tmp_path: Path) -> None:
-    """Where the package `kernels` is there, bitsandbytes would fetch code with it."""
+    """With the package `kernels` installed, bitsandbytes would fetch code."""
     sentinel = tmp_path / "sentinel"
     (tmp_path / "kernels.py").write_text(
         "from pathlib import Path\n\n"

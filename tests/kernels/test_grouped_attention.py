@@ -1,4 +1,4 @@
-"""One token's attention with grouped queries: as exact as transformers' own, in every family."""
+"""One token's attention with grouped queries is as exact as transformers' own, in every family."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.families import CONFIGS, tiny
 
 
 class Module(nn.Module):
-    """What transformers' own function asks of an attention module."""
+    """The attributes of an attention module that transformers' function reads."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The LM head in 8 bits: exact to its rounding, taken where it is worth it, and counted."""
+"""The LM head in 8 bits: exact up to rounding, in every family, and counted in bytes."""
 
 from copy import deepcopy
 
@@ -27,7 +27,7 @@ def test_each_weight_is_off_by_half_a_step_at_most(
     torch.manual_seed(0)
     plain = nn.Linear(128, 2100, bias=bias, dtype=dtype)  # more than one chunk
     with torch.no_grad():
-        plain.weight[7] = 0  # a token that was never trained
+        plain.weight[7] = 0  # a token that training never saw
     small = EightBitLinear(plain.weight.detach(), plain.bias, lambda weight: weight)
     steps = plain.weight.abs().amax(dim=1).double() / 127
     held = small.weight.double() * small.scales.double()[:, None]
@@ -43,11 +43,11 @@ def test_each_weight_is_off_by_half_a_step_at_most(
 
 @some_families
 def test_every_family_takes_it(name: str) -> None:
-    """Its logits go through whatever the family does after the head."""
+    """The logits pass through what the family does after the head."""
     plain = deepcopy(tiny(name).plain)
     small = deepcopy(plain)
     if plain.get_output_embeddings().in_features % MULTIPLE:
-        pytest.skip("its head has rows that the kernel does not take")
+        pytest.skip("the kernel does not take rows of this length")
     quantize_head(small, lambda weight: weight)
     assert type(small.get_output_embeddings()) is EightBitLinear
     ids = torch.tensor([random_ids(20)])

@@ -1,4 +1,4 @@
-"""NF4 rounding gives bitsandbytes' own bits, for any weights that a file may hold."""
+"""NF4 rounding returns bitsandbytes' bits for any weights that a file may hold."""
 
 import bitsandbytes
 import pytest
@@ -12,13 +12,13 @@ OPERATION_OF_TORCH = torch.ops.bitsandbytes.quantize_4bit.default
 
 
 def own(weight: Tensor, kind: str = "nf4", block: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """bitsandbytes' own kernel, even where ours is registered."""
+    """bitsandbytes' own kernel, even when d3's is registered."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
     return OPERATION_OF_TORCH.redispatch(keys, weight, block, kind, torch.uint8)
 
 
 def the_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
-    """To the bit, NaN included."""
+    """Whether two results are the same bits, NaN included."""
     return found[0].equal(expected[0]) and all(
         a.view(torch.int32).equal(b.view(torch.int32))
         for a, b in zip(found, expected, strict=True)
@@ -47,7 +47,7 @@ def test_every_bfloat16_value_beside_every_kind_of_scale() -> None:
         assert the_same(round_to_nf4(rows), own(rows)), largest
 
 
-def test_midpoints_zeros_and_what_is_no_number() -> None:
+def test_midpoints_zeros_infinities_and_nan() -> None:
     values = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
     midpoints = (values[:-1] + values[1:]) / 2
     row = torch.zeros(BLOCK)
@@ -62,7 +62,7 @@ def test_the_values_are_bitsandbytes() -> None:
     assert torch.tensor(VALUES).equal(bitsandbytes.functional.get_4bit_type("nf4", device="cpu"))
 
 
-def test_what_is_not_ours_goes_to_bitsandbytes() -> None:
+def test_bitsandbytes_still_does_everything_else() -> None:
     register_rounding()
     assert torch._C._dispatch_has_kernel_for_dispatch_key(OPERATION, "CPU")
     weight = torch.randn(5, 70)
@@ -71,7 +71,7 @@ def test_what_is_not_ours_goes_to_bitsandbytes() -> None:
         assert the_same(found, own(weight, kind, block)), (kind, block)
 
 
-def test_loading_tells_how_far_it_is() -> None:
+def test_loading_reports_its_progress() -> None:
     for options in ({"quantization": "bnb-4bit"}, {"dtype": "float32"}):
         shares: list[float] = []
         load_model(device="cpu", on_progress=shares.append, **options)

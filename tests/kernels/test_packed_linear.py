@@ -1,4 +1,4 @@
-"""Packed linears: as exact as torch's own, in every family; and who gets them."""
+"""Packed linears: as exact as torch's own, in every family."""
 
 from copy import deepcopy
 from typing import Any
@@ -51,7 +51,7 @@ def test_it_is_as_exact_as_what_it_replaces(shape: tuple[int, int], bias: bool, 
 
 @needs_bf16
 @some_families
-def test_every_family_gives_the_same(name: str) -> None:
+def test_every_family_computes_the_same(name: str) -> None:
     plain = deepcopy(tiny(name).plain).bfloat16()
     packed = deepcopy(plain)
     pack_linears(packed, lambda weight: weight, lambda _: None)
@@ -83,7 +83,7 @@ def test_what_is_packed_is_what_the_file_holds() -> None:
 
 @needs_bf16
 def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its pages stay in memory beside the copy."""
+    """Otherwise its pages would stay in memory beside the copy."""
     seen: list[tuple[int, int]] = []
     original = packed_linear.pack_linears
 
@@ -102,8 +102,8 @@ def test_a_weight_is_not_read_where_the_model_maps_it(monkeypatch: pytest.Monkey
     assert all(before != after for before, after in seen)
 
 
-def test_a_view_at_the_same_address_is_no_whole_tensor() -> None:
-    """A weight that transformers cut out of a tensor, or transposed, begins where that begins."""
+def test_a_view_at_the_same_address_is_not_the_whole_tensor() -> None:
+    """A weight that is a part of a tensor, or transposed, may begin at the tensor's address."""
     state = lazy_state_dict(BUILTIN_PATH, lambda _: False, lambda _: None)
     name = "model.layers.0.self_attn.q_proj.weight"
     whole = state[name][...]

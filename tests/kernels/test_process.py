@@ -1,4 +1,4 @@
-"""What loading changes in the process: set once, and where the user has not chosen."""
+"""Process-wide settings: bounded, undone where promised, and the user's own stay."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ def test_the_users_own_limit_of_kernel_caches_stays(monkeypatch: pytest.MonkeyPa
     assert (os.environ[first], os.environ[second]) == ("7", str(process.KERNELS_KEPT))
 
 
-def test_stderr_is_discarded_for_as_long_as_the_context(capfd: pytest.CaptureFixture[str]) -> None:
+def test_stderr_is_discarded_within_the_context(capfd: pytest.CaptureFixture[str]) -> None:
     with process.silent_stderr():
         os.write(2, b"lost")
     os.write(2, b"kept")

@@ -1,4 +1,4 @@
-"""How many threads: what the machine and its limits leave, and fewer only where that is faster."""
+"""The number of threads: the cores that limits leave, or fewer if that is faster."""
 
 import os
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from tests.conftest import D3
 
 
 @pytest.fixture(autouse=True)
-def _a_machine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Eight cores of two hyperthreads each, quiet, without limits."""
+def _simulated_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A quiet machine of eight cores with two hyperthreads each, and no limits."""
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
@@ -40,7 +40,7 @@ def test_an_affinity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("granted", "cores"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("?", 8)]
 )
-def test_a_containers_limit_counts(tmp_path: Path, granted: str, cores: int) -> None:
+def test_the_limit_of_a_container_counts(tmp_path: Path, granted: str, cores: int) -> None:
     (tmp_path / "cgroup").write_text("0::/pod/app\n")
     (tmp_path / "fs/pod/app").mkdir(parents=True)
     (tmp_path / "fs/pod/cpu.max").write_text(f"{granted}\n")
@@ -56,7 +56,7 @@ def test_the_older_form_of_a_limit_counts(tmp_path: Path, granted: str, cores: i
     assert usable_cores() == cores
 
 
-def test_the_environment_has_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert pick_threads() == (torch.get_num_threads(), "")
 
@@ -75,10 +75,10 @@ def test_only_a_busy_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("times", "chosen"),
     [({8: 1.0, 7: 0.5, 4: 0.7}, 7), ({8: 1.0, 7: 0.95, 4: 1.2}, 8), ({8: 1.0, 7: 2, 4: 2}, 8)],
 )
-def test_fewer_only_where_they_are_faster_by_a_tenth(
+def test_fewer_threads_only_if_they_are_10_percent_faster(
     monkeypatch: pytest.MonkeyPatch, times: dict[int, float], chosen: int
 ) -> None:
-    """By a clock that moves as the number of threads says."""
+    """With a clock that advances by a time set for each number of threads."""
     now, running = [0.0], [8]
     monkeypatch.setattr(torch, "set_num_threads", lambda count: running.__setitem__(0, count))
 

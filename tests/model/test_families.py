@@ -147,7 +147,7 @@ def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) 
 
 
 @some_families_and_units
-def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_anew(
+def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_from_scratch(
     name: str, units: str
 ) -> None:
     model = tiny(name)
@@ -273,7 +273,7 @@ def test_a_checkpoint_on_disk_loads_and_computes_the_same(name: str, tmp_path: P
     assert loaded.weight_bytes == tiny(name).gated.weight_bytes
 
 
-def test_buffers_of_old_checkpoints_are_no_surprise(tmp_path: Path) -> None:
+def test_buffers_of_old_checkpoints_are_ignored(tmp_path: Path) -> None:
     random_model(CONFIGS["gpt2"], "eager").save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

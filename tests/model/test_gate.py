@@ -30,12 +30,12 @@ def test_no_type_is_both_supported_and_refused() -> None:
         ("llava", "multimodal"),
     ],
 )
-def test_a_refused_type_is_told_why(model_type: str, reason: str) -> None:
+def test_a_refused_type_comes_with_a_reason(model_type: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         find_family(model_type)
 
 
-def test_a_type_that_nobody_proved_is_unlisted() -> None:
+def test_an_untested_type_is_unlisted() -> None:
     assert find_family("nobody_knows") is UNLISTED
 
 
@@ -50,7 +50,7 @@ def test_limits_hold_for_one_pass_only() -> None:
     assert torch.equal(model.hidden_states(ids), before)
 
 
-def test_another_thread_is_refused_in_the_middle_of_a_pass() -> None:
+def test_a_second_thread_is_refused_during_a_pass() -> None:
     model = tiny("llama").gated
     ids = torch.tensor([random_ids(5)])
     expected = model.hidden_states(ids)
@@ -84,14 +84,14 @@ def test_dropping_a_layer_is_dropping_both_its_sublayers() -> None:
     assert torch.equal(model.hidden_states(ids, limits={"3.attn": 0, "3.mlp": 0}), whole)
 
 
-def test_a_model_is_gated_once() -> None:
+def test_a_model_cannot_be_gated_twice() -> None:
     with pytest.raises(ModelError, match="already has a gate"):
         wrap_model(tiny("llama").gated.causal_lm, None)
 
 
 def test_layers_without_an_mlp_module_are_dropped_whole_or_not_at_all() -> None:
     schedule = sublayers(tiny("llama").gated)
-    with pytest.raises(ScheduleError, match="no sublayers"):
+    with pytest.raises(ScheduleError, match="no separate sublayers"):
         tiny("opt").gated.check_schedule(schedule)
 
 
@@ -105,7 +105,7 @@ class TestBytes:
     def test_a_tied_table_is_read_as_the_head(self) -> None:
         assert tiny("llama-tied").gated.weight_bytes.fixed == 4 * (131 * 32 + 32)
 
-    def test_of_a_mixture_the_active_experts_are_read(self) -> None:
+    def test_a_step_reads_only_active_experts(self) -> None:
         one_expert = 4 * 3 * 32 * 80
         router = 4 * 4 * 32
         mixture = tiny("mixtral").gated.weight_bytes

@@ -11,7 +11,7 @@ from d3cli.model.kv_cache import KVCache
 
 
 def states(length: int, start: int = 0) -> torch.Tensor:
-    """Keys ``[1, 2, length, 3]`` that say their own position."""
+    """Keys ``[1, 2, length, 3]`` whose values are their positions."""
     positions = torch.arange(start, start + length, dtype=torch.float32)
     return positions[None, None, :, None].expand(1, 2, length, 3).clone()
 
@@ -27,7 +27,7 @@ def held(cache: KVCache, layer: int) -> list[float]:
     return cache.keys_and_values(layer)[0][0, 0, :, 0].tolist()
 
 
-def test_a_dropped_layer_stops_growing_and_the_position_goes_on() -> None:
+def test_a_dropped_layer_stops_growing_while_the_position_advances() -> None:
     cache = KVCache([None, None, None])
     feed(cache, 4, [0, 1, 2])
     feed(cache, 1, [0, 2], full_depth=False)
@@ -46,7 +46,7 @@ def test_a_dropped_layer_that_runs_again_is_caught() -> None:
         feed(cache, 1, [0, 1])
 
 
-def test_full_length_stays_behind_once_a_pass_was_not_full() -> None:
+def test_full_length_stops_at_the_first_pass_below_full_depth() -> None:
     cache = KVCache([None])
     feed(cache, 3, [0])
     feed(cache, 1, [0], full_depth=False)
@@ -86,7 +86,7 @@ def test_a_sliding_layer_keeps_everything_and_shows_the_window(
         for layer, (kv_length, kv_offset) in enumerate(sizes):
             seen, _ = cache.update(states(chunk, start), states(chunk, start), layer)
             assert seen[0, 0, :, 0].tolist() == list(range(kv_offset, kv_offset + kv_length))
-        # The first new position may see itself and window - 1 older ones.
+        # The first new position attends to itself and window - 1 older ones.
         assert sizes[0][1] == max(0, start - window + 1)
         assert sizes[1] == (start + chunk, 0)
         cache.commit(chunk, full_depth=True)

@@ -38,7 +38,7 @@ class Allocated(TorchDispatchMode):
         made = function(*arguments, **(options or {}))
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((arguments, options))}
         for storage in (tensor.untyped_storage() for tensor in _tensors(made)):
-            if storage._cdata not in given | self._alive:  # else it is a view
+            if storage._cdata not in given | self._alive:  # otherwise it is a view
                 self._alive.add(storage._cdata)
                 self._now += storage.nbytes()
                 weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
@@ -81,7 +81,7 @@ def test_weights_and_cache_are_predicted_to_the_byte(name: str, tmp_path: Path) 
     table = model.causal_lm.get_input_embeddings().weight
     head = model.causal_lm.get_output_embeddings().weight
     if head is not table and head.shape == table.shape:
-        weights -= table.nbytes  # stays mapped, and single rows of it are read
+        weights -= table.nbytes  # stays mapped; only single rows of it are read
     assert need.weights == weights
     cache = KVCache.for_config(model.causal_lm.config)
     model.hidden_states(torch.tensor([random_ids(9)]), cache)
@@ -96,9 +96,9 @@ def test_quantized_weights_are_predicted(kind: str) -> None:
     need = predict_memory(
         describe_directory("demo", BUILTIN_PATH), dtype=torch.bfloat16, quantization=kind
     )
-    embeddings = model.causal_lm.model.embed_tokens.weight.nbytes  # tied: they are the head, too
-    # The scales of 4-bit weights take 1/17 where the processor's kernel has its own order, else
-    # half of it, which the prediction leaves out.
+    embeddings = model.causal_lm.model.embed_tokens.weight.nbytes  # tied: they are also the head
+    # On a processor with the 4-bit kernel, the scales take 1/17 of the bytes, as predicted. On
+    # others they take half as much.
     assert need.weights == pytest.approx(model.weight_bytes.total, rel=0.03)
     assert embeddings < need.weights
 
@@ -108,7 +108,9 @@ class TestRefusal:
     def _little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # In float32 the built-in model needs 180 MB, 17 MB of them for the KV cache.
         monkeypatch.setattr("d3cli.model.memory.available_memory", lambda device: 174 * 10**6)
-        monkeypatch.setattr("d3cli.model.memory.CUDA_BUILD", 0)  # with it nothing smaller would fit
+        monkeypatch.setattr(
+            "d3cli.model.memory.CUDA_BUILD", 0
+        )  # with it, nothing smaller would fit either
 
     def test_both_numbers_and_what_would_fit(self, d3: D3) -> None:
         result = d3("generate", "Hello.", "--dtype", "float32")
@@ -127,7 +129,7 @@ class TestRefusal:
         fits = d3("generate", "Hello.", "--dtype", "float32", "--max-tokens", tokens)
         assert fits.code == 0, fits.err
 
-    def test_force_loads_it_all_the_same(self, d3: D3) -> None:
+    def test_force_loads_it_anyway(self, d3: D3) -> None:
         assert d3("generate", "Hello.", "--dtype", "float32").code == 1
         assert d3("generate", "Hello.", "--dtype", "float32", "--force").code == 0
 
@@ -167,7 +169,7 @@ def test_kernels_for_prompts_of_many_lengths_are_not_all_kept(forks: Forks) -> N
 
 
 @pytest.mark.parametrize("command", [("generate", "Hello."), ("doctor",)])
-def test_too_little_address_space_for_the_imports_is_told_before_them(
+def test_too_little_address_space_is_an_error_before_the_imports(
     d3: D3, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (900 << 20, -1))

@@ -83,7 +83,7 @@ def test_only_with_alpha_off(directory: Path, d3: D3) -> None:
     assert "d3 is not tested on models of the type" in accepted.err
 
 
-def test_the_library_drops_nothing_of_it(directory: Path) -> None:
+def test_the_library_drops_no_layer_of_it(directory: Path) -> None:
     with pytest.raises(ModelError, match="not been proven"):
         load_model(str(directory))
     model = load_model(str(directory), full_depth_only=True)
@@ -108,11 +108,11 @@ BART |= {"decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        # Its base model is a wrapper, whose forward its own head does not call.
+        # Its base model is a wrapper, and its head does not call the wrapper's forward.
         (TrOCRConfig(**_IDS, d_model=32, decoder_layers=2, decoder_ffn_dim=64), "cannot run"),
         # It has no cache at all.
         (OpenAIGPTConfig(**_IDS, n_embd=32, n_head=4, n_layer=2, n_positions=256), "cannot run"),
-        # An encoder: every token sees those behind it.
+        # An encoder: every token attends to later ones.
         (BertConfig(**_IDS, **_SHAPE, intermediate_size=64), "cannot run"),
         (BloomConfig(**_IDS, hidden_size=32, n_head=4, n_layer=2), "the length of its context"),
         (PLBartConfig(**_IDS, **BART, is_encoder_decoder=True), "encoder-decoder"),
@@ -130,7 +130,7 @@ def test_what_d3_would_run_wrongly_is_refused(
     assert result.err.count("hint: ") == 1
 
 
-def test_a_sliding_window_of_0_is_none(tmp_path: Path, d3: D3) -> None:
+def test_a_sliding_window_of_0_means_no_window(tmp_path: Path, d3: D3) -> None:
     config = Qwen2MoeConfig(
         **_IDS,
         **_SHAPE,
@@ -157,7 +157,7 @@ def test_a_type_that_transformers_does_not_know(tmp_path: Path, d3: D3) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_weights_that_nobody_can_read_are_refused(tmp_path: Path, d3: D3, dtype: object) -> None:
+def test_weights_of_unknown_form_are_refused(tmp_path: Path, d3: D3, dtype: object) -> None:
     path = saved(UNLISTED["gemma"], tmp_path)
     tensors = load_file(path / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
@@ -166,7 +166,7 @@ def test_weights_that_nobody_can_read_are_refused(tmp_path: Path, d3: D3, dtype:
     check(d3("generate", str(path), "w3", "--alpha", "off"), 1, f"stores {name} as")
 
 
-def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path, d3: D3) -> None:
+def test_a_duplicate_tensor_is_refused(tmp_path: Path, d3: D3) -> None:
     path = saved(UNLISTED["gemma"], tmp_path)
     tensors = load_file(path / "model.safetensors")
     (path / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""``d3 doctor``: what this machine has, whether d3 works on it, and how fast it can be."""
+"""``d3 doctor``: what this machine has, whether d3 works on it, and how fast models can be."""
 
 from typing import Any
 
@@ -14,10 +14,11 @@ def doctor(
     as_json: options.Json = False,
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> int:
-    """Examine this machine: versions, processor, memory, GPU, speed to expect.
+    """Examine this machine: versions, processor, memory, GPU, kernels, expected speed.
 
-    Reads memory for a second to measure its bandwidth, and asks the built-in model a sum. Decoding
-    waits for the weights to be read, so bandwidth over bytes is a ceiling for any program.
+    Measures for a second how fast memory can be read, and asks the built-in model to add two
+    numbers. A token takes at least as long as reading the weights, so bandwidth divided by their
+    size is the most tokens per second that any program can reach.
     """
     check_address_space()
     output = Output()
@@ -38,8 +39,8 @@ def doctor(
     if problem := found["builtin_model"]["problem"]:
         output.error(
             f"the built-in model does not work: {problem}",
-            "where memory is short, free some; else install d3cli again, or report what "
-            "d3 doctor --json says",
+            "free some memory if it is short, else install d3cli again, or report the output of "
+            "d3 doctor --json",
         )
         return 1
     return 0
@@ -50,7 +51,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     builtin, bandwidth = found["builtin_model"], found["read_bandwidth"]
     cores = f"{processor['physical_cores'] or '?'} cores, {processor['logical_cores']} threads"
     if processor["usable_cores"] != processor["physical_cores"]:
-        cores += f", {processor['usable_cores']} of them for this process"
+        cores += f", of which this process may use {processor['usable_cores']}"
     rows = [(name, text or "not installed") for name, text in found["versions"].items()]
     rows += [
         ("processor", processor["name"]),
@@ -62,7 +63,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("GPU", f"{gpu['name']}, {_free(gpu['free_bytes'], gpu['total_bytes'])}")
         for gpu in found["gpus"]
     ] or [("GPU", "none that torch can use")]
-    config = "" if files["config_exists"] else " (not there: every setting has its default)"
+    config = "" if files["config_exists"] else " (does not exist: all settings have their defaults)"
     works = f"answers ({builtin['seconds']:.1f} s with loading)" if builtin["answers"] else None
     speed = bandwidth["bytes_per_second"] / 1e9
     return [

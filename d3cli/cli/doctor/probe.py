@@ -1,4 +1,4 @@
-"""What this machine has and how fast a model can be on it: the facts behind ``d3 doctor``."""
+"""The facts behind ``d3 doctor``: what this machine has, and how fast models can be on it."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -20,8 +20,8 @@ from d3cli.model.memory import available_memory
 PROBE_SECONDS = 1.0
 PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches
 QUESTION, ANSWER = "What is 27 + 45?", "72"
-DEPTH = 0.6  # the share of the layers in the second column of expected speeds
-# What speeds up bfloat16 and quantized matrices, by torch's names.
+DEPTH = 0.6  # the share of the layers that run, in the second column of expected speeds
+# Processor features that speed up products of bfloat16 and quantized weights, as torch names them.
 MATRIX_FEATURES: tuple[str, ...] = (
     "avx2",
     "avx512_f",
@@ -35,7 +35,7 @@ MATRIX_FEATURES += ("avx512_fp16", "bf16", "i8mm", "sve", "sve2")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The dimensions of a Llama, enough to choose its kernels and count the bytes of a step."""
+    """The dimensions of a Llama: enough to choose its kernels and to count the bytes of a step."""
 
     name: str
     hidden: int
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def description(self) -> Description:
-        """What the headers of its files would say, as far as a decode step reads them."""
+        """Its description, with the weights of the layers' linears only."""
         linears = {
             "self_attn.q_proj": (self.hidden, self.hidden),
             "self_attn.k_proj": (self.kv_size, self.hidden),
@@ -69,7 +69,11 @@ class Shape:
         return Description(self.name, {"model_type": "llama"}, tuple(tensors))
 
     def bytes_read(self, depth: float, form: Form) -> float:
-        """Bytes of weights that one step reads at a share of the layers. Norms are left out."""
+        """Bytes that one step reads of the linears and the LM head.
+
+        Args:
+            depth: the share of the layers that run.
+        """
         description = self.description
         plan = plan_kernels(description, self.head, form)
         layers = sum(map(plan.held_bytes, description.tensors))
@@ -96,7 +100,7 @@ class Speed:
 
 
 def forms(device: torch.device) -> dict[str, Form]:
-    """The forms of weights that are compared, by name."""
+    """The forms of weights that doctor compares, by name."""
     return {
         "bfloat16": Form(torch.bfloat16, device),
         "float32": Form(torch.float32, device),
@@ -105,7 +109,7 @@ def forms(device: torch.device) -> dict[str, Form]:
 
 
 def kernels(device: torch.device) -> dict[str, dict[str, str]]:
-    """The kernels of a 1B model in each form: of its layers' linears, and of its LM head."""
+    """In each form, the kernels of a 1B model's layers and of its LM head."""
     found = {}
     for name, form in forms(device).items():
         plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form)
@@ -115,7 +119,7 @@ def kernels(device: torch.device) -> dict[str, dict[str, str]]:
 
 
 def expected_speeds(bytes_per_second: float, available: int, device: torch.device) -> list[Speed]:
-    """For each shape, in bfloat16 and in 4 bits: an upper bound that leaves out the KV cache."""
+    """An upper bound for each shape in bfloat16 and in 4 bits. Reading the KV cache is left out."""
     found = []
     for shape in SHAPES:
         for name in ("bfloat16", "4-bit"):
@@ -135,14 +139,15 @@ def expected_speeds(bytes_per_second: float, available: int, device: torch.devic
 
 
 def read_bandwidth(device: torch.device, seconds: float = PROBE_SECONDS) -> float:
-    """Bytes per second that all threads (or the GPU) read together: the median of about a second.
+    """Bytes per second that all threads, or the GPU, read together: a median over about a second.
 
-    A sum is read as fast as memory allows. Products with matrices come near that only in part.
+    Measured with a sum, which reads as fast as memory allows. Only some products of matrices come
+    near that.
     """
     size = min(PROBE_BYTES, available_memory(device) // 4)
     try:
         data = torch.ones(size // 4, dtype=torch.float32, device=device)
-    except RuntimeError:  # a limit that is not seen, on address space for one
+    except RuntimeError:  # a limit that `available_memory` does not know
         data = torch.ones(SMALL_PROBE_BYTES // 4, dtype=torch.float32, device=device)
     data.sum().item()  # once to warm up
     times: list[float] = []
@@ -155,7 +160,7 @@ def read_bandwidth(device: torch.device, seconds: float = PROBE_SECONDS) -> floa
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `d3 doctor` reports; takes a few seconds."""
+    """Everything that ``d3 doctor`` reports. Takes a few seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     use_threads(pick_threads()[0])
     available = available_memory(device)
@@ -206,7 +211,7 @@ def _ask_builtin() -> dict[str, Any]:
             pass
     except D3Error as error:
         return {"answers": False, "problem": error.message, "seconds": None}
-    problem = "" if ANSWER in reply.text else f"asked {QUESTION!r}, it said {reply.text!r}"
+    problem = "" if ANSWER in reply.text else f"to {QUESTION!r} it answered {reply.text!r}"
     return {
         "answers": not problem,
         "problem": problem or None,
