@@ -33,7 +33,7 @@ def test_an_unlisted_model_in_the_cache_is_said_to_run_at_full_depth_only(d3: D3
         config = json.loads((snapshot / "config.json").read_text()) | {"model_type": "gemma"}
         (snapshot / "config.json").write_text(json.dumps(config))
         (row,) = (r for r in d3("models").out.splitlines() if "someone/unproven" in r)
-    assert "--alpha off only" in row
+    assert "runs at full depth only" in row
 
 
 def test_a_pipe_gets_one_tab_separated_line_a_model(d3: D3) -> None:
