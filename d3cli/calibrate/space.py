@@ -96,31 +96,32 @@ def candidates(
     the tokens before it run deeper, so it loses a little less.
     """
     sums, tokens = static.by_step(len(static.losses[0]))
-    bytes_ = model.weight_bytes
-    saved_by = np.cumsum([0, *(bytes_.of(unit) for unit in static.order)])
-    weights = [bytes_.weight(unit) for unit in static.order]
+    weight_bytes, steps = model.weight_bytes, reply_tokens - 1
+    # Bytes that each prefix of the order saves per step, and the weight of each unit.
+    saved_by = np.cumsum([0, *(weight_bytes.of(unit) for unit in static.order)])
+    weights = [weight_bytes.weight(unit) for unit in static.order]
+    full = weight_bytes.total * steps
+    # Tokens 1, 2, …: after the last start and pace, every token runs at the floor.
+    ts = np.arange(1, max(STARTS[-1] + PACES[-1] + 1, len(tokens)))
+    scored = np.arange(1, len(tokens))
     found, seen = [], set[bytes]()
-    # After the last start and pace, every token runs at the floor.
-    steps = np.arange(1, max(STARTS[-1] + PACES[-1] + 1, len(tokens)))
-    measured = np.arange(1, len(tokens))
-    full = bytes_.total * (reply_tokens - 1)
     for floor in range(1, len(sums)):
         dropped_weight = np.cumsum([0.0, *weights[:floor]])
         for start, pace in _start_and_pace(reply_tokens):
             alpha = _alpha(model.num_layers, dropped_weight[-2], pace)
-            needed = model.num_layers * (1 - alpha ** np.maximum(0, steps - start)) - TOLERANCE
+            # As in `DepthSchedule.num_dropped`, for all tokens at once.
+            needed = model.num_layers * (1 - alpha ** np.maximum(0, ts - start)) - TOLERANCE
             dropped = np.minimum(np.searchsorted(dropped_weight, needed), floor)
-            in_reply = dropped[: reply_tokens - 1]
-            here = dropped[: len(measured)]
-            evidence = tokens[1:][here == floor].sum() / tokens.sum()
+            in_reply, in_text = dropped[:steps], dropped[: len(scored)]
+            evidence = tokens[1:][in_text == floor].sum() / tokens.sum()
             if in_reply[-1] < floor or evidence < MIN_EVIDENCE or dropped.tobytes() in seen:
                 continue
             seen.add(dropped.tobytes())
-            at_floor = reply_tokens - 1 - len(in_reply)
+            at_floor = steps - len(in_reply)
             saved = saved_by[in_reply].sum() + at_floor * saved_by[floor]
-            ratio = bytes_.ratio(reply_tokens - 1, full - int(saved), repairs=1)
-            lost = sums[here, measured].sum() / tokens.sum()
-            schedule = schedule_of(model.weight_bytes, static.order[:floor], alpha, start)
+            ratio = weight_bytes.ratio(steps, full - int(saved), repairs=1)
+            lost = sums[in_text, scored].sum() / tokens.sum()
+            schedule = schedule_of(weight_bytes, static.order[:floor], alpha, start)
             found.append(Candidate(schedule, kind, ratio or 1.0, float(lost)))
     return found
 
