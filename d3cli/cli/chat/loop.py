@@ -44,26 +44,35 @@ class ChatLoop:
         while True:
             self._chat.read_ahead()
             text = self._read()
-            if isinstance(text, int):
-                return text
-            try:
-                with line_mode(False):
-                    code = self._take(text, time.perf_counter())
-            except Stopped:
-                code = None
-            except NoModelLeftError:
-                raise
-            except (D3Error, MemoryError) as error:
-                self._chat.output.failure(error)
-                code = None
-            except OSError as error:
-                if error.errno in GONE:
-                    raise
-                self._chat.output.failure(error)
-                code = None
-            code = self._leave_after(*signals.arrived()) if code is None else code
+            code = text if isinstance(text, int) else self.handle(text)
+            if code is None:
+                code = self._leave_after(*signals.arrived())
             if code is not None:
                 return code
+
+    def handle(self, text: str) -> int | None:
+        """Answers a message or runs a command; returns an exit code if that ends the chat.
+
+        Errors are shown.
+
+        Raises:
+            NoModelLeftError: the chat cannot go on.
+            OSError: the terminal is gone.
+        """
+        try:
+            with line_mode(False):
+                return self._take(text, time.perf_counter())
+        except Stopped:
+            pass
+        except NoModelLeftError:
+            raise
+        except OSError as error:
+            if error.errno in GONE:
+                raise
+            self._chat.output.failure(error)
+        except (D3Error, MemoryError) as error:
+            self._chat.output.failure(error)
+        return None
 
     def _read(self) -> str | int:
         """Returns what the user typed, or an exit code."""
@@ -81,7 +90,6 @@ class ChatLoop:
                 self._chat.output.note("Ctrl-D or /bye leaves")
 
     def _take(self, text: str, began: float) -> int | None:
-        """Answers a message or runs a command; returns an exit code if that ends the chat."""
         if not text.strip():
             return None
         with signals.deferred():

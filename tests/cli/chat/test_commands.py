@@ -1,0 +1,266 @@
+"""The commands of a chat, without a terminal."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from d3cli.cli.chat.commands import COMMANDS
+from d3cli.cli.chat.model_switch import NoModelLeftError
+from d3cli.decode import transcript
+from d3cli.decode.transcript import ChatMessage
+from tests.cli.chat.at_terminal import STORY
+from tests.cli.chat.desk import NewDesk
+from tests.conftest import BUILTIN_PATH
+
+
+def test_the_help_lists_every_command_once(desk: NewDesk) -> None:
+    shown = desk().type("/?")
+    assert "/exit, /bye leave (or Ctrl-D)" in shown
+    assert "Ctrl-C stops a reply" in shown
+    for name in COMMANDS:
+        assert len(re.findall(rf"(^|[ ,]){re.escape(name)}[ ,]", shown)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/alhpa 1", "did you mean /alpha?"),
+        ("/", "there is no command /"),
+        ("/exit now", "/exit takes no argument"),
+        ("/save\n/bye", "/save takes one line"),
+        ("/bye /bye", "/bye takes no argument"),
+        ("/set temprature 1", "did you mean temperature?"),
+        ("/set top-p", "/set top-p needs a value"),
+        ("/set top_p 7", "top-p is 7.0"),
+        ("/set top-p x", '"x" is not a number'),
+        ("/set top-k 0.5", '"0.5" is not a whole number'),
+        ("/set max-tokens 0", "max-tokens is 0 hint: it must be at least 1"),
+        ("/set start 2000", "error: start is 2,000, beyond the model's context of 1,024"),
+        ("/set core-first 99", "core-first"),
+        ("/set plain maybe", 'plain cannot be "maybe" hint: give on, off or default'),
+        ("/alpha 2", "alpha is 2, outside"),
+        ("/alpha steep", 'alpha is "steep"'),
+        ("/regen alpha 2", "alpha is 2, outside"),
+        ("/regen it", "/regen does not accept it"),
+        ("/model", "/model needs a name"),
+        ("/model nonsense", "there is no model or directory"),
+        ("/load", "/load needs a file"),
+        ("/load nothing.jsonl", "there is no conversation"),
+        ("/load 'x", "is not a file name"),
+        *((early, "say something first") for early in ("/regen", "/undo", "/stats", "/save")),
+        ("/compare", "was not written in this session"),
+    ],
+)
+def test_what_a_command_does_not_accept(line: str, says: str, desk: NewDesk) -> None:
+    one = desk()
+    before = one.chat.settings
+    shown = one.type(line)
+    assert "error: " in shown
+    assert says in shown
+    assert "--" not in shown.replace("d3 chat --list", "")  # no options: here they are settings
+    assert one.code is None
+    assert one.chat.settings == before
+
+
+def test_leaving(desk: NewDesk) -> None:
+    for line in ("/exit", "/bye", "/BYE"):
+        one = desk()
+        assert one.type(line) == ""
+        assert one.code == 0
+
+
+def test_settings_change_and_go_back(desk: NewDesk) -> None:
+    one = desk()
+    assert "max-tokens 5" in one.type("/set")
+    for line, says in (
+        ("/set max_tokens 7", "max-tokens is now 7"),
+        ("/set MAX-TOKENS 5", "max-tokens is now 5"),
+        ("/set stop \\n", "stop is now '\\n'"),
+        ("/set stop default", "stop is now none"),
+        ("/set start 20%", "start is now 1"),
+        ("/set temperature 0.5", "temperature is now 0.5"),
+        ("/set temperature default", "temperature is now 0 (greedy)"),
+        ("/set think on", "think is now on"),
+        ("/set think default", "think is now as the model does by itself"),
+        ("/set on-overflow drop-oldest", "on-overflow is now drop-oldest"),
+        ("/set stats off", "stats is now off"),
+    ):
+        assert says in one.type(line)
+    assert one.chat.settings.sampling == {"temperature": None}
+    assert "tok/s" not in one.type("Hello.")
+
+
+def test_a_message_that_gets_no_reply_is_the_next_draft(desk: NewDesk) -> None:
+    one = desk(think=True)
+    assert "no thinking switch" in one.type("Hello.")
+    assert one.draft == "Hello."
+    assert one.chat.conversation.messages == []
+    assert not one.path.exists()
+
+
+def test_a_message_may_begin_with_a_slash(desk: NewDesk) -> None:
+    one = desk()
+    assert "5 tokens" in one.type("//usr is a path?")
+    assert one.chat.conversation.messages[0].content == "/usr is a path?"
+
+
+def test_the_system_prompt(desk: NewDesk) -> None:
+    one = desk()
+    assert "system prompt: You are kind." in one.type("/system You are kind.")
+    assert "stopped: length" in one.type("Hello.")
+    shown = one.type("/show")
+    assert "system You are kind." in shown
+    assert "max-tokens 5" in shown
+    assert f"saved {one.path}" in shown
+    assert [message.role for message in transcript.read(one.path)] == [
+        "system",
+        "user",
+        "assistant",
+    ]
+    assert "system prompt: Be brief." in one.type('/system "Be brief."')
+    assert "no system prompt" in one.type('/system ""')
+    assert "two\nlines" in (one.type("/system two\nlines"), one.chat.conversation.system)[1]
+
+
+def test_depth_is_a_dial(desk: NewDesk) -> None:
+    one = desk(max_tokens=60)
+    assert "down to 9 of 16 layers (ships with this model)" in one.type("/depth")
+    assert "depth: alpha 0.9 from token 16" in one.type("/alpha 0.9")
+    one.type(STORY)
+    assert "o: the last reply, 60 tokens" in one.type("/depth")
+    shown = one.type("/compare")
+    assert "by the clock, 6 steps timed" in shown
+    assert re.search(r"agreement \d+\.\d% of \d+ tokens below full depth", shown)
+    assert "all replies 1:" in one.type("/stats")
+    shown = one.type("/regen alpha off")
+    assert "the two first differ at token" in shown
+    assert "layers mean 16.0, min 16 of 16" in shown
+    assert "so there is nothing to compare" in one.type("/compare")
+    assert "depth: full, all 16 layers" in one.type("/alpha off")
+    assert "tokens as before" in one.type("/regen")
+    assert "ships with this model" in one.type("/alpha auto")
+    message = transcript.read(one.path)[-1]
+    assert message.role == "assistant"
+    assert message.schedule is not None
+    assert message.schedule["source"] == "off"
+
+
+def test_regen_keeps_the_seed_where_only_the_depth_is_to_differ(desk: NewDesk) -> None:
+    one = desk(sampling={"temperature": 1.0})
+    one.type("Hello.")
+    seeds = []
+    for line in ("/show", "/regen alpha off", "/regen"):
+        one.type(line)
+        assert one.chat.conversation.reply is not None
+        seeds.append(one.chat.conversation.reply.sampling.seed)
+    assert seeds[0] == seeds[1]
+    assert seeds[1] != seeds[2]
+
+
+def test_a_reply_that_cannot_be_written_again_stays(desk: NewDesk) -> None:
+    one = desk()
+    one.type("Hello.")
+    before = list(one.chat.conversation.messages)
+    one.type("/set think on")
+    assert "no thinking switch" in one.type("/regen")
+    assert one.chat.conversation.messages == before
+    assert transcript.read(one.path) == before
+
+
+def test_a_reply_of_an_earlier_session(desk: NewDesk) -> None:
+    one = desk([ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi.")])
+    assert "was not written in this session" in one.type("/compare")
+    assert "the text differs from the one before" in one.type("/regen")
+
+
+def test_undo_puts_the_message_back(desk: NewDesk) -> None:
+    one = desk()
+    one.type("Hello.")
+    assert one.path.exists()
+    assert "your message is at the prompt" in one.type("/undo")
+    assert one.draft == "Hello."
+    assert not one.path.exists()  # nothing is left of the conversation
+
+
+def test_saving_and_loading_copies(desk: NewDesk, tmp_path: Path) -> None:
+    one = desk()
+    one.type("Hello.")
+    assert f"saved: {one.path}" in one.type("/save")
+    assert "there is no directory" in one.type(f"/save {tmp_path}/no/copy.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a conversation" in one.type(f"/save {tmp_path}/pipe")
+    assert "error: " in one.type(f"/load {tmp_path}/pipe")
+    assert "is not a conversation" in one.type(f"/save {BUILTIN_PATH / 'config.json'}")
+    copy = tmp_path / "my copy.jsonl"
+    for line in (f"/save '{copy}'", f"/save {copy}"):  # a conversation may be replaced
+        assert f"saved: {copy}" in one.type(line)
+    lines = copy.read_text().splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[0])["content"] == "Hello."
+    first = one.path
+    assert "2 messages so far; the last:" in one.type(f"/load {copy}")
+    assert one.path != first  # a copy goes on; the file that was loaded is left alone
+    assert one.path.exists()
+    second = one.path
+    assert "a new conversation" in one.type("/clear")
+    assert one.path not in (first, second)
+    assert "0 messages" in one.type("/show")
+    assert "2 messages so far" in one.type(f"/load {second.stem}")  # by its id
+    assert first.exists()
+
+
+def test_save_begins_to_save(desk: NewDesk) -> None:
+    one = desk(save=False)
+    one.type("Hello.")
+    assert "saved no" in one.type("/show")
+    assert "saved: " in one.type("/save")
+    one.type("Go on.")
+    assert len(transcript.read(one.path)) == 4
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another model: a copy of the built-in one that nobody has calibrated."""
+    shutil.copytree(BUILTIN_PATH, tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_another_model(desk: NewDesk, other: Path) -> None:
+    one = desk()
+    one.type("Hello.")
+    shown = one.type(f"/model {other}")
+    assert "this model is not calibrated, so a cautious default" in shown
+    assert "/alpha off for full depth" in shown
+    assert "a cautious default" in one.type("/show")
+    assert "5 tokens" in one.type("Go on.")
+
+
+def test_a_model_that_does_not_load_leaves_the_present_one(desk: NewDesk, other: Path) -> None:
+    (other / "config.json").write_text("{}")
+    one = desk()
+    one.type("Hello.")
+    assert "error: " in one.type(f"/model {other}")
+    assert "model the built-in model" in one.type("/show")
+    assert "5 tokens" in one.type("Go on.")
+
+
+def test_settings_that_do_not_fit_another_model_are_auto_again(
+    desk: NewDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = desk()
+    one.chat.settings = replace(one.chat.settings, core_first=99)  # as a deeper model would allow
+    assert "the settings do not fit this model, so they are auto again" in one.type("/model demo")
+    assert one.chat.settings.core_first is None
+
+
+def test_no_model_left_ends_the_chat(desk: NewDesk, other: Path) -> None:
+    (other / "config.json").write_text("{}")
+    one = desk()
+    one.chat.model_name = "gone/since"
+    with pytest.raises(NoModelLeftError, match="gone/since cannot be loaded again"):
+        one.type(f"/model {other}")

@@ -1,0 +1,70 @@
+"""``d3 chat`` on terminals of other kinds and sizes, and in a shell that suspends it."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.chat.at_terminal import CTRL_D, CTRL_Z, STORY, StartChat, at_prompt, leave
+from tests.terminal import Terminal
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="pexpect needs a POSIX terminal")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"columns": 20, "rows": 6}, {"columns": 300, "rows": 90}, {"TERM": "dumb"}, {"NO_COLOR": "1"}],
+    ids=["narrow", "huge", "dumb", "no-color"],
+)
+def test_other_terminals(chat: StartChat, options: dict[str, Any]) -> None:
+    terminal = chat("--plain", "--no-stats", **options)
+    terminal.line("What is 27 + 45?")
+    terminal.wait("answer is 72.")
+    at_prompt(terminal)
+    assert "tok/s" not in terminal.plain
+    if "NO_COLOR" in options:
+        assert not re.search(r"\x1b\[[0-9;]*3[0-7]", terminal.raw)
+    leave(terminal)
+
+
+def test_a_reply_in_markdown_is_drawn_once(chat: StartChat) -> None:
+    terminal = chat("--max-tokens", "40", rows=8)
+    terminal.line(STORY)
+    terminal.wait("byte ratio")
+    at_prompt(terminal)
+    assert terminal.plain.count("In a quiet corner") == 1
+    leave(terminal)
+
+
+@pytest.mark.slow
+def test_resized_and_suspended(home: Path) -> None:
+    shell = Terminal("--norc", "-i", home=home, program="/bin/bash", PS1="sh> ")
+    try:
+        shell.line(f"{sys.executable} -m d3cli chat --threads 1 --dtype float32")
+        shell.wait(">>>")
+        shell.line(STORY)
+        shell.wait("quiet corner")
+        shell.send(CTRL_Z)
+        shell.wait("Stopped")
+        shell.resize(50, 15)
+        shell.line("echo still here; fg")
+        shell.wait("byte ratio")
+        assert "still here" in shell.plain
+        assert "where all can see it" in shell.plain
+        at_prompt(shell)
+        shell.send(CTRL_Z)
+        shell.wait(lambda: shell.text.endswith("sh>"))
+        shell.line("fg")
+        shell.wait(lambda: not shell.ctrl_c_is_a_signal)  # the prompt has its keys again
+        shell.line("/show")
+        shell.wait("saved")
+        at_prompt(shell)
+        shell.send(CTRL_D)
+        shell.wait(lambda: shell.text.endswith("sh>"))
+        shell.line("stty -a | tr ' ' '\\n' | grep echo$")
+        shell.wait(lambda: shell.text.split("\n")[-2] == "echo")  # it left the terminal as it was
+    finally:
+        shell.close()
