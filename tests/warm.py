@@ -156,7 +156,7 @@ def serve() -> None:
     import d3cli.cli.chat.command
     import d3cli.cli.chat.loop
     import d3cli.model.load
-    import d3cli.scoring.reply_compare  # noqa: F401
+    import d3cli.scoring.compare_reply  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
     for line in sys.stdin:

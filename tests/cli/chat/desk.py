@@ -15,11 +15,11 @@ from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.settings import ChatSettings, spell_setting
 from d3cli.cli.chat.writer import Replies
+from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation
 from d3cli.decode.transcript import ChatMessage
-from d3cli.depth.calibration_store import calibrate_command
 from d3cli.files.names import find_model
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
