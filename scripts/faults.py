@@ -1,126 +1,46 @@
-"""What can go wrong from outside, by the hundred: signals, kills, no room, no memory, damage.
+"""Runs commands under hundreds of faults: signals, kills, full disks, too little memory, damage.
 
-    python scripts/faults.py                  # all of it, some minutes
+    python scripts/faults.py                  # all of them, some minutes
     python scripts/faults.py --only signals --count 200 --seed 7
 
 Every run is a real command line in a child forked from a process that has imported everything
-(`tests/forks.py`). A run fails where it shows a traceback, an exit code that is not documented, or
-a file that is neither what it was nor what it was to become. Ends with 1 where one failed.
+(`tests/forks.py`). It fails if it shows a traceback, ends with an undocumented exit code, or leaves
+a file that is neither the old version nor the new one. The script exits with 1 if a run failed.
 """
 
 import argparse
-import json
 import math
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from fault_runs import (
+    COMMANDS,
+    PROMPT,
+    WITH_A_MODEL,
+    ImpossibleError,
+    broken_files,
+    problems,
+    run_one,
+)
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.conftest import BUILTIN_PATH  # noqa: E402 - found by the line above
-from tests.forks import Ended, Forks  # noqa: E402
+from tests.conftest import BUILTIN_PATH
+from tests.forks import Forks
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
-PROMPT = "Tell me a story about a fox."
-# Each command, and what is typed. In a chat Ctrl-C ends a reply and drops what was typed ahead:
-# so /bye more than once; and what failed stands in the prompt again, so Ctrl-U before each line.
-COMMANDS: dict[str, tuple[list[str], str]] = {
-    "generate": (["generate", PROMPT, "--seed", "1"], ""),
-    "generate --json": (["generate", PROMPT, "--json"], ""),
-    "chat": (
-        ["chat"],
-        "\x15Hello.\n\x15Tell me a story.\n\x15/compare\n" + "\x15/bye\n" * 8,
-    ),
-    "profile": (["profile", "--prompt", PROMPT, "-o", "json"], ""),
-    "calibrate": (["calibrate", "--target-drop", "5%", "--max-time", "10s"], ""),
-    "models": (["models"], ""),
-    "models default": (["models", "default", "demo"], ""),
-}
-ALLOWED = {0, 129, 130, 143}  # and 1 and 3, with an error that says so
-
-
-class ImpossibleError(Exception):
-    """Such a fault cannot be made on this machine, or by this user."""
-
-
-def problems(ended: Ended, *, may_fail: bool = False) -> Iterator[str]:
-    """What is wrong with how a command ended."""
-    if "Traceback" in ended.err or "internal error" in ended.err:
-        yield f"shows its inside: {ended.err[-300:]}"
-    told = ended.err.count("error: ") == 1
-    if ended.code not in ALLOWED and not (ended.code in (1, 2, 3) and told and may_fail):
-        yield f"ended with {ended.code}: {ended.err[-300:]}"
-
-
-def broken_files(home: Path) -> Iterator[str]:
-    """Files under a home that cannot be read as what they are."""
-    for path in home.rglob("*"):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text())
-            elif path.suffix == ".toml":
-                tomllib.loads(path.read_text())
-            elif path.suffix == ".jsonl" and path.is_file():
-                for line in path.read_text().splitlines():
-                    json.loads(line)
-        except ValueError as error:
-            yield f"{path.name} is broken: {error}"
-
-
-WITH_A_MODEL = tuple(name for name in COMMANDS if not name.startswith("models"))
-
-
-def run_one(
-    forks: Forks,
-    name: str,
-    *more: str,
-    model: Path | None = None,
-    home: Path | None = None,
-    terminal: bool = False,
-    may_fail: bool = True,
-    env: dict[str, str] | None = None,
-    **settings: Any,
-) -> Iterator[str]:
-    """One command with a home of its own, and what is wrong with how it ended or what it left.
-
-    Args:
-        more: arguments behind its own.
-        model: runs in place of the built-in one.
-        terminal: at a terminal, even where nothing is typed.
-        may_fail: an error that says so is no problem; a calibration may always lack time.
-    """
-    arguments, typed = COMMANDS[name]
-    named = [arguments[0], *([str(model)] if model else []), *arguments[1:], *more]
-    with tempfile.TemporaryDirectory() as folder:
-        home = home or Path(folder)
-        ended = forks.run(
-            *named,
-            stdin=typed,
-            terminal=terminal or bool(typed),
-            env={"D3_HOME": str(home)} | (env or {}),
-            **settings,
-        )
-        told = problems(ended, may_fail=may_fail or name == "calibrate")
-        for problem in (*told, *broken_files(home)):
-            yield f"{name}: {problem}"
 
 
 def signals(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """One command, one signal, at one random moment of it."""
+    """A signal at a random moment of a command."""
     name, which = rng.choice(list(COMMANDS)), rng.choice(SIGNALS)
     after = rng.uniform(0, 0.3 if name == "models" else 4.0)
     number = int(getattr(signal, which))
@@ -129,7 +49,7 @@ def signals(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """Kill -9 while the same file is written over and over: it is whole, old or new."""
+    """SIGKILL while a file is written again and again: the old version or the new one is there."""
     kind = rng.choice(("calibration", "conversation", "trace", "settings"))
     with tempfile.TemporaryDirectory() as folder:
         forks.call(
@@ -146,14 +66,14 @@ def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def hang_up(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """The terminal is gone, at one random moment of a command."""
+    """The terminal goes away at a random moment of a command."""
     name, after = rng.choice(WITH_A_MODEL), rng.uniform(0, 4.0)
     for problem in run_one(forks, name, terminal=True, may_fail=False, hang_up=True, after=after):
         yield f"gone after {after:.3f} s: {problem}"
 
 
 def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """No file may grow beyond a few bytes or kilobytes."""
+    """No file may be larger than a few bytes or kilobytes."""
     size = rng.choice((0, 1, 100, 1000, 4000))
     with tempfile.TemporaryDirectory() as folder:
         for problem in run_one(
@@ -163,12 +83,12 @@ def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def small_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A file system of a few kilobytes, full or soon to be."""
+    """A file system of a few kilobytes, full or nearly so."""
     with tempfile.TemporaryDirectory() as folder:
         size, home = rng.randint(1, 12) << 12, Path(folder)
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
         if subprocess.run(mount, capture_output=True).returncode:
-            raise ImpossibleError("mounting a file system takes rights that this user has not")
+            raise ImpossibleError("this user may not mount a file system")
         try:
             with suppress(OSError):
                 (home / "taken").write_bytes(bytes(rng.randint(0, size)))
@@ -179,27 +99,27 @@ def small_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def _writer(rng: random.Random, folder: Path) -> list[str]:
-    """A command that writes a file, and where to."""
+    """A command that writes a file, with the arguments that say where."""
     name = rng.choice(["chat", "profile", "calibrate", "models default"])
     return [name, *(("--output-file", str(folder / "trace.json")) if name == "profile" else ())]
 
 
 def no_home(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A home that cannot be written, or none at all."""
+    """A home that does not exist or cannot be written."""
     name, home = rng.choice(list(COMMANDS)), rng.choice(("/proc/d3", "/dev/null/d3", "/sys/d3"))
     for problem in run_one(forks, name, env={"D3_HOME": home}):
         yield f"D3_HOME={home}: {problem}"
 
 
 def memory(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """So much address space and no more."""
+    """A limit on the address space."""
     most = rng.randint(1150, 2500) << 20
     for problem in run_one(forks, rng.choice(WITH_A_MODEL), limits={"AS": most}):
         yield f"{most >> 20} MB of addresses: {problem}"
 
 
 def control_group(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A container's limit on memory, beyond which the kernel kills."""
+    """A container's memory limit, beyond which the kernel kills."""
     most = rng.randint(40, 600) << 20
     groups = Path("/sys/fs/cgroup")
     version_2 = (groups / "cgroup.controllers").exists()
@@ -211,7 +131,7 @@ def control_group(forks: Forks, rng: random.Random) -> Iterator[str]:
     except OSError as error:
         with suppress(OSError):
             group.rmdir()
-        raise ImpossibleError(f"no control group of our own: {error}") from None
+        raise ImpossibleError(f"a control group cannot be made: {error}") from None
     try:
         for problem in run_one(forks, rng.choice(WITH_A_MODEL), group=str(group)):
             yield f"a control group of {most >> 20} MB: {problem}"
@@ -220,7 +140,7 @@ def control_group(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A terminal, or a pipe, and a locale that know no letter beyond ASCII's."""
+    """A terminal or a pipe, in a locale that has only ASCII or Latin-1."""
     name, encoding = rng.choice(list(COMMANDS)), rng.choice(("ascii", "latin-1"))
     terminal = rng.random() < 0.5
     for problem in run_one(forks, name, terminal=terminal, may_fail=False, encoding=encoding):
@@ -228,7 +148,7 @@ def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """Weights that are no numbers, or too great for one: an answer, or an error that says it."""
+    """Weights that are NaN, infinite or huge: a reply, or an error that says so."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         shutil.copytree(BUILTIN_PATH, model)
@@ -244,7 +164,7 @@ def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def damage(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A file of d3's own is damaged, or a lock was left behind; nothing readable is lost."""
+    """A damaged file of d3's own: no command changes it, and new files can be written."""
     with tempfile.TemporaryDirectory() as folder:
         home, env = Path(folder), {"D3_HOME": folder}
         for kind in ("calibration", "conversation", "settings"):
@@ -261,7 +181,7 @@ def damage(forks: Forks, rng: random.Random) -> Iterator[str]:
         for other, bytes_ in before.items():
             if other.read_bytes() != bytes_:
                 yield f"{path.name} {how}: {other.name} was changed"
-        for kind in ("calibration", "conversation"):  # and what is written now can be read again
+        for kind in ("calibration", "conversation"):  # what is written now can be read again
             ended = forks.call(kind, folder, "1", env=env)
             if ended.code and "\nd3cli.base.errors." not in ended.err:
                 yield f"{path.name} {how}: writing {kind}: {ended.err[-300:]}"
@@ -297,7 +217,7 @@ READERS = (
 
 
 def half_download(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A model of which a file is missing, cut short, or still being fetched."""
+    """A model with a file that is missing, cut short or still being fetched."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         shutil.copytree(BUILTIN_PATH, model)
@@ -319,7 +239,7 @@ def half_download(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 def at_once(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """Two processes write, one reads, all at the same file."""
+    """Two processes write the same file at once; then a third one reads it."""
     kind = rng.choice(("calibration", "conversation", "settings"))
     found: list[str] = []
     with tempfile.TemporaryDirectory() as folder, Forks() as other:
@@ -360,8 +280,8 @@ FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=FAULTS, help="one kind")
-    parser.add_argument("--count", type=int, help="of each kind, in place of its own number")
+    parser.add_argument("--only", choices=FAULTS, help="run this kind of fault")
+    parser.add_argument("--count", type=int, help="runs of each kind")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     failed: Counter[str] = Counter()

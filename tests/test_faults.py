@@ -1,4 +1,4 @@
-"""A seeded handful of what `scripts/faults.py` does by the hundred."""
+"""A few runs of each fault of `scripts/faults.py`, which makes hundreds."""
 
 import random
 import sys
@@ -10,17 +10,18 @@ from tests.forks import Forks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from faults import FAULTS, ImpossibleError, broken_files, problems
+from fault_runs import ImpossibleError, broken_files, problems
+from faults import FAULTS
 
 pytestmark = pytest.mark.slow
 
-HANDFUL = dict.fromkeys(FAULTS, 1) | {"signals": 2, "kills": 2}
+COUNTS = dict.fromkeys(FAULTS, 1) | {"signals": 2, "kills": 2}
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), [(kind, n) for kind, count in HANDFUL.items() for n in range(count)]
+    ("kind", "number"), [(kind, n) for kind, count in COUNTS.items() for n in range(count)]
 )
-def test_nothing_is_lost_and_nothing_is_shown(kind: str, number: int, forks: Forks) -> None:
+def test_a_fault_loses_nothing_and_shows_no_internals(kind: str, number: int, forks: Forks) -> None:
     fault, _ = FAULTS[kind]
     try:
         assert list(fault(forks, random.Random(f"{kind} {number}"))) == []
@@ -28,8 +29,8 @@ def test_nothing_is_lost_and_nothing_is_shown(kind: str, number: int, forks: For
         pytest.skip(str(reason))
 
 
-def test_what_is_wrong_is_seen(forks: Forks, tmp_path: Path) -> None:
-    """The checks themselves: a wrong exit code, an inside shown, a broken file."""
+def test_problems_are_found(forks: Forks, tmp_path: Path) -> None:
+    """Checks the checks: a wrong exit code, internals shown, a broken file."""
     failed = forks.run("generate", "Hi.", "--max-tokens", "none")
     assert failed.code == 2
     assert list(problems(failed))
@@ -43,6 +44,6 @@ def test_what_is_wrong_is_seen(forks: Forks, tmp_path: Path) -> None:
     assert list(problems(killed))
 
 
-def test_a_signal_comes_when_it_should(forks: Forks) -> None:
+def test_a_signal_arrives_in_time(forks: Forks) -> None:
     ended = forks.run("generate", "Tell me a story.", "--max-tokens", "400", signal=15, after=0.3)
     assert ended.code == 143, ended.err
