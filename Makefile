@@ -1,7 +1,7 @@
 # make demo   sets up and runs the main job on the built-in model
-# make test   sets up and runs the tests that take minutes
+# make test   sets up and runs the quick tests, in a few minutes
 #
-# make test-all     runs the slow tests, and the model tests with AVX2 kernels only
+# make test-all     runs the slow tests, and the model's tests again without AVX-512
 # make lint         checks style, types and the direction of imports
 # make dist-check   builds the package, installs it and runs it
 #
@@ -12,7 +12,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# A worker takes over the tests that the other has not started yet.
+# A worker that is done takes over tests that the other one has not started.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
@@ -29,10 +29,10 @@ test-all: test-slow test-avx2
 test-slow: $(VENV)/.test-installed
 	$(PYTEST) -m slow
 
-# The kernels of a processor without AVX-512. Other processors than x86-64 ignore both variables.
+# As on a processor without AVX-512. Processors other than x86-64 ignore both variables.
 test-avx2: $(VENV)/.test-installed
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" \
-		tests/model tests/kernels tests/decode tests/scoring
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+		$(PYTEST) tests/model tests/kernels tests/decode tests/scoring
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the sdist, and the wheel out of the sdist: what the one lacks, the other cannot have. Installs
-# the wheel into an environment of its own and has it answer offline, far from the source tree; then
-# the sdist over it. PIP_ARGS is handed to pip, as in the Makefile.
+# Builds the sdist, then the wheel from the sdist, so that the wheel holds nothing that the sdist lacks.
+# Installs the wheel in a new environment and checks that it answers offline, outside the source tree.
+# Then does the same with the sdist. PIP_ARGS is passed to pip, as in the Makefile.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 python="${PYTHON:-python3}"
@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 }
 ls -l "$work/dist"
 
-cd "$work" # nothing of the source tree is in reach
+cd "$work" # so that the source tree is not imported
 "$python" -m venv "$work/venv"
 only_d3=()
 for file in "$work"/dist/*.whl "$work"/dist/*.tar.gz; do
@@ -27,7 +27,7 @@ for file in "$work"/dist/*.whl "$work"/dist/*.tar.gz; do
         "$work/venv/bin/d3" generate "What is 27 + 45?" --offline)"
     echo "$(basename "$file"): $reply"
     [[ "$reply" == *72* ]] || {
-        echo "error: it does not answer 72" >&2
+        echo "error: the reply does not contain 72" >&2
         exit 1
     }
     where="$("$work/venv/bin/python" -c 'import d3cli; print(d3cli.__file__)')"

@@ -1,4 +1,7 @@
-"""One thread a test process: tiny tensors gain nothing from more, and a busy machine loses much."""
+"""What all tests share: homes of their own, command lines, the built-in model.
+
+Each process uses one thread. Tiny tensors gain nothing from more, and a busy machine loses much.
+"""
 
 import io
 import os
@@ -12,9 +15,9 @@ from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Before huggingface_hub is imported, which reads it once: no test sees its user's models.
+# No test sees its user's models. huggingface_hub reads this once, when it is imported.
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="d3-tests-hub-")
-# For fixtures that load a model once a module, before `_own_home` is asked.
+# For module-wide fixtures that load a model, which run before `_own_home`.
 os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="d3-tests-home-")
 
 import pytest
@@ -31,7 +34,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the settings of whoever runs it."""
+    """Gives each test an empty home, so that none reads its user's settings."""
     home = tmp_path_factory.mktemp("home")
     for name in [name for name in os.environ if name.startswith("D3_")]:
         monkeypatch.delenv(name)
@@ -40,7 +43,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def _no_signal_of_another_test() -> None:
-    """One that a test sent to this process would stop the next test's reply."""
+    """Forgets signals that an earlier test sent to this process: they would stop a reply."""
     signals._arrived.clear()
 
 
@@ -55,7 +58,7 @@ BUILTIN_PATH = find_model(BUILTIN).path
 
 
 class Result(NamedTuple):
-    """What one command line gave."""
+    """The exit code and output of a command line."""
 
     code: int
     out: str
@@ -67,7 +70,7 @@ D3 = Callable[..., Result]
 
 @pytest.fixture
 def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D3:
-    """Runs one command line in this process; stdin is a terminal unless `stdin` is given."""
+    """Runs command lines in this process. stdin is a terminal unless `stdin` is given."""
 
     def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
         if stdin is not None:
@@ -86,7 +89,7 @@ def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D
 
 
 def check(result: Result, code: int, message: str) -> None:
-    """One clear error, nothing on stdout, no traceback."""
+    """Asserts one clear error, nothing on stdout and no traceback."""
     assert message in result.err, result
     assert result.code == code
     errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
@@ -97,7 +100,7 @@ def check(result: Result, code: int, message: str) -> None:
 
 @contextmanager
 def hub_repository(hub_id: str, without: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The built-in model as a repository in the hub's cache; gives its snapshot directory."""
+    """The built-in model as a repository in the hub's cache. Yields its snapshot directory."""
     repository = Path(os.environ["HF_HUB_CACHE"]) / f"models--{hub_id.replace('/', '--')}"
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)

@@ -221,7 +221,7 @@ class _Reader(threading.Thread):
 
 
 def _type(terminal: _Reader, lines: list[str], over: threading.Event) -> None:
-    """As a person does, who waits for the first prompt; all at once would be taken for a paste."""
+    """Types as a person does, after the first prompt. All at once would be taken for a paste."""
     while not terminal.has(b">>>"):
         if over.wait(0.05):
             return
@@ -230,7 +230,7 @@ def _type(terminal: _Reader, lines: list[str], over: threading.Event) -> None:
             if over.wait(pause):
                 return
             terminal.type(keys)
-    # On a busy machine several lines may have come at once, and so be one: away with it, and out.
+    # On a busy machine several lines may have arrived as one. Clears that line, and leaves.
     while not over.wait(8):
         terminal.type(b"\x03")
         over.wait(0.5)
@@ -243,7 +243,7 @@ def _kill(child: int, number: int) -> None:
 
 
 def _become(request: dict[str, Any], folder: Path, out: int, err: int) -> None:
-    """In the child: everything that a shell would set, then the command itself."""
+    """In the child: sets everything that a shell would set, then runs the command."""
     import fcntl
     import resource
     import termios

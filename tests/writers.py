@@ -1,7 +1,7 @@
-"""Processes that do nothing but write one file over and over, for those who kill them.
+"""Functions that write one file again and again, in processes that tests kill.
 
-What each writes is long, so that it takes its time, and one number repeated, so that a mix of two
-versions would be seen.
+Each file is long, so that writing it takes time. It repeats one number, so that a mix of two
+versions would show.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def _numbers(count: str | None) -> "range | itertools.count[int]":
 
 
 def _name(count: str | None) -> str:
-    """One file for whoever is killed; one each for those who write at once, beside the store."""
+    """One name for a process that will be killed, one per process for those that write at once."""
     return f"mine-{os.getpid()}" if count else "mine"
 
 
@@ -54,7 +54,7 @@ def conversation(folder: str, count: str | None = None) -> None:
 
 
 def trace(folder: str, count: str | None = None) -> None:
-    """As `d3 profile` writes its file; what is in it does not matter."""
+    """Writes as `d3 profile` does. The content does not matter."""
     output = Output()
     destination = Destination(Format.json, Path(folder) / "trace.json")
     for number in _numbers(count):
@@ -72,7 +72,7 @@ def settings(folder: str, count: str | None = None) -> None:
 
 
 def check(folder: str, kind: str) -> None:
-    """Fails unless what is there is one version, whole."""
+    """Fails unless the file that is there is one whole version."""
     home = Path(folder)
     if kind == "calibration":
         found = calibration_store.find(_key())
