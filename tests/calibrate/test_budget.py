@@ -18,7 +18,7 @@ def plan(seconds: float, **options: object):
     return make_budget(texts, texts, **settings | options)
 
 
-def test_with_time_enough_nothing_is_left_out() -> None:
+def test_with_enough_time_nothing_is_left_out() -> None:
     whole = plan(1e9)
     assert whole.greedy and not whole.left_out
     assert whole.stages == (12, 30, 60)
@@ -36,7 +36,7 @@ def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
     assert plan(0.2 * whole.estimate, all_kinds=False).kinds == ("layer",)
 
 
-def test_what_was_asked_for_is_not_left_out() -> None:
+def test_explicit_choices_are_never_left_out() -> None:
     seconds = 0.6 * plan(1e9).estimate
     assert plan(seconds, order="greedy").greedy
     assert len(plan(seconds, all_documents=True).search) == 60
@@ -50,7 +50,7 @@ def test_too_little_text_in_a_half_is_refused() -> None:
         check_halves(short, short)
 
 
-def test_a_hopeless_search_is_not_begun() -> None:
+def test_a_search_that_takes_far_too_long_is_refused() -> None:
     with pytest.raises(CalibrationError, match="only 60 s are left") as error:
         plan(60, pace=20.0)
     assert error.value.hint.startswith("raise max_seconds to ")

@@ -1,4 +1,4 @@
-"""The search as a whole: what it finds where the answer is known, and what it may promise."""
+"""The whole search: it finds known answers, and promises only what it measured."""
 
 import math
 from dataclasses import replace
@@ -38,17 +38,17 @@ def planted_outcome() -> Outcome:
     return outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40))
 
 
-def test_the_search_finds_all_that_the_construction_allows(planted_outcome: Outcome) -> None:
+def test_the_search_drops_every_idle_layer(planted_outcome: Outcome) -> None:
     model, chosen = planted(), planted_outcome.chosen
     assert chosen is not None
     allowed = static_schedule(model.weight_bytes, [str(layer) for layer in IDLE])
     reached = chosen.candidate.schedule.byte_ratio(40, model.weight_bytes)
-    # Sublayers leave the norms of an idle layer in, which are next to nothing.
+    # Sublayers keep the norms of an idle layer, which are tiny.
     assert reached >= 0.999 * allowed.byte_ratio(40, model.weight_bytes)
     assert chosen.drop.high <= 0.01
 
 
-def test_what_matters_is_kept(planted_outcome: Outcome) -> None:
+def test_important_layers_are_kept(planted_outcome: Outcome) -> None:
     assert planted_outcome.chosen is not None
     dropped = planted_outcome.chosen.candidate.schedule.skip_order
     assert not {str(QUIET), f"{QUIET}.mlp"} & set(dropped)
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_result(planted_outcome: Outcome) -> None:
     assert replace(again, seconds=0) == replace(planted_outcome, seconds=0)
 
 
-def test_only_what_held_on_unseen_text_is_chosen(planted_outcome: Outcome) -> None:
+def test_the_last_schedule_that_held_on_unseen_text_is_chosen(planted_outcome: Outcome) -> None:
     tested = planted_outcome.tested
     ratios = [candidate.byte_ratio for candidate, _, _ in tested]
     assert ratios == sorted(ratios)  # from the safest to the fastest
@@ -107,7 +107,7 @@ def test_the_plan_is_made_once() -> None:
     assert calibrator.plan is prepared
 
 
-def test_a_model_whose_every_layer_matters_gets_nothing() -> None:
+def test_nothing_is_chosen_if_every_layer_matters() -> None:
     model = tiny("llama").gated
     texts = sampled_documents(model, [random_ids(5, seed=s) for s in range(40)], 40)
     outcome = outcome_of(model, texts, CalibrationSettings(0.001, reply_tokens=30))
@@ -115,7 +115,7 @@ def test_a_model_whose_every_layer_matters_gets_nothing() -> None:
     assert outcome.why_not
 
 
-def test_a_search_without_time_says_so() -> None:
+def test_a_search_without_time_is_an_error() -> None:
     calibrator = Calibrator(
         planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
     )
@@ -133,10 +133,10 @@ def test_a_search_without_time_says_so() -> None:
         (1.1, 12, "the order of layers is greedy in part"),
     ],
 )
-def test_a_search_short_of_time_tests_what_it_has_and_says_so(
+def test_a_search_cut_short_tests_what_it_has_and_says_so(
     monkeypatch: pytest.MonkeyPatch, share: float, slower: int, cut: str
 ) -> None:
-    # A clock that counts the positions scored: how busy the machine is must not matter.
+    # The clock counts the positions scored, so that a busy machine changes nothing.
     monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda model, texts: 1.0)
     monkeypatch.setattr(SearchClock, "elapsed", property(lambda clock: slower * clock.scored))
     settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=1e9)
@@ -157,7 +157,7 @@ def test_a_short_search_that_found_nothing_is_not_out_of_time(
     settings = CalibrationSettings(0.0001, reply_tokens=30, max_seconds=1e9)
     whole = Calibrator(model, texts, settings).plan.positions
     outcome = outcome_of(model, texts, replace(settings, max_seconds=0.7 * whole))
-    assert outcome.cut  # not all that could be searched was
+    assert outcome.cut  # the search was not complete
     assert not outcome.tried
     assert outcome.chosen is None
     assert outcome.why_not
@@ -191,13 +191,13 @@ def test_a_family_without_sublayers_is_searched_by_layers_alone() -> None:
     assert list(outcome.orders) == ["layer"]
 
 
-def test_savings_below_the_repairs_price_are_no_candidates() -> None:
+def test_schedules_that_save_less_than_a_repair_costs_are_not_chosen() -> None:
     outcome = outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=2))
     assert outcome.chosen is None
     assert "save at most" in spelled(outcome.why_not)
 
 
-def test_text_that_the_model_does_not_know_is_not_calibrated_on() -> None:
+def test_text_that_does_not_suit_the_model_is_refused() -> None:
     model = planted()
     unlikely = [
         Document(d.prompt_ids, [2 + i % 59 for i in random_ids(40, seed=n)])

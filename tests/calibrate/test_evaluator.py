@@ -15,7 +15,7 @@ from tests.families import random_ids, tiny
 from tests.planted import documents, planted
 
 
-def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None:
+def test_losses_are_the_same_without_memory_to_keep_anything() -> None:
     model, texts = planted(), list(documents())
     schedule = static_schedule(model.weight_bytes, ["7", "3"])
     kept = Evaluator(model, texts, (8, len(texts)), SearchClock(1e9))
@@ -28,7 +28,7 @@ def test_documents_scored_without_room_to_keep_anything_score_the_same() -> None
             np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_losses_are_full_depths_log_probability_less_the_schedules() -> None:
+def test_a_loss_is_full_depths_log_probability_minus_the_schedules() -> None:
     model, texts = planted(), list(documents())[:12]
     schedule = DepthSchedule(9, 0.95, 2, 1, 1, ("7", "2", "3"))
     found = Evaluator(model, texts, (12,), SearchClock(1e9)).losses(schedule, 12)
@@ -38,11 +38,11 @@ def test_losses_are_full_depths_log_probability_less_the_schedules() -> None:
         np.testing.assert_allclose(loss, (f.log_probs - o.log_probs).numpy(), atol=1e-4)
 
 
-def test_a_token_without_probability_is_a_great_loss_and_no_nan() -> None:
+def test_a_token_without_probability_costs_the_maximum_loss() -> None:
     model = tiny("llama").gated
     texts = [Document(random_ids(4, seed=s), random_ids(9, seed=50 + s)) for s in range(4)]
     evaluator = Evaluator(model, texts, (4,), SearchClock(1e9))
-    evaluator.losses(DepthSchedule.full(8), 4)  # full depth's scores are known from here on
+    evaluator.losses(DepthSchedule.full(8), 4)  # computes full depth's scores
     own = model.gate.layers[-1].forward
     model.gate.layers[-1].forward = lambda hidden, *a, **k: own(hidden, *a, **k) * math.nan
     try:

@@ -17,7 +17,7 @@ from tests.planted import IDLE, QUIET, documents, planted
 
 
 def influence_of_layers(model: LoadedModel, document: Document) -> list[float]:
-    """One minus the cosine between each layer's input and output, by transformers' own states."""
+    """One minus the cosine of each layer's input and output, from hooks on the plain model."""
     ids = torch.tensor([[*document.prompt_ids, *document.response_ids[:-1]]])
     inputs: list[torch.Tensor] = []
     hooks = [
@@ -50,7 +50,7 @@ def influence_of_layers(model: LoadedModel, document: Document) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox", "mixtral"])
-def test_influence_of_a_layer_is_one_minus_the_cosine_of_its_ends(name: str) -> None:
+def test_a_layers_influence_is_one_minus_the_cosine_of_its_input_and_output(name: str) -> None:
     model = tiny(name).gated
     document = Document(random_ids(6), random_ids(12, seed=1))
     found = measure_influence(model, [document], units_of(model, "layer"))
@@ -59,7 +59,7 @@ def test_influence_of_a_layer_is_one_minus_the_cosine_of_its_ends(name: str) -> 
     assert min(expected) > 0.001
 
 
-def test_measuring_influence_leaves_the_model_as_it_was() -> None:
+def test_measuring_influence_does_not_change_the_model() -> None:
     model = tiny("llama").gated
     ids = torch.tensor([random_ids(20)])
     before = model.hidden_states(ids)
@@ -85,7 +85,7 @@ def test_layers_that_do_nothing_have_no_influence() -> None:
     assert [found[str(layer)] for layer in IDLE] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
-def test_greedy_keeps_a_layer_of_little_influence_and_great_loss() -> None:
+def test_greedy_keeps_a_layer_with_little_influence_but_a_high_loss() -> None:
     model = planted()
     influence = measure_influence(model, documents()[:8], units_of(model, "layer"))
     quick = order_by_influence(model, influence)
@@ -102,7 +102,7 @@ def test_greedy_finds_the_sublayers_that_do_nothing() -> None:
     assert f"{QUIET}.mlp" not in order
 
 
-def test_greedy_ends_in_order_when_time_is_over() -> None:
+def test_greedy_stops_cleanly_when_the_time_ends() -> None:
     model, texts = planted(), documents()
     clock = SearchClock(1e9)
     evaluator = Evaluator(model, texts, (20, len(texts)), clock)
@@ -114,7 +114,7 @@ def test_greedy_ends_in_order_when_time_is_over() -> None:
     assert 0 < len(greedy.order) < 7
 
 
-def test_the_first_step_below_full_depth_drops_a_static_schedules_whole_order() -> None:
+def test_a_static_schedule_drops_its_whole_order_in_the_first_decode_step() -> None:
     model = planted()
     order = ["5.mlp", "2.attn", "7.mlp"]
     schedule = static_schedule(model.weight_bytes, order)

@@ -35,7 +35,7 @@ def test_byte_ratios_are_those_of_the_schedule() -> None:
         assert candidate.byte_ratio == pytest.approx(expected)
 
 
-def test_no_depth_is_promised_that_was_not_measured() -> None:
+def test_every_candidate_was_measured_at_its_minimum_depth() -> None:
     model, texts = planted(), list(documents())  # responses of 48 tokens
     evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
     losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))
@@ -48,7 +48,7 @@ def test_no_depth_is_promised_that_was_not_measured() -> None:
         assert at_least >= 0.1 * 48
 
 
-def test_long_replies_are_counted_without_being_laid_out() -> None:
+def test_byte_ratios_of_very_long_replies() -> None:
     model, texts = planted(), list(documents())
     evaluator = Evaluator(model, texts, (8, 20, len(texts)), SearchClock(1e9))
     losses = list(score_prefixes(model, evaluator, ["7", "3"], 20, 1e9))

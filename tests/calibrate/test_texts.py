@@ -1,4 +1,4 @@
-"""Held-out text: rows, passages, halves, and what is refused."""
+"""Held-out text: rows, passages, halves, and text that is refused."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_rows_of_every_form(tmp_path: Path) -> None:
         "[" * 100_000,
     ],
 )
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: object) -> None:
+def test_a_bad_row_is_reported_with_its_line(tmp_path: Path, line: object) -> None:
     path = rows(tmp_path, {"text": "Fine."}, line)
     with pytest.raises(UsageError, match=r"data\.jsonl, line 2: "):
         read_samples(path)
@@ -96,7 +96,7 @@ def test_a_plain_text_is_cut_into_passages(model: LoadedModel, tmp_path: Path) -
     assert {len(d) for d in documents[:-1]} == {320}
 
 
-def test_what_is_far_too_long_is_not_tokenized_whole(
+def test_text_far_too_long_is_not_tokenized_whole(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "LONGEST_PIECE", 20_000)  # a context of 1,024 tokens
@@ -112,7 +112,7 @@ def test_what_is_far_too_long_is_not_tokenized_whole(
     samples = [Sample(f"{n} and {long}", question) for n in range(40)]
     beyond = Sample("Because it is.", ({"role": "user", "content": long},))
     documents = encode_samples(model, [*samples, beyond])
-    assert len(documents) == 40  # the same as without limits, but for what cannot fit
+    assert len(documents) == 40  # all but the one whose prompt does not fit
     assert {len(document) for document in documents} == {model.context_length}
     assert max(map(len, given)) <= 20_000
 
@@ -125,7 +125,7 @@ def test_too_little_text_is_refused_with_the_amount(model: LoadedModel) -> None:
         encode_samples(model, [])
 
 
-def test_documents_end_with_the_context() -> None:
+def test_documents_are_cut_at_the_context() -> None:
     short = tiny("llama").gated  # a context of 256
     samples = [
         Sample(" ".join(["w5"] * 300), ({"role": "user", "content": f"w6 w{n}"},))
@@ -157,11 +157,11 @@ def test_the_pairs_for_all_other_models() -> None:
     assert min(kinds.values()) >= 20
     assert len({sample.messages[0]["content"] for sample in samples}) == len(samples) >= 120
     for sample in samples:
-        # 120 to 400 tokens, as the tokenizers of today count: about three tokens in four words.
+        # 120 to 400 tokens: today's tokenizers make about four tokens of three words.
         assert 85 <= len(sample.response.split()) <= 300, sample
 
 
-def test_the_same_text_twice_counts_once(model: LoadedModel) -> None:
+def test_repeated_text_is_used_once(model: LoadedModel) -> None:
     samples = builtin_samples(model)
     once = encode_samples(model, samples)
     assert encode_samples(model, [*samples, *samples[:50]]) == once
@@ -173,12 +173,12 @@ def test_half_a_character_is_a_bad_row(tmp_path: Path) -> None:
         read_samples(tmp_path / "half.jsonl")
 
 
-def test_a_mark_at_the_beginning_and_a_loud_suffix_do_no_harm(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_an_upper_case_suffix_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "MARKED.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "Fine."}\n')
     assert [sample.response for sample in read_samples(tmp_path / "MARKED.JSONL")] == ["Fine."]
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+def test_only_regular_files_with_text_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     for path, problem in {
         tmp_path / "pipe.txt": "not a regular file",
@@ -192,7 +192,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
         read_samples(tmp_path / "blank.txt")
 
 
-def test_documents_are_drawn_by_seed_and_hashed_whatever_their_order() -> None:
+def test_documents_are_drawn_by_seed_and_hashed_in_any_order() -> None:
     texts = list(planted_documents())
     assert choose(texts, 32, 1) == choose(texts, 32, 1) != choose(texts, 32, 2)
     assert choose(texts, 10_000, 1) == texts

@@ -117,7 +117,7 @@ def test_show_and_remove(
 
 
 @pytest.mark.slow
-def test_the_built_in_model_is_calibrated_and_runs_so(d3: D3) -> None:
+def test_the_built_in_model_is_calibrated_and_then_runs_so(d3: D3) -> None:
     made = d3("calibrate", *QUICK, "--dtype", "bfloat16", "--json")
     assert made.code == 0, made
     found = json.loads(made.out)
@@ -130,7 +130,7 @@ def test_the_built_in_model_is_calibrated_and_runs_so(d3: D3) -> None:
     assert f"{found['unseen']['byte_ratio']:.2f}×" in d3("models").out
 
 
-def test_nothing_worth_it_exits_3_and_stores_nothing(d3: D3) -> None:
+def test_no_worthwhile_schedule_exits_3_and_stores_nothing(d3: D3) -> None:
     result = d3("calibrate", *QUICK, "--dtype", "bfloat16", "--target-drop", "0.0001%", "--json")
     assert result.code == 3
     found = json.loads(result.out)
@@ -168,7 +168,7 @@ def test_self_replies_are_scored(d3: D3, planted: Path, text: Path) -> None:
     assert stored["entries"][0]["settings"]["data"] == str(text)  # its prompts
 
 
-def test_replies_are_judged_beside_full_depths_own(d3: D3, planted: Path, text: Path) -> None:
+def test_replies_are_judged_against_full_depths_own(d3: D3, planted: Path, text: Path) -> None:
     arguments = ("--data", text, "--replies", "--reply-tokens", "16", "--json")
     result = d3("calibrate", planted, *QUICK, *arguments)
     assert result.code == 0, result
@@ -303,7 +303,7 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
     assert "error: no space left" in result.err
 
 
-def test_a_search_that_memory_would_end_is_refused(
+def test_a_search_that_does_not_fit_into_memory_is_refused(
     d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("d3cli.calibrate.evaluator.available_memory", lambda device: 200_000_000)
