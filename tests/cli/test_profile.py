@@ -344,7 +344,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (("--against", "a.json"), "--against lines up two recorded runs"),
+            (("--against", "a.json"), "--against compares two recorded runs"),
             ((STORY, "-o", "csv", "--json"), "--json and -o csv exclude each other"),
             ((STORY, "--repeat", "0"), "--repeat"),
             ((STORY, "--alpha", "2"), "outside (0, 1]"),

@@ -29,7 +29,7 @@ def calibrate(settings: CalibrateSettings) -> int:
     output = Output()
     form = _form(settings.form, settings.as_json)
     if settings.show and settings.remove:
-        raise UsageError("--show and --remove exclude each other", "give one of them")
+        raise UsageError("--show and --remove exclude each other", "use only one of them")
     if settings.show:
         show_stored(output, settings.model, form)
     elif settings.remove:
@@ -57,7 +57,7 @@ def remove(settings: RemoveSettings) -> int:
 
 def _form(form: Format, as_json: bool) -> Format:
     if as_json and form is Format.csv:
-        raise UsageError("--json and -o csv exclude each other", "give one of them")
+        raise UsageError("--json and -o csv exclude each other", "use only one of them")
     return Format.json if as_json else form
 
 

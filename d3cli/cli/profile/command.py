@@ -35,10 +35,10 @@ def profile(settings: ProfileSettings) -> int:
         show_recorded(output, destination, recorded.from_, recorded.against)
         return 0
     if recorded.against is not None:
-        raise UsageError("--against lines up two recorded runs", "give the other one with --from")
+        raise UsageError("--against compares two recorded runs", "name the other one with --from")
     name, rows = _read_rows(settings)
     if prompts.raw and any(len(row.messages) > 1 for row in rows):
-        raise UsageError("--raw takes one text a prompt, not messages", "leave out --raw")
+        raise UsageError("--raw takes one text per prompt, not messages", "leave out --raw")
     if system := system_prompt(settings):
         rows = [row.with_system(system) for row in rows]
     template = settings.reply.template.chat_template
