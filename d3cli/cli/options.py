@@ -9,32 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from d3cli.cli.completion import complete_model
+from d3cli.cli.model_options import MODEL_HELP, ModelOptions
 
-if TYPE_CHECKING:
-    from d3cli.model.load import LoadOptions
-
-DEPTH, SAMPLING, INPUT, MODEL, OUTPUT = "Depth", "Sampling", "Input", "Model", "Output"
-
-
-class DtypeName(StrEnum):
-    """The type in which the weights are computed."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-class QuantizationName(StrEnum):
-    """How weights are stored in memory."""
-
-    bnb_4bit = "bnb-4bit"
-    bnb_8bit = "bnb-8bit"
+DEPTH, SAMPLING, INPUT, OUTPUT = "Depth", "Sampling", "Input", "Output"
 
 
 class Think(StrEnum):
@@ -42,12 +24,6 @@ class Think(StrEnum):
 
     on = "on"
     off = "off"
-
-
-MODEL_HELP = (
-    "An alias, a hub id or a directory; d3 models lists them. Default: the configured model, else "
-    "the built-in one"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,77 +231,6 @@ class SamplingOptions:
         """The settings of `SamplingParams`."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
         return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """How a model is loaded."""
-
-    dtype: Annotated[
-        DtypeName,
-        typer.Option(
-            envvar="D3_DTYPE",
-            rich_help_panel=MODEL,
-            help="auto: bfloat16 if the processor or GPU computes in it, else float32.",
-        ),
-    ] = DtypeName.auto
-    quantization: Annotated[
-        QuantizationName | None,
-        typer.Option(
-            envvar="D3_QUANTIZATION",
-            rich_help_panel=MODEL,
-            help="Quantize the layers with bitsandbytes while loading. Saves memory; 4 bits are "
-            "usually faster too.",
-        ),
-    ] = None
-    device: Annotated[
-        str,
-        typer.Option(
-            envvar="D3_DEVICE",
-            metavar="auto|cpu|cuda[:N]",
-            rich_help_panel=MODEL,
-            help="Where to run.",
-        ),
-    ] = "auto"
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            envvar="D3_THREADS",
-            min=1,
-            max=1024,
-            metavar="N",
-            rich_help_panel=MODEL,
-            help="CPU threads. Default: the number of physical cores, or fewer if the machine is "
-            "busy.",
-        ),
-    ] = None
-    offline: Annotated[
-        bool,
-        typer.Option(
-            "--offline",
-            envvar="D3_OFFLINE",
-            rich_help_panel=MODEL,
-            help="Never use the network.",
-        ),
-    ] = False
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            rich_help_panel=MODEL,
-            help="Load the model even if it is predicted not to fit into memory.",
-        ),
-    ] = False
-
-    @property
-    def load_options(self) -> "LoadOptions":
-        """These options as `load_model` takes them."""
-        return {
-            "dtype": self.dtype.value,
-            "quantization": None if self.quantization is None else self.quantization.value,
-            "device": self.device,
-            "force": self.force,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tab after a model's place: names that are there, in the form that each shell reads."""
+"""Tab completes the names of models, in the form that each shell reads."""
 
 import os
 import subprocess
@@ -26,8 +26,8 @@ def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "foxes" / "inner").mkdir(parents=True)
     (tmp_path / "fo.txt").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert complete_model("fo") == ["fox"]  # a bare word: what is a model
-    assert complete_model("./fo") == ["./fox", "./foxes/"]  # a path: the way to one, too
+    assert complete_model("fo") == ["fox"]  # a bare word: models only
+    assert complete_model("./fo") == ["./fox", "./foxes/"]  # a path: other directories as well
     assert complete_model(f"{tmp_path}/foxes/") == [f"{tmp_path}/foxes/inner/"]
     assert complete_model("./none/x") == []
 
@@ -41,13 +41,13 @@ def test_a_damaged_config_file_offers_less_and_says_nothing(
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_is_answered(shell: str) -> None:
+def complete(shell: str, words: str) -> str:
+    """What the shell is told when Tab is pressed after these words."""
     environment = os.environ | {
         "_D3_COMPLETE": f"complete_{shell}",
-        "COMP_WORDS": "d3 generate llama-3.2",
-        "COMP_CWORD": "2",
-        "_TYPER_COMPLETE_ARGS": "d3 generate llama-3.2",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+        "_TYPER_COMPLETE_ARGS": words,
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     child = subprocess.run(
@@ -60,7 +60,20 @@ def test_each_shell_is_answered(shell: str) -> None:
         capture_output=True,
         text=True,
     )
-    assert "llama-3.2-1b" in child.stdout, child.stderr
-    assert "llama-3.2-3b" in child.stdout
-    assert "qwen" not in child.stdout
     assert not child.stderr
+    return child.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_is_answered(shell: str) -> None:
+    found = complete(shell, "d3 generate llama-3.2")
+    assert "llama-3.2-1b" in found
+    assert "llama-3.2-3b" in found
+    assert "qwen" not in found
+
+
+def test_a_command_with_subcommands_completes_both() -> None:
+    assert {"show", "remove", "demo"} <= set(complete("bash", "d3 calibrate ").split())
+    assert complete("bash", "d3 calibrate sh").split() == ["show"]
+    assert complete("bash", "d3 calibrate show dem").split() == ["demo"]
+    assert "--target-drop" in complete("bash", "d3 calibrate --targ")

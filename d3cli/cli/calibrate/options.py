@@ -10,6 +10,7 @@ import typer
 from d3cli.cli import options
 from d3cli.cli.command_line import CommandSettings
 from d3cli.cli.completion import complete_model
+from d3cli.cli.model_options import MODEL_HELP, ModelOptions
 
 SEARCH, TEXT, STORE = "Search", "Text", "Store"
 # Documents that are used unless --documents says otherwise; more change a result little.
@@ -166,7 +167,7 @@ class CalibrateSettings(CommandSettings):
         typer.Argument(
             metavar="MODEL",
             autocompletion=_complete_model_or_command,
-            help=options.MODEL_HELP + ".",
+            help=MODEL_HELP + ".",
         ),
     ] = None
     search: SearchOptions
@@ -179,7 +180,7 @@ class CalibrateSettings(CommandSettings):
         bool,
         typer.Option("--remove", rich_help_panel=STORE, help="The same as d3 calibrate remove."),
     ] = False
-    loading: options.ModelOptions
+    loading: ModelOptions
     form: Output = Format.table
     as_json: options.Json = False
     debug: options.Debug = False
@@ -208,8 +209,6 @@ class RemoveSettings(CommandSettings):
 
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="MODEL", autocompletion=complete_model, help=options.MODEL_HELP + "."
-        ),
+        typer.Argument(metavar="MODEL", autocompletion=complete_model, help=MODEL_HELP + "."),
     ] = None
     debug: options.Debug = False

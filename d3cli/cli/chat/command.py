@@ -17,7 +17,7 @@ from d3cli.files.names import find_local
 if TYPE_CHECKING:
     from d3cli.cli.chat.model_switch import Models
     from d3cli.cli.chat.settings import ChatSettings
-    from d3cli.cli.options import ModelOptions
+    from d3cli.cli.model_options import ModelOptions
     from d3cli.decode.conversation import Conversation
     from d3cli.model.load import LoadOptions
     from d3cli.model.model import LoadedModel

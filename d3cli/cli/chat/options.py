@@ -9,6 +9,7 @@ import typer
 from d3cli.cli import options
 from d3cli.cli.command_line import CommandSettings
 from d3cli.cli.completion import complete_model
+from d3cli.cli.model_options import MODEL_HELP
 
 KEPT = "Conversations"
 
@@ -67,7 +68,7 @@ class ChatCommandSettings(CommandSettings):
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_model,
-            help=options.MODEL_HELP
+            help=MODEL_HELP
             + "; a conversation continues with the model that wrote its last reply.",
         ),
     ] = None

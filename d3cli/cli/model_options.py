@@ -1,0 +1,103 @@
+"""The options that say how a model is loaded, shared by all commands that load one."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from d3cli.model.load import LoadOptions
+
+MODEL = "Model"
+MODEL_HELP = (
+    "An alias, a hub id or a directory; d3 models lists them. Default: the configured model, else "
+    "the built-in one"
+)
+
+
+class DtypeName(StrEnum):
+    """The number type that the model computes in."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class QuantizationName(StrEnum):
+    """How weights are stored in memory."""
+
+    bnb_4bit = "bnb-4bit"
+    bnb_8bit = "bnb-8bit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How a model is loaded."""
+
+    dtype: Annotated[
+        DtypeName,
+        typer.Option(
+            envvar="D3_DTYPE",
+            rich_help_panel=MODEL,
+            help="auto: bfloat16 if the processor or GPU computes in it, else float32.",
+        ),
+    ] = DtypeName.auto
+    quantization: Annotated[
+        QuantizationName | None,
+        typer.Option(
+            envvar="D3_QUANTIZATION",
+            rich_help_panel=MODEL,
+            help="Quantize the layers with bitsandbytes while loading. Saves memory; 4 bits are "
+            "usually faster too.",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            envvar="D3_DEVICE",
+            metavar="auto|cpu|cuda[:N]",
+            rich_help_panel=MODEL,
+            help="Where to run.",
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_THREADS",
+            min=1,
+            max=1024,
+            metavar="N",
+            rich_help_panel=MODEL,
+            help="CPU threads. Default: the number of physical cores, or fewer if the machine is "
+            "busy.",
+        ),
+    ] = None
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline",
+            envvar="D3_OFFLINE",
+            rich_help_panel=MODEL,
+            help="Never use the network.",
+        ),
+    ] = False
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            rich_help_panel=MODEL,
+            help="Load the model even if it is predicted not to fit into memory.",
+        ),
+    ] = False
+
+    @property
+    def load_options(self) -> "LoadOptions":
+        """These options as `load_model` takes them."""
+        return {
+            "dtype": self.dtype.value,
+            "quantization": None if self.quantization is None else self.quantization.value,
+            "device": self.device,
+            "force": self.force,
+        }
