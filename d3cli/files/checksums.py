@@ -31,7 +31,7 @@ def verify(directory: Path, on_progress: OnProgress | None = None) -> int:
         known = _known(file, directory)
         if known is None:
             raise ModelError(
-                f"there is no checksum to compare {file} with",
+                f"{file} has no checksum to compare it with",
                 "only files from the hub's cache or from hf download --local-dir can be verified",
             )
         if _checksum(file, known, progress) != known:

@@ -41,7 +41,7 @@ def test_one_flipped_bit_is_found(downloaded: Path, name: str) -> None:
     data = bytearray((downloaded / name).read_bytes())
     data[-10] ^= 1
     (downloaded / name).write_bytes(data)
-    with pytest.raises(ModelError, match=f"{name} is not the file that the hub gave"):
+    with pytest.raises(ModelError, match=f"{name} is not the file that the hub sent"):
         verify(downloaded)
 
 
