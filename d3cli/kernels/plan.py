@@ -10,11 +10,11 @@
 | any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D   |
 
 Embeddings are not multiplied: single rows are looked up. Layers of a family outside the allow-list
-stay as transformers loads them, and so does their LM head.
+stay as transformers loads them, and so does its LM head.
 
-Loading, the prediction of memory and `d3 doctor` all ask a `KernelPlan`. The processor decides, no
-clock: kernels round differently, so a choice that changed from run to run would change replies.
-Knows the shapes of weights, not their values.
+Loading, the prediction of memory and ``d3 doctor`` all ask a `KernelPlan`. The choice depends on
+the processor, not on a measurement: kernels round differently, so a choice that changed from run to
+run would change replies. Knows the shapes of weights, not their values.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from d3cli.kernels.bnb_linear import Quantization, fits_cpu_kernel, quantized_by
 from d3cli.kernels.device import onednn_takes_bfloat16
 from d3cli.kernels.int8_linear import MULTIPLE, HeadChoice, int8_bytes
 
-# The LM head gets 8 bits where it is at least this share of what a full-depth step reads.
+# The LM head gets 8 bits if it is at least this share of what a full-depth step reads.
 LEAST_HEAD = 1 / 16
 
 
@@ -46,12 +46,13 @@ class Kernel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """In what form weights are asked for, and where.
+    """The form in which weights are asked for, and the device.
 
     Attributes:
         dtype: of weights that are not quantized, and of activations.
         quantization: quantizes the layers' linears while loading.
-        quantize_head: None is "auto" where the layers are in 4 bits, else "off".
+        quantize_head: "auto" puts the LM head into 8 bits if that pays, "off" does not. None is
+            "auto" with layers in 4 bits, else "off".
     """
 
     dtype: torch.dtype
@@ -71,8 +72,8 @@ class KernelPlan:
 
     Attributes:
         form: what was asked for.
-        quantized: the kernel of linears that are quantized, while loading or in the files already;
-            None where none are.
+        quantized: the kernel of quantized linears, whether the files hold them so or loading
+            quantizes them; None if no linear is quantized.
         plain: the kernel of other linears.
         head: the kernel of the LM head.
         stored_quantized: whether the files hold quantized weights.
@@ -141,7 +142,7 @@ def plan_kernels(model: Description, head: tuple[int, int], form: Form) -> Kerne
     stored = model.config.get("quantization_config")
     kind = form.quantization or _stored_kind(stored)
     quantized = {None: None, "bnb-4bit": Kernel.BNB_NF4, "bnb-8bit": Kernel.BNB_INT8}[kind]
-    is_listed = model.config.get("model_type") in FAMILIES  # others' code may look at its weights
+    is_listed = model.config.get("model_type") in FAMILIES  # other code may access its weights
     plain = Kernel.PACKED if is_listed and can_pack(form.dtype, form.device) else Kernel.TORCH
     plan = KernelPlan(form, quantized, plain, plain, "quantization_config" in model.config)
     choice = form.quantize_head or ("auto" if kind == "bnb-4bit" else "off")
@@ -160,7 +161,7 @@ def _stored_kind(stored: Any) -> Quantization | None:
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN's packed kernel multiplies this dtype there, and fast."""
+    """Whether oneDNN's packed kernel is the faster one for this dtype on this device."""
     return (
         dtype == torch.bfloat16
         and device.type == "cpu"
@@ -170,7 +171,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _head_fits_8_bits(plan: KernelPlan, model: Description, head: tuple[int, int]) -> bool:
-    """Whether torch's int8 kernel takes the LM head, and the head is large enough to pay."""
+    """Whether torch's int8 kernel takes the LM head, and the head is large enough to gain."""
     # In float16 the kernel's scales would be too coarse for small rows.
     if plan.form.device.type != "cpu" or plan.form.dtype == torch.float16 or head[1] % MULTIPLE:
         return False

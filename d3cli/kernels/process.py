@@ -1,16 +1,21 @@
 """What loading a model changes in the whole process, in one place.
 
-torch, oneDNN, glibc, transformers and bitsandbytes keep some settings per process, not per model.
-d3 changes these:
+torch, oneDNN, glibc, transformers and bitsandbytes keep some settings per process, not per model:
 
-- threads: `use_threads`. Every product of this process uses them.
-- oneDNN's kernel caches: `limit_kernel_caches`. Read once, at the first product.
-- freed memory: `return_freed_memory`. Stays.
-- bitsandbytes: `import_bitsandbytes` without code from the hub, `register_rounding` for NF4. Stay.
-- transformers' progress bar and stderr: off for as long as a context lasts.
+| function               | what changes                                | for how long |
+|------------------------|---------------------------------------------|--------------|
+| `use_threads`          | the threads of torch                        | for good     |
+| `limit_kernel_caches`  | oneDNN's caches, by environment variables   | for good     |
+| `return_freed_memory`  | when glibc returns memory to the system     | for good     |
+| `import_bitsandbytes`  | hides the package `kernels`                 | the import   |
+| `prepare_quantization` | the two above; d3's code rounds to NF4      | for good     |
+| `no_progress_bar`      | transformers' progress bar                  | a context    |
+| `silent_stderr`        | stderr of the process                       | a context    |
+| `quiet_libraries`      | what libraries print; only the CLI calls it | for good     |
+| `stay_offline`         | the hub's network; only the CLI calls it    | for good     |
 
-`prepare_process` makes the lasting ones. Knows nothing of models. Imports torch and transformers
-only inside functions, since `quiet_libraries` and `stay_offline` must come before them.
+Knows nothing of models. Imports torch and transformers only inside functions, since the last two
+must come before these imports.
 """
 
 import ctypes
@@ -48,7 +53,7 @@ def prepare_process(threads: int | None = None) -> None:
 
 
 def prepare_quantization(*, in_4_bits_on_cpu: bool) -> None:
-    """Imports bitsandbytes and sets up what quantizing weights needs."""
+    """Prepares the process to quantize weights with bitsandbytes."""
     import_bitsandbytes()
     return_freed_memory()
     if in_4_bits_on_cpu:
@@ -58,7 +63,7 @@ def prepare_quantization(*, in_4_bits_on_cpu: bool) -> None:
 
 
 def use_threads(threads: int) -> None:
-    """Has torch compute with this many CPU threads.
+    """Sets the number of CPU threads that torch computes with.
 
     Raises:
         UsageError: the number is out of range.
@@ -112,7 +117,7 @@ def import_bitsandbytes() -> None:
 
 def quiet_libraries(*, progress_bars: bool) -> None:
     """Silences transformers and the hub on stderr. They read this once, when imported."""
-    # Even errors: they quote a stranger's config as it is, and they are raised to d3 as well.
+    # Errors too: they quote a stranger's config unescaped, and d3 gets them as exceptions as well.
     os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -128,7 +133,7 @@ def stay_offline() -> None:
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """Hides transformers' progress bar: the library prints nothing."""
+    """Hides transformers' progress bar, since the library prints nothing."""
     from transformers.utils import logging as hf_logging
 
     shown = hf_logging.is_progress_bar_enabled()

@@ -65,7 +65,7 @@ def load_weights(
             )
     except (ModelError, MemoryError, torch.OutOfMemoryError):
         raise  # running out of memory is not the files' fault
-    except Exception as error:  # a broken checkpoint makes transformers raise every kind
+    except Exception as error:  # a broken checkpoint may raise anything
         raise ModelError(
             f"{files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
         ) from error
@@ -82,7 +82,7 @@ def load_weights(
 
 
 def _quantization(config: Any, plan: KernelPlan) -> tuple[dict[str, Any], list[str]]:
-    """Transformers' options for quantized weights, and the linears that stay as they are."""
+    """Options of transformers for quantized weights, and the linears that are not quantized."""
     form = plan.form
     if form.quantization is None:
         if not plan.stored_quantized:
@@ -116,7 +116,7 @@ def _pack_4_bits(name: str, model: Any, progress: ByteProgress) -> None:
         pack_for_cpu(model, progress.add)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # scales that contradict the weights raise every kind
+    except Exception as error:  # bad scales may raise anything
         raise ModelError(
             f"the 4-bit weights of {name} are damaged: {one_line(error)}", BROKEN_FILES
         ) from error
@@ -154,7 +154,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
             tokenizer("Some bad settings fail only when the tokenizer is used.")
     except MemoryError:
         raise
-    except BaseException as error:  # a panic in Rust is no Exception
+    except BaseException as error:  # a Rust panic is not an Exception
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise ModelError(

@@ -48,8 +48,8 @@ def check_config(
 
     Returns the model's family and its parsed config.
 
-    transformers would build a config's layers one by one before it notices that the weights hold
-    fewer. A config that asks for fewer layers than the weights hold would run as another model.
+    A config with too many layers would make transformers build them all before it notices that the
+    weights hold fewer. A config with too few layers would run as another model.
 
     Raises:
         ModelError: the stack is not supported, or the config cannot be right.
@@ -72,10 +72,10 @@ def check_config(
 
 
 def _check_unlisted(model: Description) -> Any:
-    """Refuses, from the config alone, what cannot run even at full depth; returns it parsed.
+    """Refuses a model that cannot run even at full depth; returns its parsed config.
 
     Raises:
-        ModelError: it is no plain decoder.
+        ModelError: it is not a plain decoder.
     """
     name, model_type = model.name, model.config["model_type"]
     if model_type not in CONFIG_MAPPING:
@@ -100,7 +100,7 @@ def _check_unlisted(model: Description) -> Any:
 
 
 def _check_stored_form(model: Description) -> None:
-    """Raises ModelError where the config and the tensors disagree about quantized weights."""
+    """Raises ModelError if the config and the tensors disagree about quantized weights."""
     stored = model.config.get("quantization_config")
     is_quantized = any(tensor.name.endswith(QUANTIZED) for tensor in model.tensors)
     if stored is not None and model.tensors and not is_quantized:
@@ -120,7 +120,7 @@ def _check_stored_form(model: Description) -> None:
 
 
 def _check_counts(model: Description, family: Family) -> None:
-    """Raises ModelError where the numbers of layers and positions cannot be right."""
+    """Raises ModelError if the numbers of layers and positions cannot be right."""
     for key in COUNTS:
         value = model.config.get(key)
         unused = value is None or (family is UNLISTED and key == "sliding_window" and value == 0)
@@ -140,13 +140,13 @@ def _check_counts(model: Description, family: Family) -> None:
 
 
 def check_sizes(model: Description, config: Any, family: Family) -> None:
-    """Refuses a config whose sizes are not those of the weights, before memory is taken for them.
+    """Refuses a config whose sizes are not those of the weights, before it allocates memory.
 
     Args:
-        config: the parsed one.
+        config: the parsed config.
 
     Raises:
-        ModelError: with the two that disagree.
+        ModelError: naming the sizes that disagree.
     """
     try:
         config = without_choices(deepcopy(config))  # building may change it
@@ -155,7 +155,7 @@ def check_sizes(model: Description, config: Any, family: Family) -> None:
             built = model_class(config)._from_config(config, attn_implementation=family.attention)
     except (ModelError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # transformers and torch raise every kind for odd values
+    except Exception as error:  # transformers and torch may raise anything
         raise ModelError(
             f"no model can be built from the config.json of {model.name}: {one_line(error)}",
             BROKEN_FILES,

@@ -22,18 +22,18 @@ def parse_config(model: Description, hint: str = BROKEN_FILES) -> Any:
         return AutoConfig.for_model(**model.config)
     except MemoryError:
         raise
-    except Exception as error:  # transformers raises every kind for odd values
+    except Exception as error:  # odd values may raise anything
         raise ModelError(
             f"the config.json of {model.name} cannot be read: {one_line(error)[:200]}", hint
         ) from error
 
 
 @contextmanager
-def config_in_use(name: str) -> Iterator[None]:
-    """Turns the errors of a config whose values contradict each other, or are of the wrong kind.
+def config_errors(name: str) -> Iterator[None]:
+    """Turns errors caused by contradictory or wrongly typed values in a config into ModelError.
 
     Raises:
-        ModelError: with what went wrong.
+        ModelError: with the original error.
     """
     try:
         yield

@@ -8,7 +8,7 @@ from typing import Any
 from d3cli.files.lazy_weights import REOPEN_AFTER
 from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
-from d3cli.model.config import config_in_use
+from d3cli.model.config import config_errors
 
 # Bytes for each weight that bitsandbytes takes while it reorders a 4-bit weight for its CPU kernel,
 # and bytes that quantizing takes in any case.
@@ -24,7 +24,7 @@ def plan_for(model: Description, config: Any, form: Form) -> KernelPlan:
     Raises:
         ModelError: the config makes no sense.
     """
-    with config_in_use(model.name):
+    with config_errors(model.name):
         return plan_kernels(model, head_shape(config), form)
 
 
@@ -52,16 +52,16 @@ class HeldWeights:
 
     @property
     def while_loading(self) -> int:
-        """What is held beside them for a moment, while each weight is converted or packed."""
+        """The most that converting or packing a weight takes for a moment, beside the weights."""
         plan, tensors = self._plan, self._model.tensors
         converted = [t for t in tensors if plan.converts(t)]
         read = tensors if plan.packs else converted
         in_layers = max((t.nbytes for t in read if t.layer is not None), default=0)
-        # These are read before the LM head gets another form, so its copy is not there yet.
+        # These are read before the LM head is packed or quantized, so its copy does not exist yet.
         outside = max((t.nbytes for t in converted if t.layer is None), default=0)
         outside -= max(0, self._beside_the_files)
         if plan.form.quantization is not None:
-            # The LM head is packed when the layers are there already.
+            # The LM head is packed after the layers are loaded.
             head = self._head if plan.packs and not plan.head_in_8_bits else 0
             return max(head, outside, self._reordering, QUANTIZING)
         return max(in_layers, outside) + REOPEN_AFTER if converted or in_layers else 0
@@ -91,10 +91,10 @@ class HeldWeights:
 
     @property
     def _beside_the_files(self) -> int:
-        """Bytes of embeddings and LM head beyond those of their tensors in the files.
+        """Bytes of embeddings and LM head, less those of their tensors in the files.
 
-        A head in another form is a copy. Embeddings that stay mapped take no memory, since single
-        rows of them are read: then this may be negative.
+        A packed or quantized head is a copy. Embeddings that stay mapped take no memory, since only
+        single rows are read, so the result may be negative.
         """
         plan, shape = self._plan, head_shape(self._config)
         taken = plan.head_bytes(*shape)
@@ -102,12 +102,12 @@ class HeldWeights:
         mapped = plan.form.device.type == "cpu" and not any(map(plan.converts, tables))
         if self._config.tie_word_embeddings:
             if not plan.head_in_8_bits and not plan.packs:
-                return 0  # embeddings and head are one
+                return 0  # embeddings and head are the same tensor
             return taken - self._head if mapped else taken
         return taken - self._head - (self._head if mapped and len(tables) == 2 else 0)
 
     def _held(self, tensor: TensorInfo) -> int:
         """Bytes of one tensor."""
         if tensor.name.endswith("lm_head.weight") and self._model.config.get("tie_word_embeddings"):
-            return 0  # a second copy of the embeddings, which is not read
+            return 0  # a second copy of the embeddings, which is never read
         return self._plan.held_bytes(tensor)

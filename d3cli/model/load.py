@@ -42,7 +42,7 @@ class LoadOptions(TypedDict, total=False):
         quantize_head: "auto" puts the LM head into 8 bits on a CPU, if it is a large part of what a
             step reads. None, the default, is "auto" with 4-bit layers, else "off".
         device: "auto", the default, is the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
-        full_depth_only: nothing will be dropped, so a decoder that no test proves may run as well.
+        full_depth_only: nothing will be dropped, so an untested decoder may run as well.
         prompt_tokens, reply_tokens: the lengths for which memory is predicted.
         force: loads the model even if the prediction exceeds the free memory.
     """

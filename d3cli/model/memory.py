@@ -21,7 +21,7 @@ from d3cli.files.safetensors import Description
 from d3cli.kernels.bnb_linear import Quantization, check_quantization
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form
-from d3cli.model.config import config_in_use, parse_config
+from d3cli.model.config import config_errors, parse_config
 from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
 
@@ -81,7 +81,7 @@ def predict_memory(
 def _predict(
     model: Description, config: Any, form: Form, prompt_tokens: int, reply_tokens: int
 ) -> MemoryNeed:
-    with config_in_use(model.name):
+    with config_errors(model.name):
         held = HeldWeights(model, config, plan_for(model, config, form))
         positions = min(prompt_tokens + reply_tokens, int(config.max_position_embeddings))
         chunk = min(max(prompt_tokens, 1), PREFILL_CHUNK)

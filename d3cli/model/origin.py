@@ -16,9 +16,9 @@ class Origin:
     """Where a model comes from, and the depth schedule that is stored for it.
 
     Attributes:
-        key: what a calibration of it is stored under; None where it does not come from files, or
-            can run at full depth only.
-        calibration: what the store holds for it, or why that does not count.
+        key: what a calibration of it is stored under; None if it does not come from files or runs
+            at full depth only.
+        calibration: what the store holds for it, or why that is not used.
         shipped: the depth schedule that came with it.
         builtin: whether it is the model that ships with d3cli.
     """
@@ -37,7 +37,7 @@ class Origin:
 
 
 def shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
-    """The depth schedule that ships with the built-in model. Other models' files are not read."""
+    """The depth schedule that ships with the built-in model; None for other models."""
     if not files.builtin:
         return None
     return DepthSchedule.from_json(read_json(files.path / "schedule.json"))
@@ -46,10 +46,10 @@ def shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
 def find_calibration(
     key: ModelKey, check: Callable[[DepthSchedule], None]
 ) -> Calibration | Stale | None:
-    """What the store holds for a model, or why that does not count.
+    """What the store holds for a model, or why that is not used.
 
     Args:
-        check: raises ScheduleError where a schedule does not fit the model.
+        check: raises ScheduleError if a schedule does not fit the model.
     """
     try:
         found = find(key)

@@ -38,7 +38,7 @@ def wrap_model(
         generation_settings: the checkpoint's generation_config.json.
         stored_schedule: a depth schedule that came with the model.
         notes: what a user should know about how it was loaded.
-        full_depth_only: nothing will be dropped, so a decoder that no test proves may run as well.
+        full_depth_only: nothing will be dropped, so an untested decoder may run as well.
         renderer: renders chat templates; by default in a child process.
 
     Raises:
@@ -75,7 +75,7 @@ def _try_out(model: LoadedModel) -> None:
     """Compares an unlisted model's logits through d3 with those of its own forward.
 
     Raises:
-        ModelError: they differ, since its decoder or its cache is built in another way than others.
+        ModelError: they differ, or the model's code fails.
     """
     ids = torch.arange(3, 11, device=model.device)[None] % int(model.causal_lm.config.vocab_size)
     try:
