@@ -1,5 +1,6 @@
 """A command line becomes one settings object; config.toml and subcommands have their place."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import d3cli
+from d3cli.base.errors import Setting
 from d3cli.base.settings import config_file
+from d3cli.cli.app import app
 from d3cli.cli.command_line import CommandSettings, command, command_group
+from d3cli.cli.output import flag
 from tests.conftest import D3, check
 
 
@@ -166,3 +171,28 @@ def test_the_config_file_of_0_1_0_is_read(d3: D3) -> None:
     result = d3("generate", "What is 1 plus 1?")
     assert result.code == 0
     assert "alpha 0.999" in result.err or "layers mean" in result.err
+
+
+def test_every_setting_that_a_message_names_is_an_option() -> None:
+    source = Path(d3cli.__file__).parent
+    named = {
+        name
+        for path in source.rglob("*.py")
+        for name in re.findall(r'\bSetting\("(\w+)"', path.read_text())
+    }
+    group = typer.main.get_command(app)
+    commands = group.commands.values()  # type: ignore[attr-defined]
+    options = {option for each in commands for one in each.params for option in one.opts}
+    assert len(named) > 20
+    assert {flag(Setting(name)) for name in named} <= options
+
+
+def test_no_message_of_the_library_names_a_flag() -> None:
+    flags = {
+        f"{path}: {text}"
+        for path in Path(d3cli.__file__).parent.rglob("*.py")
+        if "cli" not in path.relative_to(Path(d3cli.__file__).parent).parts
+        for text in re.findall(r'"[^"\n]*--[a-z][^"\n]*"', path.read_text())
+        if "hf download" not in text and "d3 chat --list" not in text and "`" not in text
+    }
+    assert not flags
