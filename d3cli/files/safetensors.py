@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from d3cli.base.errors import ModelError, one_line
+from d3cli.base.json_rows import convert_json
 from d3cli.files.json_files import BROKEN_FILES, no_name_twice, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -140,7 +141,16 @@ def read_header(path: Path) -> list[TensorInfo]:
         raise ModelError(f"{path} cannot be read: {one_line(error)}", BROKEN_FILES) from error
 
 
-def parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class HeaderEntry:
+    """A tensor in a safetensors header; its data begins and ends at `data_offsets`, in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, HeaderEntry]]:
     """The offset of a safetensors file's data, and the header's entry for each tensor.
 
     Raises:
@@ -149,6 +159,7 @@ def parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
     start = 8 + int.from_bytes(file.read(8), "little")
     if not 8 <= start <= min(size, 8 + LARGEST_HEADER):
         raise ValueError("its header is longer than the file, or than any header is")
-    header: dict[str, Any] = json.loads(file.read(start - 8), object_pairs_hook=no_name_twice)
-    header.pop("__metadata__", None)
-    return start, header
+    header = json.loads(file.read(start - 8), object_pairs_hook=no_name_twice)
+    tensors = convert_json(header, dict[str, Any])
+    tensors.pop("__metadata__", None)
+    return start, convert_json(tensors, dict[str, HeaderEntry])
