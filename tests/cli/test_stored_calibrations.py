@@ -1,0 +1,212 @@
+"""What d3 generate and d3 models do with a stored calibration."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from d3cli.base.settings import BUILTIN, state_dir
+from d3cli.cli.calibrate.stored import describe
+from d3cli.depth import calibration_store
+from d3cli.depth.calibration_record import Entry
+from d3cli.depth.calibration_store import (
+    file_of,
+)
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.files.names import model_identity
+from d3cli.model.load import load_model
+from tests.conftest import D3, hub_repository
+from tests.copies import change_a_tensor, key_of, stranger
+from tests.records import FOUND, KEY, SCHEDULE
+
+TAIL = ("--max-tokens", "2", "--dtype", "float32")
+
+
+@pytest.fixture
+def fox(tmp_path: Path) -> Path:
+    return stranger(tmp_path / "fox")
+
+
+class TestGenerate:
+    def source(self, d3: D3, *arguments: str | Path) -> tuple[str, list[str]]:
+        """Where the schedule came from, and the notes on it."""
+        result = d3("generate", *arguments, "Hi.", "--json", *TAIL)
+        assert result.code == 0, result.err
+        notes = [line for line in result.err.splitlines() if line.startswith("depth: ")]
+        return json.loads(result.out)["schedule"]["source"], notes
+
+    def test_auto_uses_the_calibration_and_says_what_it_costs(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox), FOUND)
+        result = d3("generate", fox, "Hi.", "--json", *TAIL)
+        expected = SCHEDULE.to_json() | {"source": "calibration"}
+        assert json.loads(result.out)["schedule"] == expected
+        (note,) = [line for line in result.err.splitlines() if line.startswith("depth: ")]
+        assert note == (
+            "depth: calibrated: +0.80% perplexity (1% was allowed), alpha 0.98 from token 8, "
+            "down to 13 of 16 layers"
+        )
+
+    def test_it_wins_over_the_schedule_that_ships_with_the_model(self, d3: D3) -> None:
+        assert self.source(d3) == ("shipped", [])
+        calibration_store.save(key_of(BUILTIN), FOUND)
+        assert self.source(d3)[0] == "calibration"
+        model = load_model(dtype="float32")
+        assert model.origin.schedule == SCHEDULE
+        assert model.origin.calibration == FOUND
+        assert model.origin.builtin
+        assert model.origin.key == key_of(BUILTIN)
+
+    def test_flags_override_its_fields(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox), FOUND)
+        result = d3("generate", fox, "Hi.", "--json", "--alpha", "0.9", *TAIL)
+        schedule = json.loads(result.out)["schedule"]
+        assert schedule == replace(SCHEDULE, alpha=0.9).to_json() | {"source": "flags"}
+
+    def test_a_changed_weight_makes_it_stale(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox), FOUND)
+        change_a_tensor(fox, lambda tensor: tensor * 1.01)
+        source, (stale, default) = self.source(d3, fox)
+        assert source == "default"
+        assert "weights or config changed" in stale
+        assert f"run: d3 calibrate {fox} --dtype float32" in stale
+        assert "a cautious default" in default
+        assert "not calibrated" not in default
+
+    def test_a_changed_config_makes_it_stale(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox), FOUND)
+        config = json.loads((fox / "config.json").read_text())
+        (fox / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+        source, (stale, _) = self.source(d3, fox)
+        assert (source, "weights or config changed" in stale) == ("default", True)
+
+    def test_a_new_revision_makes_it_stale(self, d3: D3) -> None:
+        with hub_repository("someone/tiny-fox") as snapshot:
+            calibration_store.save(key_of("someone/tiny-fox"), FOUND)
+            snapshot.rename(snapshot.with_name("2" * 40))
+            (snapshot.parent.parent / "refs" / "main").write_text("2" * 40)
+            source, (stale, _) = self.source(d3, "someone/tiny-fox")
+        assert source == "default"
+        assert "the model is now at 222222222222" in stale
+
+    def test_another_dtype_has_none(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox, dtype="bfloat16"), FOUND)
+        source, (stale, _) = self.source(d3, fox)
+        assert source == "default"
+        assert "made in bfloat16, and the model now runs in float32" in stale
+
+    def test_one_that_does_not_fit_the_model_is_not_used(self, d3: D3, fox: Path) -> None:
+        other = DepthSchedule(8, 0.98, 8, 2, 2, ("3", "4"))
+        calibration_store.save(key_of(fox), replace(FOUND, schedule=other))
+        source, (stale, _) = self.source(d3, fox)
+        assert source == "default"
+        assert "for 8 layers" in stale
+
+    @pytest.mark.parametrize(
+        ("text", "problem", "remedy"),
+        [
+            ("{", "is damaged", "move it away, or run: d3 calibrate remove demo"),
+            ('{"schema": 2}', "was written by a newer d3", "update d3"),
+        ],
+    )
+    def test_a_file_that_cannot_be_read_is_a_note(
+        self, d3: D3, text: str, problem: str, remedy: str
+    ) -> None:
+        path = calibration_store.save(key_of(BUILTIN), FOUND)
+        path.write_text(text)
+        source, (note,) = self.source(d3)
+        assert source == "shipped"
+        assert problem in note
+        assert remedy in note
+        assert path.read_text() == text
+
+    def test_full_depth_has_no_use_for_one(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox), FOUND).write_text("{")
+        assert self.source(d3, "--alpha", "off", fox) == ("off", [])
+
+    def test_without_one_the_command_that_makes_one_is_named(self, d3: D3, fox: Path) -> None:
+        source, (note,) = self.source(d3, fox)
+        assert source == "default"
+        assert "not calibrated" in note
+        assert f"d3 calibrate {fox} --dtype float32 finds better" in note
+
+    def test_an_alias_and_its_hub_id_share_a_calibration(self, d3: D3) -> None:
+        (state_dir() / "config.toml").write_text('[aliases]\nfoxy = "someone/tiny-fox"\n')
+        with hub_repository("someone/tiny-fox"):
+            names = ("foxy", "someone/tiny-fox")
+            keys = {key_of(name) for name in names}
+            assert len(keys) == 1
+            calibration_store.save(*keys, FOUND)
+            for name in names:
+                data = json.loads(d3("generate", name, "Hi.", "--json", *TAIL).out)
+                assert data["schedule"]["source"] == "calibration"
+        assert {model_identity(name) for name in names} == {"someone/tiny-fox"}
+
+
+class TestModelsCommand:
+    def row(self, d3: D3, name: str) -> list[str]:
+        result = d3("models")
+        assert result.code == 0, result.err
+        (row,) = [line for line in result.out.splitlines() if name in line.split("\t")]
+        return row.split("\t")
+
+    def test_a_calibrated_model_shows_its_drop_and_ratio(self, d3: D3) -> None:
+        assert self.row(d3, "demo")[4] == ""
+        calibration_store.save(key_of(BUILTIN), FOUND)
+        assert self.row(d3, "demo")[4] == "+0.80%, 1.21×, alpha 0.98 (float32)"
+        with hub_repository("someone/tiny-fox"):
+            calibration_store.save(key_of("someone/tiny-fox", quantization="bnb-4bit"), FOUND)
+            assert self.row(d3, "someone/tiny-fox")[4].endswith("(float32 bnb-4bit)")
+
+    def test_a_calibrated_directory_has_a_row(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox), FOUND)
+        calibration_store.save(
+            key_of(fox, dtype="bfloat16"), replace(FOUND, schedule=DepthSchedule(16))
+        )
+        expected = "+0.80%, 1.21×, alpha 0.98 (float32); +0.80%, 1.21×, alpha 1 (bfloat16)"
+        assert self.row(d3, str(fox))[4] == expected
+        (fox / "config.json").write_text("{}")
+        assert self.row(d3, str(fox))[4].count("stale") == 2
+
+    def test_json_holds_them_whole(self, d3: D3, fox: Path) -> None:
+        calibration_store.save(key_of(fox), FOUND)
+        (item,) = json.loads(d3("models", "--json").out)["calibrations"]
+        assert item["model"] == str(fox)
+        assert item["problem"] is None
+        assert item["dtype"] == "float32"
+        assert item.items() >= FOUND.to_json().items()
+        (fox / "config.json").unlink()
+        (item,) = json.loads(d3("models", "--json").out)["calibrations"]
+        assert "config.json" in item["problem"]
+
+    def test_a_damaged_file_stands_beside_its_model(self, d3: D3) -> None:
+        calibration_store.save(key_of(BUILTIN), FOUND).write_text("{")
+        calibration_store.save(KEY, FOUND).write_text("\x1b[31m")
+        assert self.row(d3, "demo")[4] == "unusable"
+        assert "is damaged" in self.row(d3, "demo")[5]
+        assert "is damaged" in self.row(d3, file_of(KEY.model).name)[5]
+        items = json.loads(d3("models", "--json").out)["calibrations"]
+        assert all("is damaged" in item["problem"] for item in items)
+        assert len(items) == 2
+
+    def test_hostile_texts_in_a_file_stay_inert(self, d3: D3) -> None:
+        calibration_store.save(replace(KEY, model="a\x1b[2J", dtype="\u202efp"), FOUND)
+        result = d3("models")
+        assert result.code == 0
+        assert "\x1b" not in result.out
+        assert "\u202e" not in result.out
+        assert "a␛[2J" in result.out
+
+    def test_a_state_directory_that_cannot_be_breaks_nothing(self, d3: D3) -> None:
+        (state_dir() / "calibrations").write_text("a file")
+        assert d3("models").code == 0
+        assert json.loads(d3("models", "--json").out)["calibrations"] == []
+
+
+def test_a_calibration_in_full_says_all_that_was_measured() -> None:
+    rows = dict(describe(Entry(KEY, FOUND), "it is old"))
+    assert rows["model"] == "someone/fox"
+    assert rows["not used"] == "it is old"
+    assert rows["skip order"] == "9 7 5"
+    assert rows["measured"].startswith("+0.80% on 60 unseen documents; at least +0.30%")
+    assert rows["units"] == "layers"
