@@ -129,13 +129,13 @@ def _quality(summary: Summary) -> str:
     full, ours = f"{summary.full_perplexity:.4g}", f"{summary.perplexity:.4g}"
     if summary.agreement is None:
         return (
-            f"The reply's perplexity is {ours} when decoded token by token and {full} when read in "
-            "one pass. Both are at full depth, so the difference is only rounding."
+            f"Perplexity is {ours} when decoded token by token and {full} when read in one pass. "
+            "Both are at full depth, so the difference is only rounding."
         )
     text = (
         f"Of {_count(summary.compared, 'token')} below full depth, {summary.agreement:.1%} have "
-        "the same first choice as at full depth. The reply's perplexity is "
-        f"{full} at full depth and {ours} with D³"
+        f"the same first choice as at full depth. Perplexity is {full} at full depth and {ours} "
+        "with D³"
     )
     if summary.kl is not None:
         text += f"; the mean KL divergence is {max(0.0, summary.kl):.4f} nats per token"

@@ -1,6 +1,7 @@
-"""``d3 profile``: where the layers go, token by token, and what it costs."""
+"""``d3 profile``: depth and time of each token of a reply."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from d3cli.base.errors import UsageError
 from d3cli.cli.command_line import command
@@ -10,7 +11,10 @@ from d3cli.cli.profile.recorded import check_options, show_recorded
 from d3cli.cli.profile.result import choose_destination
 from d3cli.cli.profile.running import run_profile
 from d3cli.cli.prompts import PromptRow, read_prompt, read_prompts
-from d3cli.cli.request import prepare, system_prompt
+from d3cli.cli.request import Ready, prepare, system_prompt
+
+if TYPE_CHECKING:
+    from d3cli.profile.profiler import Profiler
 
 
 @command(ProfileSettings)
@@ -29,7 +33,7 @@ def profile(settings: ProfileSettings) -> int:
     output = Output()
     file = None if settings.output_file == Path("-") else settings.output_file
     destination = choose_destination(output, settings.form, settings.as_json, file)
-    recorded, measure, prompts = settings.recorded, settings.measure, settings.prompts
+    recorded, prompts = settings.recorded, settings.prompts
     if recorded.from_ is not None:
         check_options(settings.typed)
         show_recorded(output, destination, recorded.from_, recorded.against)
@@ -46,11 +50,20 @@ def profile(settings: ProfileSettings) -> int:
     longest = max((row.whole_text for row in rows), key=len)
     ready = prepare(output, settings, name, longest)
 
-    from d3cli.profile.profiler import Profiler, nested_family
-    from d3cli.profile.run import ProfileOptions, Prompt
+    from d3cli.profile.run import Prompt
 
+    texts = [Prompt(row.text, row.messages) for row in rows]
+    run_profile(output, _profiler(ready, settings), texts, destination)
+    return 0
+
+
+def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
+    from d3cli.profile.profiler import Profiler, nested_family
+    from d3cli.profile.run import ProfileOptions
+
+    measure = settings.measure
     order = nested_family(ready.model, ready.schedule, ready.source) if measure.needed else None
-    profiler = Profiler(
+    return Profiler(
         ready.model,
         ProfileOptions(
             schedule=ready.schedule,
@@ -60,15 +73,13 @@ def profile(settings: ProfileSettings) -> int:
             stop=ready.request.stop,
             chat_template=ready.request.chat_template,
             think=ready.request.think,
-            raw=prompts.raw,
+            raw=settings.prompts.raw,
             repeats=measure.repeat,
             compare=measure.compare,
             needed_order=order,
             layers=measure.layers,
         ),
     )
-    run_profile(output, profiler, [Prompt(row.text, row.messages) for row in rows], destination)
-    return 0
 
 
 def _read_rows(settings: ProfileSettings) -> tuple[str, list[PromptRow]]:

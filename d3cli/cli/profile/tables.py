@@ -7,11 +7,12 @@ from dataclasses import fields
 
 from d3cli.base.amounts import readable_size
 from d3cli.cli.format import aligned, cut, filled, fixed, one_line, percent
+from d3cli.depth.units import WeightBytes
 from d3cli.profile import sentences
 from d3cli.profile.columns import Column, columns_of
 from d3cli.profile.summary import Summary, mean, summarize
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
-from d3cli.profile.trace_times import LayerTime
+from d3cli.profile.trace_times import LayersTrace, LayerTime
 
 Rows = list[tuple[str, str]]  # names and values
 
@@ -130,47 +131,41 @@ def layers_table(trace: Trace, reply: ReplyTrace, width: int) -> str:
         )
         for layer, (time, size) in enumerate(zip(found.layers, weights.layers, strict=True))
     ]
-    whole = [
-        sum(time.attn for time in found.layers),
-        sum(time.mlp or 0.0 for time in found.layers),
-        sum(time.other for time in found.layers),
-    ]
-    everything = sum(whole) + found.head_ms + found.rest_ms
-    sizes = [
-        sum(layer.attn for layer in weights.layers),
-        sum(layer.mlp for layer in weights.layers),
-        sum(layer.other for layer in weights.layers),
-    ]
     titles = ("layer", "attn ms", "MLP ms", "rest ms", "attn MB", "MLP MB", "GB/s")
-    parts = [
-        ("attention", whole[0], sizes[0]),
-        ("MLP", whole[1], sizes[1]),
-        ("rest of the layers", whole[2], sizes[2]),
-        ("LM head", found.head_ms, weights.fixed),
-        ("everything else", found.rest_ms, None),
-        ("whole step at full depth", everything, weights.total),
-    ]
-    summary = [
-        (
-            name,
-            f"{ms:.2f}",
-            f"{ms / everything:.1%}" if everything else "",
-            "" if size is None else _megabytes(size),
-            "" if size is None else _rate(size, ms),
-        )
-        for name, ms, size in parts
-    ]
+    by_part = (f"median of {found.steps} steps", "ms", "share", "MB", "GB/s")
     return "\n".join(
         (
             aligned(*filled(titles, rows), width),
-            aligned(
-                (f"median of {found.steps} steps", "ms", "share", "MB", "GB/s"),
-                summary,
-                width,
-                left=(0,),
-            ),
+            aligned(by_part, _part_rows(found, weights), width, left=(0,)),
         )
     )
+
+
+def _part_rows(found: LayersTrace, weights: WeightBytes) -> list[tuple[str, ...]]:
+    """The parts of a decode step: time, share of the step, bytes and their rate."""
+    times, sizes = found.layers, weights.layers
+    parts = [
+        ("attention", sum(time.attn for time in times), sum(size.attn for size in sizes)),
+        ("MLP", sum(time.mlp or 0.0 for time in times), sum(size.mlp for size in sizes)),
+        (
+            "rest of the layers",
+            sum(time.other for time in times),
+            sum(size.other for size in sizes),
+        ),
+        ("LM head", found.head_ms, weights.fixed),
+        ("everything else", found.rest_ms, None),
+    ]
+    whole = sum(ms for _, ms, _ in parts)
+    return [
+        (
+            name,
+            f"{ms:.2f}",
+            f"{ms / whole:.1%}" if whole else "",
+            "" if size is None else _megabytes(size),
+            "" if size is None else _rate(size, ms),
+        )
+        for name, ms, size in [*parts, ("whole step at full depth", whole, weights.total)]
+    ]
 
 
 def replies_table(trace: Trace, width: int) -> str:
