@@ -22,6 +22,7 @@ os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="d3-tests-home-")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from d3cli.base.settings import BUILTIN
 from d3cli.cli import signals
@@ -30,6 +31,9 @@ from d3cli.files.names import find_model
 from tests.forks import Forks
 
 torch.set_num_threads(1)
+# By default Hypothesis fails an example that takes 200 ms, and input that is slow to generate.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 
 @pytest.fixture(autouse=True)

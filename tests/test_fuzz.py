@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3cli.base.errors import UsageError
@@ -52,7 +52,7 @@ def test_parsers_raise_only_errors_of_d3(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rows", "prompts", "trace", "conversation", "model_json"])
 @given(value=JSON)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 def test_any_json_is_read_or_refused(name: str, value: Any) -> None:
     fuzz_parsers.attempt(fuzz_parsers.PARSERS[name], json.dumps(value).encode())
 

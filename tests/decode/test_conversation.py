@@ -142,7 +142,6 @@ class TestWhateverHappenedBefore(Chat.TestCase):
     settings = settings(
         max_examples=15,
         stateful_step_count=12,
-        deadline=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )

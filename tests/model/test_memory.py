@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig
 
+from d3cli.base.amounts import readable_size
 from d3cli.files.safetensors import describe_directory
 from d3cli.kernels.device import onednn_takes_bfloat16
 from d3cli.kernels.packed_linear import PackedLinear
@@ -22,6 +23,9 @@ from d3cli.model.memory import activations, kv_bytes_per_position, predict_memor
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import random_ids, some_families, tiny
 from tests.forks import Forks
+
+# In float32 the built-in model needs 180 MB, 17 MB of them for the KV cache.
+FREE = 174 * 10**6
 
 
 class Allocated(TorchDispatchMode):
@@ -106,8 +110,7 @@ def test_quantized_weights_are_predicted(kind: str) -> None:
 class TestRefusal:
     @pytest.fixture(autouse=True)
     def _little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # In float32 the built-in model needs 180 MB, 17 MB of them for the KV cache.
-        monkeypatch.setattr("d3cli.model.memory.available_memory", lambda device: 174 * 10**6)
+        monkeypatch.setattr("d3cli.model.memory.available_memory", lambda device: FREE)
         monkeypatch.setattr(
             "d3cli.model.memory.CUDA_BUILD", 0
         )  # with it, nothing smaller would fit either
@@ -115,7 +118,7 @@ class TestRefusal:
     def test_both_numbers_and_what_would_fit(self, d3: D3) -> None:
         result = d3("generate", "Hello.", "--dtype", "float32")
         check(result, 1, "the built-in model needs about")
-        assert "but only 174 MB are free here" in result.err
+        assert f"but only {readable_size(FREE)} are free here" in result.err
         assert "--dtype bfloat16 (" in result.err
         assert "or --max-tokens" in result.err or ", --max-tokens" in result.err
         assert "--force loads it anyway" in result.err

@@ -234,7 +234,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     """With one value of a valid file replaced, it reads as a valid trace or is refused."""

@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -63,7 +63,6 @@ class TestDetokenizer:
             assert "\ufffd" not in stream.push(token_id)
         assert stream.flush() == ""
 
-    @settings(deadline=None)
     @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30))
     def test_any_ids_at_all_decode_as_one_would_at_once(self, ids: list[int]) -> None:
         stream = Detokenizer(TOKENIZER)

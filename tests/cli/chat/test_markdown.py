@@ -112,7 +112,7 @@ def test_markdown_is_shown_as_what_it_means() -> None:
 
 
 @given(cuts=st.lists(st.integers(1, 30), max_size=60), rows=st.sampled_from([5, 10, 40]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_chunk_boundaries_and_the_screen_s_height_make_no_difference(
     cuts: list[int], rows: int
 ) -> None:
@@ -221,7 +221,7 @@ HOSTILE = st.one_of(
 
 
 @given(chunks=st.lists(HOSTILE, max_size=12), plain=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_text_commands_the_terminal(chunks: list[str], plain: bool) -> None:
     text = "".join(chunks)
     for cut in ([text], list(text)):
@@ -236,7 +236,6 @@ def test_markup_and_emoji_codes_stay_text() -> None:
 
 
 @given(st.text(alphabet="ab#`-*>| \n\u2028\x0c\r1.", max_size=60))
-@settings(deadline=None)
 def test_blocks_are_cut_without_loss(source: str) -> None:
     from d3cli.base.inert import inert
 
