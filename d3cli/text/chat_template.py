@@ -27,8 +27,9 @@ LARGEST_TEMPLATE = 1 << 20  # characters; real templates have 1,000 to 60,000
 # The output may have 8 times the characters of conversation and template (text grows when it is
 # written as JSON), and a million more.
 LARGEST_GROWTH, LARGEST_ADDITION = 8, 1 << 20
-# Seconds for the child to start, with its imports from a cold disk, and to render once.
-START_LIMIT, RENDER_LIMIT = 60.0, 5.0
+# Seconds by the clock for the child to start, with its imports from a cold disk, and to render
+# once. The child limits its own processor time; on a busy machine a rendering waits for its turn.
+START_LIMIT, RENDER_LIMIT = 60.0, 30.0
 
 
 class Renderer:
