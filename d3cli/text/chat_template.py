@@ -142,18 +142,9 @@ def encode_chat(
         UsageError: `think` is given, but the template has no such switch.
         ModelError: the template refuses these messages, is broken, or exceeds a limit.
     """
-    try:
-        texts = [message["role"] and message["content"] for message in messages]
-        whole = "\n".join(texts)
-    except (KeyError, TypeError) as error:
-        raise PromptError(
-            "the prompt is neither a text nor a list of messages",
-            'a message is {"role": "user", "content": "…"}',
-        ) from error
-    if not texts or not texts[-1].strip():
-        raise PromptError("the prompt is empty", "give it some text")
+    text = _joined(messages)
     if context is not None:
-        check_length(tokenizer, whole, context)
+        check_length(tokenizer, text, context)
     template = chat_template or own_template(tokenizer)
     if think is not None and "enable_thinking" not in template:
         raise UsageError(
@@ -176,6 +167,21 @@ def encode_chat(
     except ValueError as error:  # a control token cannot be told from text
         raise _unusable(str(error)) from error
     return list(encoded["input_ids"])
+
+
+def _joined(messages: Sequence[Message]) -> str:
+    """All text of a conversation, one message per line; refuses what cannot be rendered."""
+    try:
+        texts = [message["role"] and message["content"] for message in messages]
+        whole = "\n".join(texts)
+    except (KeyError, TypeError) as error:
+        raise PromptError(
+            "the prompt is neither a text nor a list of messages",
+            'a message is {"role": "user", "content": "…"}',
+        ) from error
+    if not texts or not texts[-1].strip():
+        raise PromptError("the prompt is empty", "give it some text")
+    return whole
 
 
 def own_template(tokenizer: Any) -> str:
