@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests compute on the CPU, also where there is a GPU: a forked process could not use it.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # No test sees its user's models. huggingface_hub reads this once, when it is imported.
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="d3-tests-hub-")

@@ -13,8 +13,7 @@ from transformers import LlamaConfig
 
 from d3cli.base.amounts import readable_size
 from d3cli.files.safetensors import describe_directory
-from d3cli.kernels.device import onednn_takes_bfloat16
-from d3cli.kernels.packed_linear import PackedLinear
+from d3cli.kernels.packed_linear import PackedLinear, can_pack
 from d3cli.kernels.process import KERNEL_CACHES, KERNELS_KEPT
 from d3cli.model import memory
 from d3cli.model.kv_cache import KVCache
@@ -159,7 +158,9 @@ def multiply_many_lengths(load_first: str) -> None:
             packed(torch.zeros(length, 64).bfloat16())
 
 
-@pytest.mark.skipif(not onednn_takes_bfloat16(), reason="oneDNN does not multiply bfloat16 here")
+@pytest.mark.skipif(
+    not can_pack(torch.bfloat16, torch.device("cpu")), reason="no linears are packed here"
+)
 def test_kernels_for_prompts_of_many_lengths_are_not_all_kept(forks: Forks) -> None:
     """Each takes up to a megabyte. The control shows that oneDNN would keep them."""
     function = f"{__name__}.{multiply_many_lengths.__name__}"
