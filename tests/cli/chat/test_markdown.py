@@ -111,17 +111,31 @@ def test_markdown_is_shown_as_what_it_means() -> None:
     assert "\x1b]8" not in screen.raw
 
 
-@given(cuts=st.lists(st.integers(1, 30), max_size=60), rows=st.sampled_from([5, 10, 40]))
-@settings(max_examples=40)
-def test_chunk_boundaries_and_the_screen_s_height_make_no_difference(
-    cuts: list[int], rows: int
-) -> None:
-    chunks, rest = [], SAMPLE.replace("| 1 |", "| 1234 |")  # a table's columns grow with it
+WIDER = SAMPLE.replace("| 1 |", "| 1234 |")  # a table whose column grows as it arrives
+CUTS = given(cuts=st.lists(st.integers(1, 30), max_size=60), rows=st.sampled_from([5, 10, 40]))
+
+
+def check_cut(cuts: list[int], rows: int) -> None:
+    chunks, rest = [], WIDER
     for cut in cuts:
         chunks.append(rest[:cut])
         rest = rest[cut:]
-    expected = shown([SAMPLE.replace("| 1 |", "| 1234 |")]).lines
-    assert shown([*chunks, rest], rows=rows).lines == expected
+    assert shown([*chunks, rest], rows=rows).lines == shown([WIDER]).lines
+
+
+@CUTS
+@settings(max_examples=8)
+def test_chunk_boundaries_and_the_height_of_the_screen_make_no_difference(
+    cuts: list[int], rows: int
+) -> None:
+    check_cut(cuts, rows)
+
+
+@pytest.mark.slow
+@CUTS
+@settings(max_examples=40)
+def test_many_chunk_boundaries_make_no_difference(cuts: list[int], rows: int) -> None:
+    check_cut(cuts, rows)
 
 
 DEEP = "before\n\n" + "\n".join("  " * n + f"- item{n:02d}" for n in range(60)) + "\n\nafter"
@@ -139,7 +153,10 @@ DEEP = "before\n\n" + "\n".join("  " * n + f"- item{n:02d}" for n in range(60)) 
         "[" * 2000 + "x",
         "|a|b|\n|-|-|\n|1|2|lost|",
         "| " + " | ".join(f"column{n}" for n in range(30)) + " |\n" + "|-" * 30 + "|\n",
-        "|" + "a|" * 2000 + "\n|" + "-|" * 2000 + "\n" + ("|" + "b|" * 2000 + "\n") * 9,
+        pytest.param(
+            "|" + "a|" * 2000 + "\n|" + "-|" * 2000 + "\n" + ("|" + "b|" * 2000 + "\n") * 9,
+            marks=pytest.mark.slow,
+        ),
         "| site | of |\n|---|---|\n| https://en.wikipedia.org/wiki/Very_long_address_of_it | x |\n",
         '[secret]: http://x "title"\n\nafter',
         "![alt text](http://picture)",
@@ -194,39 +211,54 @@ def test_reasoning_that_the_prompt_opened_is_dim_too() -> None:
 
 OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[2K|\x1b\[[0-9]*A|\r|\n|\t")
 FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-HOSTILE = st.one_of(
-    st.text(max_size=20),
-    st.sampled_from(
-        [
-            "\x1b[2J",
-            "\x1b]8;;http://x\x1b\\click\x1b]8;;\x1b\\",
-            "\x1b]52;c;aGk=\x07",
-            "\x9b31m",
-            "\u202egnp.exe",
-            "[bold red]x[/]",
-            ":smile:",
-            "&#27;[31m",
-            "&#x202e;",
-            "&#155;1m",
-            "\r\x08",
-            "[a](javascript:\x1b[0m)",
-            "![\x1b](\x9b)",
-            "```\x1b[5m\n\x1b]0;t\x07\n```",
-            "|\x1b|\n|-|\n|\x9b|\n",
-            "<think>\x1b[1m</think>",
-            "\x1bPq\x1b\\",
-        ]
-    ),
-)
+KNOWN = [
+    "\x1b[2J",
+    "\x1b]8;;http://x\x1b\\click\x1b]8;;\x1b\\",
+    "\x1b]52;c;aGk=\x07",
+    "\x9b31m",
+    "\u202egnp.exe",
+    "[bold red]x[/]",
+    ":smile:",
+    "&#27;[31m",
+    "&#x202e;",
+    "&#155;1m",
+    "\r\x08",
+    "[a](javascript:\x1b[0m)",
+    "![\x1b](\x9b)",
+    "```\x1b[5m\n\x1b]0;t\x07\n```",
+    "|\x1b|\n|-|\n|\x9b|\n",
+    "<think>\x1b[1m</think>",
+    "\x1bPq\x1b\\",
+]
+HOSTILE = st.one_of(st.text(max_size=20), st.sampled_from(KNOWN))
 
 
-@given(chunks=st.lists(HOSTILE, max_size=12), plain=st.booleans())
-@settings(max_examples=150)
-def test_no_text_commands_the_terminal(chunks: list[str], plain: bool) -> None:
+PIECES = given(chunks=st.lists(HOSTILE, max_size=12), plain=st.booleans())
+
+
+def check_inert(chunks: list[str], plain: bool) -> None:
     text = "".join(chunks)
     for cut in ([text], list(text)):
         raw = shown(cut, plain=plain).raw
         assert not FORBIDDEN.search(OWN.sub("", raw))
+
+
+@PIECES
+@settings(max_examples=15)
+def test_no_text_commands_the_terminal(chunks: list[str], plain: bool) -> None:
+    check_inert(chunks, plain)
+
+
+@pytest.mark.slow
+@PIECES
+@settings(max_examples=150)
+def test_none_of_many_texts_commands_the_terminal(chunks: list[str], plain: bool) -> None:
+    check_inert(chunks, plain)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_each_known_way_to_command_a_terminal_is_shown_instead(plain: bool) -> None:
+    check_inert(KNOWN, plain)
 
 
 def test_markup_and_emoji_codes_stay_text() -> None:
