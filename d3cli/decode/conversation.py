@@ -1,4 +1,4 @@
-"""A conversation with a model: messages, turns, what is taken back, what no longer fits.
+"""A conversation with a model: its messages and turns, taking turns back, a full context.
 
 Knows nothing of terminals, commands or files.
 """
@@ -20,18 +20,23 @@ from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.reasoning import opening_tag
 
-# A chat template's opening tag is found at the end of a prompt: its last tokens tell.
+# Tokens at the end of a prompt that are searched for an opening tag of reasoning.
 PROMPT_END = 16
-# Replies that can still be compared after others were taken back.
+# The last replies, kept so that each can be compared once those after it are taken back.
 REPLIES_KEPT = 8
-# Where the oldest messages are dropped: the share of the context that is to be free for the reply,
-# so that it is not done again at every turn.
+# The share of the context that is free after the oldest turns are left out: enough that this does
+# not happen again at every turn.
 FREE_SHARE = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
-    """How a reply is written; `schedule_source` says where the schedule comes from."""
+    """How a reply is written.
+
+    Attributes:
+        schedule_source: where the schedule comes from.
+        stop, chat_template, think: as for `Engine.stream`.
+    """
 
     schedule: DepthSchedule
     schedule_source: Source
@@ -43,30 +48,32 @@ class ReplyOptions:
 
 
 class Conversation:
-    """Messages in turn, and one KV cache for all of them.
+    """The messages of a conversation, and one KV cache for all of them.
+
+    Args:
+        record: an earlier conversation to continue, its system prompt first.
 
     Attributes:
         system: the system prompt; empty for none.
-        messages: the user's and the model's, in order.
-        left_out: how many of them, from the front, the model is not shown any more.
+        messages: those of the user and of the model, in order.
+        left_out: how many of the oldest messages the model is no longer shown.
     """
 
     def __init__(self, model: LoadedModel, record: Sequence[ChatMessage] = ()) -> None:
-        """Args: record: what was said before, the system prompt first."""
         self.engine = Engine(model)
         self.resume(record)
 
     def resume(self, record: Sequence[ChatMessage]) -> None:
-        """Goes on with what was said before, the system prompt first, in place of this."""
+        """Replaces this conversation with an earlier one, its system prompt first."""
         has_system = bool(record) and record[0].role == "system"
         self.system = record[0].content if has_system else ""
         self.messages = list(record[has_system:])
         self.left_out = 0
-        self._written: list[tuple[ChatMessage, Reply]] = []  # the latest ones
+        self._written: list[tuple[ChatMessage, Reply]] = []  # the last ones
 
     @property
     def reply(self) -> Reply | None:
-        """The reply that the last message is; None where it is none, or an old one."""
+        """The last message, if it is a reply that was written here; else None."""
         last = self.messages[-1] if self.messages else None
         return next((reply for message, reply in self._written if message is last), None)
 
@@ -75,12 +82,12 @@ class Conversation:
         return self.engine.model
 
     def record(self) -> list[ChatMessage]:
-        """All that was said, the system prompt first, and what the model is no longer shown too."""
+        """All messages, the system prompt first, with those that the model is no longer shown."""
         system = [ChatMessage("system", self.system)] if self.system else []
         return [*system, *self.messages]
 
     def shown(self) -> list[Message]:
-        """What the model is shown."""
+        """The messages that the model is shown."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = self.messages[self.left_out :]
         return system + [{"role": one.role, "content": one.content} for one in messages]
@@ -90,10 +97,13 @@ class Conversation:
         self.messages.append(ChatMessage("user", text))
 
     def answer(self, options: ReplyOptions, *, began: float | None = None) -> Reply:
-        """A reply to the last message, to be iterated and then kept.
+        """Returns a reply to the last message, to iterate and then to `keep`.
+
+        Args:
+            began: as for `Engine.stream`.
 
         Raises:
-            ContextFullError: what the model is shown does not fit its context.
+            ContextFullError: the messages shown do not fit the model's context.
             D3Error: as for `Engine.stream`.
         """
         return self.engine.stream(
@@ -112,7 +122,7 @@ class Conversation:
         key = self.model.origin.key
         message = ChatMessage(
             "assistant",
-            # With the tag that the template wrote, a later reader knows what is reasoning.
+            # The tag that the template wrote marks what follows as reasoning.
             inside(reply) + reply.text,
             model=self.model.name if key is None else key.model,
             finish_reason=reply.finish_reason,
@@ -124,9 +134,9 @@ class Conversation:
         return message
 
     def take_back(self) -> str | None:
-        """Removes the last message of the user and what follows it; gives its text.
+        """Removes the user's last message and what follows it, and returns its text.
 
-        None where the user has said nothing.
+        None if there is no such message.
         """
         at = self._last("user")
         if at is None:
@@ -137,29 +147,29 @@ class Conversation:
         return text
 
     def take_back_unanswered(self) -> str:
-        """Removes the user's last message where it has no reply; gives its text, else nothing."""
+        """Removes and returns the user's last message if it has no reply; else returns ""."""
         if self.messages and self.messages[-1].role == "user":
             return self.take_back() or ""
         return ""
 
     def put_back_reply(self, message: ChatMessage) -> None:
-        """Undoes `take_back_reply`."""
+        """Reverses `take_back_reply`."""
         self.messages.append(message)
 
     def take_back_reply(self) -> ChatMessage | None:
-        """Removes the last message where it is a reply, and gives it."""
+        """Removes and returns the last message if it is a reply; else returns None."""
         if not self.messages or self.messages[-1].role != "assistant":
             return None
         return self.messages.pop()
 
     def clear(self) -> None:
-        """Begins anew; the system prompt stays."""
+        """Removes all messages; the system prompt stays."""
         self.messages, self.left_out, self._written = [], 0, []
 
     def make_room(self, options: ReplyOptions) -> list[ChatMessage]:
-        """Leaves out the oldest turns where the context leaves a reply too little room.
+        """Leaves out the oldest turns if the context has too little room for a reply.
 
-        Gives what the model is no longer shown; it stays part of the conversation.
+        Returns the messages that the model is no longer shown. They stay part of the conversation.
 
         Raises:
             ContextFullError: the last message alone does not fit.
@@ -180,13 +190,13 @@ class Conversation:
         if fits(before, min(wanted, context // 8)):
             return []
 
-        # A message of the user begins what is shown: the first one that leaves room, else the last.
+        # Show the messages from a user's message on: the first one that leaves room, else the last.
         later = range(before + 1, len(self.messages))
         begins = [at for at in later if self.messages[at].role == "user"] or [before]
         try:
             self.left_out = begins[min(bisect_left(begins, True, key=fits), len(begins) - 1)]
             tokens = self._prompt_tokens(options)
-        except BaseException:  # Ctrl-C too: what nobody was told of stays in
+        except BaseException:  # even Ctrl-C: the caller could not report what was left out
             self.left_out = before
             raise
         if tokens >= context:
@@ -195,14 +205,14 @@ class Conversation:
         return self.messages[before : self.left_out]
 
     def opening(self, options: ReplyOptions) -> list[int]:
-        """The tokens that the next prompt begins with, whatever the user says: to be read ahead.
+        """The tokens that the next prompt begins with, whatever the user says.
 
-        Empty where the chat template does not say.
+        They can be read ahead. Empty if the chat template fails.
         """
         probes = [[*self.shown(), {"role": "user", "content": text}] for text in ("a", "One?")]
         try:
             first, second = (self._encode(probe, options) for probe in probes)
-        except D3Error:  # the user's own message will meet it, and be told
+        except D3Error:  # the next message will raise it again
             return []
         return first[: common_prefix(first, second)][: self.model.context_length - 1]
 
@@ -225,6 +235,6 @@ class Conversation:
 
 
 def inside(reply: Reply) -> str:
-    """The tag of reasoning that the reply's prompt ends with; else empty."""
+    """The opening tag of reasoning that the reply's prompt ends with; else empty."""
     end = reply.prompt_ids[-PROMPT_END:]
     return opening_tag(reply.model.tokenizer.decode(end, skip_special_tokens=False))

@@ -1,8 +1,8 @@
-"""Reads on a thread what the next prompt will begin with, while the user types.
+"""Reads what the next prompt begins with, on a thread, while the user types.
 
-After a reply that is its repair, after a conversation was resumed or edited all of it. torch lets
-go of Python's lock while it computes, so that a prompt beside it stays quick. Knows nothing of
-terminals.
+After a reply this is its repair; after a conversation was resumed or edited, it is the whole
+conversation. torch releases Python's lock while it computes, so the user's prompt stays quick.
+Knows nothing of terminals.
 """
 
 import threading
@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 
 from d3cli.decode.session import Engine
 
-# Positions read at once: whoever waits for `stop` waits for so many at most.
+# Positions read at once, and so the longest that `stop` waits for.
 CHUNK = 64
-# Seconds that a chat template may take once someone waits; they take milliseconds.
+# Seconds that a chat template may still take after `stop`. Most take milliseconds.
 PATIENCE = 0.2
 
 
 class ReadAhead:
-    """Reads ahead until it is done or stopped. Nobody else may use the engine meanwhile.
+    """Reads ahead until it is done or stopped. Nothing else may use the engine meanwhile.
 
     Args:
-        prompt: gives the tokens that the next prompt will begin with; is called on the thread.
-        done: is called on the thread when all of them are read.
+        prompt: returns the tokens that the next prompt begins with; called on the thread.
+        done: called on the thread once all of them are read.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class ReadAhead:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it after the chunk in progress, and waits for that. The engine is then free."""
+        """Stops after the current chunk and waits for it. The engine is then free."""
         self._stopped.set()
         self._thread.join(PATIENCE)
-        while self._thread.is_alive():  # a chat template takes its time, and more than one may
+        while self._thread.is_alive():  # a chat template is slow, perhaps twice
             self._engine.model.text.renderer.interrupt()
             self._thread.join(PATIENCE)
 
     def abandon(self) -> None:
-        """Ends it after the chunk in progress, for nobody who needs the engine."""
+        """Stops after the current chunk, without waiting: the engine is no longer needed."""
         self._stopped.set()
 
     def _run(self, prompt: Callable[[], Sequence[int]], done: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class ReadAhead:
             for _ in self._engine.read_ahead(prompt_ids, CHUNK):
                 if self._stopped.is_set():
                     return
-        except Exception:  # nothing is lost: the next prompt meets it, and says so
+        except Exception:  # nothing is lost: the next prompt raises it again
             return
         if not self._stopped.is_set():
             done()

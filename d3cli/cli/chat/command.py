@@ -43,14 +43,14 @@ def chat(settings: ChatCommandSettings) -> int:
         return 0
     _check_terminal()
     if keep.resume_last and keep.resume is not None:
-        raise UsageError("--continue and --resume ask for two conversations", "give one of them")
+        raise UsageError("--continue and --resume cannot be combined", "give one of them")
     request = Request.read(settings.reply)
     id_ = transcript.latest() if keep.resume_last else keep.resume and transcript.find(keep.resume)
-    # Held before it is read: else another d3 might say more in it while the model loads.
+    # Locked before it is read, so that no other process adds to it while the model loads.
     saving = Saving(None if keep.no_save else id_)
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
     name = settings.model or transcript.last_model(messages) or default_model()
-    find_local(name)  # a wrong name is told at once
+    find_local(name)  # a wrong name is reported before the slow part
     loaded = load(output, name, settings.reply.loading, **request.needs)
 
     from d3cli.decode.conversation import Conversation
@@ -147,7 +147,7 @@ def _run(
 def _check_terminal() -> None:
     for stream in (sys.stdin, sys.stdout):
         if stream is None or not stream.isatty():
-            raise UsageError("d3 chat needs a terminal", "for pipes and files there is d3 generate")
+            raise UsageError("d3 chat needs a terminal", "for pipes and files, use d3 generate")
 
 
 def _list(output: Output) -> None:
@@ -155,6 +155,6 @@ def _list(output: Output) -> None:
 
     found = transcript.all_conversations()
     if not found:
-        output.note("no conversations yet; d3 chat begins one")
+        output.note("no conversations yet; d3 chat starts one")
         return
-    output.table(("id", "changed", "messages", "model", "begins"), listing(found))
+    output.table(("id", "changed", "messages", "model", "first message"), listing(found))

@@ -1,4 +1,4 @@
-"""Where the user types: keys, several lines, history, completion; by prompt_toolkit.
+"""The prompt where the user types: keys, several lines, history, completion. By prompt_toolkit.
 
 Knows nothing of models or conversations.
 """
@@ -31,17 +31,17 @@ BLOCK = '"""'
 PLACEHOLDER = "a message, or /? for help"
 STYLE = Style.from_dict({"quiet": "dim", "placeholder": "dim"})
 
-# The words that may follow a command, or None where a file's name may.
+# Returns the words that may follow a command, or None if a file name may.
 Arguments = Callable[[], Sequence[str] | None]
 
 
 class ChatPrompt:
-    """Reads what the user says.
+    """Reads the user's messages and commands.
 
     Args:
-        history: the file that keeps what was typed; None keeps it for this run only.
-        vi: vi's keys in place of emacs'.
-        commands: name, with its slash, -> what may follow it.
+        history: the file for the input history; None keeps it in memory.
+        vi: use the keys of vi instead of those of emacs.
+        commands: for each name, with its slash, what may follow it.
     """
 
     def __init__(
@@ -66,15 +66,18 @@ class ChatPrompt:
         )
 
     def read(self, default: str = "") -> str:
-        """What the user says next, begun with `default`; ``\"\"\"`` around it is taken off.
+        """Returns what the user types next, without ``\"\"\"`` around it.
+
+        Args:
+            default: the text that the prompt begins with.
 
         Raises:
-            EOFError: Ctrl-D, or the terminal has gone.
+            EOFError: Ctrl-D, or the terminal is gone.
             KeyboardInterrupt: Ctrl-C.
             Stopped: SIGTERM or SIGHUP.
         """
         signals.tell(self._leave)
-        self._take_typed_ahead(send=not default)  # unseen, it must not join a draft
+        self._take_typed_ahead(send=not default)  # not visible, so it must not be sent with a draft
         try:
             text = self._session.prompt(default=default, handle_sigint=False)
         finally:
@@ -83,15 +86,15 @@ class ChatPrompt:
         return whole(text)
 
     def show_above(self, text: str) -> None:
-        """A quiet line above the prompt, now or when it next appears; from any thread."""
+        """Shows a dim line above the present or the next prompt; may be called on any thread."""
         self._above = text
         self._session.app.invalidate()
 
     def _take_typed_ahead(self, *, send: bool) -> None:
-        """Hands to the prompt what was typed before it was there.
+        """Hands the prompt what was typed before it appeared.
 
-        Until then the terminal makes Ctrl-J of Enter. The last one was pressed to send the text;
-        those before it may be a paste's lines.
+        Until then the terminal turns Enter into Ctrl-J. The last Enter was pressed to send the
+        text; those before it may be line ends of a paste.
         """
         keys: list[KeyPress] = []
         while new := self._session.input.read_keys():  # a kilobyte at most
@@ -109,7 +112,7 @@ class ChatPrompt:
         return [("class:placeholder", PLACEHOLDER)] if self._first else []
 
     def _leave(self, number: int) -> bool:
-        """Ends the prompt for a signal; False where it has ended by itself."""
+        """Ends the prompt because of a signal; returns False if it has already ended."""
         app = self._session.app
         if app.loop is None or not app.is_running or app.is_done:
             return False
@@ -119,18 +122,18 @@ class ChatPrompt:
             if app.is_running and not app.is_done:
                 app.exit(exception=error)
 
-        app.loop.call_soon_threadsafe(leave)  # from a signal's handler: the loop must be woken
+        app.loop.call_soon_threadsafe(leave)  # a signal handler must wake the loop
         return True
 
 
 def block_is_open(text: str) -> bool:
-    """Whether a text begins with ``\"\"\"`` and does not end with another."""
+    """Whether a text begins with ``\"\"\"`` and is not yet ended by another."""
     begun = text.strip()
     return begun.startswith(BLOCK) and not (begun.endswith(BLOCK) and len(begun) >= 2 * len(BLOCK))
 
 
 def whole(text: str) -> str:
-    """What was typed, without the quotes of a block and with no half characters in it."""
+    """What was typed, without the quotes around a block and without broken characters."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     begun = text.strip()
     if begun.startswith(BLOCK):
@@ -150,7 +153,7 @@ def _bindings(tell: Callable[[str], None]) -> KeyBindings:
 
     @keys.add("enter", filter=completion_is_selected)
     def _(event: KeyPressEvent) -> None:
-        event.current_buffer.complete_state = None  # what is chosen stays; Enter again sends
+        event.current_buffer.complete_state = None  # takes the completion; the next Enter sends
 
     @keys.add("c-j", filter=~is_searching)
     @keys.add("escape", "enter", filter=~is_searching)
@@ -168,14 +171,14 @@ def _bindings(tell: Callable[[str], None]) -> KeyBindings:
 
 
 def has_editor() -> bool:
-    """Whether prompt_toolkit will find an editor; without one it does nothing at all."""
+    """Whether prompt_toolkit finds an editor; without one, it silently does nothing."""
     named = [os.environ.get(name, "") for name in ("VISUAL", "EDITOR")]
     usual = [f"/usr/bin/{name}" for name in ("editor", "nano", "pico", "vi", "emacs")]
     return any(shutil.which(command.split()[0]) for command in (*named, *usual) if command.strip())
 
 
 class CommandCompleter(Completer):
-    """Completes commands and what follows them; a message is left alone."""
+    """Completes commands and their arguments, but not messages."""
 
     def __init__(self, commands: dict[str, Arguments]) -> None:
         self._commands = commands
@@ -184,7 +187,7 @@ class CommandCompleter(Completer):
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
-        """What may stand where the cursor is."""
+        """Yields the completions at the cursor."""
         text = document.text_before_cursor
         if not text.startswith("/") or "\n" in text:
             return
@@ -207,7 +210,7 @@ def _matching(words: Iterable[str], begun: str) -> Iterator[Completion]:
 
 
 class _PrivateHistory(FileHistory):
-    """A file that only its owner reads, and whose failures do not end a conversation."""
+    """A history file that only its owner can read. Errors of the file are ignored."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError):
@@ -226,6 +229,6 @@ def _open_history(output: Output, path: Path | None) -> History:
         make_directory(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
     except OSError as error:
-        output.note(f"what you type is not kept: {path}: {error.strerror}")
+        output.note(f"the input history is not saved: {path}: {error.strerror}")
         return InMemoryHistory()
     return _PrivateHistory(str(path))

@@ -1,7 +1,7 @@
-"""A reply on a terminal while it arrives: Markdown or plain, reasoning dimmed, all of it inert.
+"""Shows a reply on a terminal as it arrives: Markdown or plain, reasoning dimmed, all of it inert.
 
-Finished blocks go to the scrollback at once and stay; only the block that is still open is drawn
-again, and of that only what fits the screen.
+Finished blocks go to the scrollback and stay. Only the open block, the last one, is redrawn, and
+only the part of it that fits the screen.
 """
 
 import re
@@ -24,7 +24,7 @@ from rich.theme import Theme
 from d3cli.base.inert import inert
 from d3cli.text.reasoning import ReasoningSplitter
 
-# Colours that the terminal's own palette defines read well on light and dark.
+# The colours of the terminal's own palette, which are readable on light and on dark.
 CODE_THEME = "ansi_dark"
 THEME = Theme(
     {
@@ -40,11 +40,11 @@ THEME = Theme(
         "markdown.item.number": "bold",
     }
 )
-# Seconds between two drawings at least, and the share of the time that drawing may take.
+# The fewest seconds between two drawings, and the share of the time that drawing may take.
 INTERVAL, SHARE = 0.08, 0.2
-# What is larger is shown as plain text: nesting, columns of a table, characters of a block.
+# Blocks beyond these are shown as plain text: levels of nesting, columns of a table, characters.
 DEEPEST, MOST_COLUMNS, LONGEST_BLOCK = 40, 40, 65536
-# Lines of the screen that the open block leaves free.
+# Screen lines that the open block leaves free.
 FREE_LINES = 2
 
 
@@ -52,12 +52,12 @@ class ReplyView:
     """Shows one reply.
 
     Args:
-        console: stdout's.
-        plain: the text as it comes, without Markdown.
-        inside: the reply begins within reasoning that this tag opened.
+        console: the console of standard output.
+        plain: show the text as it is, not as Markdown.
+        inside: the tag of reasoning that the reply begins in; empty for none.
 
     Raises (from all methods):
-        OSError: the terminal has gone.
+        OSError: the terminal is gone.
     """
 
     def __init__(self, console: Console, *, plain: bool, inside: str = "") -> None:
@@ -72,7 +72,7 @@ class ReplyView:
             self._show(part, thinking)
 
     def finish(self) -> None:
-        """Shows what is left, and ends the line."""
+        """Shows the rest and ends the line."""
         for part, thinking in self._splitter.flush():
             self._show(part, thinking)
         self._reasoning.finish()
@@ -87,15 +87,15 @@ class ReplyView:
 
 
 class PlainText:
-    """Text as it comes."""
+    """Shows text as it is."""
 
     def __init__(self, console: Console, style: str = "") -> None:
         self._console, self._style = console, style
         self._open_line = False
 
     def push(self, text: str) -> None:
-        """Shows text at once."""
-        # Not folded to the width: a terminal does that itself, and anew when it is resized.
+        """Shows more text."""
+        # Not wrapped: a terminal wraps lines itself, and wraps them again when it is resized.
         self._console.print(Text(inert(text), style=self._style), end="", soft_wrap=True)
         self._console.file.flush()
         self._open_line = not text.endswith("\n") and (bool(text) or self._open_line)
@@ -108,18 +108,18 @@ class PlainText:
 
 
 class MarkdownText:
-    """Markdown, block by block."""
+    """Shows Markdown, block by block."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._open = ""  # the source of the block that is still open, and of what follows it
-        self._printed = 0  # lines of it that did not fit the screen and were printed already
-        self._begun = False  # whether a block stands above
+        self._open = ""  # the source from the open block on
+        self._printed = 0  # lines of the open block that did not fit the screen and are printed
+        self._begun = False  # whether a block was printed
         self._live: Live | None = None
         self._next = 0.0
 
     def push(self, text: str) -> None:
-        """Takes more of the text, and draws where it is time to."""
+        """Takes more text, and draws it if the last drawing is long enough ago."""
         self._open += inert(text)
         began = time.monotonic()
         if began < self._next:
@@ -129,7 +129,7 @@ class MarkdownText:
         self._next = now + max(INTERVAL, (now - began) / SHARE)
 
     def finish(self) -> None:
-        """Prints what is open, as it is, and ends the line."""
+        """Prints the open block and ends the line."""
         self._end_blocks(split_blocks(self._open))
         self._open = ""
         if self._live is not None:
@@ -166,7 +166,7 @@ class MarkdownText:
                 vertical_overflow="visible",
             )
             self._live.start()
-            self._console.show_cursor(True)  # a stopped process must not leave it hidden
+            self._console.show_cursor(True)  # a suspended process must not leave it hidden
         self._live.update(SegmentLines(lines, new_lines=True) if lines else "", refresh=True)
 
     def _print(self, lines: list[list[Segment]]) -> None:
@@ -174,10 +174,10 @@ class MarkdownText:
             self._console.print(SegmentLines(lines, new_lines=True), end="")
 
     def _render(self, source: str) -> list[list[Segment]]:
-        """Lines, without the blanks that Rich fills them up with, so that code can be copied."""
+        """The lines of a block, without Rich's padding, so that code can be copied."""
         lines = self._lines(readable(source))
         if _characters(source) - _characters("".join(text for line in lines for text, *_ in line)):
-            # Something is not shown: cells that do not fit, a reference's target, a picture's.
+            # Markdown would hide something: cells that do not fit, a reference, a picture.
             lines = self._lines(Text(source, overflow="fold"))
         while lines and not lines[-1]:
             lines.pop()
@@ -190,15 +190,15 @@ class MarkdownText:
 
 
 def _characters(text: str) -> Counter[str]:
-    """Letters and digits, which no rendering may lose; but for the numbers that lists have."""
+    """Counts letters and digits, which rendering must keep, except the numbers of lists."""
     text = re.sub(r"(?m)^[ \t>]*\d+[.)]", "", text)
     return Counter(filter(str.isalnum, text))
 
 
 def _stripped(line: list[Segment]) -> list[Segment]:
-    """A line without blanks at its end and control codes; its text inert.
+    """A line without control codes and without blanks at its end, its text inert.
 
-    Markdown's own escapes (``&#27;``) could else bring back what `inert` took away.
+    Markdown's own escapes (``&#27;``) could otherwise bring back what `inert` removed.
     """
     kept = [Segment(inert(text), style) for text, style, control in line if not control]
     while kept:
@@ -213,7 +213,7 @@ class _Heading(Heading):
 
 
 class _CodeBlock(CodeBlock):
-    """Code in its colours on the terminal's own background, between dim fences."""
+    """Highlighted code on the terminal's own background, between dim fences."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         language = "" if self.lexer_name == "text" else self.lexer_name
@@ -227,7 +227,7 @@ class _CodeBlock(CodeBlock):
 
 
 class ReplyMarkdown(Markdown):
-    """What models write: HTML is text, a line's end ends a line, and nothing is a hyperlink."""
+    """Markdown as models write it: HTML is text, line breaks are kept, and links do not open."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = Markdown.elements | {
         "heading_open": _Heading,
@@ -236,7 +236,7 @@ class ReplyMarkdown(Markdown):
     }
 
     def __init__(self, source: str) -> None:
-        # Not Rich's own parser, which drops HTML without a word.
+        # Rich's own parser silently drops HTML.
         super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
         self.parsed = _parse(source)
         for token in self.parsed:
@@ -253,12 +253,12 @@ def _parse(source: str) -> list[Token]:
 
 
 def readable(source: str) -> Markdown | Text:
-    """A block as Markdown; as plain text where that would lose something or take long."""
+    """A block as Markdown, or as plain text if Markdown would lose something or take long."""
     if len(source) > LONGEST_BLOCK:
         return Text(source, overflow="fold")
     markdown = ReplyMarkdown(source)
     columns = sum(token.type == "th_open" for token in markdown.parsed)
-    # The parser passes over all that is nested more deeply, without a word.
+    # The parser silently drops what is nested more deeply.
     deepest = max((token.level for token in markdown.parsed), default=0)
     if columns > MOST_COLUMNS or deepest >= DEEPEST - 1:
         return Text(source, overflow="fold")
@@ -266,7 +266,7 @@ def readable(source: str) -> Markdown | Text:
 
 
 def _without_doubled_links(children: Sequence[Token]) -> Iterator[Token]:
-    """Links whose text is their target need not be followed by it."""
+    """Drops the link around a text that is its own target, so that it is shown once."""
     doubled = {
         index
         for index, (start, text) in enumerate(pairwise(children))
@@ -278,13 +278,13 @@ def _without_doubled_links(children: Sequence[Token]) -> Iterator[Token]:
 
 
 def split_blocks(source: str) -> list[str]:
-    """An inert Markdown text cut where its blocks begin; all but the last one are finished."""
+    """Cuts an inert Markdown text where its blocks begin; all but the last are finished."""
     starts = [token.map[0] for token in _parse(source) if token.level == 0 and token.map]
-    lines = re.findall(r"[^\n]*\n|[^\n]+", source)  # Markdown knows no other end of a line
+    lines = re.findall(r"[^\n]*\n|[^\n]+", source)  # the only line end that Markdown knows
     ends = [*starts[1:], len(lines)]
     return ["".join(lines[start:end]) for start, end in zip([0, *starts[1:]], ends, strict=True)]
 
 
 def reply_console() -> Console:
-    """Stdout's console, as replies are shown on it."""
+    """The console of standard output, with the theme for replies."""
     return Console(theme=THEME, highlight=False, markup=False, emoji=False)

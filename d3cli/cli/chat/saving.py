@@ -1,4 +1,4 @@
-"""Where a chat keeps its conversation: under one id, for this process alone, as it goes."""
+"""Saves a chat's conversation after each message, under an id that only this process uses."""
 
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class Saving:
-    """Saves a conversation; `close` it in the end.
+    """Saves one conversation at a time. Call `close` at the end.
 
     Args:
-        id_: what to save it under; None saves nothing.
+        id_: the id to save under; None saves nothing.
 
     Attributes:
-        id: what it is saved under now.
-        problem: why the last save failed; None where it did not.
+        id: the present id; None if nothing is saved.
+        problem: why the last save failed; None if it worked.
 
     Raises:
-        UsageError: another d3 has it.
+        UsageError: the conversation is open in another process.
     """
 
     def __init__(self, id_: str | None) -> None:
         self.id: str | None = None
-        self._held = ExitStack()  # keeps other processes off it
+        self._held = ExitStack()  # the lock of the present id
         self.problem: TranscriptError | None = None
         if id_ is not None:
             self.save_as(id_)
@@ -35,14 +35,14 @@ class Saving:
         """Saves under this id from now on.
 
         Raises:
-            UsageError: another d3 has it.
+            UsageError: the conversation is open in another process.
         """
         self._held.close()
         self._held.enter_context(transcript.in_use(id_))
         self.id = id_
 
     def save(self, conversation: "Conversation") -> None:
-        """Saves all that was said, where it is to be saved; `problem` says if that failed."""
+        """Saves the conversation, or removes its file if there are no messages; sets `problem`."""
         if self.id is None:
             return
         path = transcript.path_of(self.id)
@@ -56,5 +56,5 @@ class Saving:
             self.problem = error
 
     def close(self) -> None:
-        """Lets other processes have it."""
+        """Releases the conversation for other processes."""
         self._held.close()

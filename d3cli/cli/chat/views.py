@@ -1,4 +1,4 @@
-"""What a chat's commands show, as text."""
+"""The texts that a chat's commands show."""
 
 import math
 from typing import TYPE_CHECKING
@@ -16,19 +16,18 @@ if TYPE_CHECKING:
     from d3cli.decode.reply import Reply
 
 KEYS = """\
-Enter sends · Ctrl-J or Alt-Enter begins a new line · \"\"\" around several lines
-Tab completes · Ctrl-G opens $EDITOR · Up and Ctrl-R look back
+Enter sends · Ctrl-J or Alt-Enter starts a new line · \"\"\" begins and ends several lines
+Tab completes · Ctrl-G opens $EDITOR · Up and Ctrl-R search the history
 Ctrl-C stops a reply · Ctrl-D leaves
-A message that begins with a slash: type // for the first one."""
-# Of a curve: the columns beside it, the widest, its lines, and how many tokens it shows at least.
+To send a message that begins with a slash, type //"""
+# A curve: the columns beside it, its largest width and height, and the fewest tokens it shows.
 CURVE_MARGIN, WIDEST_CURVE, MOST_LINES, CURVE_TOKENS = 24, 72, 16, 64
-
 
 Rows = list[tuple[str, str]]  # names and values
 
 
 def depth_in_words(options: ReplyOptions) -> str:
-    """What the schedule does, and where it comes from."""
+    """The depth schedule and where it comes from."""
     schedule, source = options.schedule, options.schedule_source
     if schedule.alpha == 1 or not schedule.skip_order:
         return schedule.in_words()
@@ -36,13 +35,13 @@ def depth_in_words(options: ReplyOptions) -> str:
 
 
 def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> str:
-    """Layers used by token: of the present schedule, and of the last reply."""
+    """A drawing of the layers per token, by the present schedule and in the last reply."""
     import plotille
 
     schedule = options.schedule
     used = [] if reply is None else [token.depth for token in reply.tokens]
     tokens = max(CURVE_TOKENS, len(used), 2 * schedule.start)
-    step = math.ceil(schedule.num_layers / MOST_LINES)  # layers a line of text
+    step = math.ceil(schedule.num_layers / MOST_LINES)  # layers per line of text
     figure = plotille.Figure()
     figure.with_colors = figure.origin = False
     figure.width = max(16, min(width - CURVE_MARGIN, WIDEST_CURVE))
@@ -53,19 +52,19 @@ def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> st
     figure.x_ticks_fkt = lambda value, _: f"{value:.0f}"
     figure.y_ticks_fkt = lambda value, _: f"{value:.0f}"
     figure.plot(range(tokens), [schedule.depth(t) for t in range(tokens)])
-    legend = f"the line: {depth_in_words(options)}"
+    legend = f"line: {depth_in_words(options)}"
     if used:
         every = max(1, len(used) // figure.width)
         figure.scatter(range(0, len(used), every), used[::every], marker="o")
         mean = sum(used[1:]) / max(1, len(used) - 1)
-        legend += f"\no: the last reply, {len(used):,} tokens, mean {mean:.1f} layers"
+        legend += f"\no: last reply, {len(used):,} tokens, mean {mean:.1f} layers"
     return f"{figure.show()}\n{legend}"
 
 
 def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
-    """Every setting in words, by the name that /set knows."""
+    """The value of every setting in words, by the name that /set knows."""
     sampling, schedule = options.sampling, options.schedule
-    think = {None: "as the model does by itself", True: "on", False: "off"}[now.think]
+    think = {None: "the model's default", True: "on", False: "off"}[now.think]
     on = {True: "on", False: "off"}
     return {
         "temperature": f"{sampling.temperature:g}{' (greedy)' if sampling.is_greedy else ''}",
@@ -73,8 +72,8 @@ def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
         "top-k": f"{sampling.top_k}",
         "min-p": f"{sampling.min_p:g}",
         "repetition-penalty": f"{sampling.repetition_penalty:g}",
-        "seed": "drawn for each reply" if sampling.seed is None else str(sampling.seed),
-        "max-tokens": "what the context leaves" if now.max_tokens is None else f"{now.max_tokens}",
+        "seed": "a new one for each reply" if sampling.seed is None else str(sampling.seed),
+        "max-tokens": str(now.max_tokens or "up to the end of the context"),
         "stop": " ".join(map(repr, now.stop)) or "none",
         "start": str(schedule.start),
         "core-first": str(schedule.core_first),
@@ -87,7 +86,7 @@ def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
 
 
 def overview(conversation: Conversation, now: ChatSettings, options: ReplyOptions) -> Rows:
-    """Model, depth, sampling, what of the context is used."""
+    """The model, its depth and sampling, and how much of the context is used."""
     model, chosen = conversation.model, settings(now, options)
     sampling = ", ".join(
         f"{name} {chosen[name]}"
@@ -107,13 +106,13 @@ def overview(conversation: Conversation, now: ChatSettings, options: ReplyOption
             "context",
             f"{used:,} of {model.context_length:,} tokens ({share:.0%}), "
             f"{len(conversation.messages)} messages"
-            + (f", of which {left_out} are no longer shown" if left_out else ""),
+            + (f", {left_out} of them no longer shown to the model" if left_out else ""),
         ),
     ]
 
 
 def stats_line(reply: "Reply") -> str:
-    """A reply's figures in one line."""
+    """A reply's figures on one line."""
     parts = speed(reply)
     if reply.stats.byte_ratio is not None:
         parts.append(f"byte ratio {reply.stats.byte_ratio:.2f}×")
@@ -123,7 +122,7 @@ def stats_line(reply: "Reply") -> str:
 
 
 def totals(total: Totals, reply: "Reply | None") -> Rows:
-    """Figures of the last reply and of all replies of this session."""
+    """Figures of the last reply and of all replies since the chat began."""
     pairs: Rows = []
     if reply is not None:
         stats = reply.stats
@@ -157,10 +156,10 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
 
 
 def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
-    """The last reply beside full depth."""
+    """The last reply compared with full depth."""
     step = found.first_difference
     if step is None:
-        first = "none: full depth would have written the same reply"
+        first = "none: full depth writes the same reply"
     else:
         at = "".join(reply.pieces[:step])[-40:].replace("\n", " ")
         first = f'token {step:,}, after "…{at}"'
@@ -168,7 +167,7 @@ def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
     pairs = [
         ("first different token", first),
         ("agreement", f"{agreement(found.agreement)} tokens below full depth"),
-        ("rounding alone", f"{agreement(found.rounding)}, the most this dtype shows"),
+        ("rounding alone", f"{agreement(found.rounding)}, the best possible in this dtype"),
         (
             "perplexity of this reply",
             f"{found.perplexity:.3f} as written, {found.full_perplexity:.3f} by full depth: "
@@ -181,26 +180,26 @@ def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
             (
                 "seconds saved" if saved >= 0 else "seconds lost",
                 f"about {abs(saved):.2f} of {reply.stats.decode_s + saved:.2f} "
-                f"({found.speedup:.2f}× by the clock, {found.steps_timed} steps timed just now)",
+                f"({found.speedup:.2f}× the speed of full depth, {found.steps_timed} steps timed)",
             )
         )
     return pairs
 
 
 def where_they_differ(old: ChatMessage, before: "Reply | None", new: "Reply") -> str:
-    """At which token two replies to the same message part."""
-    if before is None:  # of an earlier session: only its text is known
+    """At which token two replies to the same message first differ."""
+    if before is None:  # written in an earlier session, so only its text is known
         same = old.content == new.text
-        return "the same text as before" if same else "the text differs from the one before"
+        return "the same text as before" if same else "not the same text as before"
     pairs = zip(before.tokens, new.tokens, strict=False)
     step = next((at for at, (a, b) in enumerate(pairs) if a.token_id != b.token_id), None)
     shorter = min(len(before.tokens), len(new.tokens))
     if step is None and len(before.tokens) == len(new.tokens):
         return f"the same {shorter:,} token{'' if shorter == 1 else 's'} as before"
     if step is None:
-        return f"the same as before up to token {shorter:,}, where the shorter one ends"
+        return f"the same as before up to token {shorter:,}, where the shorter reply ends"
     was, now = (_word_at(reply.pieces, step) for reply in (before, new))
-    return f'the two first differ at token {step:,}: "{was}" before, "{now}" now'
+    return f'first different token: {step:,}, "{was}" before, "{now}" now'
 
 
 def _word_at(pieces: list[str], step: int) -> str:

@@ -86,7 +86,7 @@ def test_settings_change_and_go_back(desk: NewDesk) -> None:
         ("/set temperature 0.5", "temperature is now 0.5"),
         ("/set temperature default", "temperature is now 0 (greedy)"),
         ("/set think on", "think is now on"),
-        ("/set think default", "think is now as the model does by itself"),
+        ("/set think default", "think is now the model's default"),
         ("/set on-overflow drop-oldest", "on-overflow is now drop-oldest"),
         ("/set stats off", "stats is now off"),
     ):
@@ -132,13 +132,13 @@ def test_depth_is_a_dial(desk: NewDesk) -> None:
     assert "down to 9 of 16 layers (ships with this model)" in one.type("/depth")
     assert "depth: alpha 0.9 from token 16" in one.type("/alpha 0.9")
     one.type(STORY)
-    assert "o: the last reply, 60 tokens" in one.type("/depth")
+    assert "o: last reply, 60 tokens" in one.type("/depth")
     shown = one.type("/compare")
-    assert "by the clock, 6 steps timed" in shown
+    assert "× the speed of full depth, 6 steps timed" in shown
     assert re.search(r"agreement \d+\.\d% of \d+ tokens below full depth", shown)
     assert "all replies 1:" in one.type("/stats")
     shown = one.type("/regen alpha off")
-    assert "the two first differ at token" in shown
+    assert "first different token: " in shown
     assert "layers mean 16.0, min 16 of 16" in shown
     assert "so there is nothing to compare" in one.type("/compare")
     assert "depth: full, all 16 layers" in one.type("/alpha off")
@@ -175,7 +175,7 @@ def test_a_reply_that_cannot_be_written_again_stays(desk: NewDesk) -> None:
 def test_a_reply_of_an_earlier_session(desk: NewDesk) -> None:
     one = desk([ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi.")])
     assert "was not written in this session" in one.type("/compare")
-    assert "the text differs from the one before" in one.type("/regen")
+    assert "not the same text as before" in one.type("/regen")
 
 
 def test_undo_puts_the_message_back(desk: NewDesk) -> None:

@@ -166,7 +166,7 @@ def test_a_directory_that_cannot_be_written_does_not_end_a_chat(
     (home / "chat-history").mkdir(parents=True)
     (home / "conversations").write_text("a file, not a directory")
     terminal = chat("--max-tokens", "2", columns=160)
-    assert "what you type is not kept" in terminal.plain
+    assert "the input history is not saved" in terminal.plain
     turn(terminal, "Hello.")
     assert "cannot be saved" in terminal.plain.split("2 tokens ·")[1]  # below the reply
     leave(terminal)

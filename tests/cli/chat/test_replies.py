@@ -89,7 +89,7 @@ def test_a_full_context_is_never_cut_in_silence(desk: NewDesk) -> None:
     shown = one.type("Hello?")
     assert 'no longer shown to the model: "0 one two' in shown
     assert "5 tokens ·" in shown
-    assert "are no longer shown" in one.type("/show")
+    assert "of them no longer shown to the model" in one.type("/show")
     assert len(transcript.read(one.path)) == 18  # what the model is not shown is kept all the same
 
 

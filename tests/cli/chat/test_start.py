@@ -37,7 +37,7 @@ def test_the_list(d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-c", "--resume", "x"], "ask for two conversations"),
+        (["-c", "--resume", "x"], "--continue and --resume cannot be combined"),
         (["-c"], "there is no conversation to continue"),
         (["--resume", "x"], 'there is no conversation "x"'),
         (["--alpha", "2"], "alpha is 2, outside (0, 1]"),
