@@ -10,7 +10,7 @@ STORY = "Tell me a story about a fox."
 
 
 class TestBadInput:
-    """Each gives one clear line and a hint, on stderr, and the right exit code."""
+    """Each causes one clear line and a hint on stderr, and the right exit code."""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -109,7 +109,7 @@ class TestReply:
         )
         assert json.loads(result.out)["stats"]["prompt_tokens"] < 10
 
-    def test_raw_leaves_out_a_system_prompt_that_nobody_typed(
+    def test_raw_leaves_out_a_configured_system_prompt(
         self, d3: D3, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("D3_SYSTEM", "Be brief.")
@@ -134,7 +134,7 @@ class TestPromptSources:
     def count(self, d3: D3, text: str) -> int:
         return self.prompt_of(d3("generate", "--prompt", text, "--json", "--max-tokens", "1"))
 
-    def test_every_source_gives_the_same_prompt(self, d3: D3, tmp_path: Path) -> None:
+    def test_every_source_yields_the_same_prompt(self, d3: D3, tmp_path: Path) -> None:
         file = tmp_path / "p.txt"
         file.write_text("\ufeff" + STORY + "\n", encoding="utf-8")
         tail = ("--json", "--max-tokens", "1")
