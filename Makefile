@@ -43,6 +43,7 @@ lint: $(VENV)/.test-installed
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_models_docs.py
+	$(BIN)/python scripts/write_architecture_docs.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python scripts/bench_decode.py

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
     [
         ("write_cli_docs.py", "cli_docs", "cli.md"),
         ("write_models_docs.py", "models_docs", "models.md"),
+        ("write_architecture_docs.py", "architecture_docs", "architecture.md"),
     ],
 )
 def test_the_page_is_current(script: str, function: str, page: str) -> None:
