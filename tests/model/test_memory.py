@@ -13,7 +13,8 @@ from transformers import LlamaConfig
 
 from d3cli.base.amounts import readable_size
 from d3cli.files.safetensors import describe_directory
-from d3cli.kernels.packed_linear import PackedLinear, can_pack
+from d3cli.kernels.packed_linear import PackedLinear
+from d3cli.kernels.plan import can_pack
 from d3cli.kernels.process import KERNEL_CACHES, KERNELS_KEPT
 from d3cli.model import memory
 from d3cli.model.kv_cache import KVCache
