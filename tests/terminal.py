@@ -137,9 +137,8 @@ class Terminal:
         while True:
             if what() if callable(what) else what in self.plain:
                 return
-            assert time.monotonic() < deadline, (
-                f"waited for {what!r} in vain; the screen:\n{self.text}"
-            )
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited for {what!r} in vain; the screen:\n{self.text}")
             if not self._take(0.2):
                 time.sleep(0.01)  # the command may have ended, and reading returns at once
 

@@ -144,7 +144,8 @@ def _set_size(terminal: int, rows: int, columns: int) -> None:
 def _await(path: Path) -> None:
     deadline = time.monotonic() + HANGS
     while not path.exists():
-        assert time.monotonic() < deadline, f"waited for {path} in vain"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited for {path} in vain")
         time.sleep(0.002)
 
 
