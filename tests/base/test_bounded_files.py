@@ -1,4 +1,4 @@
-"""One reader for all files: each problem is one sentence of the caller's own error class."""
+"""The bounded reader: each problem is one sentence of the caller's error class."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def test_a_file_is_read_up_to_its_limit(path: Path) -> None:
         RECIPE.read(path)
 
 
-def test_a_limit_is_told_in_mib(path: Path) -> None:
+def test_a_limit_is_reported_in_mib(path: Path) -> None:
     kind = FileKind(what="recipe", largest=2 * MIB, large_hint="cook less")
     path.write_bytes(bytes(2 * MIB + 1))
     with pytest.raises(Exception, match="larger than 2 MiB") as caught:
@@ -42,7 +42,7 @@ def test_a_missing_file_is_none_or_an_error(path: Path) -> None:
     assert caught.value.hint == "check the path"
 
 
-def test_what_is_no_file_is_refused_without_waiting(path: Path) -> None:
+def test_irregular_files_are_refused_without_waiting(path: Path) -> None:
     with pytest.raises(TranscriptError, match="is a directory"):
         RECIPE.read(path.parent)
     path.symlink_to("nowhere")
@@ -68,7 +68,7 @@ def test_pipes_and_devices_are_read_in_bounds_where_allowed() -> None:
         kind.read(Path("/"))
 
 
-def test_a_home_is_found_for_paths_that_a_user_typed(
+def test_a_leading_tilde_is_a_home_directory_where_allowed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_text("a fox")

@@ -1,4 +1,4 @@
-"""Rows and records of JSON as checked types."""
+"""Rows and records of JSON are read as checked types."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Calibrations on disk: found again, stale, written at once, cut off in the middle."""
+"""Calibrations on disk: found, stale, replaced atomically, written by two processes."""
 
 import json
 import os
@@ -60,7 +60,7 @@ class TestSavedAndFound:
             assert found.target_drop == number / 100
         assert len(list((state_dir() / "calibrations").glob("*.json"))) == 1
 
-    def test_models_of_like_names_have_files_of_their_own(self) -> None:
+    def test_models_with_similar_names_have_separate_files(self) -> None:
         names = ["a/b", "a-b", "A/b", "a/B", "/a/b", "demo", "x" * 5000, "名前/モデル"]
         assert len({file_of(name).name for name in (*names, "a\udcff")}) == len(names) + 1
         for name in names:
@@ -91,7 +91,7 @@ class TestSavedAndFound:
         assert find(KEY) is None
         assert find(other) == FOUND
 
-    def test_what_cannot_be_read_again_is_not_stored(self) -> None:
+    def test_an_unreadable_calibration_is_not_stored(self) -> None:
         path = calibration_store.save(KEY, FOUND)
         before = path.read_bytes()
         wrong: list[tuple[ModelKey, Calibration]] = [
@@ -147,7 +147,7 @@ class TestStale:
 
 
 def run_saves(body: str) -> subprocess.Popen[str]:
-    """A process that has `KEY` and `FOUND`, says so, and runs `body`."""
+    """Starts a process that prints "ready", then runs `body` with `KEY` and `FOUND`."""
     code = f"""
 import itertools, sys
 from dataclasses import replace
@@ -179,7 +179,7 @@ for number in range(60):
         started = [run_saves(body.format(dtype=dtype)) for dtype in ("float32", "float16")]
         for process in started:
             assert process.stdin is not None
-            process.stdin.close()  # both are ready: now at once
+            process.stdin.close()  # both are ready and start together
         for process in started:
             assert process.wait(timeout=120) == 0
         for dtype in ("float32", "float16"):
@@ -194,7 +194,7 @@ for number in range(60):
         """Kills a process that does nothing but save, after a random moment."""
         process = run_saves("""
 for number in itertools.count():
-    # Long, so that writing takes its time.
+    # Long, so that writing takes a while.
     made = replace(FOUND, settings={f"s{i}": number for i in range(2000)})
     calibration_store.save(replace(KEY, dtype="float32"), made)
 """)
@@ -207,7 +207,9 @@ for number in itertools.count():
         assert isinstance(found, Calibration)
         assert len(found.settings) == 2000
         assert len(set(found.settings.values())) == 1
-        monkeypatch.setattr(calibration_store, "LOCK_SECONDS", 0)  # its lock went with it
+        monkeypatch.setattr(
+            calibration_store, "LOCK_SECONDS", 0
+        )  # the system has released the lock
         calibration_store.save(KEY, FOUND)
         assert find(replace(KEY, dtype="float32")) == found
         assert {path.name for path in file_of(KEY.model).parent.iterdir()} == {
@@ -215,7 +217,7 @@ for number in itertools.count():
             file_of(KEY.model).name,
         }
 
-    def test_what_a_killed_process_left_is_cleared_away(self) -> None:
+    def test_leftovers_of_a_killed_process_are_removed(self) -> None:
         path = calibration_store.save(KEY, FOUND)
         left = path.parent / f".{path.name}.abc123"
         left.write_text('{"schema":')
@@ -237,7 +239,7 @@ for number in itertools.count():
 
 class TestCannotBeWritten:
     @pytest.mark.parametrize("blocked", ["", "calibrations"])
-    def test_a_state_directory_that_cannot_be(
+    def test_a_state_directory_that_cannot_be_made(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blocked: str
     ) -> None:
         (tmp_path / "home" / blocked).parent.mkdir(exist_ok=True)
@@ -264,13 +266,13 @@ class TestCannotBeWritten:
         finally:
             directory.chmod(0o700)
 
-    def test_trying_leaves_nothing_behind(self) -> None:
+    def test_a_check_leaves_no_file(self) -> None:
         check_writable(KEY)
         assert [path.name for path in (state_dir() / "calibrations").iterdir()] == [".lock"]
 
 
 def test_a_file_that_0_1_0_wrote_is_read_whole() -> None:
-    """So that calibrations survive an update of d3."""
+    """Calibrations survive an update of d3."""
     written = Path(__file__).parents[1] / "data" / "v0.1.0" / "calibration.json"
     path = file_of("demo")
     path.parent.mkdir(parents=True)

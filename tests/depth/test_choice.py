@@ -1,4 +1,4 @@
-"""Which schedule runs, where it comes from, and what the user is told: without any model."""
+"""The choice of a schedule, its source and its notes, without any model."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.records import FOUND
 STORED = DepthSchedule(16, 0.98, 8, 2, 2, ("9", "7", "5"))
 
 
-def told(choice: Choice) -> list[str]:
+def texts(choice: Choice) -> list[str]:
     return [spelled(note) for note in choice.notes]
 
 
@@ -20,14 +20,14 @@ def test_off_is_full_depth_whatever_is_stored() -> None:
     assert choice == Choice(DepthSchedule.full(16), Source.OFF)
 
 
-def test_a_calibration_runs_and_tells_its_cost() -> None:
+def test_a_calibration_runs_and_reports_its_cost() -> None:
     choice = choose(16, stored=FOUND.schedule, calibration=FOUND)
     assert (choice.schedule, choice.source) == (FOUND.schedule, Source.CALIBRATION)
-    (note,) = told(choice)
+    (note,) = texts(choice)
     assert note.startswith("depth: calibrated: +0.80% perplexity (1% was allowed), alpha 0.98")
 
 
-def test_a_shipped_schedule_runs_without_a_word() -> None:
+def test_a_shipped_schedule_runs_without_a_note() -> None:
     assert choose(16, stored=STORED, builtin=True) == Choice(STORED, Source.SHIPPED)
 
 
@@ -37,25 +37,25 @@ def test_a_stale_calibration_says_why_it_is_not_used(stored: DepthSchedule | Non
         16, stored=stored, calibration=Stale("the weights changed"), builtin=stored is not None
     )
     assert choice.source == (Source.SHIPPED if stored else Source.DEFAULT)
-    notes = told(choice)
+    notes = texts(choice)
     assert "is not used: the weights changed" in notes[0]
     assert notes[0].endswith("; run: d3 calibrate")
     assert ("ships with the model is used instead" in notes[0]) == (stored is not None)
     assert not any("not calibrated" in note for note in notes)
 
 
-def test_a_remedy_of_its_own_replaces_calibrating_again() -> None:
-    (note, _) = told(choose(16, calibration=Stale("it is damaged", "move it away")))
+def test_a_remedy_replaces_the_advice_to_calibrate_again() -> None:
+    (note, _) = texts(choose(16, calibration=Stale("it is damaged", "move it away")))
     assert note.endswith("it is damaged; move it away")
 
 
 def test_the_default_names_the_command_that_finds_better() -> None:
     choice = choose(16, calibrate_with="d3 calibrate fox")
     assert choice.source == Source.DEFAULT
-    (note,) = told(choice)
+    (note,) = texts(choice)
     assert "not calibrated, so a cautious default: alpha 0.999 from token 32" in note
     assert note.endswith("(d3 calibrate fox finds better; alpha=off for full depth)")
-    (note,) = told(choose(2))
+    (note,) = texts(choose(2))
     assert note.endswith("all 2 layers (d3 calibrate finds better; alpha=0.99 drops some)")
 
 
@@ -67,12 +67,12 @@ def test_any_depth_option_overrides_its_field() -> None:
     assert choose(16, core_last=3, stored=STORED).source == Source.FLAGS
 
 
-def test_options_without_effect_are_told() -> None:
-    assert told(choose(16, 0.9, core_first=1, stored=STORED)) == [
+def test_options_without_effect_are_reported() -> None:
+    assert texts(choose(16, 0.9, core_first=1, stored=STORED)) == [
         "depth: lowering core_first or core_last has no effect: the stored order never skips those "
         "layers"
     ]
-    (note,) = told(choose(4, 0.9, core_first=4, core_last=0))
+    (note,) = texts(choose(4, 0.9, core_first=4, core_last=0))
     assert note == "depth: every layer is a core layer, so no layer is dropped"
 
 

@@ -26,7 +26,7 @@ from tests.records import FOUND, KEY
 
 
 def valid() -> dict[str, Any]:
-    """The object that a file holds."""
+    """The content of a valid file."""
     return {
         "schema": 1,
         "model": KEY.model,
@@ -42,7 +42,7 @@ def write(text: str | bytes) -> Path:
 
 
 def assert_left_alone(path: Path, problem: str) -> None:
-    """Nothing reads or replaces the file, and the error says so."""
+    """No function reads or replaces the file; each reports the problem."""
     before = path.read_bytes()
     for refused in (
         lambda: find(KEY),
@@ -72,7 +72,7 @@ def set_in(data: Any, way: list[Any], value: object) -> Any:
 
 
 def places(data: Any, way: tuple[Any, ...] = ()) -> list[list[Any]]:
-    """The way to every value in a JSON document."""
+    """The path to every value in a JSON document."""
     items: list[tuple[Any, Any]] = []
     if isinstance(data, dict):
         items = list(data.items())
@@ -110,7 +110,7 @@ class TestDamaged:
             (["entries", 0], 3),
             (["entries", 0, "fingerprint"], "short"),
             (["entries", 0, "revision"], 7),
-            (["entries", 0, "dtype"], "x"),  # twice the same
+            (["entries", 0, "dtype"], "x"),  # the same as the second entry's
             (["entries", 0, "schedule"], []),
             (["entries", 0, "schedule", "alpha"], 1.5),
             (["entries", 0, "schedule", "alpha"], "0.98"),
@@ -135,11 +135,11 @@ class TestDamaged:
         ],
         ids=str,
     )
-    def test_a_field_that_cannot_be_is_reported(self, way: list[Any], value: object) -> None:
+    def test_an_invalid_field_is_reported(self, way: list[Any], value: object) -> None:
         path = write(json.dumps(set_in(valid(), way, value)))
         assert_left_alone(path, "is damaged")
 
-    def test_each_field_is_needed(self) -> None:
+    def test_every_field_is_required(self) -> None:
         whole = valid()
         for way in places(whole):
             if "settings" in way[:-1] or isinstance(way[-1], int):
@@ -168,7 +168,7 @@ class TestDamaged:
         ],
         ids=lambda text: str(text[:20]),
     )
-    def test_what_is_no_such_object_is_reported(self, text: bytes) -> None:
+    def test_other_content_is_reported(self, text: bytes) -> None:
         assert_left_alone(write(text), "is damaged")
 
     def test_a_file_that_is_too_large_is_reported(self) -> None:
@@ -193,7 +193,7 @@ class TestDamaged:
             assert find(entry.key) == entry.calibration
             assert Entry.from_json(KEY.model, entry.to_json()) == entry
 
-    def test_something_else_than_a_file_is_damaged(self) -> None:
+    def test_a_pipe_is_reported_without_waiting(self) -> None:
         path = file_of(KEY.model)
         path.parent.mkdir()
         os.mkfifo(path)
@@ -205,7 +205,7 @@ class TestDamaged:
         path = write(json.dumps({"schema": 2, "model": KEY.model, "surprise": [1]}))
         assert_left_alone(path, "was written by a newer d3")
 
-    def test_one_that_is_damaged_hides_no_other(self) -> None:
+    def test_a_damaged_file_hides_no_other(self) -> None:
         write("{")
         other = replace(KEY, model="someone/else")
         calibration_store.save(other, FOUND)
@@ -213,7 +213,7 @@ class TestDamaged:
         assert [file.model for file in stored] == [None, "someone/else"]
         assert [bool(file.problem) for file in stored] == [True, False]
 
-    def test_removing_takes_a_damaged_one_too(self) -> None:
+    def test_a_damaged_file_can_be_removed(self) -> None:
         path = write("{")
         assert calibration_store.remove(KEY.model)
         assert not path.exists()

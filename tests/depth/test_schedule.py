@@ -82,9 +82,9 @@ def test_the_first_tokens_run_at_full_depth(schedule: DepthSchedule) -> None:
 
 
 @given(any_schedule(whole_layers=True), steps)
-def test_whole_layers_give_the_papers_formula(schedule: DepthSchedule, t: int) -> None:
+def test_whole_layers_follow_the_papers_formula(schedule: DepthSchedule, t: int) -> None:
     decayed = schedule.num_layers * schedule.alpha ** max(0, t - schedule.start)
-    # Beside a whole number rounding decides: the schedule counts 1e-9 short of it as reached.
+    # Next to a whole number rounding decides: the schedule accepts 1e-9 less.
     nearby = {max(schedule.floor, math.floor(decayed + nudge)) for nudge in (-1e-6, 0, 1e-6)}
     assert schedule.depth(t) in nearby
 

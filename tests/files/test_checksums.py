@@ -1,4 +1,4 @@
-"""`d3 models verify`: files compared with the hub's checksums, wherever those are kept."""
+"""`d3 models verify` compares files with the hub's checksums, wherever they are stored."""
 
 import hashlib
 import shutil
@@ -32,7 +32,9 @@ def downloaded(tmp_path: Path) -> Path:
 
 def test_every_file_that_is_read_is_compared(downloaded: Path) -> None:
     shares: list[float] = []
-    assert verify(downloaded, shares.append) == 6  # all but what only the built-in model has
+    assert (
+        verify(downloaded, shares.append) == 6
+    )  # without the files that only the built-in model has
     assert shares[-1] == 1
 
 
@@ -61,7 +63,7 @@ def test_the_command_says_what_cannot_be_verified(d3: D3, tmp_path: Path) -> Non
     check(d3("models", "verify"), 2, "Missing argument")
 
 
-def test_the_command_reads_no_file_of_elsewhere(d3: D3, downloaded: Path) -> None:
+def test_the_command_reads_no_file_outside_the_model(d3: D3, downloaded: Path) -> None:
     (downloaded / "config.json").rename(downloaded.parent / "config.json")
     (downloaded / "config.json").symlink_to(downloaded.parent / "config.json")
     check(d3("models", "verify", downloaded), 1, "is a link to a file outside the model")

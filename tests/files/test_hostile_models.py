@@ -1,4 +1,4 @@
-"""Models from strangers: one clear line each, no code run, no socket opened, in bounds."""
+"""Hostile models: each gets one clear error, runs no code, opens no socket, stays in bounds."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def good_model(folder: Path) -> Path:
 
 
 def slow(names: Iterable[str], slow_ones: Collection[str]) -> list[Any]:
-    """These names as parameters, some of which are slow."""
+    """The names as parameters, of which some are marked slow."""
     marks = {name: [pytest.mark.slow] if name in slow_ones else [] for name in names}
     return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
@@ -58,7 +58,7 @@ def ask(forks: Forks, tmp_path: Path, change: Change, outside: Path) -> Ended:
 
 @pytest.fixture(scope="module")
 def good(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """A control, to compare memory with."""
+    """A control whose memory the others are compared with."""
     return ask(forks, tmp_path_factory.mktemp("good"), lambda *_: None, Path("/nowhere"))
 
 
@@ -89,7 +89,7 @@ def test_a_hostile_model_gives_one_clear_line(
 
 
 @pytest.mark.parametrize("name", slow(HARMLESS, HARMLESS.keys() - QUICK_HARMLESS))
-def test_what_only_looks_hostile_runs_and_does_nothing_else(
+def test_a_model_that_only_looks_hostile_runs(
     name: str, forks: Forks, tmp_path: Path, outside: Path
 ) -> None:
     ended = ask(forks, tmp_path, HARMLESS[name], outside)
@@ -111,7 +111,7 @@ def test_links_within_one_repository_of_the_hub_s_cache_are_followed(
     assert ended.code == 0, ended.err
 
 
-def test_json_that_says_nothing_bad_is_read_as_it_is(tmp_path: Path) -> None:
+def test_harmless_json_is_read_unchanged(tmp_path: Path) -> None:
     from d3cli.files.json_files import read_json
 
     (tmp_path / "config.json").write_text(json.dumps({"a": [{"b": [1, {"c": None}]}]}))

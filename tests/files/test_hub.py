@@ -1,4 +1,4 @@
-"""Downloads, against a small hub of our own on loopback: no other host is ever asked."""
+"""Downloads from a small hub on loopback. No other host is contacted."""
 
 import json
 import os
@@ -23,16 +23,16 @@ COMMIT = "1" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the built-in model as ``someone/fox``; counts what is fetched, and can misbehave."""
+    """Serves the built-in model as ``someone/fox``, counts downloads, and can misbehave."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {file.name: file.read_bytes() for file in BUILTIN_PATH.iterdir()}
-        self.files["pytorch_model.bin"] = b"a pickle that nobody asked for"
+        self.files["pytorch_model.bin"] = b"a pickle that must not be fetched"
         self.fetched: Counter[str] = Counter()
-        self.cut: str | None = None  # this file's connection breaks off in the middle
+        self.cut: str | None = None  # the connection breaks in the middle of this file
         self.gated = False
 
     @property
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ def in_a_process(hub: Hub, cache: Path, *arguments: str) -> Ended:
 
 
 def d3_in_a_child(url: str, cache: str, *arguments: str) -> None:
-    """`d3` where huggingface_hub is imported already, so its settings are changed.
+    """Runs `d3` in a process that has imported huggingface_hub already; changes its settings.
 
-    It waits for half a minute before it gives a hub up: here it does not wait.
+    huggingface_hub waits for half a minute before it gives up. Here it does not wait.
     """
     constants.ENDPOINT = url
     constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -161,7 +161,7 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def run_d3(hub: Hub, forks: Forks, tmp_path: Path) -> Run:
-    """Runs `d3` against the hub, with a cache of its own."""
+    """Runs `d3` with the test's hub and an empty cache."""
     env = {"D3_MAX_TOKENS": "3", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     function = f"{__name__}.{d3_in_a_child.__name__}"
     return lambda *arguments: forks.call(function, hub.url, str(tmp_path), *arguments, env=env)
@@ -169,7 +169,7 @@ def run_d3(hub: Hub, forks: Forks, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def generate(run_d3: Run) -> Run:
-    """Runs `d3 generate` likewise."""
+    """Runs `d3 generate` in the same way."""
     return lambda *arguments: run_d3("generate", *arguments)
 
 
@@ -188,9 +188,7 @@ def test_a_model_is_downloaded_once_and_then_used_offline(
     assert not hub.fetched
 
 
-def test_a_download_that_broke_off_goes_on_with_the_files_that_are_missing(
-    hub: Hub, generate: Run
-) -> None:
+def test_a_broken_download_continues_with_the_missing_files(hub: Hub, generate: Run) -> None:
     hub.cut = "model.safetensors"
     broken = generate("someone/fox", "Hello.")
     assert broken.code == 1
@@ -228,7 +226,7 @@ def test_a_hub_that_is_down(hub: Hub, generate: Run) -> None:
     assert "the hub cannot be reached" in result.err
 
 
-def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_fetched(
+def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_downloaded(
     hub: Hub, generate: Run
 ) -> None:
     config = json.loads(hub.files["config.json"])
@@ -241,7 +239,7 @@ def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_fetched(
     assert hub.fetched == {"config.json": 1}
 
 
-def test_a_model_that_cannot_skip_is_refused_before_its_weights_are_fetched(
+def test_a_model_that_cannot_skip_is_refused_before_its_weights_are_downloaded(
     hub: Hub, generate: Run
 ) -> None:
     hub.files["config.json"] = json.dumps({"model_type": "mamba"}).encode()

@@ -31,7 +31,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def code(outside: Path) -> str:
-    """Python that leaves the sentinel."""
+    """Python code that writes the sentinel."""
     return (
         f"open({str(outside / 'sentinel')!r}, 'w').close()\nclass Config: pass\nclass Model: pass\n"
     )
@@ -48,7 +48,7 @@ class Bomb:
 
 
 def header(path: Path) -> tuple[dict[str, Any], bytes]:
-    """A safetensors file's header, and its data."""
+    """The header and the data of a safetensors file."""
     raw = path.read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
     return json.loads(raw[8 : 8 + length]), raw[8 + length :]
@@ -73,7 +73,7 @@ def change_tensor(model: Path, **changes: Any) -> None:
 
 
 def shard(model: Path, name: object) -> None:
-    """The weights by an index that names this shard."""
+    """Adds an index that names this shard for all weights."""
     head, _ = header(weights(model))
     names = dict.fromkeys((n for n in head if n != "__metadata__"), name)
     index = {"metadata": {}, "weight_map": names}

@@ -1,4 +1,4 @@
-"""Chat templates: control tokens stay text, reasoning is told apart, strangers' run in bounds."""
+"""Chat templates: control tokens stay text, reasoning is separate, hostile ones stay in bounds."""
 
 import shutil
 import subprocess
@@ -167,7 +167,7 @@ HOSTILE = {
 }
 
 
-def test_several_templates_without_a_default_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_templates_without_a_default_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TOKENIZER, "chat_template", {"rag": "a", "tool_use": "b"})
     with pytest.raises(ModelError, match="several chat templates and no default"):
         encode_chat(TOKENIZER, user("hi"))
@@ -188,7 +188,7 @@ def test_a_hostile_template_gives_one_clear_error(
     assert encode_chat(TOKENIZER, user("hi"))  # the next one works again
 
 
-def test_the_child_can_write_nothing_and_start_nothing(tmp_path: Path) -> None:
+def test_the_child_cannot_write_files_or_start_processes(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom d3cli.text import template_sandbox\n"
         "import socket, subprocess\n"
@@ -209,7 +209,7 @@ def test_the_child_can_write_nothing_and_start_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_the_child_ends_with_whoever_started_it() -> None:
+def test_the_child_ends_with_its_parent() -> None:
     renderer = Renderer()
     assert renderer.render("{{ messages[0].content }}", user("hi"), {}) == "hi"
     child = renderer._child
@@ -219,7 +219,7 @@ def test_the_child_ends_with_whoever_started_it() -> None:
     assert child.poll() is not None
 
 
-def test_only_templates_known_by_name_run_in_this_process(tmp_path: Path) -> None:
+def test_only_trusted_templates_run_in_this_process(tmp_path: Path) -> None:
     asks = "{% if messages[0].content == 'pid' %}ok{% endif %}"
     trusting = Renderer(trusted=[asks])
     assert trusting.render(asks, user("pid"), {}) == "ok"

@@ -1,8 +1,8 @@
 """Control tokens in messages stay text, in the style of every family that has an alias.
 
-The tokenizers of those models cannot be shipped. These have their control tokens, special or merely
-added as they are there, and short templates that write them in the same places; below them lie the
-built-in model's bytes and merges, or bytes alone after the manner of SentencePiece.
+The tokenizers of those models cannot be shipped. The ones here have the same control tokens,
+special or merely added, and short templates that write them in the same places. Their other tokens are the
+built-in model's bytes and merges, or SentencePiece's bytes.
 """
 
 import json
@@ -118,7 +118,7 @@ def tokenizer_of(style: str) -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_backend() -> Tokenizer:
-    """Bytes and a few words, "▁" for a space and one before the text: as Llama 2's."""
+    """Bytes and letters, with "▁" for a space and before the text, as in Llama 2's tokenizer."""
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces += [*"▁abcdefghijklmnopqrstuvwxyz.<>|/[]_ABCDEFGHIJKLMNOPQRSTUVWXYZ", "<unk>"]
     backend = Tokenizer(

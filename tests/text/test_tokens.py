@@ -30,7 +30,7 @@ TOKENIZER = builtin()
 
 
 def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
-    """As Llama 2's and Mistral's: words with "▁" for a space, and the 256 bytes, ids 0 to 255."""
+    """As in Llama 2 and Mistral: words with "▁" for a space, and the 256 bytes as ids 0 to 255."""
     vocabulary = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁the", "▁Hi", "!", "<unk>"]
     backend = Tokenizer(
         models.BPE({word: i for i, word in enumerate(vocabulary)}, [], unk_token="<unk>")
@@ -64,7 +64,7 @@ class TestDetokenizer:
         assert stream.flush() == ""
 
     @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30))
-    def test_any_ids_at_all_decode_as_one_would_at_once(self, ids: list[int]) -> None:
+    def test_any_ids_decode_as_they_do_all_together(self, ids: list[int]) -> None:
         stream = Detokenizer(TOKENIZER)
         text = "".join(stream.push(i) for i in ids) + stream.flush()
         assert text == TOKENIZER.decode(ids, skip_special_tokens=True)
@@ -79,7 +79,7 @@ class TestDetokenizer:
     def test_broken_utf_8_between_words_costs_no_word(self, ids: list[int]) -> None:
         stream = Detokenizer(BYTE_FALLBACK)
         text = "".join(stream.push(i) for i in ids) + stream.flush()
-        # The whole decoder gives up a run of bytes that ends badly; a stream has shown its start.
+        # Decoding the whole drops a run of bytes that ends badly. The stream has shown its start.
         whole = BYTE_FALLBACK.decode(ids, skip_special_tokens=True)
         assert [c for c in text if c.isascii()] == [c for c in whole if c.isascii()]
 
@@ -145,7 +145,7 @@ class TestEncodeRaw:
 
 
 class Counting:
-    """The tokenizer, and how many characters it was given in all."""
+    """The tokenizer, which counts the characters that it gets."""
 
     def __init__(self) -> None:
         self.characters = 0
@@ -195,7 +195,7 @@ class TestLongTexts:
 
     def test_what_may_fit_is_not_refused(self) -> None:
         tokenizer = Counting()
-        check_length(tokenizer, "a fox " * 100_000, 1024)  # the exact count says so, soon
+        check_length(tokenizer, "a fox " * 100_000, 1024)  # the exact count refuses it later
         assert tokenizer.characters == 0
         check_length(tokenizer, "a fox " * 200_000, 400_000)
         assert tokenizer.characters == 0
