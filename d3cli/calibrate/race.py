@@ -13,6 +13,7 @@ from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.space import Candidate, StaticLosses, front
 from d3cli.scoring.intervals import Drop, measure_drop
 
+# The most candidates in each round.
 ENTRANTS, SECOND_ROUND, FINALISTS = 14, 10, 6
 # The fastest schedule predicted to be within the target may fail. Safer ones, which save these
 # shares of its bytes, are scored as well.
@@ -39,9 +40,9 @@ def race(
 
     Yields every measurement as it is made. A candidate's last one is on the most documents.
     """
-    most = math.log1p(target)
+    max_loss = math.log1p(target)  # nats per token
     few, more, all_ = evaluator.stages
-    entrants = _spread(front(pool), -math.inf, 2 * most, ENTRANTS)
+    entrants = _spread(front(pool), -math.inf, 2 * max_loss, ENTRANTS)
 
     def measure(entrant: Candidate, documents: int) -> Tried:
         losses = evaluator.losses(entrant.schedule, documents)
@@ -52,11 +53,13 @@ def race(
         first.append(measure(entrant, few))
         yield first[-1]
     # Predictions are off by about the same factor for all candidates: correct it.
-    off = _prediction_error(first, statics, few)
-    corrected = front([c if c.is_static else replace(c, predicted=c.predicted * off) for c in pool])
+    factor = _prediction_error(first, statics, few)
+    corrected = front(
+        [c if c.is_static else replace(c, predicted=factor * c.predicted) for c in pool]
+    )
     second = [
-        *_spread(corrected, 0.5 * most, 1.4 * most, SECOND_ROUND),
-        *_spread([c for c in corrected if c.is_static], 0.5 * most, 1.2 * most, 3),
+        *_spread(corrected, 0.5 * max_loss, 1.4 * max_loss, SECOND_ROUND),
+        *_spread([c for c in corrected if c.is_static], 0.5 * max_loss, 1.2 * max_loss, 3),
     ]
     tried = []
     for entrant in _distinct(second):
@@ -64,13 +67,13 @@ def race(
         yield tried[-1]
     hopeful = [t.candidate for t in tried if t.drop.low <= target]
     hopeful = sorted(hopeful, key=lambda c: c.byte_ratio)[-FINALISTS:]
-    for entrant in _distinct([*_safe(corrected, most), *hopeful]):
+    for entrant in _distinct([*_safe(corrected, max_loss), *hopeful]):
         yield measure(entrant, all_)
 
 
-def _safe(ordered: Sequence[Candidate], most: float) -> list[Candidate]:
+def _safe(ordered: Sequence[Candidate], max_loss: float) -> list[Candidate]:
     """Candidates slower than the fastest one that is predicted to be within the target."""
-    within = [c for c in ordered if c.predicted <= most]
+    within = [c for c in ordered if c.predicted <= max_loss]
     savings = [1 - 1 / c.byte_ratio for c in within]
     if not within or savings[-1] <= 0:  # none, or none that saves more than its repair costs
         return []
