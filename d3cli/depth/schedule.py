@@ -15,7 +15,7 @@ from typing import Any
 
 from d3cli.base.errors import ScheduleError, Setting
 from d3cli.base.json_rows import convert_json
-from d3cli.depth.units import Unit, WeightBytes, parse_unit
+from d3cli.depth.units import Part, Unit, WeightBytes, parse_unit
 
 # The sum of weights such as 0.3 and 0.7 must count as one whole layer despite rounding.
 TOLERANCE = 1e-9
@@ -110,7 +110,7 @@ class DepthSchedule(_Computed):
             if not (0.0 < weight <= 1.0) or (unit.part is None and weight != 1.0):
                 raise ScheduleError(f"a unit of layer {unit.layer} has the weight {weight:g}")
             seen.add(unit)
-        if len({unit.layer for unit in units if unit.part != "mlp"}) == self.num_layers:
+        if len({unit.layer for unit in units if unit.part is not Part.MLP}) == self.num_layers:
             raise ScheduleError(
                 "the skip order drops every layer's attention",
                 "keep at least one core layer",

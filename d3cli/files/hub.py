@@ -50,7 +50,7 @@ def describe_repository(hub_id: str) -> Description:
         SafetensorsParsingError,
     )
 
-    with _errors_told(hub_id):
+    with _translated_errors(hub_id):
         try:
             config = read_json(Path(hf_hub_download(hub_id, "config.json")))
             shards = HfApi().get_safetensors_metadata(hub_id).files_metadata.values()
@@ -96,12 +96,12 @@ def download(hub_id: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with _errors_told(hub_id):
+    with _translated_errors(hub_id):
         return Path(snapshot_download(hub_id, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED))
 
 
 @contextmanager
-def _errors_told(hub_id: str) -> Iterator[None]:
+def _translated_errors(hub_id: str) -> Iterator[None]:
     """Turns the hub's errors into ours, each with a hint."""
     from huggingface_hub.errors import (
         GatedRepoError,

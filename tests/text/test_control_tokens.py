@@ -1,8 +1,8 @@
 """Control tokens in messages stay text, in the style of every family that has an alias.
 
 The tokenizers of those models cannot be shipped. The ones here have the same control tokens,
-special or merely added, and short templates that write them in the same places. Their other tokens are the
-built-in model's bytes and merges, or SentencePiece's bytes.
+special or merely added, and short templates that write them in the same places. Their other tokens
+are the built-in model's bytes and merges, or SentencePiece's bytes.
 """
 
 import json
