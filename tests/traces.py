@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 from d3cli.base.settings import BUILTIN
 from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
 from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
@@ -15,6 +16,7 @@ from d3cli.profile.profiler import Profiler, nested_family
 from d3cli.profile.run import ProfileOptions, Prompt
 from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
 from d3cli.profile.trace_times import RepeatTrace
+from d3cli.scoring.documents import Document
 
 # Timing needs many rounds to be exact. Tests only need some.
 FEW_ROUNDS = {"ROUNDS": 2, "TIMED_STEPS": 4, "PART_STEPS": 6}
@@ -75,6 +77,17 @@ def whole_trace() -> Trace:
     schedule = builtin().schedule(0.97, start=4)
     order = nested_family(builtin(), schedule, Source.FLAGS)
     return profile(STORY, SUM, max_tokens=40, compare=True, needed_order=order, layers=True)[1]
+
+
+@cache
+def first_document() -> Document:
+    """The first reply of `whole_trace`, generated again."""
+    trace = whole_trace()
+    reply = Engine(builtin()).stream(
+        trace.replies[0].prompt, schedule=trace.depth_schedule, max_tokens=40
+    )
+    list(reply)
+    return Document(reply.prompt_ids, [token.token_id for token in reply.tokens])
 
 
 def hostile_trace() -> Trace:

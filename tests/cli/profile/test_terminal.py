@@ -1,0 +1,172 @@
+"""`d3 profile` in terminals of many kinds."""
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from rich.cells import cell_len
+
+from d3cli.cli.progress import Progress
+from d3cli.profile.run import Run
+from d3cli.profile.trace_file import read_trace
+from tests.cli.profile.conftest import FAST
+from tests.conftest import D3
+from tests.forks import Forks
+from tests.terminal import Terminal
+from tests.traces import (
+    STORY,
+    SUM,
+)
+
+
+class Shown(NamedTuple):
+    """The bytes written to a terminal, and the exit code."""
+
+    code: int
+    raw: str
+
+    @property
+    def plain(self) -> str:
+        return " ".join(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", self.raw).split())
+
+    @property
+    def frames(self) -> list[str]:
+        """Each drawing of the live screen."""
+        drawn = self.raw.split("\x1b[?1049h")[1].split("\x1b[?1049l")[0]
+        frames = [frame for frame in drawn.split("\x1b[H") if "step" in frame]
+        return [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", frame) for frame in frames]
+
+
+@pytest.fixture
+def shown(forks: Forks, tmp_path: Path) -> Callable[..., Shown]:
+    """Runs `d3 profile` in a terminal of a given size; `interrupt` it after that many bytes."""
+
+    def run(
+        *arguments: str | Path, columns: int = 100, rows: int = 30, interrupt: int = 0, **env: str
+    ) -> Shown:
+        env = {"COLUMNS": str(columns), "LINES": str(rows), "TERM": "xterm-256color"} | env
+        env["D3_HOME"] = str(tmp_path / "home")
+        after = {"signal": signal.SIGINT, "after_out": interrupt} if interrupt else {}
+        ended = forks.run("profile", *arguments, "--threads", "1", terminal=True, env=env, **after)
+        return Shown(ended.code, ended.err)
+
+    return run
+
+
+class TestTerminal:
+    def test_the_live_table_and_then_the_result(self, shown: Callable[..., Shown]) -> None:
+        run = shown(STORY)
+        assert run.code == 0
+        for frame in run.frames:
+            for word in ("token", "layers", "tok/s", "logprob", "entropy", "memory", "processor"):
+                assert word in frame
+        assert "TTFT" in run.frames[-1] and "█" in run.frames[-1] and "▄" in run.frames[-1]
+        assert "ships with this model" in run.plain
+        assert run.raw.index("\x1b[?1049l") < run.raw.index("summary")  # after the live screen
+        assert "\x1b[?25h" in run.raw  # the cursor is back
+
+    @pytest.mark.parametrize(("columns", "rows"), [(40, 12), (20, 8), (300, 90)])
+    def test_any_size(self, shown: Callable[..., Shown], columns: int, rows: int) -> None:
+        run = shown(SUM, columns=columns, rows=rows)
+        assert run.code == 0
+        assert run.frames
+        for frame in run.frames:
+            lines = frame.rstrip("\r\n").split("\n")
+            assert len(lines) <= rows, frame
+            assert max(cell_len(line.rstrip("\r")) for line in lines) <= columns, frame
+        assert "summary" in run.plain or columns == 20
+
+    def test_a_dumb_terminal_gets_the_result(self, shown: Callable[..., Shown]) -> None:
+        run = shown(SUM, TERM="dumb")
+        assert run.code == 0
+        assert "\x1b" not in run.raw
+        assert "tok/s" in run.plain
+
+    def test_no_color_is_honoured(self, shown: Callable[..., Shown]) -> None:
+        run = shown(SUM, NO_COLOR="1")
+        assert run.code == 0
+        codes = {code for one in re.findall(r"\x1b\[([\d;]*)m", run.raw) for code in one.split(";")}
+        assert not {code for code in codes if code[:1] in "349" and len(code) > 1}, codes
+
+    def test_html_needs_a_file(self, shown: Callable[..., Shown]) -> None:
+        run = shown(SUM, "-o", "html")
+        assert run.code == 2
+        assert "a terminal cannot show HTML" in run.plain
+
+    def test_ctrl_c_restores_the_screen(self, shown: Callable[..., Shown], tmp_path: Path) -> None:
+        path = tmp_path / "run.json"
+        several_frames = 20_000
+        run = shown(STORY, "--repeat", "100", "--output-file", path, interrupt=several_frames)
+        assert run.code == 130
+        assert "\x1b[?1049l" in run.raw
+        assert read_trace(path).interrupted
+        assert "interrupted" in run.plain
+
+    def test_time_suspended_is_left_out(
+        self, d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        stops, left_out = [2.5, 0.5], list[float]()
+
+        @contextmanager
+        def live(_: Progress) -> Iterator[tuple[None, list[float]]]:
+            yield None, stops
+
+        monkeypatch.setattr(Progress, "live", live)
+        monkeypatch.setattr(Run, "leave_out", lambda _, seconds: left_out.append(seconds))
+        assert d3("profile", SUM, *FAST).code == 0
+        assert sorted(left_out) == [0.5, 2.5]
+
+
+@pytest.fixture
+def terminals(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    started: list[Terminal] = []
+
+    def start(*arguments: str | Path, columns: int = 80, rows: int = 24) -> Terminal:
+        words = ["-m", "d3cli", "profile", "--threads", "1", *arguments]
+        started.append(Terminal(*words, home=tmp_path / "home", columns=columns, rows=rows))
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        terminal.close()
+
+
+@pytest.mark.slow
+class TestInteraction:
+    """Keys and window changes while the live screen is shown."""
+
+    def test_the_screen_shows_the_newest_tokens(self, terminals: Callable[..., Terminal]) -> None:
+        terminal = terminals(STORY, columns=100, rows=30)
+        terminal.wait(lambda: re.search(r"^ +\d\d  \"", "\n".join(terminal.screen.display), re.M))
+        assert terminal.end(60) == 0
+        assert "ships with this model" in terminal.plain
+
+    def test_suspending_restores_the_screen(self, tmp_path: Path) -> None:
+        shell = Terminal(
+            "--norc", "-i", home=tmp_path, program="/bin/bash", PS1="sh> ", columns=90, rows=24
+        )
+        try:
+            shell.line(f"{sys.executable} -m d3cli profile --threads 1 '{STORY}' --repeat 4")
+            shell.wait("repeat 1 of 4")
+            shell.send("\x1a")
+            shell.wait("Stopped")
+            assert shell.raw.rindex("\x1b[?1049l") > shell.raw.rindex("\x1b[?1049h")
+            shell.read(0.5)
+            shell.line("echo still here; fg")
+            shell.wait("summary", 60)
+            assert shell.raw.count("\x1b[?1049h") == shell.raw.count("\x1b[?1049l") == 2
+        finally:
+            shell.close()
+
+    def test_resized_while_it_runs(self, terminals: Callable[..., Terminal]) -> None:
+        terminal = terminals(STORY, "--repeat", "3", columns=100, rows=30)
+        terminal.wait("tok/s")
+        terminal.resize(50, 12)
+        terminal.read(1)
+        terminal.resize(120, 40)
+        assert terminal.end(60) == 0
