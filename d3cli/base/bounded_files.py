@@ -1,7 +1,7 @@
-"""The one reader of files: bounded in size, and clear about what is wrong with a file.
+"""The one reader of files: it bounds their size, and says clearly what is wrong with a file.
 
-Every file that d3 reads whole goes through a `FileKind`. Each kind of file has one, as a constant
-of the module that reads it::
+Every file that d3 reads as a whole goes through a `FileKind`, a constant of the module that reads
+such files::
 
     _CONVERSATION = FileKind(
         what="conversation", largest=64 << 20, error=TranscriptError, missing_hint="d3 chat --list"
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileKind:
-    """A kind of file that d3 reads: its name in errors, its limit, and what to do when it is bad.
+    """A kind of file that d3 reads: its name in errors, its limit, and hints about bad files.
 
     Attributes:
         what: the noun for it in a message, such as ``"config file"``.
@@ -126,5 +126,5 @@ class FileKind:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """Opens without waiting, as opening a pipe does until something writes to it."""
+    """Opens a file. A pipe opens at once, instead of waiting until something writes to it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

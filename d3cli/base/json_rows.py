@@ -1,7 +1,7 @@
 """Records and rows of JSON, read as msgspec types: every field is checked.
 
-A type is a dataclass or a `msgspec.Struct` whose fields have annotations; its ``__post_init__`` may
-refuse a value with ValueError. Non-finite numbers and half surrogate pairs are refused everywhere.
+A type is a dataclass or a `msgspec.Struct`. Its ``__post_init__`` may refuse a value with
+ValueError. Text that holds NaN, an infinity or half a surrogate pair is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,8 +19,8 @@ def decode_json(data: bytes | str, record: type[T]) -> T:
     """One JSON document as a `record`.
 
     Raises:
-        ValueError: it is not JSON, or not such a record. The message completes a sentence after a
-            colon: "expected `int`, got `str`, at `$.schema`".
+        ValueError: it is not JSON, or not such a record. The message is made to follow a colon:
+            "expected `int`, got `str`, at `$.schema`".
     """
     with _problems_in_words():
         return msgspec.json.decode(data, type=record)
@@ -37,7 +37,11 @@ def convert_json(data: Any, record: type[T]) -> T:
 
 
 def refuse_unknown(data: Mapping[str, Any], written: Mapping[str, Any]) -> None:
-    """Raises ValueError if `data` is not what was read from it and `written` again."""
+    """Raises ValueError if reading `data` lost anything.
+
+    Args:
+        written: what is written for the record that was read from `data`.
+    """
     if data != written:
         names = sorted(data.keys() ^ written.keys())
         raise ValueError(f"unknown or missing field {names[0]}" if names else "an unknown field")

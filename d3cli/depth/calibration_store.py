@@ -1,4 +1,4 @@
-"""Calibrations on disk: one JSON file for each model. They count while the model is unchanged.
+"""Calibrations on disk: one JSON file for each model. They are used while it is unchanged.
 
 Readers take no lock, because a file is only ever replaced as a whole. Knows nothing of how a
 calibration is made; no torch.
