@@ -1,1 +1,1 @@
-"""The command line: one file a command. Nothing in d3cli imports this package."""
+"""The command line: one file or package per command. Nothing in d3cli imports this package."""
