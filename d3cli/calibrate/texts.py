@@ -30,7 +30,7 @@ MAX_RESPONSE = 1024  # tokens scored of one document
 MIN_DOCUMENTS, MIN_TOKENS = 32, 1024
 
 _TEXT = FileKind(
-    what="text",
+    what="text file",
     largest=64 << 20,
     large_hint="a few hundred documents are enough",
     expand_home=True,
@@ -109,7 +109,7 @@ def read_samples(path: Path) -> list[Sample]:
     """
     text = _TEXT.read_text(path)
     if not text.strip():
-        raise UsageError(f"the text {path} is empty", "use a file with text")
+        raise UsageError(f"the text file {path} is empty", "use a file with text")
     if path.suffix.lower() != ".jsonl":
         return [Sample(text)]
     return [row.sample() for _, row in parse_rows(text, _Row, name=str(path), hint=_FORM)]
