@@ -83,7 +83,7 @@ class TestBadInput:
             check(result, 2, 'no model or directory called "lama-3-8b"')
             assert "llama-3-8b" in result.err
 
-    @pytest.mark.parametrize("name", ["./my-modle", "/nope/x", "../x", "~/nope"])
+    @pytest.mark.parametrize("name", ["./my-modle", "/nope/x", "../my-modle", "~/nope"])
     def test_a_path_that_is_not_there_is_no_prompt(self, d3: D3, name: str) -> None:
         check(d3("generate", name, stdin=b"Summarise."), 2, f"there is no directory {name}")
 
