@@ -203,7 +203,7 @@ def _become(request: dict[str, Any], folder: Path) -> None:
             assert hasattr(importlib.import_module(module), attribute), name
             setattr(importlib.import_module(module), attribute, value)
         if request["hold_at"]:
-            _hold(request["hold_at"], folder)
+            hold(request["hold_at"], folder)
         _write_at_once(folder / "pid", str(os.getpid()))
         if limit := request["largest_file"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -219,8 +219,11 @@ def _become(request: dict[str, Any], folder: Path) -> None:
         os._exit(code)
 
 
-def _hold(at: int, folder: Path) -> None:
-    """Makes the process wait, once, before its decode step of this number."""
+def hold(at: int, folder: Path) -> None:
+    """Makes this process wait, once, before its decode step of this number.
+
+    It then writes ``held`` into the folder, and waits for ``released``.
+    """
     from d3cli.decode import loop
 
     decode_step, steps = loop.decode_step, iter(range(1, at + 1))

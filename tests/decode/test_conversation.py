@@ -1,4 +1,4 @@
-"""Conversations: whatever happened before, a reply is that of a fresh process."""
+"""Conversations: whatever happened before, a reply is the one that a fresh process writes."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from d3cli.scoring.compare_reply import compare_reply
 
 MODEL = load_model(dtype="float32", device="cpu", threads=1)
 TEXTS = ["What is 27 + 45?", "Tell me a story about a fox.", "Go on.", "Why?", "é 漢 🦊"]
-# Shows only the last messages, and of replies only a part: what was read before is rewritten.
+# Shows only the last messages, and only part of each reply, so that earlier prompts are rewritten.
 FORGETFUL = (
     "{% for m in messages[-3:] %}<|user|>{{ m.content[:20] if m.role == 'assistant' else m.content "
     "}}{% endfor %}<|assistant|>"
@@ -49,7 +49,7 @@ def ids(reply: Reply) -> list[int]:
 
 
 def fresh(conversation: Conversation, how: ReplyOptions) -> list[int]:
-    """The tokens of a new engine, given what the model was shown before the last reply."""
+    """The tokens that a new engine writes for the same messages as the last reply."""
     shown = conversation.shown()[:-1]
     reply = Engine(MODEL).stream(
         shown,
@@ -63,7 +63,7 @@ def fresh(conversation: Conversation, how: ReplyOptions) -> list[int]:
 
 
 class Chat(RuleBasedStateMachine):
-    """Turns, edits, repetitions, interruptions, changes of depth, reading ahead, comparing."""
+    """Turns, edits, replies again, interruptions, changed depth, reading ahead, comparison."""
 
     @initialize(template=st.sampled_from([None, FORGETFUL]), system=st.sampled_from(["", "Short."]))
     def begin(self, template: str | None, system: str) -> None:
@@ -208,7 +208,7 @@ class TestOverflow:
         dropped = conversation.make_room(how)
         assert dropped
         assert dropped == before[: len(dropped)]
-        assert conversation.messages == before  # they stay in the record
+        assert conversation.messages == before  # all stay in the record
         assert conversation.shown()[0]["role"] == "user"
         reply = write(conversation, how)
         assert len(reply.prompt_ids) <= 0.75 * MODEL.context_length
@@ -230,7 +230,7 @@ class TestOverflow:
         context = MODEL.context_length
         assert conversation._prompt_tokens(how) <= 0.75 * context
         one_more = Conversation(MODEL, conversation.messages[-kept - 2 :])
-        assert one_more._prompt_tokens(how) > 0.75 * context  # no more than had to be
+        assert one_more._prompt_tokens(how) > 0.75 * context  # no more than necessary
 
     def test_a_huge_old_message_is_left_out_without_tokenizing_it(
         self, monkeypatch: pytest.MonkeyPatch
@@ -257,7 +257,7 @@ class TestOverflow:
         assert conversation.left_out == 0
         assert conversation.take_back() == "word " * 2000
 
-    def test_nothing_is_left_out_where_that_is_interrupted(
+    def test_nothing_is_left_out_if_making_room_is_interrupted(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         conversation = self.long(8)

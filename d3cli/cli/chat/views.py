@@ -146,9 +146,9 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
         if stats.seed is not None:
             pairs.append(("seed", str(stats.seed)))
         pairs.append(("peak memory", readable_size(stats.peak_memory_bytes)))
-    mean = f", layers mean {total.depth / total.steps:.1f}" if total.steps else ""
-    speed = f", {total.steps / total.decode_s:.1f} tok/s" if total.decode_s > 0 else ""
-    pairs.append(("all replies", f"{total.replies}: {total.tokens:,} tokens{speed}{mean}"))
+    layers = f", layers mean {total.depth / total.steps:.1f}" if total.steps else ""
+    pace = f", {total.steps / total.decode_s:.1f} tok/s" if total.decode_s > 0 else ""
+    pairs.append(("all replies", f"{total.replies}: {total.tokens:,} tokens{pace}{layers}"))
     if total.compared:
         share = total.agreed / total.compared
         pairs.append(("agreement", f"{share:.1%} of {total.compared:,} tokens"))

@@ -25,11 +25,23 @@ def turn(terminal: Terminal, text: str) -> None:
     at_prompt(terminal)
 
 
-def begin_story(terminal: Terminal, *, shows: str = "quiet corner") -> None:
+def begin_story(terminal: Terminal) -> None:
     """Asks for a story and waits until it is held, at the step that `hold_at` says."""
     terminal.line(STORY)
     terminal.wait(terminal.child.is_held)
-    terminal.wait(shows)
+    terminal.wait(lambda: len(story(terminal).split()) > 3)
+
+
+def story(terminal: Terminal) -> str:
+    """What is shown after the story was asked for."""
+    return terminal.plain.rpartition(STORY)[2].strip()
+
+
+def times_shown(terminal: Terminal) -> int:
+    """How often the first words of the story are shown."""
+    words = " ".join(story(terminal).split()[:4])
+    assert words
+    return terminal.plain.count(words)
 
 
 def figures(terminal: Terminal) -> int:
