@@ -88,7 +88,9 @@ class ChatPrompt:
     def show_above(self, text: str) -> None:
         """Shows a dim line above the present or the next prompt; may be called on any thread."""
         self._above = text
-        self._session.app.invalidate()
+        # The prompt may end while prompt_toolkit, on another thread, looks for its event loop.
+        with suppress(RuntimeError, AttributeError):
+            self._session.app.invalidate()
 
     def _take_typed_ahead(self, *, send: bool) -> None:
         """Hands the prompt what was typed before it appeared.
