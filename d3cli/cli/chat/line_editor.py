@@ -68,6 +68,8 @@ class ChatPrompt:
     def read(self, default: str = "") -> str:
         """Returns what the user types next, without ``\"\"\"`` around it.
 
+        Afterwards signals only arrive, until `signals.stop_once`.
+
         Args:
             default: the text that the prompt begins with.
 
@@ -79,11 +81,12 @@ class ChatPrompt:
         signals.tell(self._leave)
         self._take_typed_ahead(send=not default)  # not visible, so it must not be sent with a draft
         try:
-            text = self._session.prompt(default=default, handle_sigint=False)
+            return whole(self._session.prompt(default=default, handle_sigint=False))
+        except BaseException:
+            signals.stop_once()
+            raise
         finally:
             self._above, self._first = "", False
-            signals.stop_once()
-        return whole(text)
 
     def show_above(self, text: str) -> None:
         """Shows a dim line above the present or the next prompt; may be called on any thread."""

@@ -59,9 +59,10 @@ class ChatLoop:
             NoModelLeftError: the chat cannot go on.
             OSError: the terminal is gone.
         """
+        code = None
         try:
             with line_mode(False):
-                return self._take(text, time.perf_counter())
+                code = self._take(text, time.perf_counter())
         except Stopped:
             pass
         except NoModelLeftError:
@@ -72,7 +73,9 @@ class ChatLoop:
             self._chat.output.failure(error)
         except (D3Error, MemoryError) as error:
             self._chat.output.failure(error)
-        return None
+        with signals.deferred():
+            self._chat.take_back_unanswered()
+        return code
 
     def _read(self) -> str | int:
         """Returns what the user typed, or an exit code."""
@@ -90,16 +93,20 @@ class ChatLoop:
                 self._chat.output.note("Ctrl-D or /bye leaves")
 
     def _take(self, text: str, began: float) -> int | None:
-        if not text.strip():
-            return None
-        with signals.deferred():
+        is_command = text.startswith("/") and not text.startswith("//")
+        with signals.deferred():  # no signal may lose what the user has typed
+            signals.stop_once()
             self._chat.replies.stop_reading()
-        if signals.arrived():
-            self._chat.draft = text
-            return None
-        if text.startswith("/") and not text.startswith("//"):
+            if signals.arrived():
+                self._chat.draft = text
+                return None
+            if not text.strip():
+                return None
+            if not is_command:
+                self._chat.say(text[1:] if text.startswith("//") else text)
+        if is_command:
             return run_command(self._chat, text)
-        self._chat.answer(text[1:] if text.startswith("//") else text, began)
+        self._chat.respond(self._chat.options, began)
         return None
 
     def _leave_after(self, *numbers: int) -> int | None:

@@ -52,22 +52,23 @@ class Chat:
         self.draft = ""
         self.options = self._choose_options(settings)
 
-    def answer(self, text: str, began: float) -> None:
-        """Adds the user's message and writes a reply to it.
+    def say(self, text: str) -> None:
+        """Adds the user's message and saves it; a failure to save is reported after the reply."""
+        self.conversation.say(text)
+        self.saving.save(self.conversation)
 
-        If the reply has no tokens, the message is taken back and becomes the draft.
+    def take_back_unanswered(self) -> None:
+        """Makes a last message that got no reply the draft."""
+        if text := self.conversation.take_back_unanswered():
+            self.draft = text
+            self.save()
+
+    def respond(self, options: ReplyOptions, began: float | None = None) -> "Reply | None":
+        """Writes a reply to the last message and keeps it; None if it has no tokens.
 
         Args:
             began: when the user began to wait, by `time.perf_counter`.
         """
-        self.conversation.say(text)
-        self.saving.save(self.conversation)  # a failure is reported after the reply
-        if self.respond(self.options, began) is None:
-            self.draft = self.conversation.take_back() or ""
-            self.save()
-
-    def respond(self, options: ReplyOptions, began: float | None = None) -> "Reply | None":
-        """Writes a reply to the last message and keeps it; None if it has no tokens."""
         return self.replies.write(self.conversation, options, self.settings, began)
 
     def read_ahead(self) -> None:

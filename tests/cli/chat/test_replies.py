@@ -1,8 +1,10 @@
 """Replies of a chat: what is shown and kept, whatever happens. Without a terminal."""
 
+import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,40 @@ def test_a_signal_before_the_first_token_gives_the_message_back(
     assert "stopped before the first token" in one.type(STORY)
     assert one.draft == STORY
     assert not one.path.exists()
+
+
+def test_a_signal_just_before_or_after_a_reply_loses_nothing(
+    desk: NewDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = desk()
+    respond = one.chat.respond
+    monkeypatch.setattr(one.chat, "respond", _raise(signals.Stopped(signal.SIGINT)))
+    one.type(STORY)
+    assert one.draft == STORY
+    assert one.chat.conversation.messages == []
+    assert not one.path.exists()
+
+    def respond_then_stop(*words: Any) -> None:
+        respond(*words)
+        raise signals.Stopped(signal.SIGINT)
+
+    one.chat.draft = ""
+    monkeypatch.setattr(one.chat, "respond", respond_then_stop)
+    one.type(STORY)
+    assert one.draft == ""
+    assert [message.role for message in transcript.read(one.path)] == ["user", "assistant"]
+
+
+def test_a_signal_between_the_prompt_and_the_reply_gives_the_message_back(
+    desk: NewDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = desk()
+    monkeypatch.setattr(
+        one.chat.replies, "stop_reading", lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
+    assert one.type(STORY) == ""
+    assert one.draft == STORY
+    assert one.chat.conversation.messages == []
 
 
 def _raise(error: BaseException) -> object:
