@@ -24,18 +24,38 @@ def fingerprint(directory: Path) -> str:
         ModelError: a file is missing or damaged.
     """
     config = model_file(BOUNDS["config.json"][0]).read(directory / "config.json")
+    digest = sha256(sha256(config).digest())
+    for tensor, data in _samples_of(directory, weight_files(directory)):
+        digest.update(sha256(tensor.encode()).digest() + data)
+    return digest.hexdigest()
+
+
+def same_weights(directory: Path, files: list[str], others: list[str]) -> bool:
+    """Whether two sets of weight files hold the same tensors, by the samples of `fingerprint`.
+
+    Files that cannot be read hold other tensors.
+    """
+    try:
+        return _samples_of(directory, files) == _samples_of(directory, others)
+    except ModelError:
+        return False
+
+
+def _samples_of(directory: Path, files: list[str]) -> list[tuple[str, bytes]]:
+    """The samples of several files, sorted.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
     samples: list[tuple[str, bytes]] = []
-    for file in weight_files(directory):
+    for file in files:
         try:
             samples += _samples(directory / file)
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(
                 f"{directory / file} cannot be read: {one_line(error)}", BROKEN_FILES
             ) from error
-    digest = sha256(sha256(config).digest())
-    for tensor, data in sorted(samples):
-        digest.update(sha256(tensor.encode()).digest() + data)
-    return digest.hexdigest()
+    return sorted(samples)
 
 
 def _samples(path: Path) -> Iterator[tuple[str, bytes]]:

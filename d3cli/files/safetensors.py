@@ -92,25 +92,57 @@ def describe_directory(name: str, directory: Path) -> Description:
 def weight_files(directory: Path) -> list[str]:
     """The names of the safetensors files that hold a model's weights.
 
+    As in transformers, `model.safetensors` comes before an index: a model that was saved in shards
+    and then as one file leaves its index behind. An index that lists `model.safetensors` itself
+    counts.
+
     Raises:
         ModelError: the index is damaged, or names a file outside the directory.
     """
-    if not (directory / INDEX).exists():
+    shards = shards_of_index(directory)
+    if not shards or ((directory / SINGLE_FILE).is_file() and SINGLE_FILE not in shards):
         return [SINGLE_FILE]
-    index = read_json(directory / INDEX)
+    return shards
+
+
+def shards_of_index(directory: Path) -> list[str]:
+    """The names of the files that the index lists, whether they exist or not; empty without one.
+
+    Raises:
+        ModelError: the index is damaged, or names a file outside the directory.
+    """
+    path = directory / INDEX
+    if not path.exists():
+        return []
+    index = read_json(path)
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict):
         raise ModelError(
-            f"{directory / INDEX} is damaged: it has no weight_map or no metadata", BROKEN_FILES
+            f"{path} is damaged: it has no weight_map or no metadata",
+            f"delete it if the weights are in {SINGLE_FILE}, else download it again",
         )
     names = sorted(set(map(str, shards.values())))
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
             raise ModelError(
-                f"{directory / INDEX} names a file elsewhere, or of another kind: {name}",
+                f"{path} names a file elsewhere, or of another kind: {name}",
                 "weights must be safetensors beside config.json; do not use this model",
             )
     return names
+
+
+def unused_shards(directory: Path) -> list[str]:
+    """The shards of an index that is not used because `model.safetensors` comes before it.
+
+    Empty if that cannot be mistaken: there is one set of weights, or the shards are gone.
+
+    Raises:
+        ModelError: as for `weight_files`.
+    """
+    shards = shards_of_index(directory)
+    is_used = weight_files(directory) == shards
+    there = all((directory / shard).is_file() for shard in shards)
+    return shards if there and not is_used else []
 
 
 def missing_weights(directory: Path) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from d3cli.base.errors import ModelError
 from d3cli.files.json_files import BROKEN_FILES, DO_NOT_USE
-from d3cli.files.safetensors import INDEX, weight_files
+from d3cli.files.safetensors import INDEX, unused_shards, weight_files
 from d3cli.files.vet_tokenizer import vet_tokenizer
 
 # The files that transformers or d3 reads besides the weights. Other files do not matter.
@@ -69,7 +69,7 @@ def vet_files(directory: Path) -> None:
 
 def files_read(directory: Path) -> Iterator[Path]:
     """Every file in the directory that d3 or transformers may read."""
-    names = READ | set(weight_files(directory))
+    names = READ | {*weight_files(directory), *unused_shards(directory)}
     found = [path for path in directory.iterdir() if path.name in names or MODEL.search(path.name)]
     templates = directory / TEMPLATES
     yield from sorted(found)

@@ -12,6 +12,7 @@ from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.families import Family
+from d3cli.files.directory import choice_of_weights
 from d3cli.files.fingerprint import fingerprint
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
@@ -127,8 +128,10 @@ def load_model(
         files = name
     else:
         files = find_model(name, offline=offline, check=partial(check_model, **options))
+    notes: list[Words] = []
     if not files.builtin:
         vet_files(files.path)
+        notes += choice_of_weights(files.path, from_hub=files.revision is not None)
     description = describe_directory(files.name, files.path)
     plan = check_model(description, **options)
     to_convert = HeldWeights(description, plan.config, plan.kernels).to_convert
@@ -145,7 +148,7 @@ def load_model(
         tokenizer,
         name=files.name,
         generation_settings=read_json(files.path / "generation_config.json"),
-        notes=_notes(causal_lm, plan, unfit),
+        notes=notes + _notes(causal_lm, plan, unfit),
         full_depth_only=not plan.family.can_skip,
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
