@@ -23,9 +23,29 @@ cache equals the full model's. No real checkpoint of these families was run.
 """
 
 NOTES = """
-LongRoPE models (Phi-3 128k and others) stop at their original context: beyond it they change to a
-second rotary table, and cached keys would no longer agree with computed ones. Of a mixture of
-experts, byte ratios count the experts that a token is routed to.
+Of a mixture of experts, byte ratios count the experts that a token is routed to.
+
+## Context
+
+The context holds the prompt and the reply. Its length is `max_position_embeddings`, or more where
+rope scaling was added to a model's config.json and `max_position_embeddings` was left as it was.
+`--context N` (`context` in config.toml, `D3_CONTEXT`) sets a shorter one, or a longer one up to the
+last column. d3 predicts memory for the context that is set.
+
+| rope scaling | context | at most, with `--context` |
+|---|---|---|
+| none | `max_position_embeddings` | the same |
+| YaRN | the original length × the factor, if that is longer | the same |
+| linear | `max_position_embeddings` × the factor; Gemma 3 states the long context | the same |
+| Llama 3 | `max_position_embeddings`; if that is the original length, × the factor | the same |
+| dynamic NTK | `max_position_embeddings` | × the factor |
+| LongRoPE (Phi-3 128k) | the original length | `max_position_embeddings` |
+
+For the last two, transformers changes the rotary table when a text becomes longer than the original
+context. Keys in the KV cache would keep the old table, so that a prefill in chunks, a repair and
+one-pass scoring no longer agree. So d3 stops at the original context and says so. A longer
+`--context` fixes the table for that length: all passes agree again, and a text of that length is
+computed as by transformers, a shorter one slightly differently.
 
 ## Refused
 

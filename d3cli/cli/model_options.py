@@ -74,6 +74,17 @@ class ModelOptions:
             "busy.",
         ),
     ] = None
+    context: Annotated[
+        int | None,
+        typer.Option(
+            envvar="D3_CONTEXT",
+            min=2,
+            metavar="N",
+            rich_help_panel=MODEL,
+            help="Tokens that the model holds, prompt and reply together. Default: what its "
+            "config says, times the factor of rope scaling that was added later.",
+        ),
+    ] = None
     offline: Annotated[
         bool,
         typer.Option(
@@ -99,5 +110,6 @@ class ModelOptions:
             "dtype": self.dtype.value,
             "quantization": None if self.quantization is None else self.quantization.value,
             "device": self.device,
+            "context": self.context,
             "force": self.force,
         }

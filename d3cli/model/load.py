@@ -25,6 +25,8 @@ from d3cli.kernels.plan import Form, KernelPlan
 from d3cli.kernels.process import prepare_process
 from d3cli.model.build import load_tokenizer, load_weights
 from d3cli.model.check import check_config, check_sizes
+from d3cli.model.config import config_errors
+from d3cli.model.context import choose_context
 from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE
 from d3cli.model.memory import check_memory
@@ -44,6 +46,7 @@ class LoadOptions(TypedDict, total=False):
             step reads. None, the default, is "auto" with 4-bit layers, else "off".
         device: "auto", the default, is the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
         full_depth_only: nothing will be dropped, so an untested decoder may run as well.
+        context: how many tokens the model shall hold; None is as many as its config says.
         prompt_tokens, reply_tokens: the lengths for which memory is predicted.
         force: loads the model even if the prediction exceeds the free memory.
     """
@@ -53,6 +56,7 @@ class LoadOptions(TypedDict, total=False):
     quantize_head: HeadChoice | None
     device: str
     full_depth_only: bool
+    context: int | None
     prompt_tokens: int
     reply_tokens: int
     force: bool
@@ -79,18 +83,21 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     Raises:
         ModelError: its stack is not supported, or its config cannot be right.
         NotEnoughMemoryError: it does not fit.
-        UsageError: the device is not available here.
+        UsageError: the device is not available here, or the context is too long for the model.
     """
     quantization = options.get("quantization")
     full_depth_only = options.get("full_depth_only", False)
     family, config = check_config(model, quantization, full_depth_only=full_depth_only)
     check_sizes(model, config, family)
+    with config_errors(model.name):
+        context = choose_context(model.name, config, options.get("context"))
     form = _form(options)
     if not options.get("force", False):
         check_memory(
             model,
             config,
             form,
+            context=context.length,
             prompt_tokens=options.get("prompt_tokens", 0),
             reply_tokens=options.get("reply_tokens", DEFAULT_RESERVE),
         )
@@ -150,6 +157,7 @@ def load_model(
         generation_settings=read_json(files.path / "generation_config.json"),
         notes=notes + _notes(causal_lm, plan, unfit),
         full_depth_only=not plan.family.can_skip,
+        context=options.get("context"),
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
     return replace(model, origin=_origin(files, model, plan.kernels.form))

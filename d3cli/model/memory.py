@@ -22,6 +22,7 @@ from d3cli.kernels.bnb_linear import Quantization, check_quantization
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form
 from d3cli.model.config import config_errors, parse_config
+from d3cli.model.context import choose_context
 from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
 
@@ -65,25 +66,30 @@ def predict_memory(
     device: torch.device | None = None,
     prompt_tokens: int = 0,
     reply_tokens: int = DEFAULT_RESERVE,
+    context: int | None = None,
 ) -> MemoryNeed:
     """How much memory a model will need. Within 10% of the measured peak: ``docs/memory.md``.
 
     Args:
         prompt_tokens, reply_tokens: the KV cache is for both, up to the model's context.
+        context: the context asked for; None is what the config says.
 
     Raises:
         ModelError: the config makes no sense.
+        UsageError: the model does not hold as many tokens as `context`.
     """
     form = Form(dtype, device or torch.device("cpu"), quantization, quantize_head)
-    return _predict(model, parse_config(model), form, prompt_tokens, reply_tokens)
+    config = parse_config(model)
+    with config_errors(model.name):
+        longest = choose_context(model.name, config, context).length
+    return _predict(model, config, form, min(prompt_tokens + reply_tokens, longest), prompt_tokens)
 
 
 def _predict(
-    model: Description, config: Any, form: Form, prompt_tokens: int, reply_tokens: int
+    model: Description, config: Any, form: Form, positions: int, prompt_tokens: int
 ) -> MemoryNeed:
     with config_errors(model.name):
         held = HeldWeights(model, config, plan_for(model, config, form))
-        positions = min(prompt_tokens + reply_tokens, int(config.max_position_embeddings))
         chunk = min(max(prompt_tokens, 1), PREFILL_CHUNK)
         return MemoryNeed(
             positions=positions,
@@ -171,19 +177,27 @@ def _left(directory: Path, limit: str, usage: str, reclaimable: str) -> list[int
 
 
 def check_memory(
-    model: Description, config: Any, form: Form, *, prompt_tokens: int, reply_tokens: int
+    model: Description,
+    config: Any,
+    form: Form,
+    *,
+    context: int,
+    prompt_tokens: int,
+    reply_tokens: int,
 ) -> None:
     """Refuses a model that does not fit, and says what would.
 
     Args:
         config: the model's parsed config.
+        context: how many tokens the model holds.
 
     Raises:
         NotEnoughMemoryError: with the memory needed and the memory free.
     """
 
     def predict(form: Form) -> MemoryNeed:
-        return _predict(model, config, form, prompt_tokens, reply_tokens)
+        positions = min(prompt_tokens + reply_tokens, context)
+        return _predict(model, config, form, positions, prompt_tokens)
 
     need, available = predict(form), available_memory(form.device)
     if need.total <= available:

@@ -10,6 +10,7 @@ from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.kernels.grouped_attention import group_queries
+from d3cli.model.context import choose_context, fix_rotary_table
 from d3cli.model.gate import LayerGate
 from d3cli.model.model import LoadedModel, TextSide
 from d3cli.model.origin import Origin
@@ -27,6 +28,7 @@ def wrap_model(
     notes: Sequence[Words] = (),
     full_depth_only: bool = False,
     renderer: Renderer | None = None,
+    context: int | None = None,
 ) -> LoadedModel:
     """Makes a `LoadedModel` of a Hugging Face causal language model that is in memory.
 
@@ -40,14 +42,19 @@ def wrap_model(
         notes: what a user should know about how it was loaded.
         full_depth_only: nothing will be dropped, so an untested decoder may run as well.
         renderer: renders chat templates; by default in a child process.
+        context: how many tokens it shall hold; by default as many as its config says.
 
     Raises:
         ModelError: its stack cannot skip layers.
+        UsageError: it cannot hold as many tokens as `context`.
     """
     config = causal_lm.config
     family = find_family(config.model_type)
     if family is UNLISTED and not full_depth_only:
         raise not_proven(config.model_type)
+    chosen = choose_context(name, config, context)
+    if chosen.fixed:
+        fix_rotary_table(causal_lm, chosen.length)
     group_queries(causal_lm)
     gate = LayerGate(causal_lm.eval(), family)
     settings = dict(generation_settings or {})
@@ -56,7 +63,7 @@ def wrap_model(
         causal_lm=causal_lm,
         gate=gate,
         weight_bytes=measure_bytes(causal_lm, gate),
-        context_length=_context_length(name, config),
+        context_length=chosen.length,
         text=TextSide(
             tokenizer=tokenizer,
             renderer=renderer or Renderer(),
@@ -64,7 +71,7 @@ def wrap_model(
             generation_settings=settings,
         ),
         origin=Origin(shipped=stored_schedule),
-        notes=tuple(notes),
+        notes=(*notes, *([] if chosen.note is None else [chosen.note])),
     )
     if family is UNLISTED:
         _try_out(model)
@@ -103,29 +110,6 @@ def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
         f"{reason}",
         OTHER_TYPE,
     )
-
-
-def _context_length(name: str, config: Any) -> int:
-    """The longest sequence for which one rotary table serves all positions.
-
-    LongRoPE (Phi-3 128k and others) changes to a second table when a sequence becomes longer than
-    the original context. Keys in the cache would keep the first table, so that chunked prefill,
-    repair and a single pass no longer agree. The original context is therefore the limit.
-
-    Raises:
-        ModelError: the context is too short for a prompt and a reply.
-    """
-    longest = int(config.max_position_embeddings)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        original = rope.get("original_max_position_embeddings")
-        longest = min(longest, int(original or config.original_max_position_embeddings))
-    if longest < 2:
-        raise ModelError(
-            f"the context of {name} holds {longest} tokens, too few for a prompt and a reply",
-            BROKEN_FILES,
-        )
-    return longest
 
 
 def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:
