@@ -80,14 +80,14 @@ def d3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> D
 
     def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
         if stdin is not None:
-            monkeypatch.setattr("d3cli.cli.prompts._stdin_is_fed", lambda: True)
+            monkeypatch.setattr("d3cli.cli.stdin.is_fed", lambda: True)
             monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         code = run([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 
     previous = {number: signal.getsignal(number) for number in (1, 2, 15)}  # HUP, INT, TERM
-    monkeypatch.setattr("d3cli.cli.prompts._stdin_is_fed", lambda: False)
+    monkeypatch.setattr("d3cli.cli.stdin.is_fed", lambda: False)
     yield call
     for number, handler in previous.items():
         signal.signal(number, handler)

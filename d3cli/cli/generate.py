@@ -34,7 +34,8 @@ class GenerateSettings(CommandSettings):
 def generate(settings: GenerateSettings) -> int:
     """Write one reply.
 
-    The reply goes to stdout, everything else to stderr. Piped text is put before the prompt.
+    The reply goes to stdout, everything else to stderr. Piped text is put before the prompt, and
+    a note says how many bytes that are. In a loop that reads a file, --no-stdin leaves it the rest.
 
     Examples:
     - `d3 generate "Tell me a story about a fox."`
@@ -42,10 +43,12 @@ def generate(settings: GenerateSettings) -> int:
     - `d3 generate qwen-3-0.6b "Why is the sky blue?" --alpha 0.995`
 
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
+
+    - `while read -r q; do d3 generate --no-stdin "$q"; done < questions.txt`
     """
     output = Output()
     raw = settings.prompts.raw
-    name, prompt = read_prompt(settings.prompts)
+    name, prompt = read_prompt(output, settings.prompts, settings.typed)
     ready = prepare(output, settings, name, prompt)
     messages = [{"role": "user", "content": prompt}]
     if system := system_prompt(settings):

@@ -54,6 +54,15 @@ class PromptOptions:
         Path | None,
         typer.Option(metavar="FILE", rich_help_panel=INPUT, help="Read the prompt from a file."),
     ] = None
+    no_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--no-stdin",
+            envvar="D3_NO_STDIN",
+            rich_help_panel=INPUT,
+            help="Do not put piped text before the prompt: leave stdin to the script.",
+        ),
+    ] = False
     raw: Annotated[
         bool,
         typer.Option(

@@ -1,8 +1,6 @@
 """Where a prompt comes from: arguments, files, pipes; and which argument is the model."""
 
-import os
-import stat
-import sys
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +11,9 @@ from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import PromptError, UsageError
 from d3cli.base.json_rows import parse_rows
 from d3cli.base.settings import default_model, names_a_model
+from d3cli.cli import stdin
 from d3cli.cli.options import PromptOptions
+from d3cli.cli.output import Output
 from d3cli.files.names import find_local
 
 ROW_FORM = 'a row is {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
@@ -21,11 +21,16 @@ NOT_UTF8 = "save it as UTF-8, or convert it with iconv"
 STDIN = "the text on stdin"
 
 
-def read_prompt(given: PromptOptions) -> tuple[str, str]:
+def read_prompt(
+    output: Output, given: PromptOptions, typed: Container[str] = ()
+) -> tuple[str, str]:
     """The model's name and the whole prompt.
 
+    Args:
+        typed: as in `CommandSettings`.
+
     Raises:
-        UsageError: there are two prompts.
+        UsageError: there are two prompts, or --no-stdin forbids the only one.
         UnknownModelError, ModelError: no usable model has that name.
         PromptError: there is no prompt, or it cannot be read.
     """
@@ -36,25 +41,42 @@ def read_prompt(given: PromptOptions) -> tuple[str, str]:
     used = [name for name, value in sources.items() if value is not None]
     if len(used) > 1:
         raise UsageError(f"the prompt comes from {used[0]} and from {used[1]}", "use only one")
+    from_stdin = text == "-" or given.prompt_file in stdin.NAMES
+    if from_stdin:
+        _check_stdin_is_allowed(given, typed)
     name = default_model() if model is None else model
     find_local(name)
     wanted = text if given.prompt is None else given.prompt
-    from_stdin = text == "-" or given.prompt_file == Path("-")
     if from_stdin:
         wanted = None
     elif given.prompt_file is not None:
-        wanted = read_text(given.prompt_file, "prompt file")
-    piped = _read_stdin() if from_stdin or _stdin_is_fed() else ""
+        with stdin.waiting(output, str(given.prompt_file)):
+            wanted = read_text(given.prompt_file, "prompt file")
+    piped = ""
+    if from_stdin or (stdin.is_fed() and not given.no_stdin):
+        piped = _read_stdin(output, beside=wanted)
     whole = "\n\n".join(part for part in (piped, wanted) if part)
     check_utf8(whole, "the prompt")
     if not whole.strip():
-        raise PromptError(
-            "the prompt is empty",
-            'give it in quotes, with --prompt or through a pipe: "Tell me a story about a fox."'
-            if model is None
-            else f'"{model}" was taken for the model: give a prompt after it, or use --prompt',
-        )
+        raise PromptError("the prompt is empty", _how_to_give_one(model, given, from_stdin))
     return name, whole
+
+
+def _check_stdin_is_allowed(given: PromptOptions, typed: Container[str]) -> None:
+    """A typed --no-stdin excludes stdin as the prompt; one from a setting gives way to it."""
+    if given.no_stdin and "no_stdin" in typed:
+        raise UsageError("--no-stdin excludes a prompt on stdin", "leave out one of the two")
+
+
+def _how_to_give_one(model: str | None, given: PromptOptions, from_stdin: bool) -> str:
+    """What to do about an empty prompt, by where it was looked for."""
+    if from_stdin:
+        return "stdin has no text: send some through a pipe, or give the prompt in quotes"
+    if given.prompt_file is not None:
+        return f"{given.prompt_file} has no text"
+    if model is not None and given.prompt is None and given.text is None:
+        return f'"{model}" was taken for the model: give a prompt after it, or use --prompt'
+    return 'give it in quotes, with --prompt or through a pipe: "Tell me a story about a fox."'
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +98,15 @@ class PromptRow:
         return replace(self, messages=({"role": "system", "content": system}, *self.messages))
 
 
-def read_prompts(given: PromptOptions, path: Path) -> tuple[str, list[PromptRow]]:
+def read_prompts(
+    output: Output, given: PromptOptions, path: Path, typed: Container[str] = ()
+) -> tuple[str, list[PromptRow]]:
     """The model's name and the prompts of a ``.jsonl`` file; ``-`` reads it from stdin.
 
     A row has "prompt", or "messages" whose last one is the user's.
+
+    Args:
+        typed: as in `CommandSettings`.
 
     Raises:
         UsageError: there is another prompt as well.
@@ -94,9 +121,15 @@ def read_prompts(given: PromptOptions, path: Path) -> tuple[str, list[PromptRow]
     for name, value in others.items():
         if value is not None:
             raise UsageError(f"the prompt comes from --input and from {name}", "use only one")
+    if path in stdin.NAMES:
+        _check_stdin_is_allowed(given, typed)
     model = default_model() if given.model is None else given.model
     find_local(model)
-    text = _read_stdin() if path == Path("-") else read_text(path, "prompts file")
+    if path in stdin.NAMES:
+        text = _read_stdin(output)
+    else:
+        with stdin.waiting(output, str(path)):
+            text = read_text(path, "prompts file")
     rows = parse_rows(text, _Row, name=str(path), error=PromptError, hint=ROW_FORM)
     prompts = [row.prompt_row() for _, row in rows]
     if not prompts:
@@ -158,20 +191,30 @@ def read_text(path: Path, what: str) -> str:
     return _without_newline(_kind(what).read_text(path))
 
 
-def _stdin_is_fed() -> bool:
-    """Whether stdin is a pipe or a file. A terminal or /dev/null holds no prompt."""
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError, AttributeError):  # closed, or not a real stream
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+def _read_stdin(output: Output, beside: str | None = None) -> str:
+    """The text on stdin.
 
+    Args:
+        beside: the prompt that it stands before, if there is one.
 
-def _read_stdin() -> str:
-    if sys.stdin is None:  # the shell closed it
+    Raises:
+        PromptError: it cannot be read.
+    """
+    stream = stdin.stream()
+    if stream is None:
         return ""
     kind = _kind("text")
-    return _without_newline(kind.decode(kind.read_stream(sys.stdin.buffer, STDIN), STDIN))
+    with stdin.waiting(output, hint="--no-stdin answers without it" if beside else ""):
+        try:
+            data = kind.read_stream(stream, STDIN)
+        except OSError as error:
+            raise PromptError(
+                f"stdin cannot be read: {error.strerror or error}", "redirect it from a file"
+            ) from error
+    if beside and data:
+        stand = "byte of stdin stands" if len(data) == 1 else "bytes of stdin stand"
+        output.note(f"{len(data):,} {stand} before the prompt; --no-stdin leaves stdin unread")
+    return _without_newline(kind.decode(data, STDIN))
 
 
 def _kind(what: str) -> FileKind:

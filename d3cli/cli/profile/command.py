@@ -40,7 +40,7 @@ def profile(settings: ProfileSettings) -> int:
         return 0
     if recorded.against is not None:
         raise UsageError("--against compares two recorded runs", "name the other one with --from")
-    name, rows = _read_rows(settings)
+    name, rows = _read_rows(output, settings)
     if prompts.raw and any(len(row.messages) > 1 for row in rows):
         raise UsageError("--raw takes one text per prompt, not messages", "leave out --raw")
     if system := system_prompt(settings):
@@ -82,9 +82,9 @@ def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
     )
 
 
-def _read_rows(settings: ProfileSettings) -> tuple[str, list[PromptRow]]:
+def _read_rows(output: Output, settings: ProfileSettings) -> tuple[str, list[PromptRow]]:
     """The model's name, and the prompts."""
     if settings.input_file is not None:
-        return read_prompts(settings.prompts, settings.input_file)
-    name, whole = read_prompt(settings.prompts)
+        return read_prompts(output, settings.prompts, settings.input_file, settings.typed)
+    name, whole = read_prompt(output, settings.prompts, settings.typed)
     return name, [PromptRow(whole, ({"role": "user", "content": whole},))]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from d3cli.base.errors import UsageError
+from d3cli.cli import stdin
 from d3cli.cli.output import Output, json_line
 from d3cli.cli.profile.destination import Destination, Format
 from d3cli.cli.profile.result import deliver, table_width, write_trace
@@ -37,7 +38,8 @@ def show_recorded(
     """
     from d3cli.profile.trace_file import read_trace
 
-    trace = read_trace(path)
+    with stdin.waiting(output, "" if path == Path("-") else str(path)):
+        trace = read_trace(path)
     destination.check(output, (path, against))
     if against is None:
         write_trace(output, trace, destination)
