@@ -9,6 +9,7 @@ from pathlib import Path
 
 from d3cli.base.errors import DownloadError, ModelError, UnknownModelError
 from d3cli.base.settings import nearest_aliases
+from d3cli.files.directory import PICKLES, adapter_file, merge_hint
 from d3cli.files.json_files import BROKEN_FILES, read_json
 from d3cli.files.safetensors import Description, TensorInfo, missing_weights
 
@@ -81,10 +82,17 @@ def _no_safetensors(hub_id: str) -> ModelError:
             f"{hub_id} holds GGUF files, which d3 cannot read",
             f"use the model that it was converted from: {original or 'see its page'}",
         )
-    return ModelError(
-        f"{hub_id} is not a model that d3 can read: it lacks config.json or safetensors",
-        f"try {original}, which it was made from" if original else "look for another copy of it",
-    )
+    if adapter := adapter_file(names):
+        return ModelError(
+            f"{hub_id} holds an adapter ({adapter}), which is only a part of a model",
+            merge_hint(original),
+        )
+    other = f"try {original}, which it was made from" if original else "look for another copy of it"
+    if "config.json" not in names:
+        return ModelError(f"{hub_id} is not a model that d3 can read: it has no config.json", other)
+    pickle = next((name for name in names if name.endswith(PICKLES)), None)
+    instead = f", only {pickle}, and pickled weights can run code" if pickle else ""
+    return ModelError(f"{hub_id} has no safetensors{instead}", other)
 
 
 def download(hub_id: str) -> Path:

@@ -15,11 +15,10 @@ from d3cli.base.settings import (
     shipped_aliases,
 )
 from d3cli.depth.families import find_family
+from d3cli.files.directory import GGUF_HINT, check_directory
 from d3cli.files.hub import cached_snapshot, describe_repository, download
-from d3cli.files.json_files import BROKEN_FILES, read_json
+from d3cli.files.json_files import read_json
 from d3cli.files.safetensors import Description, missing_weights
-
-GGUF_HINT = "its page on the hub names the model that it was converted from: use that one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def find_on_disk(name: str) -> ModelFiles | None:
 
 
 def _from_hub(name: str, hub_id: str, snapshot: Path) -> ModelFiles:
-    _check_directory(snapshot)
+    check_directory(snapshot)
     return ModelFiles(name, snapshot, hub_id, revision=snapshot.name)
 
 
@@ -134,7 +133,7 @@ def find_local(name: str) -> ModelFiles | None:
     target = aliases().get(name, name)
     directory = _as_directory(target)
     if directory is not None:
-        _check_directory(directory)
+        check_directory(directory)
         return ModelFiles(name, directory, str(directory.resolve()))
     if looks_like_hub_id(target):
         return None
@@ -216,30 +215,3 @@ def _as_directory(target: str) -> Path | None:
     if target.startswith(PATH_STARTS):
         raise UnknownModelError(f"there is no directory {target}", "check the path")
     return None
-
-
-def _check_directory(directory: Path) -> None:
-    try:
-        str(directory.resolve()).encode()
-    except UnicodeEncodeError:
-        raise ModelError(
-            f"the path {directory} is not UTF-8, so its weights cannot be read", "rename it"
-        ) from None
-    has_config = (directory / "config.json").is_file()
-    missing = missing_weights(directory)
-    gguf = next(directory.glob("*.gguf"), None)
-    if gguf is not None and (missing or not has_config):
-        raise ModelError(f"{directory} holds a GGUF file, which d3 cannot read", GGUF_HINT)
-    if not has_config:
-        raise ModelError(
-            f"{directory} is not a model directory: it has no config.json",
-            "give the directory that holds config.json and *.safetensors",
-        )
-    if missing:
-        pickles = [*directory.glob("*.bin"), *directory.glob("*.pth")]
-        raise ModelError(
-            f"{directory} lacks {', '.join(missing[:3])}",
-            f"d3 reads only safetensors, not {pickles[0].name}: pickled weights can run code"
-            if pickles
-            else BROKEN_FILES,
-        )

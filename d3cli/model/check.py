@@ -63,6 +63,7 @@ def check_config(
         parsed = _check_unlisted(model)
         if not full_depth_only:
             raise not_proven(model_type)
+    _refuse_unmerged(model)
     check_quantization(name, model.config, quantization)
     _check_stored_form(model)
     _check_counts(model, family)
@@ -97,6 +98,16 @@ def _check_unlisted(model: Description) -> Any:
         )
     KVCache.for_config(parsed)
     return parsed
+
+
+def _refuse_unmerged(model: Description) -> None:
+    """Raises ModelError if the weights were saved while an adapter was attached."""
+    for tensor in model.tensors:
+        if ".lora_A." in tensor.name or ".base_layer." in tensor.name:
+            raise ModelError(
+                f"{model.name} was saved with an adapter that is not merged: {tensor.name}",
+                "save what peft's merge_and_unload() returns",
+            )
 
 
 def _check_stored_form(model: Description) -> None:

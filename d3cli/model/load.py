@@ -12,7 +12,7 @@ from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.families import Family
-from d3cli.files.directory import choice_of_weights
+from d3cli.files.directory import notes_on_directory
 from d3cli.files.fingerprint import fingerprint
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
@@ -138,7 +138,7 @@ def load_model(
     notes: list[Words] = []
     if not files.builtin:
         vet_files(files.path)
-        notes += choice_of_weights(files.path, from_hub=files.revision is not None)
+        notes += notes_on_directory(files.path, from_hub=files.revision is not None)
     description = describe_directory(files.name, files.path)
     plan = check_model(description, **options)
     to_convert = HeldWeights(description, plan.config, plan.kernels).to_convert

@@ -8,11 +8,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from d3cli.base.errors import ModelError
-from d3cli.files.directory import choice_of_weights
+from d3cli.files.directory import notes_on_directory
 from d3cli.files.fingerprint import fingerprint
 from d3cli.files.names import find_on_disk
 from d3cli.files.safetensors import describe_directory, missing_weights, weight_files
 from d3cli.files.vet_files import files_read
+from d3cli.model.check import check_config
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.copies import change_a_tensor, stranger
 
@@ -49,7 +50,7 @@ class TestSavedTwice:
         assert find_on_disk(str(fox)) is not None
         assert fingerprint(fox) == fingerprint(BUILTIN_PATH)
         assert len(describe_directory("fox", fox).tensors) == len(load_file(fox / SINGLE))
-        [note] = choice_of_weights(fox, from_hub=False)
+        [note] = notes_on_directory(fox, from_hub=False)
         assert INDEX in note
 
     @pytest.mark.parametrize("order", ["shards first", "one file first"])
@@ -62,7 +63,7 @@ class TestSavedTwice:
         for name in (SINGLE, *names):
             os.utime(fox / name, (1, 2 if name == newer else 1))
         with pytest.raises(ModelError, match=f"holds two models: {SINGLE}, and {names[0]}") as got:
-            choice_of_weights(fox, from_hub=False)
+            notes_on_directory(fox, from_hub=False)
         assert INDEX in got.value.message
         assert f"{newer} was written last" in got.value.hint
 
@@ -70,28 +71,28 @@ class TestSavedTwice:
         shard(fox)
         change_a_tensor(fox, lambda tensor: tensor.half())
         with pytest.raises(ModelError, match="two models"):
-            choice_of_weights(fox, from_hub=False)
+            notes_on_directory(fox, from_hub=False)
 
     def test_old_shards_that_were_cut_short_are_another_model(self, fox: Path) -> None:
         (fox / shard(fox)[1]).write_bytes(b"")
         with pytest.raises(ModelError, match="two models"):
-            choice_of_weights(fox, from_hub=False)
+            notes_on_directory(fox, from_hub=False)
 
     def test_the_same_weights_in_both_forms_are_one_model(self, fox: Path) -> None:
         shard(fox)
-        assert choice_of_weights(fox, from_hub=False) == []
+        assert notes_on_directory(fox, from_hub=False) == []
         assert weight_files(fox) == [SINGLE]
 
     def test_a_repository_of_the_hub_runs_as_in_transformers(self, fox: Path) -> None:
         shard(fox)
         change_a_tensor(fox, lambda tensor: tensor * 1.01)
-        [note] = choice_of_weights(fox, from_hub=True)
+        [note] = notes_on_directory(fox, from_hub=True)
         assert str(note).startswith(f"{SINGLE} runs, as in transformers")
 
     def test_an_index_may_list_the_one_file(self, fox: Path) -> None:
         names = dict.fromkeys(load_file(fox / SINGLE), SINGLE)
         (fox / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
-        assert choice_of_weights(fox, from_hub=False) == []
+        assert notes_on_directory(fox, from_hub=False) == []
         assert weight_files(fox) == [SINGLE]
 
     def test_every_file_that_is_compared_is_checked_first(self, fox: Path) -> None:
@@ -108,3 +109,81 @@ class TestSavedTwice:
         result = d3(*command)
         assert result.code == 0, result.err
         assert f"{INDEX} names files that are not there" in result.err
+
+
+ADAPTERS = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"]
+
+
+class TestAdapters:
+    @pytest.mark.parametrize("name", [*ADAPTERS, None])
+    @pytest.mark.parametrize("with_config", [True, False])
+    def test_an_adapter_alone_is_refused_by_name(
+        self, fox: Path, name: str | None, with_config: bool
+    ) -> None:
+        (fox / SINGLE).unlink()
+        if not with_config:
+            (fox / "config.json").unlink()
+        (fox / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/vixen"}')
+        if name:
+            (fox / name).write_bytes(b"")
+        with pytest.raises(ModelError, match=r"holds an adapter") as got:
+            find_on_disk(str(fox))
+        assert (name or "adapter_config.json") in got.value.message
+        assert "base model, someone/vixen, with the package peft" in got.value.hint
+
+    @pytest.mark.parametrize("name", [*ADAPTERS, "adapter_config.json"])
+    def test_an_adapter_beside_full_weights_is_one_note(self, fox: Path, name: str) -> None:
+        (fox / name).write_bytes(b"")
+        assert notes_on_directory(fox, from_hub=False) == [
+            f"{SINGLE} runs without the adapter that lies beside ({name})"
+        ]
+        shard(fox)
+        (fox / SINGLE).unlink()
+        [note] = notes_on_directory(fox, from_hub=True)
+        assert str(note).startswith(f"the shards of {INDEX} run without the adapter")
+
+    def test_the_note_is_shown(self, fox: Path, d3: D3) -> None:
+        (fox / "adapter_model.safetensors").write_bytes(b"")
+        result = d3("generate", fox, "Hi.", "--max-tokens", "3")
+        assert result.code == 0, result.err
+        assert result.err.count("runs without the adapter") == 1
+
+    @pytest.mark.parametrize("part", ["up_proj.lora_A.default", "up_proj.base_layer"])
+    def test_weights_saved_with_an_adapter_attached(self, fox: Path, part: str) -> None:
+        tensors = load_file(fox / SINGLE)
+        for name in [name for name in tensors if "up_proj" in name]:
+            tensors[name.replace("up_proj", part)] = tensors[name].clone()
+        save_file(tensors, fox / SINGLE)
+        with pytest.raises(ModelError, match=r"an adapter that is not merged: .*up_proj"):
+            check_config(describe_directory("fox", fox))
+
+
+class TestOtherDirectories:
+    def test_weights_in_another_form_are_named(self, fox: Path) -> None:
+        (fox / SINGLE).rename(fox / "consolidated.safetensors")
+        with pytest.raises(ModelError, match=r"holds consolidated\.safetensors, which is not in"):
+            find_on_disk(str(fox))
+
+    def test_shards_without_an_index(self, fox: Path) -> None:
+        shard(fox)
+        (fox / SINGLE).unlink()
+        (fox / INDEX).unlink()
+        with pytest.raises(ModelError, match=f"lacks {INDEX}, which says what model-00001-of-0000"):
+            find_on_disk(str(fox))
+
+    def test_a_link_to_a_file_that_is_gone(self, fox: Path) -> None:
+        (fox / SINGLE).unlink()
+        (fox / SINGLE).symlink_to(fox / "gone")
+        with pytest.raises(ModelError, match="is a broken link"):
+            find_on_disk(str(fox))
+
+    def test_a_directory_above_the_model(self, fox: Path) -> None:
+        with pytest.raises(ModelError, match=r"no config\.json") as got:
+            find_on_disk(str(fox.parent))
+        assert got.value.hint == f"{fox} has one: give that directory"
+
+    def test_a_repository_of_the_cache(self, tmp_path: Path) -> None:
+        (tmp_path / "models--someone--fox" / "snapshots" / "abc").mkdir(parents=True)
+        with pytest.raises(ModelError, match=r"no config\.json") as got:
+            find_on_disk(str(tmp_path / "models--someone--fox"))
+        assert got.value.hint.endswith("use the name someone/fox")

@@ -261,6 +261,22 @@ def test_a_repository_of_gguf_files_names_the_model_with_safetensors(
     assert not hub.fetched
 
 
+def test_a_repository_of_an_adapter_names_its_base_model(hub: Hub, generate: Run) -> None:
+    del hub.files["model.safetensors"], hub.files["config.json"]
+    hub.files["adapter_model.safetensors"] = b""
+    result = generate("someone/fox", "Hello.")
+    assert result.code == 1
+    assert "error: someone/fox holds an adapter (adapter_model.safetensors)" in result.err
+    assert "base model, someone/vixen" in result.err
+
+
+def test_a_repository_without_safetensors_names_what_it_holds(hub: Hub, generate: Run) -> None:
+    del hub.files["model.safetensors"]
+    result = generate("someone/fox", "Hello.")
+    assert result.code == 1
+    assert "error: someone/fox has no safetensors, only pytorch_model.bin" in result.err
+
+
 def test_verify_finds_one_flipped_bit_in_the_cache(
     tmp_path: Path, generate: Run, run_d3: Run
 ) -> None:
