@@ -12,12 +12,12 @@ from d3cli.base.settings import nearest_aliases
 from d3cli.files.directory import PICKLES, adapter_file, merge_hint
 from d3cli.files.json_files import BROKEN_FILES, read_json
 from d3cli.files.safetensors import Description, TensorInfo, missing_weights
+from d3cli.files.tokenizer_files import has_tokenizer
 
 # merges.txt and *.model are tokenizers.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 # Second copies of the weights: Mistral's own format, and all subdirectories.
 NOT_FETCHED = ["consolidated*", "*/*"]
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def cached_snapshot(hub_id: str) -> Path | None:
@@ -30,9 +30,9 @@ def cached_snapshot(hub_id: str) -> Path | None:
         path = Path(snapshot_download(hub_id, **patterns, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None
-    has_tokenizer = any((path / name).is_file() for name in TOKENIZERS)
-    complete = (path / "config.json").is_file() and has_tokenizer and not missing_weights(path)
-    return path if complete else None
+    if not (path / "config.json").is_file() or missing_weights(path) or not has_tokenizer(path):
+        return None
+    return path
 
 
 def describe_repository(hub_id: str) -> Description:

@@ -13,6 +13,7 @@ from d3cli.base.bounded_files import MIB, FileKind
 from d3cli.base.errors import ModelError
 
 BROKEN_FILES = "its files may be damaged or incomplete: download the model again"
+LFS_HINT = "run git lfs pull in its directory"
 DO_NOT_USE = "do not use this model"
 
 # By file name: the most bytes, and the most objects and lists. Several times what published models
@@ -37,6 +38,8 @@ def read_json(path: Path) -> dict[str, Any]:
     found = model_file(largest).find(path)
     if found is None:
         return {}
+    if is_pointer(found):
+        raise ModelError(f"{path} is a Git LFS pointer, not the file itself", LFS_HINT)
     try:
         text = found.decode()
         _refuse_many(text, most)
@@ -47,6 +50,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {str(error)[:200]}", BROKEN_FILES) from error
     raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
+
+
+def is_pointer(beginning: bytes) -> bool:
+    """Whether a file with this beginning only says where Git LFS keeps the real one."""
+    return beginning.startswith(b"version https://git-lfs")
 
 
 def model_file(largest: int) -> FileKind:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from d3cli.base.errors import ModelError, one_line
 from d3cli.base.json_rows import convert_json
-from d3cli.files.json_files import BROKEN_FILES, no_name_twice, read_json
+from d3cli.files.json_files import BROKEN_FILES, LFS_HINT, no_name_twice, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -167,7 +167,7 @@ def read_header(path: Path) -> list[TensorInfo]:
                 TensorInfo(name, part.get_dtype(), tuple(part.get_shape()))
                 for name, part in slices.items()
             ]
-    except MemoryError:
+    except (MemoryError, ModelError):
         raise
     except Exception as error:  # a damaged header raises several kinds
         raise ModelError(f"{path} cannot be read: {one_line(error)}", BROKEN_FILES) from error
@@ -187,8 +187,12 @@ def parse_header(file: IO[bytes], size: int) -> tuple[int, dict[str, HeaderEntry
 
     Raises:
         ValueError: the header is damaged or too large.
+        ModelError: the file is not there, only a pointer to it.
     """
-    start = 8 + int.from_bytes(file.read(8), "little")
+    length = file.read(8)
+    if length == b"version ":
+        raise ModelError(f"{file.name} is a Git LFS pointer, not the file itself", LFS_HINT)
+    start = 8 + int.from_bytes(length, "little")
     if not 8 <= start <= min(size, 8 + LARGEST_HEADER):
         raise ValueError("its header is longer than the file, or than any header is")
     header = json.loads(file.read(start - 8), object_pairs_hook=no_name_twice)

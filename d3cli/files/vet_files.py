@@ -35,7 +35,7 @@ READ |= {"dict.txt", "bpe.codes", "source.spm", "target.spm", "prophetnet.tokeni
 READ |= {"vocab-src.json", "vocab-tgt.json", "target_vocab.json", "entity_vocab.json"}
 READ |= {"tekken.json", "normalizer.json", "emoji.json", "byte_maps.json"}
 READ |= {"word_shape.json", "word_pronunciation.json"}
-MODEL = re.compile(r"\.model(\.v\d+.*)?$")  # SentencePiece's, and Mistral's numbered versions
+SENTENCEPIECE = re.compile(r"\.model(\.v\d+.*)?$")  # and Mistral's numbered versions
 TEMPLATES = "additional_chat_templates"
 LARGEST_TEXT = 128 << 20  # bytes of a vocabulary or a template
 
@@ -70,9 +70,10 @@ def vet_files(directory: Path) -> None:
 def files_read(directory: Path) -> Iterator[Path]:
     """Every file in the directory that d3 or transformers may read."""
     names = READ | {*weight_files(directory), *unused_shards(directory)}
-    found = [path for path in directory.iterdir() if path.name in names or MODEL.search(path.name)]
+    for path in sorted(directory.iterdir()):
+        if path.name in names or SENTENCEPIECE.search(path.name):
+            yield path
     templates = directory / TEMPLATES
-    yield from sorted(found)
     if templates.is_dir():
         yield from sorted(templates.glob("*.jinja"))
 

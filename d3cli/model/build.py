@@ -18,6 +18,7 @@ from d3cli.depth.families import Family
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.files.lazy_weights import lazy_state_dict, read_again
 from d3cli.files.names import ModelFiles
+from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_tokenizer
 from d3cli.kernels.bnb_linear import pack_for_cpu, quantization_config
 from d3cli.kernels.int8_linear import quantize_head
 from d3cli.kernels.packed_linear import pack_linears
@@ -146,23 +147,30 @@ def load_tokenizer(files: ModelFiles) -> Any:
     Raises:
         ModelError: its files are missing or damaged.
     """
+    refuse_without_tokenizer(files.name, files.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             files.path, trust_remote_code=False, local_files_only=True
         )
         with silent_stderr():
-            tokenizer("Some bad settings fail only when the tokenizer is used.")
+            tokens = tokenizer("Some bad settings fail only when the tokenizer is used.").input_ids
     except MemoryError:
         raise
     except BaseException as error:  # a Rust panic is not an Exception
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        raise ModelError(
-            f"the tokenizer of {files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
-        ) from error
+        raise _tokenizer_error(files, one_line(error)) from error
+    # Some classes of transformers are built without the files of their vocabulary.
+    if not (files.path / WHOLE).is_file() and not set(tokens) - set(tokenizer.all_special_ids):
+        raise _tokenizer_error(files, f"a {type(tokenizer).__name__} needs other files")
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer of {files.name} is a {type(tokenizer).__name__}, which d3 cannot use",
             "use a model with a tokenizer.json",
         )
     return tokenizer
+
+
+def _tokenizer_error(files: ModelFiles, reason: str) -> ModelError:
+    cause, hint = cause_of_failure(files.path, reason)
+    return ModelError(f"the tokenizer of {files.name} cannot be loaded: {cause}", hint)

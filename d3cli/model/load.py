@@ -146,10 +146,10 @@ def load_model(
     if not files.is_known:
         renderer = Renderer()
         renderer.start()  # while the weights are read
+    tokenizer = load_tokenizer(files)  # first, since it is quick to refuse
     causal_lm, unfit = load_weights(
         files, plan.family, plan.kernels, progress=ByteProgress(to_convert, on_progress)
     )
-    tokenizer = load_tokenizer(files)
     model = wrap_model(
         causal_lm,
         tokenizer,
