@@ -20,6 +20,7 @@ from d3cli.base.errors import ModelError, PromptError, Setting, UsageError
 from d3cli.text import template_sandbox
 from d3cli.text.reasoning import split_reasoning
 from d3cli.text.tokens import check_length
+from d3cli.text.whole_rendering import TemplateFailedError, TemplateMessage, render_whole
 
 Message = dict[str, str]
 
@@ -67,18 +68,19 @@ class Renderer:
             weakref.finalize(self, _stop, self._child)
 
     def render(
-        self, template: str, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]
+        self, template: str, messages: Sequence[TemplateMessage], variables: Mapping[str, Any]
     ) -> str:
         """The text of a conversation, up to the beginning of the model's turn.
 
         Raises:
-            ModelError: the template fails, or exceeds a limit.
+            TemplateFailedError: the template fails.
+            ModelError: it exceeds a limit.
         """
         if len(template) > LARGEST_TEMPLATE:
             raise _unusable(
                 f"it has {len(template):,} characters; the limit is {LARGEST_TEMPLATE:,}"
             )
-        length = len(template) + sum(len(text) for one in messages for text in one.values())
+        length = len(template) + sum(len(str(part)) for one in messages for part in one.values())
         largest = LARGEST_GROWTH * length + LARGEST_ADDITION
         request = {
             "template": template,
@@ -91,7 +93,9 @@ class Renderer:
         else:
             answer = self._ask(json.dumps(request) + "\n", largest)
         if "error" in answer:
-            raise _unusable(answer["error"])
+            kind = TemplateFailedError if answer.get("failed") else ModelError
+            has_system = any(message["role"] == "system" for message in messages)
+            raise _unusable(answer["error"], kind, has_system=has_system)
         return str(answer["text"])
 
     def _ask(self, line: str, largest: int) -> dict[str, Any]:
@@ -127,8 +131,9 @@ def encode_chat(
     """The token ids of a conversation, up to the beginning of the model's turn.
 
     Control tokens written inside a message stay text. The template gets the reasoning of an earlier
-    reply apart from the answer, as ``reasoning_content``; most templates drop it. A model without a
-    template reads the messages as they are, separated by blank lines.
+    reply apart from the answer, as ``reasoning_content``; most templates drop it. All other text
+    stands in the rendering. A model without a template reads the messages as they are, separated by
+    blank lines.
 
     Args:
         context: the model's context length. A conversation far beyond it is refused before it is
@@ -140,7 +145,8 @@ def encode_chat(
         PromptError: the last message is empty, or a message lacks role or content.
         ContextFullError: the conversation has more than twice as many tokens as the context.
         UsageError: `think` is given, but the template has no such switch.
-        ModelError: the template refuses these messages, is broken, or exceeds a limit.
+        ModelError: the template refuses these messages, leaves one out, is broken, or exceeds a
+            limit.
     """
     text = _joined(messages)
     if context is not None:
@@ -161,7 +167,14 @@ def encode_chat(
     variables = dict(tokenizer.special_tokens_map)
     if think is not None:
         variables["enable_thinking"] = think
-    text = renderer.render(template, marked, variables)
+    text = render_whole(
+        lambda messages: renderer.render(template, messages, variables),
+        marked,
+        template=template,
+        of=("the template of ", Setting("chat_template"))
+        if chat_template
+        else "this model's chat template",
+    )
     try:
         encoded = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)
     except ValueError as error:  # a control token cannot be told from text
@@ -227,11 +240,14 @@ def _control_tokens(tokenizer: Any, template: str) -> "re.Pattern[str]":
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _unusable(reason: str) -> ModelError:
-    return ModelError(
+def _unusable(
+    reason: str, kind: type[ModelError] = ModelError, *, has_system: bool = False
+) -> ModelError:
+    cause = "some templates refuse a system prompt; " if has_system else ""
+    return kind(
         f"the chat template cannot render this conversation: {reason}",
         (
-            "some templates refuse a system prompt; try another ",
+            f"{cause}try another ",
             *(Setting("chat_template"), ", or none with d3 generate ", Setting("raw")),
         ),
     )

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The rendered text, or an error."""
+    """The rendered text, or an error: "failed" where the template failed within its limits."""
     try:
         [text], _ = render_jinja_template(
             [request["messages"]],
@@ -50,7 +50,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         return {"error": "it is nested too deeply"}
     except Exception as error:
-        return {"error": describe(error)}
+        return {"error": describe(error), "failed": True}
     return {"text": text}
 
 

@@ -125,6 +125,18 @@ class TestReply:
         data = json.loads(d3("generate", "fox", *options).out)
         assert data["stats"]["prompt_tokens"] < 5
 
+    def test_a_template_of_typed_parts_gets_them_or_is_refused(
+        self, d3: D3, tmp_path: Path
+    ) -> None:
+        template = tmp_path / "t.jinja"
+        texts = {}
+        for form in ("m.content", "m.content[0].text", "m.value"):
+            template.write_text(f"{{% for m in messages %}}{{{{ {form} }}}} {{% endfor %}}")
+            texts[form] = d3("generate", STORY, "--chat-template", template, "--max-tokens", "9")
+        assert texts["m.content"].code == 0
+        assert texts["m.content[0].text"].out == texts["m.content"].out
+        check(texts["m.value"], 1, "--chat-template leaves out the last message")
+
 
 class TestPromptSources:
     def prompt_of(self, result: Result) -> int:

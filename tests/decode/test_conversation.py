@@ -184,6 +184,19 @@ class TestMessages:
         assert conversation.messages[-1].content == "<think>" + reply.text
 
 
+def test_the_kv_cache_is_reused_with_a_template_of_typed_parts() -> None:
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content[0].text }}{% endfor %}<|x|>"
+    conversation, how = Conversation(MODEL), options(max_tokens=5, chat_template=template)
+    conversation.say("Tell me a story.")
+    write(conversation, how)
+    opening = conversation.opening(how)
+    conversation.say("hi")
+    reply = write(conversation, how)
+    assert reply.prompt_ids[: len(opening)] == opening
+    assert len(opening) > 10
+    assert ids(reply) == fresh(conversation, how)
+
+
 class TestOverflow:
     """The built-in model's context holds 1,024 tokens."""
 
