@@ -47,6 +47,13 @@ one-pass scoring no longer agree. So d3 stops at the original context and says s
 `--context` fixes the table for that length: all passes agree again, and a text of that length is
 computed as by transformers, a shorter one slightly differently.
 
+## Chat templates
+
+A template that reads strings gets strings; one that reads only typed parts
+(`[{"type": "text", "text": "…"}]`) gets those. A template that drops the system prompt, the last
+message or an earlier turn is refused; [chat.md](chat.md#what-the-model-is-told) says what it may
+do.
+
 ## Refused
 
 Any other decoder that transformers knows runs at full depth only, with `--alpha off`, after a trial
