@@ -54,6 +54,18 @@ A template that reads strings gets strings; one that reads only typed parts
 message or an earlier turn is refused; [chat.md](chat.md#what-the-model-is-told) says what it may
 do.
 
+## Generation settings
+
+What `generation_config.json` asks for is done as `generate` of transformers does it, by the same
+processors in the same order: sampling (temperature, top-k, top-p, min-p, `top_h`, `typical_p`,
+`epsilon_cutoff`, `eta_cutoff`), penalties (`repetition_penalty`, `encoder_repetition_penalty`,
+`exponential_decay_length_penalty`), forbidden or forced tokens (`no_repeat_ngram_size`,
+`encoder_no_repeat_ngram_size`, `bad_words_ids`, `suppress_tokens`, `begin_suppress_tokens`,
+`sequence_bias`, `forced_bos_token_id`, `forced_eos_token_id`), `min_new_tokens`, `min_length`,
+`renormalize_logits` and `stop_strings`. Without that file the settings in `config.json` count. A
+note names what d3 ignores: beams, guidance, contrastive and DoLa decoding, watermarks, constraints,
+token healing, quantized caches, and limits of length and time that are shorter than the context.
+
 ## Refused
 
 Any other decoder that transformers knows runs at full depth only, with `--alpha off`, after a trial

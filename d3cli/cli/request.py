@@ -13,6 +13,7 @@ from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.options import GenerationOptions, PromptOptions
 from d3cli.cli.output import Output
 from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
+from d3cli.decode.rules import ignored_settings
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
@@ -161,6 +162,7 @@ def load(
     files = find_model(name, offline=options.offline, check=partial(check_model, **settings))
     with output.progress.waiting("loading") as show:
         loaded = load_model(files, threads=threads, on_progress=show, **settings)
-    for note in loaded.notes:
+    ignored = ignored_settings(loaded.text.generation_settings, loaded.context_length)
+    for note in (*loaded.notes, *([] if ignored is None else [ignored])):
         output.note(note)
     return loaded

@@ -126,15 +126,14 @@ class Reply:
             pass
         if self._logits is None:
             raise UsageError("the prompt of this reply was not read to its end", "stream it again")
-        room = self.model.context_length - len(self.prompt_ids)
-        limit = room if self._max_tokens is None else min(self._max_tokens, room)
+        limit = self._limit
         logits, self._logits = self._logits, None  # large, and needed once
         tokens = decode(
             self.model,
             self._writer.kv,
             logits,
             self.schedule,
-            Sampler(self.sampling, self.model.device),
+            self.new_sampler(),
             prompt_ids=self.prompt_ids,
             max_tokens=limit,
             eos_token_ids=self.model.text.eos_token_ids,
@@ -157,6 +156,22 @@ class Reply:
             yield GenerationChunk(shown, token, reason)
             if reason:
                 return
+
+    def new_sampler(self) -> Sampler:
+        """A sampler that chooses as this reply did, from its first token on."""
+        return Sampler(
+            self.sampling,
+            self.model.device,
+            prompt_ids=self.prompt_ids,
+            eos_token_ids=self.model.text.eos_token_ids,
+            max_tokens=self._limit,
+        )
+
+    @property
+    def _limit(self) -> int:
+        """The most tokens that the reply can have."""
+        room = self.model.context_length - len(self.prompt_ids)
+        return room if self._max_tokens is None else min(self._max_tokens, room)
 
     def _add(self, token: DecodedToken) -> None:
         self._latest = time.perf_counter()

@@ -1,10 +1,11 @@
 """Sampling settings: how the next token is chosen. No torch; `sampler` does the choosing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from d3cli.base.errors import ModelError, SamplingError, Setting
+from d3cli.decode.rules import GenerationRules, file_of
 
 WHOLE_NUMBERS = ("top_k", "seed")
 CHECKPOINT_FIELDS = ("temperature", "top_k", "top_p", "min_p")
@@ -21,6 +22,7 @@ class SamplingParams:
         min_p: drop tokens less likely than this share of the top token's probability.
         repetition_penalty: above 1, tokens of the prompt and the reply become less likely.
         seed: makes sampling repeatable on one kind of hardware.
+        rules: what else the checkpoint asks for; `resolve` reads them.
 
     Raises:
         SamplingError: a value is outside its range. Its `field` names the value.
@@ -32,13 +34,14 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    rules: GenerationRules = field(default_factory=GenerationRules)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            whole = field.name in WHOLE_NUMBERS
+        for name in (each.name for each in fields(self) if each.name != "rules"):
+            value = getattr(self, name)
+            whole = name in WHOLE_NUMBERS
             if value is not None and not _is_number(value, whole=whole):
-                _refuse(field.name, value, "a whole number" if whole else "a number")
+                _refuse(name, value, "a whole number" if whole else "a number")
         ranges = {
             "temperature": (
                 self.temperature == 0 or 0.01 <= self.temperature <= 100,
@@ -69,7 +72,7 @@ class SamplingParams:
 
         Args:
             given: the user's settings by name; None where a setting was not given.
-            checkpoint: the contents of ``generation_config.json``.
+            checkpoint: its generation settings: the contents of ``generation_config.json``.
 
         Raises:
             SamplingError: a setting of the user is outside its range.
@@ -86,13 +89,14 @@ class SamplingParams:
         if wants_sampling and chosen.get("temperature") is None:
             chosen["temperature"] = 1.0
         try:
-            return cls(**_set(chosen))
+            params = cls(**_set(chosen))
         except SamplingError as error:
             cls(**_set(given))  # raises if the user's own settings are at fault
             raise ModelError(
-                f"the checkpoint's generation_config.json cannot be used: {error.message}",
+                f"{file_of(checkpoint)} cannot be used: {error.message}",
                 ("set it yourself, for example ", Setting("temperature", "0")),
             ) from error
+        return replace(params, rules=GenerationRules.read(checkpoint))
 
     def with_seed(self) -> "SamplingParams":
         """The same settings, with a random seed if sampling needs one and has none."""

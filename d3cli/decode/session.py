@@ -105,7 +105,7 @@ class Engine:
             schedule=schedule,
             sampling=sampling.with_seed(),
             max_tokens=max_tokens,
-            stop=(stop,) if isinstance(stop, str) else stop,
+            stop=(*((stop,) if isinstance(stop, str) else stop), *sampling.rules.stop_strings),
             with_entropy=with_entropy,
             began=began,
         )

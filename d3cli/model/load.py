@@ -154,13 +154,19 @@ def load_model(
         causal_lm,
         tokenizer,
         name=files.name,
-        generation_settings=read_json(files.path / "generation_config.json"),
+        generation_settings=_generation_settings(files, description),
         notes=notes + _notes(causal_lm, plan, unfit),
         full_depth_only=not plan.family.can_skip,
         context=options.get("context"),
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
     return replace(model, origin=_origin(files, model, plan.kernels.form))
+
+
+def _generation_settings(files: ModelFiles, description: Description) -> dict[str, Any]:
+    """The generation settings: of generation_config.json, else of config.json, as transformers."""
+    path = files.path / "generation_config.json"
+    return read_json(path) if path.exists() else dict(description.config)
 
 
 def _form(options: LoadOptions) -> Form:

@@ -44,7 +44,8 @@ class TextSide:
         tokenizer: a transformers tokenizer.
         renderer: renders chat templates; in a child process, unless the model is known by name.
         eos_token_ids: tokens that end a reply.
-        generation_settings: the checkpoint's generation_config.json.
+        generation_settings: the checkpoint's generation_config.json, or, if it has none, its
+            config.json.
     """
 
     tokenizer: Any

@@ -37,7 +37,8 @@ def wrap_model(
 
     Args:
         name: what to call the model in messages.
-        generation_settings: the checkpoint's generation_config.json.
+        generation_settings: the checkpoint's generation_config.json, or, if it has none, its
+            config.json.
         stored_schedule: a depth schedule that came with the model.
         notes: what a user should know about how it was loaded.
         full_depth_only: nothing will be dropped, so an untested decoder may run as well.

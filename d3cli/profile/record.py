@@ -34,7 +34,12 @@ def record_trace(
 ) -> Trace:
     """The trace of these replies."""
     sampling = asdict(options.sampling)
-    del sampling["seed"]
+    del sampling["seed"], sampling["rules"]
+    sampling |= {
+        name: value
+        for name, value in options.sampling.rules.changed().items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
     return Trace(
         created=created,
         interrupted=interrupted,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from d3cli.decode.agreement import Agreement
 from d3cli.decode.reply import Reply
-from d3cli.decode.sampler import Sampler
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import PREFILL_CHUNK
@@ -115,7 +114,7 @@ def _full_depth(reply: Reply, states: Tensor, ids: Tensor) -> tuple[Tensor, floa
         Its top choices ``[N]``, its surprise at the reply in nats, and the first step at which it
         would have chosen another token.
     """
-    sampler = Sampler(reply.sampling, reply.model.device)
+    sampler = reply.new_sampler()
     context, first, surprise, tops = list(reply.prompt_ids), None, 0.0, []
     for (part,) in chunks(reply.model, states):
         logits = reply.model.logits(part)  # [S, V]
