@@ -4,6 +4,7 @@ import shlex
 from typing import TYPE_CHECKING, Literal
 
 from d3cli.base.errors import Setting, UsageError
+from d3cli.cli.model_options import DtypeName, ModelOptions
 from d3cli.depth.choice import Choice, choose
 from d3cli.depth.schedule import DepthSchedule
 
@@ -86,8 +87,13 @@ def choose_schedule(
     )
 
 
-def calibrate_command(model: str, dtype: str = "auto", quantization: str | None = None) -> str:
+def calibrate_command(model: str, loading: ModelOptions = ModelOptions()) -> str:  # noqa: B008 - frozen
     """The command that calibrates a model, with the options that it was loaded with."""
     command = f"d3 calibrate {shlex.quote(model)}"
-    command += "" if dtype == "auto" else f" --dtype {dtype}"
-    return command if quantization is None else f"{command} --quantization {quantization}"
+    if loading.revision is not None:
+        command += f" --revision {shlex.quote(loading.revision)}"
+    if loading.dtype is not DtypeName.auto:
+        command += f" --dtype {loading.dtype.value}"
+    if loading.quantization is not None:
+        command += f" --quantization {loading.quantization.value}"
+    return command

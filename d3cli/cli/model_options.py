@@ -16,6 +16,16 @@ MODEL_HELP = (
 )
 
 
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REV",
+        rich_help_panel=MODEL,
+        help="A branch, a tag or a commit of a model on the hub. Default: its default branch.",
+    ),
+]
+
+
 class DtypeName(StrEnum):
     """The number type that the model computes in."""
 
@@ -85,6 +95,7 @@ class ModelOptions:
             "config says, times the factor of rope scaling that was added later.",
         ),
     ] = None
+    revision: Revision = None
     offline: Annotated[
         bool,
         typer.Option(

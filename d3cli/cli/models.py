@@ -14,9 +14,11 @@ from d3cli.cli.calibrate.stored import as_json as calibration_json
 from d3cli.cli.calibrate.stored import summary
 from d3cli.cli.command_line import CommandSettings, command
 from d3cli.cli.completion import complete_model
+from d3cli.cli.model_options import Revision
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_store import all_calibrations, file_of
 from d3cli.files import checksums
+from d3cli.files.hub import at_revision
 from d3cli.files.names import (
     CachedModel,
     cached_models,
@@ -52,6 +54,13 @@ class NameSettings(CommandSettings):
         ),
     ]
     debug: options.Debug = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySettings(NameSettings):
+    """The command line of ``d3 models verify``."""
+
+    revision: Revision = None
 
 
 @models_app.callback()
@@ -129,8 +138,8 @@ def default(settings: NameSettings) -> int:
 
 
 @models_app.command()
-@command(NameSettings)
-def verify(settings: NameSettings) -> int:
+@command(VerifySettings)
+def verify(settings: VerifySettings) -> int:
     """Compare a model's files with the hub's checksums.
 
     Reads all of the files and downloads nothing. The checksums are those that the hub's cache, or
@@ -140,10 +149,11 @@ def verify(settings: NameSettings) -> int:
     - `d3 models verify qwen-3-4b`
     """
     name = settings.name
-    local = find_on_disk(name)
+    local = find_on_disk(name, settings.revision)
     if local is None:
         raise ModelError(
-            f"{name} is not on disk, or not all of it", "d3 generate fetches what is missing"
+            f"{at_revision(name, settings.revision)} is not on disk, or not all of it",
+            "d3 generate fetches what is missing",
         )
     if local.builtin:
         raise UsageError(
@@ -154,6 +164,7 @@ def verify(settings: NameSettings) -> int:
     with output.progress.waiting("verifying") as show:
         vet_files(local.path)
         count = checksums.verify(local.path, show)
+    name = at_revision(name, settings.revision)
     output.write(f"{name}: all {count} files match the hub's checksums\n")
     return 0
 

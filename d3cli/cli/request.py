@@ -17,6 +17,7 @@ from d3cli.decode.rules import ignored_settings
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.files.hub import at_revision
 from d3cli.files.names import find_model
 from d3cli.kernels.process import stay_offline
 
@@ -128,7 +129,7 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     needs = request.needs
     needs["prompt_tokens"] = estimate_tokens(longest_prompt, system or "")
     model = load(output, name, loading, **needs)
-    command = calibrate_command(name, loading.dtype.value, loading.quantization)
+    command = calibrate_command(name, loading)
     choice = choose_schedule(model, request.alpha, request.start, request.core, command)
     for note in choice.notes:
         output.note(note)
@@ -145,7 +146,8 @@ def load(
     check_address_space()
     settings: LoadOptions = {**options.load_options, **needs}
     threads, reason = options.threads, ""
-    output.note(f"model: {'the built-in model' if name == BUILTIN else name}")
+    model = "the built-in model" if name == BUILTIN else at_revision(name, options.revision)
+    output.note(f"model: {model}")
     output.quiet_libraries()
     if options.offline:
         stay_offline()
@@ -159,7 +161,12 @@ def load(
         output.note(f"{reason}; --threads overrides")
 
     # Without a spinner, since a download shows its own progress.
-    files = find_model(name, offline=options.offline, check=partial(check_model, **settings))
+    files = find_model(
+        name,
+        offline=options.offline,
+        revision=options.revision,
+        check=partial(check_model, **settings),
+    )
     with output.progress.waiting("loading") as show:
         loaded = load_model(files, threads=threads, on_progress=show, **settings)
     ignored = ignored_settings(loaded.text.generation_settings, loaded.context_length)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from d3cli.base.errors import DownloadError, ModelError, UnknownModelError
+from d3cli.base.errors import DownloadError, ModelError, Setting, UnknownModelError
 from d3cli.base.settings import nearest_aliases
 from d3cli.files.directory import PICKLES, adapter_file, merge_hint
 from d3cli.files.json_files import BROKEN_FILES, read_json
@@ -20,14 +20,18 @@ FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 NOT_FETCHED = ["consolidated*", "*/*"]
 
 
-def cached_snapshot(hub_id: str) -> Path | None:
-    """The directory of a model in the local cache; None if it is not there or not complete."""
+def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
+    """The directory of a model in the local cache; None if it is not there or not complete.
+
+    Args:
+        revision: a branch, a tag or a commit; None for the default branch.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
     try:
-        path = Path(snapshot_download(hub_id, **patterns, local_files_only=True))
+        path = Path(snapshot_download(hub_id, revision=revision, **patterns, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None
     if not (path / "config.json").is_file() or missing_weights(path) or not has_tokenizer(path):
@@ -35,8 +39,11 @@ def cached_snapshot(hub_id: str) -> Path | None:
     return path
 
 
-def describe_repository(hub_id: str) -> Description:
+def describe_repository(hub_id: str, revision: str | None = None) -> Description:
     """A model's config and tensors, from a few kilobytes of its files.
+
+    Args:
+        revision: as for `cached_snapshot`.
 
     Raises:
         UnknownModelError: the hub has no such model.
@@ -51,29 +58,29 @@ def describe_repository(hub_id: str) -> Description:
         SafetensorsParsingError,
     )
 
-    with _translated_errors(hub_id):
+    with _translated_errors(hub_id, revision):
         try:
-            config = read_json(Path(hf_hub_download(hub_id, "config.json")))
-            shards = HfApi().get_safetensors_metadata(hub_id).files_metadata.values()
+            config = read_json(Path(hf_hub_download(hub_id, "config.json", revision=revision)))
+            metadata = HfApi().get_safetensors_metadata(hub_id, revision=revision)
         except LocalEntryNotFoundError:  # an EntryNotFoundError that means: no network
             raise
         except (EntryNotFoundError, NotASafetensorsRepoError) as error:
-            raise _no_safetensors(hub_id) from error
+            raise _no_safetensors(hub_id, revision) from error
         except SafetensorsParsingError as error:
             raise ModelError(f"the weights of {hub_id} are damaged", BROKEN_FILES) from error
     tensors = [
         TensorInfo(name, info.dtype, tuple(info.shape))
-        for shard in shards
+        for shard in metadata.files_metadata.values()
         for name, info in shard.tensors.items()
     ]
     return Description(hub_id, config, tuple(tensors))
 
 
-def _no_safetensors(hub_id: str) -> ModelError:
+def _no_safetensors(hub_id: str, revision: str | None) -> ModelError:
     """The error for a repository without config.json or safetensors; says where else to look."""
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(hub_id)
+    info = HfApi().model_info(hub_id, revision=revision)
     names = [file.rfilename for file in info.siblings or ()]
     base = info.card_data.get("base_model") if info.card_data else None
     original = base[0] if isinstance(base, list) and base else base
@@ -95,8 +102,11 @@ def _no_safetensors(hub_id: str) -> ModelError:
     return ModelError(f"{hub_id} has no safetensors{instead}", other)
 
 
-def download(hub_id: str) -> Path:
+def download(hub_id: str, revision: str | None = None) -> Path:
     """Downloads a model's missing files into the cache; returns its directory.
+
+    Args:
+        revision: as for `cached_snapshot`.
 
     Raises:
         UnknownModelError: the hub has no such model.
@@ -104,12 +114,18 @@ def download(hub_id: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with _translated_errors(hub_id):
-        return Path(snapshot_download(hub_id, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED))
+    patterns = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
+    with _translated_errors(hub_id, revision):
+        return Path(snapshot_download(hub_id, revision=revision, **patterns))
+
+
+def at_revision(name: str, revision: str | None) -> str:
+    """A model and its revision in a message."""
+    return f"{name} at {revision}" if revision else name
 
 
 @contextmanager
-def _translated_errors(hub_id: str) -> Iterator[None]:
+def _translated_errors(hub_id: str, revision: str | None) -> Iterator[None]:
     """Turns the hub's errors into ours, each with a hint."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -117,6 +133,7 @@ def _translated_errors(hub_id: str) -> Iterator[None]:
         HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -125,6 +142,11 @@ def _translated_errors(hub_id: str) -> Iterator[None]:
         raise DownloadError(
             f"{hub_id} is gated: you must accept its owner's terms first",
             f"accept them at https://huggingface.co/{hub_id}, then run: hf auth login",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UnknownModelError(
+            (f"{hub_id} has no ", Setting("revision", revision or "main")),
+            f"its branches and tags are listed at https://huggingface.co/{hub_id}/tree/main",
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         near = nearest_aliases(hub_id.partition("/")[2])
@@ -136,12 +158,13 @@ def _translated_errors(hub_id: str) -> Iterator[None]:
         ) from error
     except LocalEntryNotFoundError as error:
         raise DownloadError(
-            f"{hub_id} is not in the local cache, and the hub cannot be reached",
+            f"{at_revision(hub_id, revision)} is not in the local cache, and the hub cannot be "
+            "reached",
             "check the network, or use a model in a local directory",
         ) from error
     except (HTTPError, OSError) as error:  # a refused request, a cut connection, a full disk
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(
-            f"downloading {hub_id} failed: {first_line}",
+            f"downloading {at_revision(hub_id, revision)} failed: {first_line}",
             "run it again: complete files are kept",
         ) from error

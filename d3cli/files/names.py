@@ -1,11 +1,12 @@
 """Finds the directory with a model's files: built in, local, cached or downloaded."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from d3cli.base.errors import DownloadError, ModelError, Setting, UnknownModelError
+from d3cli.base.errors import DownloadError, ModelError, Setting, UnknownModelError, UsageError
 from d3cli.base.settings import (
     BUILTIN,
     PATH_STARTS,
@@ -16,9 +17,12 @@ from d3cli.base.settings import (
 )
 from d3cli.depth.families import find_family
 from d3cli.files.directory import GGUF_HINT, check_directory
-from d3cli.files.hub import cached_snapshot, describe_repository, download
+from d3cli.files.hub import at_revision, cached_snapshot, describe_repository, download
 from d3cli.files.json_files import read_json
 from d3cli.files.safetensors import Description, missing_weights
+
+# A revision becomes a part of URLs and of paths in the cache.
+REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,200}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ def find_model(
     name: str,
     *,
     offline: bool = False,
+    revision: str | None = None,
     check: Callable[[Description], object] | None = None,
 ) -> ModelFiles:
     """Finds a model's files; downloads a hub model that is not complete on disk.
@@ -56,43 +61,59 @@ def find_model(
     Args:
         name: an alias, a hub id or a directory.
         offline: never use the network.
+        revision: a branch, a tag or a commit of a model on the hub; None for the default branch.
         check: is called with the hub's description of a model before its weights are downloaded,
             and raises if the model cannot be used.
 
     Raises:
-        UnknownModelError: there is no model of that name.
+        UnknownModelError: there is no model of that name, or no such revision.
+        UsageError: the model is not on the hub, so it has no revisions.
         ModelError: the directory does not hold a usable model.
         DownloadError: the hub cannot be reached or refuses access.
     """
-    files = find_on_disk(name)
+    files = find_on_disk(name, revision)
     if files is not None:
         return files
     hub_id = aliases().get(name, name)
     if offline:
+        command = f"hf download {hub_id}" + (f" --revision {revision}" if revision else "")
         raise DownloadError(
             (
-                f"{hub_id} is not complete in the local cache, and ",
+                f"{at_revision(hub_id, revision)} is not complete in the local cache, and ",
                 Setting("offline"),
                 " forbids downloading it",
             ),
-            ("leave out ", Setting("offline"), f", or run: hf download {hub_id}"),
+            ("leave out ", Setting("offline"), f", or run: {command}"),
         )
     if check is not None:
-        check(describe_repository(hub_id))
-    return _from_hub(name, hub_id, download(hub_id))
+        check(describe_repository(hub_id, revision))
+    return _from_hub(name, hub_id, download(hub_id, revision))
 
 
-def find_on_disk(name: str) -> ModelFiles | None:
+def find_on_disk(name: str, revision: str | None = None) -> ModelFiles | None:
     """Finds a model without the network; None if it is not complete in the hub's cache.
 
+    Args:
+        revision: as for `find_model`.
+
     Raises:
-        UnknownModelError, ModelError: as for `find_model`.
+        UnknownModelError, UsageError, ModelError: as for `find_model`.
     """
     local = find_local(name)
     if local is not None:
+        if revision is not None:
+            raise UsageError(
+                (f"{local.name} has no revisions, so ", Setting("revision"), " cannot choose one"),
+                ("name a model of the hub, or leave out ", Setting("revision")),
+            )
         return local
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise UsageError(
+            (Setting("revision"), f" is {revision!r:.60}, which cannot be a revision"),
+            "give a branch, a tag or a commit",
+        )
     hub_id = aliases().get(name, name)
-    snapshot = cached_snapshot(hub_id)
+    snapshot = cached_snapshot(hub_id, revision)
     return None if snapshot is None else _from_hub(name, hub_id, snapshot)
 
 

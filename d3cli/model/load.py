@@ -109,6 +109,7 @@ def load_model(
     *,
     threads: int | None = None,
     offline: bool = False,
+    revision: str | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[LoadOptions],
 ) -> LoadedModel:
@@ -120,6 +121,7 @@ def load_model(
         name: what to load, or files that `find_model` has found.
         threads: CPU threads for torch, in this whole process; None leaves torch's choice.
         offline: never touch the network.
+        revision: a branch, a tag or a commit of a model on the hub; None for the default branch.
         on_progress: is called with the share of the weights that is quantized or packed.
         options: see `LoadOptions`.
 
@@ -127,14 +129,17 @@ def load_model(
         UnknownModelError, DownloadError: it cannot be found or fetched.
         ModelError: its files are broken, or its stack cannot skip layers.
         NotEnoughMemoryError: it does not fit.
-        UsageError: the device or thread count is not possible here.
+        UsageError: the device or thread count is not possible here, or only models of the hub have
+            revisions.
     """
     _form(options)  # refuses an impossible device before anything is fetched
     prepare_process(threads)
     if isinstance(name, ModelFiles):
         files = name
     else:
-        files = find_model(name, offline=offline, check=partial(check_model, **options))
+        files = find_model(
+            name, offline=offline, revision=revision, check=partial(check_model, **options)
+        )
     notes: list[Words] = []
     if not files.builtin:
         vet_files(files.path)

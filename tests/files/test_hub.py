@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from huggingface_hub import constants
 
 from d3cli.__main__ import main
 from tests.conftest import BUILTIN_PATH
+from tests.copies import stranger
 from tests.forks import Ended, Forks
 
 COMMIT = "1" * 40
+OLDER = "2" * 40
 
 
 class Hub(ThreadingHTTPServer):
@@ -30,6 +33,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {file.name: file.read_bytes() for file in BUILTIN_PATH.iterdir()}
+        self.older = {"v1": OLDER, "refs/pr/7": OLDER, OLDER: OLDER}  # revisions besides main
         self.files["pytorch_model.bin"] = b"a pickle that must not be fetched"
         self.fetched: Counter[str] = Counter()
         self.cut: str | None = None  # the connection breaks in the middle of this file
@@ -48,19 +52,33 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        path = unquote(self.path.partition("?")[0])
+        commit = self.commit_of(path)
+        if commit is None:
+            self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
+            return
         if path == "/api/models/someone/fox" or path.startswith("/api/models/someone/fox/revision"):
             siblings = [{"rfilename": name} for name in self.server.files]
             card = {"base_model": "someone/vixen"}
             self.reply_json(
-                {"id": "someone/fox", "sha": COMMIT, "siblings": siblings, "cardData": card}
+                {"id": "someone/fox", "sha": commit, "siblings": siblings, "cardData": card}
             )
         elif path.startswith("/api/models/someone/fox/tree/"):
             self.reply_json([self.tree_entry(name) for name in sorted(self.server.files)])
         elif path.startswith("/someone/fox/resolve/"):
-            self.reply_file(path.rpartition("/")[2])
+            self.reply_file(path.rpartition("/")[2], commit)
         else:
             self.reply(404, {"X-Error-Code": "RepoNotFound"}, b"")
+
+    def commit_of(self, path: str) -> str | None:
+        """The commit that a request is about; None for an unknown revision."""
+        for part in ("/revision/", "/tree/", "/resolve/"):
+            _, found, rest = path.partition(part)
+            if found:
+                known = {"main": COMMIT, COMMIT: COMMIT} | self.server.older
+                fits = [name for name in known if f"{rest}/".startswith(f"{name}/")]
+                return known[fits[0]] if fits else None
+        return COMMIT
 
     def tree_entry(self, name: str) -> dict:
         data = self.server.files[name]
@@ -75,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     def reply_json(self, value: object) -> None:
         self.reply(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
-    def reply_file(self, name: str) -> None:
+    def reply_file(self, name: str, commit: str) -> None:
         if self.server.gated:
             self.reply(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b"")
             return
@@ -83,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
             return
         data = self.server.files[name]
-        headers = {"ETag": f'"{self.etag(name)}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{self.etag(name)}"', "X-Repo-Commit": commit}
         if wanted := self.headers.get("Range"):  # a safetensors header, before the download
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             self.reply(206, headers, data[int(first) : int(last) + 1])
@@ -294,3 +312,50 @@ def test_verify_finds_one_flipped_bit_in_the_cache(
     again = run_d3("models", "verify", "someone/fox")
     assert again.code == 1
     assert "model.safetensors is not the file that the hub sent" in again.err
+
+
+@pytest.mark.parametrize("revision", ["v1", "refs/pr/7", OLDER])
+def test_a_revision_is_fetched_once_and_then_used_offline(
+    hub: Hub, generate: Run, run_d3: Run, tmp_path: Path, revision: str
+) -> None:
+    first = generate("someone/fox", "Hello.", "--revision", revision)
+    assert first.code == 0, first.err
+    assert f"model: someone/fox at {revision}" in first.err
+    assert f"d3 calibrate someone/fox --revision {revision}" in first.err
+    assert [path.name for path in tmp_path.glob("models--*/snapshots/*")] == [OLDER]
+    hub.fetched.clear()
+    again = generate("someone/fox", "Hello.", "--revision", revision, "--offline")
+    assert again.out == first.out
+    assert not hub.fetched
+    assert run_d3("models", "verify", "someone/fox", "--revision", revision).code == 0
+    # The default branch is another revision, and not in the cache.
+    other = generate("someone/fox", "Hello.", "--offline")
+    assert other.code == 1
+    assert "error: someone/fox is not complete in the local cache" in other.err
+
+
+def test_a_revision_that_the_hub_does_not_have(generate: Run) -> None:
+    result = generate("someone/fox", "Hello.", "--revision", "v9")
+    assert result.code == 2
+    assert "error: someone/fox has no --revision v9" in result.err
+    offline = generate("someone/fox", "Hello.", "--revision", "v9", "--offline")
+    assert "someone/fox at v9 is not complete in the local cache" in offline.err
+    assert "hf download someone/fox --revision v9" in offline.err
+
+
+@pytest.mark.parametrize("revision", ["", "../../x", "a b", "-x"])
+def test_a_revision_that_cannot_be_one(generate: Run, revision: str) -> None:
+    result = generate("someone/fox", "Hello.", f"--revision={revision}")
+    assert result.code == 2
+    assert "which cannot be a revision" in result.err
+
+
+@pytest.mark.parametrize("command", [("generate",), ("models", "verify")])
+def test_only_models_of_the_hub_have_revisions(
+    run_d3: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    for name in ("demo", str(stranger(tmp_path / "fox"))):
+        prompt = ["Hello."] if command == ("generate",) else []
+        result = run_d3(*command, name, *prompt, "--revision", "v1")
+        assert result.code == 2
+        assert "has no revisions, so --revision cannot choose one" in result.err

@@ -28,6 +28,8 @@ def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
     for entry in stored.entries:
         try:
             files = find_on_disk(entry.key.model)
+            if files is None and entry.key.revision:  # d3 may have loaded it by its revision alone
+                files = find_on_disk(entry.key.model, entry.key.revision)
             if files is None:
                 yield entry, "the model is not on disk"
                 continue

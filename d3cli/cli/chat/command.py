@@ -1,6 +1,7 @@
 """``d3 chat``: a conversation at the terminal."""
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from d3cli.base.errors import UsageError
@@ -65,27 +66,27 @@ def chat(settings: ChatCommandSettings) -> int:
         conversation,
         _session_settings(settings, request),
         saving,
-        _models(output, settings.reply.loading),
+        _models(output, settings.reply.loading, name),
         model_name=name,
         keep_history=not keep.no_save,
         vi=settings.keys is Keys.vi,
     )
 
 
-def _models(output: Output, loading: "ModelOptions") -> "Models":
-    """How a chat loads another model."""
+def _models(output: Output, loading: "ModelOptions", first: str) -> "Models":
+    """How a chat loads another model; a revision is one of the `first`, which may come back."""
     from d3cli.cli.chat.model_switch import Models
 
     def load_another(name: str, now: "ChatSettings") -> "LoadedModel":
         needs: LoadOptions = {"full_depth_only": now.alpha == "off"}
         if now.max_tokens is not None:
             needs["reply_tokens"] = now.max_tokens
-        return load(output, name, loading, **needs)
+        return load(output, name, options_for(name), **needs)
 
-    return Models(
-        load_another,
-        lambda name: calibrate_command(name, loading.dtype.value, loading.quantization),
-    )
+    def options_for(name: str) -> "ModelOptions":
+        return loading if name == first else replace(loading, revision=None)
+
+    return Models(load_another, lambda name: calibrate_command(name, options_for(name)))
 
 
 def _session_settings(settings: ChatCommandSettings, request: Request) -> "ChatSettings":
