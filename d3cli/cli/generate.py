@@ -1,6 +1,6 @@
 """``d3 generate``: one reply, for people and for pipes."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.prompts import read_prompt
 from d3cli.cli.request import prepare, system_prompt
 from d3cli.depth.choice import Source
+from d3cli.text.reasoning import AnswerStream, split_reasoning
 
 if TYPE_CHECKING:
     from d3cli.decode.reply import Reply
@@ -37,6 +38,9 @@ def generate(settings: GenerateSettings) -> int:
     The reply goes to stdout, everything else to stderr. Piped text is put before the prompt, and
     a note says how many bytes that are. In a loop that reads a file, --no-stdin leaves it the rest.
 
+    In JSON, text is the whole reply. Of a model that thinks first, reasoning is its thinking, else
+    null, and answer is what follows.
+
     Examples:
     - `d3 generate "Tell me a story about a fox."`
 
@@ -54,6 +58,7 @@ def generate(settings: GenerateSettings) -> int:
     if system := system_prompt(settings):
         messages.insert(0, {"role": "system", "content": system})
 
+    from d3cli.decode.conversation import inside
     from d3cli.decode.session import Engine
 
     reply = Engine(ready.model).stream(
@@ -63,57 +68,122 @@ def generate(settings: GenerateSettings) -> int:
         max_tokens=ready.request.max_tokens,
         stop=ready.request.stop,
         chat_template=ready.request.chat_template,
-        think=ready.request.think,
+        think=ready.think,
         raw=raw,
     )
-    _stream(output, reply, ready.source, settings.as_json)
+    opening = inside(reply)
+    if settings.as_json:
+        _stream(output, reply, _Json(output, opening, ready.source))
+    else:
+        hide = ready.request.think is options.Think.hide
+        _stream(output, reply, _Text(output, opening, hide=hide))
     return 0
 
 
-def _stream(output: Output, reply: "Reply", source: Source, as_json: bool) -> None:
+class _Json:
+    """Writes a reply to stdout as one JSON object.
+
+    Args:
+        inside: the opening tag at the end of the prompt, if the reply begins within reasoning.
+    """
+
+    def __init__(self, output: Output, inside: str, source: Source) -> None:
+        self._output, self._inside, self._source = output, inside, source
+
+    def begin(self) -> None:
+        """Does nothing."""
+
+    def write(self, text: str) -> None:
+        """Does nothing: the object is written when the reply has ended."""
+
+    def finish(self, reply: "Reply") -> None:
+        """Writes the object."""
+        self._output.json(_as_json(reply, self._inside, self._source))
+
+
+class _Text:
+    """Writes a reply to stdout as text, while it arrives.
+
+    Args:
+        inside: the opening tag at the end of the prompt, if the reply begins within reasoning.
+        hide: leave out the reasoning.
+    """
+
+    def __init__(self, output: Output, inside: str, *, hide: bool) -> None:
+        self._output, self._inside = output, inside
+        self._answer = AnswerStream(inside) if hide else None
+        self._spinner = ExitStack()  # while nothing is shown
+
+    def begin(self) -> None:
+        """Shows on a terminal's stderr that the model is thinking."""
+        if self._answer is not None:
+            self._spinner.enter_context(self._output.progress.waiting("thinking"))
+
+    def write(self, text: str) -> None:
+        """Writes more of the reply."""
+        if self._answer is not None:
+            text = self._answer.push(text)
+        if text:
+            self._spinner.close()
+        self._output.write(text)
+
+    def finish(self, reply: "Reply") -> None:
+        """Writes the rest of the text, and figures to stderr."""
+        self._spinner.close()
+        if self._answer is not None:
+            self._output.write(self._answer.flush())
+        self._output.end_line()
+        if self._answer is not None:
+            self._report_no_answer(reply)
+        if reply.tokens:
+            self._output.note(_figures(reply))
+
+    def _report_no_answer(self, reply: "Reply") -> None:
+        """Says why nothing is shown if the reply is all reasoning."""
+        reasoning, answer = split_reasoning(self._inside + reply.text)
+        if reasoning and not answer.strip():
+            more = "; raise --max-tokens" if reply.finish_reason == "length" else ""
+            self._output.note(f"no answer: the reply ended while the model was thinking{more}")
+
+
+def _stream(output: Output, reply: "Reply", shown: _Json | _Text) -> None:
     try:
         signals.stop_in_order()
         if len(reply.prompt_ids) >= PROGRESS_FROM:
             output.progress.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
+        shown.begin()
         for chunk in reply:
-            if not as_json:
-                output.write(chunk.text)
+            shown.write(chunk.text)
             signals.check()
     except (ClosedPipe, WriteError):
         raise
     except BaseException:  # interrupted or failed: keep what was generated so far
         with suppress(ClosedPipe, WriteError):  # the reader of stdout may be gone as well
-            held = reply.release()
-            if not as_json:
-                output.write(held)
-            _close(output, reply, source, as_json)
+            shown.write(reply.release())
+            shown.finish(reply)
         raise
     else:
-        _close(output, reply, source, as_json)
+        shown.finish(reply)
     finally:
         signals.exit_at_once()  # no text is left to keep
 
 
-def _close(output: Output, reply: "Reply", source: Source, as_json: bool) -> None:
-    stats = reply.stats
-    if as_json:
-        output.json(_as_json(reply, source))
-        return
-    output.end_line()
-    if not stats.completion_tokens:
-        return
-    parts = speed(reply)
+def _figures(reply: "Reply") -> str:
+    stats, parts = reply.stats, speed(reply)
     if stats.mean_depth is not None:
         parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
     parts.append(f"peak {readable_size(stats.peak_memory_bytes)}")
     parts.append(f"stopped: {reply.finish_reason}")
-    output.note(" · ".join(parts))
+    return " · ".join(parts)
 
 
-def _as_json(reply: "Reply", source: Source) -> dict[str, Any]:
+def _as_json(reply: "Reply", inside: str, source: Source) -> dict[str, Any]:
+    reasoning, answer = split_reasoning(inside + reply.text)
     return {
         "schema": SCHEMA,
-        "text": reply.text,
+        "text": reply.text,  # all of it, with reasoning and tags
+        "reasoning": reasoning or None,
+        "answer": answer,
         "finish_reason": reply.finish_reason,
         "schedule": reply.schedule.to_json() | {"source": source},
         "stats": asdict(reply.stats),

@@ -20,10 +20,11 @@ DEPTH, SAMPLING, INPUT, OUTPUT = "Depth", "Sampling", "Input", "Output"
 
 
 class Think(StrEnum):
-    """Whether a reasoning model thinks before it answers."""
+    """Whether a reasoning model thinks before it answers, and whether that is shown."""
 
     on = "on"
     off = "off"
+    hide = "hide"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +101,10 @@ class TemplateOptions:
         Think | None,
         typer.Option(
             rich_help_panel=INPUT,
-            help="Turn a reasoning model's thinking on or off, if its chat template can.",
+            help="Turn a reasoning model's thinking on or off, if its chat template can. "
+            "hide: it thinks, but the reply shows only the answer.",
         ),
     ] = None
-
-    @property
-    def thinks(self) -> bool | None:
-        """`think` as the library takes it."""
-        return None if self.think is None else self.think is Think.on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

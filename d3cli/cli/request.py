@@ -10,7 +10,7 @@ from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
 from d3cli.cli.depth import calibrate_command, choose_schedule, parse_alpha, parse_start
 from d3cli.cli.model_options import ModelOptions
-from d3cli.cli.options import GenerationOptions, PromptOptions
+from d3cli.cli.options import GenerationOptions, PromptOptions, Think
 from d3cli.cli.output import Output
 from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.rules import ignored_settings
@@ -34,6 +34,7 @@ class Request:
         core: the numbers of first and last core layers; None keeps the schedule's.
         sampling: the fields of `SamplingParams`; for None, the checkpoint decides.
         chat_template: the text of a template that replaces the model's own.
+        think: as typed; `resolve_think` makes of it what the library takes.
     """
 
     alpha: float | Literal["auto", "off"]
@@ -44,7 +45,7 @@ class Request:
     stop: tuple[str, ...]
     system: str | None
     chat_template: str | None
-    think: bool | None
+    think: Think | None
 
     @classmethod
     def read(cls, options: GenerationOptions) -> "Request":
@@ -71,7 +72,7 @@ class Request:
             chat_template=None
             if template.chat_template is None
             else read_text(template.chat_template, "chat template"),
-            think=template.thinks,
+            think=template.think,
         )
 
     @property
@@ -103,6 +104,7 @@ class Ready:
     source: Source
     sampling: SamplingParams
     request: Request
+    think: bool | None
 
 
 def system_prompt(settings: ReplySettings) -> str | None:
@@ -120,9 +122,11 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     """
     raw, template = settings.prompts.raw, settings.reply.template
     system = system_prompt(settings)
-    if raw and (system or template.chat_template or template.think):
+    switched = template.think in (Think.on, Think.off)
+    if raw and (system or template.chat_template or switched):
         raise UsageError(
-            "--raw uses no chat template, so it excludes --system, --chat-template and --think",
+            "--raw uses no chat template, so it excludes --system, --chat-template and --think "
+            "on or off",
             "leave those out, or leave out --raw",
         )
     request, loading = Request.read(settings.reply), settings.reply.loading
@@ -136,7 +140,25 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     if not raw and not (request.chat_template or model.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the prompt as it is")
     sampling = SamplingParams.resolve(request.sampling, model.text.generation_settings)
-    return Ready(model, choice.schedule, choice.source, sampling, request)
+    think = None if raw else resolve_think(model, request.think, request.chat_template)
+    return Ready(model, choice.schedule, choice.source, sampling, request, think)
+
+
+def resolve_think(
+    model: "LoadedModel", think: Think | None, chat_template: str | None
+) -> bool | None:
+    """A choice of thinking as the library takes it.
+
+    Reasoning can be hidden also where the template has no switch: such models always think.
+
+    Raises:
+        ModelError: the model has several chat templates, and none is the default.
+    """
+    if think is Think.hide:
+        from d3cli.text.chat_template import has_thinking_switch
+
+        return has_thinking_switch(model.tokenizer, chat_template) or None
+    return None if think is None else think is Think.on
 
 
 def load(

@@ -31,6 +31,7 @@ LARGEST_GROWTH, LARGEST_ADDITION = 8, 1 << 20
 # Seconds by the clock for the child to start, with its imports from a cold disk, and to render
 # once. The child limits its own processor time; on a busy machine a rendering waits for its turn.
 START_LIMIT, RENDER_LIMIT = 60.0, 30.0
+SWITCH = "enable_thinking"  # the variable by which a template turns thinking on or off
 
 
 class Renderer:
@@ -152,7 +153,7 @@ def encode_chat(
     if context is not None:
         check_length(tokenizer, text, context)
     template = chat_template or own_template(tokenizer)
-    if think is not None and "enable_thinking" not in template:
+    if think is not None and SWITCH not in template:
         raise UsageError(
             "this model's chat template has no thinking switch",
             ("leave out ", Setting("think")),
@@ -166,7 +167,7 @@ def encode_chat(
     )
     variables = dict(tokenizer.special_tokens_map)
     if think is not None:
-        variables["enable_thinking"] = think
+        variables[SWITCH] = think
     text = render_whole(
         lambda messages: renderer.render(template, messages, variables),
         marked,
@@ -195,6 +196,15 @@ def _joined(messages: Sequence[Message]) -> str:
     if not texts or not texts[-1].strip():
         raise PromptError("the prompt is empty", "give it some text")
     return whole
+
+
+def has_thinking_switch(tokenizer: Any, chat_template: str | None = None) -> bool:
+    """Whether `encode_chat` accepts `think`.
+
+    Raises:
+        ModelError: as for `own_template`.
+    """
+    return SWITCH in (chat_template or own_template(tokenizer))
 
 
 def own_template(tokenizer: Any) -> str:

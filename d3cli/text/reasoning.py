@@ -101,3 +101,37 @@ class ReasoningSplitter:
     def _take(self, length: int, *, thinking: bool) -> list[tuple[str, bool]]:
         taken, self._held = self._held[:length], self._held[length:]
         return [(taken, thinking)] if taken else []
+
+
+class AnswerStream:
+    """Takes the reasoning out of a reply while it arrives, across chunk boundaries.
+
+    All that it returns, joined, is the answer of `split_reasoning`.
+
+    Args:
+        inside: the opening tag at the end of the prompt, if the reply begins within reasoning.
+    """
+
+    def __init__(self, inside: str = "") -> None:
+        self._splitter = ReasoningSplitter(inside)
+        self._after_reasoning = bool(inside)  # and before the answer's first character
+
+    def push(self, text: str) -> str:
+        """The part of the answer that is certain now."""
+        return self._answer(self._splitter.push(text))
+
+    def flush(self) -> str:
+        """The text that was held back, at the end of the stream."""
+        return self._answer(self._splitter.flush())
+
+    def _answer(self, parts: Sequence[tuple[str, bool]]) -> str:
+        answer = ""
+        for part, thinking in parts:
+            if thinking:
+                self._after_reasoning = True
+                continue
+            if self._after_reasoning:
+                part = part.lstrip("\n")
+                self._after_reasoning = not part
+            answer += part
+        return answer

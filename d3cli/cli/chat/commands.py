@@ -53,6 +53,12 @@ COMMANDS = {
     ),
     "/depth": Command("", "draw the depth of each token", reply_commands.depth),
     "/compare": Command("", "compare the last reply with full depth", reply_commands.compare),
+    "/think": Command(
+        "[on|off|hide]",
+        "show the last reply's reasoning, or change whether the model thinks",
+        reply_commands.think,
+        lambda: CHOICES["think"],
+    ),
     "/regen": Command(
         "[alpha VALUE]",
         "write the last reply again, at another depth if asked",

@@ -44,6 +44,7 @@ THEME = Theme(
 INTERVAL, SHARE = 0.08, 0.2
 # Blocks beyond these are shown as plain text: levels of nesting, columns of a table, characters.
 DEEPEST, MOST_COLUMNS, LONGEST_BLOCK = 40, 40, 65536
+HIDDEN = "(thinking; /think shows it)"
 # Screen lines that the open block leaves free.
 FREE_LINES = 2
 
@@ -55,16 +56,21 @@ class ReplyView:
         console: the console of standard output.
         plain: show the text as it is, not as Markdown.
         inside: the tag of reasoning that the reply begins in; empty for none.
+        hide: show a line in place of the reasoning.
 
     Raises (from all methods):
         OSError: the terminal is gone.
     """
 
-    def __init__(self, console: Console, *, plain: bool, inside: str = "") -> None:
+    def __init__(
+        self, console: Console, *, plain: bool, inside: str = "", hide: bool = False
+    ) -> None:
         self._console = console
         self._splitter = ReasoningSplitter(inside)
         self._answer = PlainText(console) if plain else MarkdownText(console)
         self._reasoning = PlainText(console, style="dim")
+        self._hide = hide
+        self._skip_newlines = False  # those between reasoning that is hidden and the answer
 
     def push(self, text: str) -> None:
         """Shows more of the reply."""
@@ -79,11 +85,17 @@ class ReplyView:
         self._answer.finish()
 
     def _show(self, part: str, thinking: bool) -> None:
-        if thinking:
+        if thinking and self._hide:
+            if not self._skip_newlines:
+                self._reasoning.push(f"{HIDDEN}\n")
+            self._skip_newlines = True
+        elif thinking:
             self._reasoning.push(part)
-            return
-        self._reasoning.finish()
-        self._answer.push(part)
+        else:
+            part = part.lstrip("\n") if self._skip_newlines else part
+            self._skip_newlines = self._skip_newlines and not part
+            self._reasoning.finish()
+            self._answer.push(part)
 
 
 class PlainText:

@@ -1,4 +1,4 @@
-"""Commands about the last reply: /depth, /compare, /regen, /stats."""
+"""Commands about the last reply: /depth, /compare, /think, /regen, /stats."""
 
 from dataclasses import replace
 
@@ -6,8 +6,10 @@ from d3cli.base.errors import UsageError
 from d3cli.cli import signals
 from d3cli.cli.chat import views
 from d3cli.cli.chat.session import Chat
+from d3cli.cli.chat.setting_commands import set_
 from d3cli.cli.depth import parse_alpha
 from d3cli.decode.conversation import ReplyOptions
+from d3cli.text.reasoning import split_reasoning
 
 SPEAK_FIRST = "say something first"
 
@@ -39,6 +41,22 @@ def compare(chat: Chat, _: str) -> None:
         found = compare_reply(chat.conversation.engine, reply)
     signals.check()
     chat.screen.print_rows(views.comparison(reply, found))
+
+
+def think(chat: Chat, argument: str) -> None:
+    """Shows the reasoning of the last reply, or changes whether the model thinks.
+
+    Raises:
+        UsageError: there is no reply, or no such choice.
+    """
+    if argument:
+        set_(chat, f"think {argument}")
+        return
+    messages = chat.conversation.messages
+    if not messages or messages[-1].role != "assistant":
+        raise UsageError("there is no reply yet", SPEAK_FIRST)
+    reasoning, _ = split_reasoning(messages[-1].content)
+    chat.screen.print(reasoning or "the last reply has no reasoning", "dim")
 
 
 def regen(chat: Chat, argument: str) -> None:

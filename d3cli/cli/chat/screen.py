@@ -8,6 +8,7 @@ from rich.text import Text
 
 from d3cli.base.inert import inert
 from d3cli.cli.chat.markdown import ReplyView
+from d3cli.text.reasoning import split_reasoning
 
 # The most that is shown of an old message.
 MOST_LINES, MOST_CHARACTERS = 100, 8000
@@ -37,13 +38,15 @@ class Screen:
             grid.add_row(Text(inert(name)), Text(inert(value)))
         self._console.print(grid)
 
-    def reply_view(self, *, plain: bool, inside: str = "") -> ReplyView:
-        """A view that shows one reply as it arrives; `inside` as for `ReplyView`."""
+    def reply_view(self, *, plain: bool, inside: str = "", hide: bool = False) -> ReplyView:
+        """A view that shows one reply as it arrives; `inside` and `hide` as for `ReplyView`."""
         plain = plain or self._console.is_dumb_terminal
-        return ReplyView(self._console, plain=plain, inside=inside)
+        return ReplyView(self._console, plain=plain, inside=inside, hide=hide)
 
-    def show_message(self, role: str, text: str, *, plain: bool) -> None:
-        """Shows an old message, only its end if it is long."""
+    def show_message(self, role: str, text: str, *, plain: bool, hide: bool = False) -> None:
+        """Shows an old message, only its end if it is long; `hide` leaves out its reasoning."""
+        if hide and role == "assistant":
+            text = split_reasoning(text)[1]
         text = shortened(text)
         if role == "user":
             self.print(f">>> {text}", "dim")

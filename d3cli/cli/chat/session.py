@@ -14,7 +14,9 @@ from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.writer import Replies
 from d3cli.cli.depth import choose_schedule
+from d3cli.cli.options import Think
 from d3cli.cli.output import Output
+from d3cli.cli.request import resolve_think
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.sampling import SamplingParams
@@ -123,7 +125,12 @@ class Chat:
         if messages:
             self.output.note(f"{len(messages)} messages so far; the last:")
         for message in messages[-2:]:
-            self.screen.show_message(message.role, message.content, plain=self.settings.plain)
+            self.screen.show_message(
+                message.role,
+                message.content,
+                plain=self.settings.plain,
+                hide=self.settings.think is Think.hide,
+            )
         if self.draft:
             self.output.note("the message at the prompt has no reply yet")
 
@@ -159,5 +166,5 @@ class Chat:
             max_tokens=settings.max_tokens,
             stop=settings.stop,
             chat_template=settings.chat_template,
-            think=settings.think,
+            think=resolve_think(model, settings.think, settings.chat_template),
         )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from d3cli.base.errors import Setting, UsageError
 from d3cli.cli.depth import parse_start
+from d3cli.cli.options import Think
 from d3cli.cli.output import flag
 
 
@@ -29,18 +30,19 @@ class ChatSettings:
     sampling: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    think: bool | None = None
+    think: Think | None = None
     chat_template: str | None = None
     stats: bool = True
     plain: bool = False
     on_overflow: Literal["stop", "drop-oldest"] = "stop"
 
 
+ON_OR_OFF = ("on", "off")
 # The words that a setting accepts, where it accepts only these.
 CHOICES = {
-    "think": ("on", "off"),
-    "stats": ("on", "off"),
-    "plain": ("on", "off"),
+    "think": tuple(Think),
+    "stats": ON_OR_OFF,
+    "plain": ON_OR_OFF,
     "on-overflow": ("stop", "drop-oldest"),
 }
 # Each name that /set knows, and what it accepts.
@@ -99,13 +101,15 @@ def parse_change(name: str, text: str, settings: ChatSettings) -> dict[str, Any]
         value = _number(text, int)
         if value < COUNTS[name]:
             raise UsageError(f"{name} is {value}", f"it must be at least {COUNTS[name]}")
+    elif name == "think":
+        value = Think(_choice(name, text))
     elif name == "start":
         value = parse_start(text, settings.max_tokens)
     elif name == "stop":
         value = (unquoted(text).replace("\\n", "\n").replace("\\t", "\t"),)
     else:
         word = _choice(name, text)
-        value = word if name == "on-overflow" else word == "on"
+        value = word == "on" if CHOICES[name] == ON_OR_OFF else word
     return {attribute: value}
 
 

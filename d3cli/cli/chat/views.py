@@ -64,7 +64,6 @@ def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> st
 def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
     """The value of every setting in words, by the name that /set knows."""
     sampling, schedule = options.sampling, options.schedule
-    think = {None: "the model's default", True: "on", False: "off"}[now.think]
     on = {True: "on", False: "off"}
     return {
         "temperature": f"{sampling.temperature:g}{' (greedy)' if sampling.is_greedy else ''}",
@@ -78,7 +77,7 @@ def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
         "start": str(schedule.start),
         "core-first": str(schedule.core_first),
         "core-last": str(schedule.core_last),
-        "think": think,
+        "think": now.think or "the model's default",
         "stats": on[now.stats],
         "plain": on[now.plain],
         "on-overflow": now.on_overflow,

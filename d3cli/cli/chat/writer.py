@@ -11,12 +11,13 @@ from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
 from d3cli.cli.chat.views import stats_line
 from d3cli.cli.format import agreement
+from d3cli.cli.options import Think
 from d3cli.cli.output import Output
 from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.signals import Stopped
 from d3cli.decode.conversation import Conversation, ReplyOptions, inside
 from d3cli.decode.read_ahead import ReadAhead
-from d3cli.text.reasoning import count_thinking
+from d3cli.text.reasoning import count_thinking, split_reasoning
 
 if TYPE_CHECKING:
     from d3cli.decode.reply import Reply
@@ -64,7 +65,8 @@ class Replies:
             if settings.on_overflow == "drop-oldest":
                 self._make_room(conversation, options)
             reply = conversation.answer(options, began=began)
-            view = self._screen.reply_view(plain=settings.plain, inside=inside(reply))
+            hide = settings.think is Think.hide
+            view = self._screen.reply_view(plain=settings.plain, inside=inside(reply), hide=hide)
             self._read_prompt(conversation, reply, settings)
             for chunk in reply:
                 with signals.deferred():
@@ -173,6 +175,8 @@ class Replies:
         """Prints the notes below a reply."""
         if not reply.text.strip():
             self._output.note("(an empty reply)")
+        elif settings.think is Think.hide and _is_all_reasoning(reply):
+            self._output.note("(no answer: the reply ended while the model was thinking)")
         if settings.stats:
             self._output.note(stats_line(reply))
         if self._saving.problem is not None:
@@ -208,3 +212,7 @@ class Replies:
                 f"the model thought for {steps:,} tokens and reached its minimum depth before it "
                 f"was done: /set start {steps} keeps full depth for that long"
             )
+
+
+def _is_all_reasoning(reply: "Reply") -> bool:
+    return not split_reasoning(inside(reply) + reply.text)[1].strip()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3cli.base.errors import UsageError
+from d3cli.cli import options
 from d3cli.cli.command_line import command
 from d3cli.cli.output import Output
 from d3cli.cli.profile.options import ProfileSettings
@@ -40,6 +41,8 @@ def profile(settings: ProfileSettings) -> int:
         return 0
     if recorded.against is not None:
         raise UsageError("--against compares two recorded runs", "name the other one with --from")
+    if settings.reply.template.think is options.Think.hide:
+        raise UsageError("d3 profile shows all tokens, also of reasoning", "use --think on")
     name, rows = _read_rows(output, settings)
     if prompts.raw and any(len(row.messages) > 1 for row in rows):
         raise UsageError("--raw takes one text per prompt, not messages", "leave out --raw")
@@ -72,7 +75,7 @@ def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
             max_tokens=ready.request.max_tokens,
             stop=ready.request.stop,
             chat_template=ready.request.chat_template,
-            think=ready.request.think,
+            think=ready.think,
             raw=settings.prompts.raw,
             repeats=measure.repeat,
             compare=measure.compare,

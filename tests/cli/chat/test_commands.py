@@ -11,6 +11,7 @@ import pytest
 
 from d3cli.cli.chat.commands import COMMANDS
 from d3cli.cli.chat.model_switch import NoModelLeftError
+from d3cli.cli.options import Think
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
 from tests.cli.chat.at_terminal import STORY
@@ -96,7 +97,7 @@ def test_settings_change_and_go_back(desk: NewDesk) -> None:
 
 
 def test_a_message_that_gets_no_reply_is_the_next_draft(desk: NewDesk) -> None:
-    one = desk(think=True)
+    one = desk(think=Think.on)
     assert "no thinking switch" in one.type("Hello.")
     assert one.draft == "Hello."
     assert one.chat.conversation.messages == []

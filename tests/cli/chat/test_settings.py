@@ -13,6 +13,7 @@ from d3cli.cli.chat.settings import (
     spell_setting,
     unquoted,
 )
+from d3cli.cli.options import Think
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,8 @@ from d3cli.cli.chat.settings import (
         ("stop", "a\\tb\\n", {"stop": ("a\tb\n",)}),
         ("stop", '" x "', {"stop": (" x ",)}),
         ("stop", "default", {"stop": ()}),
-        ("think", "ON", {"think": True}),
+        ("think", "ON", {"think": Think.on}),
+        ("think", "hide", {"think": Think.hide}),
         ("think", "default", {"think": None}),
         ("stats", "off", {"stats": False}),
         ("stats", "default", {"stats": True}),
