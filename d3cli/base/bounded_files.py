@@ -82,7 +82,9 @@ class FileKind:
             raise self._error(f"{subject} is a directory", "give a file") from error
         except (OSError, RuntimeError, ValueError) as error:  # no such home; a NUL in the name
             reason = getattr(error, "strerror", None) or error
-            raise self._error(f"{subject} cannot be read: {reason}", "check the path") from error
+            denied = isinstance(error, PermissionError)
+            hint = "check its permissions" if denied else "check the path"
+            raise self._error(f"{subject} cannot be read: {reason}", hint) from error
 
     def read_stream(self, stream: IO[bytes], subject: str) -> bytes:
         """The rest of an open stream, such as stdin; `subject` names it in a message.

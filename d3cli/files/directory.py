@@ -5,7 +5,7 @@ from pathlib import Path
 
 from d3cli.base.errors import ModelError
 from d3cli.files.fingerprint import same_weights
-from d3cli.files.json_files import read_json
+from d3cli.files.json_files import BROKEN_LINK, read_json
 from d3cli.files.safetensors import (
     INDEX,
     SINGLE_FILE,
@@ -92,10 +92,7 @@ def _without_weights(directory: Path, names: list[str]) -> ModelError:
     problem = f"{directory} lacks {', '.join(missing[:3])}"
     for name in missing:
         if (directory / name).is_symlink():
-            return ModelError(
-                f"{directory / name} is a broken link",
-                "the file that it points to is gone: restore it, or download the model again",
-            )
+            return ModelError(f"{directory / name} is a broken link", BROKEN_LINK)
     others = [name for name in names if name.endswith(".safetensors") and name not in missing]
     if missing != [SINGLE_FILE]:
         return ModelError(

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from d3cli.base.errors import ModelError, one_line
-from d3cli.files.json_files import BOUNDS, BROKEN_FILES, model_file
+from d3cli.base.errors import ModelError
+from d3cli.files.json_files import BOUNDS, model_file, unreadable
 from d3cli.files.safetensors import parse_header, weight_files
 
 SAMPLE_BYTES = 4096  # of each tensor: one page
@@ -52,9 +52,7 @@ def _samples_of(directory: Path, files: list[str]) -> list[tuple[str, bytes]]:
         try:
             samples += _samples(directory / file)
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(
-                f"{directory / file} cannot be read: {one_line(error)}", BROKEN_FILES
-            ) from error
+            raise unreadable(directory / file, error) from error
     return sorted(samples)
 
 

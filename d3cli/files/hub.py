@@ -10,7 +10,7 @@ from pathlib import Path
 from d3cli.base.errors import DownloadError, ModelError, Setting, UnknownModelError
 from d3cli.base.settings import nearest_aliases
 from d3cli.files.directory import PICKLES, adapter_file, merge_hint
-from d3cli.files.json_files import BROKEN_FILES, read_json
+from d3cli.files.json_files import read_json
 from d3cli.files.safetensors import Description, TensorInfo, missing_weights
 from d3cli.files.tokenizer_files import has_tokenizer
 
@@ -67,7 +67,9 @@ def describe_repository(hub_id: str, revision: str | None = None) -> Description
         except (EntryNotFoundError, NotASafetensorsRepoError) as error:
             raise _no_safetensors(hub_id, revision) from error
         except SafetensorsParsingError as error:
-            raise ModelError(f"the weights of {hub_id} are damaged", BROKEN_FILES) from error
+            raise ModelError(
+                f"the weights of {hub_id} are damaged on the hub", "look for another copy of it"
+            ) from error
     tensors = [
         TensorInfo(name, info.dtype, tuple(info.shape))
         for shard in metadata.files_metadata.values()

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from d3cli.base.bounded_files import MIB, FileKind
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import ModelError, one_line
 
+# Each hint is for one cause. This one is for bytes that no program would have written.
 BROKEN_FILES = "its files may be damaged or incomplete: download the model again"
+BAD_CONFIG = "correct config.json, or copy the one that came with the weights"
+BROKEN_LINK = "the file that it points to is gone: restore it, or download the model again"
+BAD_JSON = "correct it, or download it again if it was cut short"
 LFS_HINT = "run git lfs pull in its directory"
 DO_NOT_USE = "do not use this model"
 
@@ -47,9 +51,15 @@ def read_json(path: Path) -> dict[str, Any]:
         if isinstance(data, dict):
             _refuse_deep(data)
             return data
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {str(error)[:200]}", BROKEN_FILES) from error
-    raise ModelError(f"{path} is not a JSON object", BROKEN_FILES)
+    except (_AbsurdError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {str(error)[:200]}", DO_NOT_USE) from error
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read: {str(error)[:200]}", BAD_JSON) from error
+    raise ModelError(f"{path} is not a JSON object", BAD_JSON)
+
+
+class _AbsurdError(ValueError):
+    """A file that is beyond what any model has."""
 
 
 def is_pointer(beginning: bytes) -> bool:
@@ -59,9 +69,18 @@ def is_pointer(beginning: bytes) -> bool:
 
 def model_file(largest: int) -> FileKind:
     """A file that comes with a model and has at most `largest` bytes."""
-    return FileKind(
-        what="file", largest=largest, error=ModelError, hint=BROKEN_FILES, large_hint=DO_NOT_USE
-    )
+    return FileKind(what="file", largest=largest, error=ModelError, large_hint=DO_NOT_USE)
+
+
+def unreadable(path: Path, error: Exception) -> ModelError:
+    """The error for a file of weights that the system or a parser cannot read."""
+    if isinstance(error, PermissionError):
+        hint = "check its permissions"
+    elif isinstance(error, OSError):
+        hint = "check the disk"
+    else:
+        hint = BROKEN_FILES
+    return ModelError(f"{path} cannot be read: {one_line(error)}", hint)
 
 
 def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,7 +95,7 @@ def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_many(text: str, most: int) -> None:
     if text.count("{") + text.count("[") > most:  # also counts brackets in strings
-        raise ValueError(f"it has more than {most:,} objects and lists")
+        raise _AbsurdError(f"it has more than {most:,} objects and lists")
 
 
 def _refuse_deep(data: dict[str, Any]) -> None:
@@ -90,4 +109,4 @@ def _refuse_deep(data: dict[str, Any]) -> None:
         ]
         if not level:
             return
-    raise ValueError(f"it is nested more than {DEEPEST} deep")
+    raise _AbsurdError(f"it is nested more than {DEEPEST} deep")

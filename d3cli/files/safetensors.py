@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from d3cli.base.errors import ModelError, one_line
+from d3cli.base.errors import ModelError
 from d3cli.base.json_rows import convert_json
-from d3cli.files.json_files import BROKEN_FILES, LFS_HINT, no_name_twice, read_json
+from d3cli.files.json_files import DO_NOT_USE, LFS_HINT, no_name_twice, read_json, unreadable
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -79,12 +79,15 @@ def describe_directory(name: str, directory: Path) -> Description:
     ]
     if len(tensors) > MOST_TENSORS:
         raise ModelError(
-            f"{name} has {len(tensors):,} tensors; the limit is {MOST_TENSORS:,}", BROKEN_FILES
+            f"{name} has {len(tensors):,} tensors; the limit is {MOST_TENSORS:,}", DO_NOT_USE
         )
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
-            raise ModelError(f"{name} holds the tensor {tensor.name!r} twice", BROKEN_FILES)
+            raise ModelError(
+                f"{name} holds the tensor {tensor.name!r} twice",
+                "its shards come from different saves: save it again, or download it again",
+            )
         seen.add(tensor.name)
     return Description(name, config, tuple(tensors))
 
@@ -170,7 +173,7 @@ def read_header(path: Path) -> list[TensorInfo]:
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # a damaged header raises several kinds
-        raise ModelError(f"{path} cannot be read: {one_line(error)}", BROKEN_FILES) from error
+        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from d3cli.base.errors import ModelError
-from d3cli.files.json_files import BROKEN_FILES, DO_NOT_USE
+from d3cli.files.json_files import BAD_CONFIG, DO_NOT_USE
 from d3cli.files.safetensors import SINGLE_FILE, TensorInfo
 
 # What may compute attention or experts. transformers loads any other name as a code repository.
@@ -77,12 +77,10 @@ def vet_config(name: str, config: dict[str, Any]) -> None:
 def _vet_number(where: str, key: str, value: float) -> None:
     """Comparisons are written so that NaN fails them."""
     if key in SIZES and not value >= 1:
-        raise ModelError(f"{where} has the {key} {value!r:.40}", BROKEN_FILES)
+        raise ModelError(f"{where} has the {key} {value!r:.40}", BAD_CONFIG)
     most = MOST_LAYERS if key in LAYERS else MOST
     if COUNTS.match(key) and not abs(value) <= most:
-        raise ModelError(
-            f"{where} has the {key} {value!r:.40}; the limit is {most:,}", BROKEN_FILES
-        )
+        raise ModelError(f"{where} has the {key} {value!r:.40}; the limit is {most:,}", BAD_CONFIG)
 
 
 def vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:
@@ -130,7 +128,7 @@ def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> Non
     computed = sum(buffer.numel() for buffer in built.buffers())
     if computed > 4 * asked + MOST_COMPUTED:
         raise ModelError(
-            f"the config.json of {name} asks for tables of {computed:,} numbers", BROKEN_FILES
+            f"the config.json of {name} asks for tables of {computed:,} numbers", DO_NOT_USE
         )
     if asked > there + there // 4:
         raise ModelError(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from d3cli.base.errors import ModelError
-from d3cli.files.json_files import BROKEN_FILES, DO_NOT_USE
+from d3cli.files.json_files import BROKEN_LINK, DO_NOT_USE
 from d3cli.files.safetensors import INDEX, unused_shards, weight_files
 from d3cli.files.vet_tokenizer import vet_tokenizer
 
@@ -51,7 +51,7 @@ def vet_files(directory: Path) -> None:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise ModelError(f"{path} is a broken link", BROKEN_FILES) from error
+            raise ModelError(f"{path} is a broken link", BROKEN_LINK) from error
         if not target.is_relative_to(home):
             raise ModelError(
                 f"{path} is a link to a file outside the model: {target}",

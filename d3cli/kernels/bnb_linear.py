@@ -12,7 +12,6 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from d3cli.base.errors import ModelError, Setting
-from d3cli.files.json_files import BROKEN_FILES
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
 
@@ -43,7 +42,7 @@ def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantizatio
         if kind not in (None, "nf4", "fp4"):
             raise ModelError(
                 f"{name} is quantized to {kind!r:.40}, which bitsandbytes does not know",
-                BROKEN_FILES,
+                "get the same model in bfloat16",
             )
         if wanted is not None:
             raise ModelError(

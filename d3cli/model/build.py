@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from d3cli.base.errors import ModelError, is_panic, one_line
+from d3cli.base.errors import ModelError, Setting, Words, is_panic, one_line
 from d3cli.base.progress import ByteProgress
 from d3cli.depth.families import Family
 from d3cli.files.json_files import BROKEN_FILES
@@ -31,6 +31,8 @@ from d3cli.kernels.process import (
 )
 from d3cli.model.check import OLD_BUFFERS
 from d3cli.model.config import model_class, without_choices
+
+CPU = Setting("device", "cpu")
 
 
 def load_weights(
@@ -67,9 +69,8 @@ def load_weights(
     except (ModelError, MemoryError, torch.OutOfMemoryError):
         raise  # running out of memory is not the files' fault
     except Exception as error:  # a broken checkpoint may raise anything
-        raise ModelError(
-            f"{files.name} cannot be loaded: {one_line(error)}", BROKEN_FILES
-        ) from error
+        hint = _hint_on_loading(error, plan.form.device)
+        raise ModelError(f"{files.name} cannot be loaded: {one_line(error)}", hint) from error
     _refuse_wrong_tensors(files.name, report)
     if not options:
         model = model.to(plan.form.device)
@@ -80,6 +81,16 @@ def load_weights(
     if plan.form.device.type == "cpu":
         _pack_4_bits(files.name, model, progress)
     return model, unfit
+
+
+def _hint_on_loading(error: Exception, device: torch.device) -> Words:
+    if isinstance(error, OSError):
+        return "check the disk and the permissions of the model's files"
+    if isinstance(error, ImportError):
+        return "install the package that it names"
+    if device.type != "cpu":
+        return ("to tell whether the device or the files are at fault, try ", CPU)
+    return BROKEN_FILES
 
 
 def _quantization(config: Any, plan: KernelPlan) -> tuple[dict[str, Any], list[str]]:

@@ -16,7 +16,7 @@ from d3cli.depth.families import (
     find_family,
     not_proven,
 )
-from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.json_files import BAD_CONFIG
 from d3cli.files.safetensors import Description
 from d3cli.files.vet_config import refuse_other_sizes, vet_config
 from d3cli.kernels.bnb_linear import Quantization, check_quantization
@@ -57,7 +57,7 @@ def check_config(
     name, model_type = model.name, model.config.get("model_type")
     vet_config(name, model.config)
     if not isinstance(model_type, str):
-        raise ModelError(f"the config.json of {name} names no model_type", BROKEN_FILES)
+        raise ModelError(f"the config.json of {name} names no model_type", BAD_CONFIG)
     family = find_family(model_type)
     if family is UNLISTED:
         parsed = _check_unlisted(model)
@@ -118,7 +118,7 @@ def _check_stored_form(model: Description) -> None:
         raise ModelError(
             f"the config.json of {model.name} says that its weights are quantized, but they are "
             "not",
-            BROKEN_FILES,
+            "delete its quantization_config, or copy the config.json that came with the weights",
         )
     for tensor in () if "quantization_config" in model.config else model.tensors:
         is_weight = tensor.name.endswith((".weight", ".bias"))
@@ -136,9 +136,7 @@ def _check_counts(model: Description, family: Family) -> None:
         value = model.config.get(key)
         unused = value is None or (family is UNLISTED and key == "sliding_window" and value == 0)
         if not unused and (type(value) is not int or not 1 <= value <= LARGEST):
-            raise ModelError(
-                f"the config.json of {model.name} sets {key} to {value!r}", BROKEN_FILES
-            )
+            raise ModelError(f"the config.json of {model.name} sets {key} to {value!r}", BAD_CONFIG)
     wanted = model.config.get("num_hidden_layers", model.config.get("n_layer"))
     layers = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
     held = 1 + max(layers, default=-1)
@@ -169,6 +167,6 @@ def check_sizes(model: Description, config: Any, family: Family) -> None:
     except Exception as error:  # transformers and torch may raise anything
         raise ModelError(
             f"no model can be built from the config.json of {model.name}: {one_line(error)}",
-            BROKEN_FILES,
+            BAD_CONFIG,
         ) from error
     refuse_other_sizes(model.name, built, model.tensors)

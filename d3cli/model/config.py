@@ -8,11 +8,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from d3cli.base.errors import ModelError, one_line
 from d3cli.depth.families import OTHER_TYPE
-from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.json_files import BAD_CONFIG
 from d3cli.files.safetensors import Description
 
 
-def parse_config(model: Description, hint: str = BROKEN_FILES) -> Any:
+def parse_config(model: Description, hint: str = BAD_CONFIG) -> Any:
     """The config with transformers' own names for its fields, and its defaults.
 
     Raises:
@@ -39,7 +39,7 @@ def config_errors(name: str) -> Iterator[None]:
         yield
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(
-            f"the config.json of {name} makes no sense: {one_line(error)}", BROKEN_FILES
+            f"the config.json of {name} makes no sense: {one_line(error)}", BAD_CONFIG
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from d3cli.base.errors import ModelError, Setting, UsageError, Words
-from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.json_files import BAD_CONFIG
 
 LARGEST = 2**31 - 1  # more positions than any model has
 SHORTEST = 2  # a prompt and a reply
@@ -65,7 +65,7 @@ def choose_context(name: str, config: Any, wanted: int | None = None) -> Context
     if longest < SHORTEST or own < SHORTEST:
         raise ModelError(
             f"the context of {name} holds {own} tokens, too few for a prompt and a reply",
-            BROKEN_FILES,
+            BAD_CONFIG,
         )
     if wanted is not None and wanted < SHORTEST:
         raise UsageError(

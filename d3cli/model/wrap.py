@@ -8,7 +8,6 @@ import torch
 from d3cli.base.errors import ModelError, Words, one_line
 from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.files.json_files import BROKEN_FILES
 from d3cli.kernels.grouped_attention import group_queries
 from d3cli.model.context import choose_context, fix_rotary_table
 from d3cli.model.gate import LayerGate
@@ -118,5 +117,8 @@ def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> 
     named = settings.get("eos_token_id", config.eos_token_id)
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
     if any(id_ is not None and type(id_) is not int for id_ in ids):
-        raise ModelError(f"eos_token_id is {named!r}, which is not a token's number", BROKEN_FILES)
+        raise ModelError(
+            f"eos_token_id is {named!r}, which is not a token's number",
+            "correct it in generation_config.json, or in config.json if that does not set it",
+        )
     return frozenset(id_ for id_ in ids if id_ is not None)

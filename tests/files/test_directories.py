@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from d3cli.base.errors import ModelError
 from d3cli.files.directory import notes_on_directory
 from d3cli.files.fingerprint import fingerprint
+from d3cli.files.json_files import unreadable
 from d3cli.files.names import find_on_disk
 from d3cli.files.safetensors import describe_directory, missing_weights, weight_files
 from d3cli.files.vet_files import files_read
 from d3cli.model.check import check_config
+from d3cli.model.load import load_model
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.copies import change_a_tensor, stranger
 
@@ -187,3 +189,65 @@ class TestOtherDirectories:
         with pytest.raises(ModelError, match=r"no config\.json") as got:
             find_on_disk(str(tmp_path / "models--someone--fox"))
         assert got.value.hint.endswith("use the name someone/fox")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def set_in_config(model: Path, **values: object) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | values))
+
+
+DOWNLOAD_AGAIN = "download the model again"
+CAUSES = {
+    "weights cut short": (lambda m: cut(m / SINGLE), "cannot be read", DOWNLOAD_AGAIN),
+    "json cut short": (lambda m: cut(m / "tokenizer.json"), "cannot be read", "if it was cut"),
+    "no model_type": (lambda m: set_in_config(m, model_type=None), "model_type", "config.json"),
+    "no layers": (lambda m: set_in_config(m, num_hidden_layers=-1), "sets num", "config.json"),
+    "a wrong head": (lambda m: set_in_config(m, vocab_size=0), "vocab_size", "correct config.json"),
+    "left from QLoRA": (
+        lambda m: set_in_config(m, quantization_config={"quant_method": "bitsandbytes"}),
+        "says that its weights are quantized",
+        "delete its quantization_config",
+    ),
+    "absurd json": (
+        lambda m: (m / "tokenizer_config.json").write_text('{"a":' * 40 + "1" + "}" * 40),
+        "nested",
+        "do not use this model",
+    ),
+    "an end that is no token": (
+        lambda m: (m / "generation_config.json").write_text('{"eos_token_id": "x"}'),
+        "eos_token_id is 'x'",
+        "generation_config.json",
+    ),
+    "another model's tokenizer": (
+        lambda m: (m / "tokenizer.json").write_text('{"model": {"type": "New"}}'),
+        "the tokenizer of",
+        "copy both from the original model",
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_each_cause_has_its_own_hint(fox: Path, cause: str) -> None:
+    change, message, hint = CAUSES[cause]
+    change(fox)
+    with pytest.raises(ModelError) as got:
+        load_model(str(fox))
+    assert message in got.value.message
+    assert hint in got.value.hint
+    assert (DOWNLOAD_AGAIN in got.value.hint) == (hint == DOWNLOAD_AGAIN)
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (PermissionError(13, "Permission denied"), "check its permissions"),
+        (OSError(5, "Input/output error"), "check the disk"),
+        (ValueError("the header is damaged"), DOWNLOAD_AGAIN),
+    ],
+)
+def test_the_system_s_errors_are_not_damage(error: Exception, hint: str) -> None:
+    assert hint in unreadable(Path("model.safetensors"), error).hint
