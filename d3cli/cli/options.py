@@ -19,6 +19,29 @@ from d3cli.cli.model_options import MODEL_HELP, ModelOptions
 DEPTH, SAMPLING, INPUT, OUTPUT = "Depth", "Sampling", "Input", "Output"
 
 
+def no_limit(value: int | None) -> int | None:
+    """A limit of a reply as typed: -1 is none.
+
+    Raises:
+        typer.BadParameter: no reply has that many tokens.
+    """
+    if value == -1:
+        return None
+    if value is not None and value < 1:
+        raise typer.BadParameter(f"{value} is not at least 1, or -1 for no limit")
+    return value
+
+
+def random_if_negative(value: int | None) -> int | None:
+    """A seed as typed: -1 is a new one for each reply."""
+    return None if value == -1 else value
+
+
+def all_if_negative(value: int | None) -> int | None:
+    """A top-k as typed: -1 keeps all tokens, as 0 does."""
+    return 0 if value == -1 else value
+
+
 class Think(StrEnum):
     """Whether a reasoning model thinks before it answers, and whether that is shown."""
 
@@ -181,9 +204,10 @@ class SamplingOptions:
         int | None,
         typer.Option(
             envvar="D3_TOP_K",
+            callback=all_if_negative,
             metavar="N",
             rich_help_panel=SAMPLING,
-            help="Keep the N most likely tokens; 0 keeps all.",
+            help="Keep the N most likely tokens; 0 or -1 keeps all.",
         ),
     ] = None
     min_p: Annotated[
@@ -208,19 +232,20 @@ class SamplingOptions:
         int | None,
         typer.Option(
             envvar="D3_SEED",
+            callback=random_if_negative,
             metavar="N",
             rich_help_panel=SAMPLING,
-            help="Makes sampling repeatable.",
+            help="Makes sampling repeatable; -1 draws a new seed for each reply.",
         ),
     ] = None
     max_tokens: Annotated[
         int | None,
         typer.Option(
             envvar="D3_MAX_TOKENS",
-            min=1,
+            callback=no_limit,
             metavar="N",
             rich_help_panel=SAMPLING,
-            help="Maximum length of the reply. Default: what the model's context leaves.",
+            help="Maximum length of the reply. Default, and -1: what the model's context leaves.",
         ),
     ] = None
     stop: Annotated[

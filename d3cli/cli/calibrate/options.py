@@ -1,5 +1,6 @@
 """The command lines of ``d3 calibrate`` and its subcommands."""
 
+import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +51,19 @@ Output = Annotated[
     Format,
     typer.Option("-o", "--output", rich_help_panel=options.OUTPUT, help="Form of the report."),
 ]
+
+
+def _pick_seed(value: int) -> int:
+    """A seed as typed: -1 draws one, which the stored calibration keeps.
+
+    Raises:
+        typer.BadParameter: it is another negative number.
+    """
+    if value == -1:
+        return secrets.randbits(31)
+    if value < 0:
+        raise typer.BadParameter(f"{value} is not at least 0, or -1 for a random seed")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +131,10 @@ class SearchOptions:
     seed: Annotated[
         int,
         typer.Option(
-            min=0,
+            callback=_pick_seed,
             metavar="N",
             rich_help_panel=SEARCH,
-            help="Seed for shuffling and splitting the documents.",
+            help="Seed for shuffling and splitting the documents; -1 draws one.",
         ),
     ] = 0
 

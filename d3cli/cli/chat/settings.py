@@ -49,11 +49,11 @@ CHOICES = {
 SETTINGS = {
     "temperature": "a number, 0 for greedy",
     "top-p": "a number up to 1",
-    "top-k": "a whole number, 0 for off",
+    "top-k": "a whole number, 0 or -1 for off",
     "min-p": "a number below 1",
     "repetition-penalty": "a number, 1 for off",
-    "seed": "a whole number",
-    "max-tokens": "a whole number",
+    "seed": "a whole number, -1 for a new one each time",
+    "max-tokens": "a whole number, -1 for no limit",
     "stop": "a text",
     "start": "tokens, or a share of max-tokens: 20%",
     "core-first": "layers",
@@ -68,6 +68,7 @@ SAMPLING: dict[str, Callable[[str], float]] = {
     "seed": int,
 }
 COUNTS = {"max-tokens": 1, "core-first": 0, "core-last": 0}  # name -> minimum
+MINUS_ONE = {"seed": None, "top-k": 0, "max-tokens": None}  # what -1 means, as in other tools
 COMMANDS = ("alpha", "system", "model")  # what a command of that name changes
 
 
@@ -94,12 +95,16 @@ def parse_change(name: str, text: str, settings: ChatSettings) -> dict[str, Any]
     value: Any
     if name in SAMPLING:
         value = None if text == "default" else _number(text, SAMPLING[name])
+        if value == -1:
+            value = MINUS_ONE.get(name, value)
         return {"sampling": settings.sampling | {attribute: value}}
     if text == "default":
         value = getattr(ChatSettings(), attribute)
     elif name in COUNTS:
         value = _number(text, int)
-        if value < COUNTS[name]:
+        if value == -1 and name in MINUS_ONE:
+            value = MINUS_ONE[name]
+        elif value < COUNTS[name]:
             raise UsageError(f"{name} is {value}", f"it must be at least {COUNTS[name]}")
     elif name == "think":
         value = Think(_choice(name, text))
