@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from d3cli.base.errors import D3Error, UsageError, Words
+from d3cli.base.structure import UTF_16, binary_format
 
 MIB = 1 << 20
 
@@ -114,11 +115,16 @@ class FileKind:
         """Bytes as text. A byte order mark at its beginning is dropped.
 
         Raises:
-            D3Error: of the class `error`, if they are not UTF-8.
+            D3Error: of the class `error`, if they are not UTF-8. A well-known format is named.
         """
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
+            found = binary_format(data)
+            if found and found != UTF_16:
+                raise self.error(
+                    f"{subject} is {found}", "unpack it, or save its content as UTF-8 text"
+                ) from error
             raise self._error(
                 f"{subject} is not UTF-8 text", "save it as UTF-8, or convert it with iconv"
             ) from error

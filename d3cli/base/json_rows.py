@@ -4,8 +4,10 @@ A type is a dataclass or a `msgspec.Struct`. Its ``__post_init__`` may refuse a 
 ValueError. Text that holds NaN, an infinity or half a surrogate pair is refused.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +15,11 @@ import msgspec
 from d3cli.base.errors import D3Error, UsageError, Words
 
 T = TypeVar("T")
+Prepare = Callable[[Any], Any]
+
+_SPACE = re.compile(r"\s*")
+# The usual names of a list of rows inside an object.
+LISTS = ("data", "rows", "train", "examples", "samples", "instances", "records", "items")
 
 
 def decode_json(data: bytes | str, record: type[T]) -> T:
@@ -24,6 +31,15 @@ def decode_json(data: bytes | str, record: type[T]) -> T:
     """
     with _problems_in_words():
         return msgspec.json.decode(data, type=record)
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON document."""
+    try:
+        msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def convert_json(data: Any, record: type[T]) -> T:
@@ -65,6 +81,7 @@ def parse_rows(
     name: str,
     error: type[D3Error] = UsageError,
     hint: Words = "correct the line, or remove it",
+    prepare: Prepare | None = None,
 ) -> Iterator[tuple[int, T]]:
     """The rows of a JSON-lines text with their line numbers, from 1. Blank lines are skipped.
 
@@ -73,6 +90,7 @@ def parse_rows(
         name: what to call the text in an error: its path.
         error: the class of the error raised.
         hint: what to do about a bad row, such as the form that a row has.
+        prepare: changes a decoded row before it is read as a `row`; may raise ValueError.
 
     Raises:
         D3Error: of the class `error`, with the number of the line that is not such a row.
@@ -80,6 +98,95 @@ def parse_rows(
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield number, decode_json(line, row)
+                if prepare is None:
+                    yield number, decode_json(line, row)
+                else:
+                    yield number, convert_json(prepare(decode_json(line, Any)), row)
             except ValueError as problem:
                 raise error(f"{name}, line {number}: {problem}", hint) from problem
+
+
+def read_rows(
+    text: str,
+    row: type[T],
+    *,
+    name: str,
+    is_row: Callable[[Mapping[str, Any]], bool],
+    prepare: Prepare,
+    error: type[D3Error] = UsageError,
+    hint: Words = "",
+) -> Iterator[T]:
+    """The rows of a JSON text: lines, an array, an object with an array inside, or one object.
+
+    Objects that follow each other, each on several lines, are rows as well. The other arguments are
+    those of `parse_rows`.
+
+    Args:
+        is_row: whether an object is a row. In any other object, the rows are searched.
+
+    Raises:
+        D3Error: of the class `error`: the text is not JSON, or a row is not such a row; with the
+            number of the line or of the row.
+    """
+    try:
+        values = _values(text)
+        if values is not None and len(values) == 1:
+            values = _find_rows(values[0], is_row)
+    except ValueError as problem:
+        raise error(f"{name} looks like JSON, but {problem}", hint) from problem
+    if values is None:
+        lines = parse_rows(text, row, name=name, error=error, hint=hint, prepare=prepare)
+        yield from (found for _, found in lines)
+        return
+    for number, value in enumerate(values, start=1):
+        try:
+            yield convert_json(prepare(value), row)
+        except ValueError as problem:
+            raise error(f"{name}, row {number}: {problem}", hint) from problem
+
+
+def _values(text: str) -> list[Any] | None:
+    """The JSON values of a text, one after the other; None if each stands on one line.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    first = text.lstrip().partition("\n")[0]
+    with _problems_in_words():
+        try:
+            return [msgspec.json.decode(text)]
+        except msgspec.DecodeError as problem:
+            if "trailing characters" not in str(problem):
+                raise
+        with suppress(ValueError):
+            msgspec.json.decode(first)
+            return None
+        values, at, decoder = [], 0, json.JSONDecoder()
+        text = text.strip()
+        while at < len(text):
+            _, end = decoder.raw_decode(text, at)
+            values.append(msgspec.json.decode(text[at:end]))  # which refuses more
+            space = _SPACE.match(text, end)
+            at = space.end() if space else end
+        return values
+
+
+def _find_rows(value: Any, is_row: Callable[[Mapping[str, Any]], bool]) -> list[Any]:
+    """The rows of a whole document.
+
+    Raises:
+        ValueError: it is an object in which they cannot be found.
+    """
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else [value]
+    if is_row(value):
+        return [value]
+    lists = [key for key, inside in value.items() if isinstance(inside, list)]
+    named = [key for key in lists if key.lower() in LISTS] or lists
+    if len(named) == 1:
+        found: list[Any] = value[named[0]]
+        return found
+    names = ", ".join(f'"{key[:40]}"' for key in (named or list(value))[:8])
+    if named:
+        raise ValueError(f"it has several lists of rows: {names}; keep one")
+    raise ValueError(f"it has no list of rows; its keys are {names or 'none'}")

@@ -18,10 +18,10 @@ import msgspec
 
 from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import ContextFullError, UsageError
-from d3cli.base.json_rows import parse_rows
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.text.chat_template import Message, encode_chat
+from d3cli.text.data_rows import read_data
 from d3cli.text.tokens import encode_in_pieces
 
 PASSAGE_TOKENS = 320  # of a plain text's passages, prompt and response together
@@ -34,10 +34,6 @@ _TEXT = FileKind(
     largest=64 << 20,
     large_hint="a few hundred documents are enough",
     expand_home=True,
-)
-_FORM = (
-    'a row is {"prompt": "…", "response": "…"}, {"text": "…"} or '
-    '{"messages": [{"role": "user", "content": "…"}, …]}'
 )
 
 
@@ -66,7 +62,7 @@ class _MessageRow(msgspec.Struct):
 
 
 class _Row(msgspec.Struct):
-    """A row of a ``.jsonl`` file. Other keys (a weight, a name) are for other programs."""
+    """A row by `known_row`. Other keys (a weight, a name) are for other programs."""
 
     messages: Annotated[list[_MessageRow], msgspec.Meta(min_length=2)] | None = None
     text: str | None = None
@@ -100,19 +96,21 @@ def builtin_samples(model: LoadedModel) -> list[Sample]:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file: one for each row of ``.jsonl``; any other file is one plain text.
+    """The samples of a file: one for each row of data, or one plain text.
 
-    A row has "messages", whose last one is the response, or "text", or "prompt" and "response".
+    The content decides which: JSON lines, a JSON array and an object with an array inside are rows.
+    A row has "messages", whose last one is the response, or "text", or "prompt" and "response", or
+    the keys that other tools use for these (`known_row`).
 
     Raises:
-        UsageError: the file cannot be read, or a row has none of these; with its line number.
+        UsageError: the file cannot be read, or a row has none of these; with its line number. Or it
+            has another format, such as CSV, or its name promises JSON and it holds none.
     """
     text = _TEXT.read_text(path)
     if not text.strip():
         raise UsageError(f"the text file {path} is empty", "use a file with text")
-    if path.suffix.lower() != ".jsonl":
-        return [Sample(text)]
-    return [row.sample() for _, row in parse_rows(text, _Row, name=str(path), hint=_FORM)]
+    rows = read_data(text, _Row, path)
+    return [Sample(text)] if rows is None else [row.sample() for row in rows]
 
 
 def encode_samples(model: LoadedModel, samples: Sequence[Sample]) -> list[Document]:

@@ -9,12 +9,12 @@ import msgspec
 
 from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import PromptError, UsageError
-from d3cli.base.json_rows import parse_rows
 from d3cli.base.settings import default_model, names_a_model
 from d3cli.cli import stdin
 from d3cli.cli.options import PromptOptions
 from d3cli.cli.output import Output
 from d3cli.files.names import find_local
+from d3cli.text.data_rows import known_prompt, read_data
 
 ROW_FORM = 'a row is {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
 NOT_UTF8 = "save it as UTF-8, or convert it with iconv"
@@ -101,9 +101,10 @@ class PromptRow:
 def read_prompts(
     output: Output, given: PromptOptions, path: Path, typed: Container[str] = ()
 ) -> tuple[str, list[PromptRow]]:
-    """The model's name and the prompts of a ``.jsonl`` file; ``-`` reads it from stdin.
+    """The model's name and the prompts of a file of rows; ``-`` reads it from stdin.
 
-    A row has "prompt", or "messages" whose last one is the user's.
+    A row has "prompt", or "messages" whose last one is the user's, or the keys that other tools use
+    for these (`data_rows`). A response, or a reply at the end, is left out.
 
     Args:
         typed: as in `CommandSettings`.
@@ -130,8 +131,11 @@ def read_prompts(
     else:
         with stdin.waiting(output, str(path)):
             text = read_text(path, "prompts file")
-    rows = parse_rows(text, _Row, name=str(path), error=PromptError, hint=ROW_FORM)
-    prompts = [row.prompt_row() for _, row in rows]
+    # On stdin, and under any other name, prose is no row either.
+    rows = read_data(text, _Row, path, error=PromptError, form=ROW_FORM, prepare=known_prompt)
+    if rows is None:
+        raise PromptError(f"{path} holds no rows of JSON", ROW_FORM)
+    prompts = [row.prompt_row() for row in rows]
     if not prompts:
         raise PromptError(f"{path} has no prompts", ROW_FORM)
     return model, prompts
@@ -143,7 +147,7 @@ class _Message(msgspec.Struct):
 
 
 class _Row(msgspec.Struct):
-    """A row of a ``.jsonl`` file. Other keys are for other programs."""
+    """A row by `known_row`. Other keys are for other programs."""
 
     prompt: str | None = None
     messages: Annotated[list[_Message], msgspec.Meta(min_length=1)] | None = None

@@ -148,7 +148,7 @@ class TextOptions:
         typer.Option(
             metavar="FILE",
             rich_help_panel=TEXT,
-            help="Your own held-out text: .jsonl rows with prompt and response, messages, or text; "
+            help="Your own held-out text: JSON rows with prompt and response, messages, or text; "
             "or plain text. Default: pairs that ship with d3.",
         ),
     ] = None

@@ -89,7 +89,7 @@ class ProfileSettings(CommandSettings):
             "--input",
             metavar="FILE",
             rich_help_panel=options.INPUT,
-            help='Several prompts: a .jsonl file whose rows have "prompt" or "messages".',
+            help='Several prompts: a file of JSON rows that have "prompt" or "messages".',
         ),
     ] = None
     measure: MeasureOptions

@@ -1,0 +1,83 @@
+"""What a text is by its content: prose, or data in a format such as JSON or CSV.
+
+Knows nothing of files' names. Prose is the default: a format is named only if the text shows it.
+"""
+
+import csv
+import re
+from itertools import islice
+
+UTF_16 = "UTF-16 text"
+# What a file begins with, and what to call it.
+_MAGIC = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"PK\x03\x04": "a ZIP archive or an office document",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow stream",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF-": "a PDF",
+    b"\x93NUMPY": "a NumPy array",
+    b"\xff\xfe": UTF_16,
+    b"\xfe\xff": UTF_16,
+}
+_LINES = 200  # of a text that are looked at
+_FEWEST_ROWS = 3  # of a table whose columns have unknown names
+_COLUMNS = {
+    *("prompt", "completion", "response", "text", "messages", "instruction", "input", "output"),
+    *("question", "answer", "query", "context", "conversations", "chosen", "rejected", "system"),
+    *("role", "content", "label"),
+}
+_JSON_START = re.compile(r"\s*(\[\s*)?\{\s*[\"'}]")
+_JSON_LIST = re.compile(r"\s*\[\s*([\"\[\]]|-?\d)")
+# A line of JSON: an object, or one field of an object that is spread over lines.
+_JSON_LINE = re.compile(
+    r"""\s*(\[?\s*\{\s*["'].*[}\]],?|["'][\w .-]+["']\s*:\s.*|[\[\]{}]+,?)\s*$"""
+)
+_COLUMN = re.compile(r"[A-Za-z_][\w.-]{0,40}")
+_YAML_ROW = re.compile(r"-\s+[\"']?(\w+)[\"']?\s*:(\s|$)")
+_MARKUP = re.compile(r"<(\?xml\b|!doctype\b|html\b)", re.IGNORECASE)
+
+
+def binary_format(data: bytes) -> str:
+    """What bytes that are not text are, such as "compressed by gzip"; empty if unknown."""
+    return next((name for start, name in _MAGIC.items() if data.startswith(start)), "")
+
+
+def may_be_json(text: str) -> bool:
+    """Whether a text begins as a JSON array or object does; prose may begin as an array, too."""
+    return bool(_JSON_START.match(text) or _JSON_LIST.match(text))
+
+
+def text_format(text: str) -> str:
+    """Names the format of data: JSON, CSV, YAML or markup; empty for prose."""
+    if _JSON_START.match(text):
+        return "JSON"
+    lines = list(islice((line for line in text.split("\n") if line.strip()), _LINES))
+    if not lines:
+        return ""
+    if 2 * sum(bool(_JSON_LINE.match(line)) for line in lines) > len(lines):
+        return "JSON"
+    if _MARKUP.match(lines[0].strip()):
+        return "markup"
+    row = next((found for found in map(_YAML_ROW.match, lines[:3]) if found), None)
+    if row and row[1].lower() in _COLUMNS:
+        return "YAML"
+    return "CSV" if any(_is_table(lines, delimiter) for delimiter in ",\t;|") else ""
+
+
+def _is_table(lines: list[str], delimiter: str) -> bool:
+    """Whether lines begin with the names of columns, and rows with as many values follow."""
+    try:
+        header, *rows = csv.reader(lines, delimiter=delimiter)
+    except csv.Error:  # such as a very long field
+        return False
+    names = [name.strip("\ufeff") for name in header]
+    if len(names) < 2 or not all(map(_COLUMN.fullmatch, names)):
+        return False
+    if _COLUMNS & {name.lower() for name in names}:
+        return bool(rows)
+    return len(rows) >= _FEWEST_ROWS and all(len(row) == len(names) for row in rows)
