@@ -142,8 +142,10 @@ class _Text:
         """Says why nothing is shown if the reply is all reasoning."""
         reasoning, answer = split_reasoning(self._inside + reply.text)
         if reasoning and not answer.strip():
-            more = "; raise --max-tokens" if reply.finish_reason == "length" else ""
-            self._output.note(f"no answer: the reply ended while the model was thinking{more}")
+            hint = "without --think hide, its reasoning is shown"
+            if reply.finish_reason == "length":
+                hint = "raise --max-tokens"
+            self._output.note(f"no answer: the reply ended while the model was thinking; {hint}")
 
 
 def _stream(output: Output, reply: "Reply", shown: _Json | _Text) -> None:
