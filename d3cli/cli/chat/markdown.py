@@ -4,28 +4,21 @@ Finished blocks go to the scrollback and stay. Only the open block, the last one
 only the part of it that fits the screen.
 """
 
-import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import ClassVar
+from collections.abc import Sequence
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
 from rich.segment import Segment, SegmentLines
-from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
 from d3cli.base.inert import inert
+from d3cli.cli.chat.markdown_elements import ReplyMarkdown, readable
+from d3cli.cli.chat.markdown_parser import split_blocks
 from d3cli.text.reasoning import ReasoningSplitter
 
-# The colours of the terminal's own palette, which are readable on light and on dark.
-CODE_THEME = "ansi_dark"
 THEME = Theme(
     {
         "markdown.code": "cyan",
@@ -42,8 +35,6 @@ THEME = Theme(
 )
 # The fewest seconds between two drawings, and the share of the time that drawing may take.
 INTERVAL, SHARE = 0.08, 0.2
-# Blocks beyond these are shown as plain text: levels of nesting, columns of a table, characters.
-DEEPEST, MOST_COLUMNS, LONGEST_BLOCK = 40, 40, 65536
 HIDDEN = "(thinking; /think shows it)"
 # Screen lines that the open block leaves free.
 FREE_LINES = 2
@@ -150,7 +141,7 @@ class MarkdownText:
             self._live = None
 
     def _draw(self) -> None:
-        *finished, self._open = split_blocks(self._open)
+        *finished, self._open = split_blocks(self._open, complete=False)
         self._end_blocks(finished)
         lines = self._render(self._open)
         excess = len(lines) - self._printed - max(1, self._console.height - FREE_LINES)
@@ -187,10 +178,13 @@ class MarkdownText:
 
     def _render(self, source: str) -> list[list[Segment]]:
         """The lines of a block, without Rich's padding, so that code can be copied."""
-        lines = self._lines(readable(source))
-        if _characters(source) - _characters("".join(text for line in lines for text, *_ in line)):
-            # Markdown would hide something: cells that do not fit, a reference, a picture.
-            lines = self._lines(Text(source, overflow="fold"))
+        shown = readable(source)
+        lines = self._lines(shown)
+        if isinstance(shown, ReplyMarkdown):
+            seen = _characters("".join(text for line in lines for text, *_ in line))
+            if _characters(source) - seen - shown.used_as_markup:
+                # Markdown would hide something, such as cells that do not fit.
+                lines = self._lines(Text(source, overflow="fold"))
         while lines and not lines[-1]:
             lines.pop()
         while lines and not lines[0]:
@@ -202,99 +196,17 @@ class MarkdownText:
 
 
 def _characters(text: str) -> Counter[str]:
-    """Counts letters and digits, which rendering must keep, except the numbers of lists."""
-    text = re.sub(r"(?m)^[ \t>]*\d+[.)]", "", text)
-    return Counter(filter(str.isalnum, text))
+    return Counter("".join(text.split()))
 
 
 def _stripped(line: list[Segment]) -> list[Segment]:
-    """A line without control codes and without blanks at its end, its text inert.
-
-    Markdown's own escapes (``&#27;``) could otherwise bring back what `inert` removed.
-    """
+    """A line without control codes and without blanks at its end, its text inert."""
     kept = [Segment(inert(text), style) for text, style, control in line if not control]
     while kept:
         text, style, _ = kept.pop()
         if text.rstrip():
             return [*kept, Segment(text.rstrip(), style)]
     return []
-
-
-class _Heading(Heading):
-    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
-
-
-class _CodeBlock(CodeBlock):
-    """Highlighted code on the terminal's own background, between dim fences."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        language = "" if self.lexer_name == "text" else self.lexer_name
-        yield Text(f"```{language}", style="dim", overflow="fold")
-        code = str(self.text).removesuffix("\n")
-        if code:
-            yield Syntax(
-                code, self.lexer_name, theme=self.theme, word_wrap=True, background_color="default"
-            )
-        yield Text("```", style="dim")
-
-
-class ReplyMarkdown(Markdown):
-    """Markdown as models write it: HTML is text, line breaks are kept, and links do not open."""
-
-    elements: ClassVar[dict[str, type[MarkdownElement]]] = Markdown.elements | {
-        "heading_open": _Heading,
-        "fence": _CodeBlock,
-        "code_block": _CodeBlock,
-    }
-
-    def __init__(self, source: str) -> None:
-        # Rich's own parser silently drops HTML.
-        super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
-        self.parsed = _parse(source)
-        for token in self.parsed:
-            if token.children:
-                token.children = list(_without_doubled_links(token.children))
-            for child in token.children or ():
-                if child.type == "softbreak":
-                    child.type = "hardbreak"
-
-
-def _parse(source: str) -> list[Token]:
-    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": DEEPEST})
-    return parser.enable(["strikethrough", "table"]).parse(source)
-
-
-def readable(source: str) -> Markdown | Text:
-    """A block as Markdown, or as plain text if Markdown would lose something or take long."""
-    if len(source) > LONGEST_BLOCK:
-        return Text(source, overflow="fold")
-    markdown = ReplyMarkdown(source)
-    columns = sum(token.type == "th_open" for token in markdown.parsed)
-    # The parser silently drops what is nested more deeply.
-    deepest = max((token.level for token in markdown.parsed), default=0)
-    if columns > MOST_COLUMNS or deepest >= DEEPEST - 1:
-        return Text(source, overflow="fold")
-    return markdown
-
-
-def _without_doubled_links(children: Sequence[Token]) -> Iterator[Token]:
-    """Drops the link around a text that is its own target, so that it is shown once."""
-    doubled = {
-        index
-        for index, (start, text) in enumerate(pairwise(children))
-        if start.type == "link_open" and text.content == start.attrs.get("href")
-    }
-    for index, child in enumerate(children):
-        if not (index in doubled or (child.type == "link_close" and index - 2 in doubled)):
-            yield child
-
-
-def split_blocks(source: str) -> list[str]:
-    """Cuts an inert Markdown text where its blocks begin; all but the last are finished."""
-    starts = [token.map[0] for token in _parse(source) if token.level == 0 and token.map]
-    lines = re.findall(r"[^\n]*\n|[^\n]+", source)  # the only line end that Markdown knows
-    ends = [*starts[1:], len(lines)]
-    return ["".join(lines[start:end]) for start, end in zip([0, *starts[1:]], ends, strict=True)]
 
 
 def reply_console() -> Console:

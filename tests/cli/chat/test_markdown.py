@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from d3cli.cli.chat import markdown
-from d3cli.cli.chat.markdown import THEME, ReplyView, split_blocks
+from d3cli.cli.chat.markdown import THEME, ReplyView
+from d3cli.cli.chat.markdown_parser import split_blocks
 
 SAMPLE = """\
 # A heading
@@ -101,7 +102,13 @@ def _draw_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_markdown_is_shown_as_what_it_means() -> None:
     screen = shown([SAMPLE])
     text = "\n".join(screen.lines)
-    for part in ("A heading\n", "<b>html</b>", "link (http://example.com)", " 3 three", "The end."):
+    for part in (
+        "A heading\n",
+        "<b>html</b>",
+        "link (http://example.com)",
+        " 10. three",
+        "The end.",
+    ):
         assert part in text
     for mark in ("# A", "**", "*emphasis*", "`code`", "|---|"):
         assert mark not in text
@@ -272,3 +279,122 @@ def test_blocks_are_cut_without_loss(source: str) -> None:
     from d3cli.base.inert import inert
 
     assert "".join(split_blocks(inert(source))) == inert(source)
+
+
+LITERAL = {
+    "arithmetic": ["100*20/4*5", "2*3*4", "2**3**4", "f(x)*g(x)*h(x)", "(a)*b*(c)", "长*宽*高"],
+    "names": ["__init__", "x.__name__ is __main__", "a_b_c", "snake_case_name", "_x and __y"],
+    "code": ["*args, **kwargs", "f(*a)*g(*b)", "(*x) and (*y)", "(*x) and (y*)", "char *p, *q;"],
+    "regexes": [r"\d+\.\d*", "^.*$", "[a-z]_*", r"(.*)_(.*)", r"\*.*\*", "a\\|b", "[0-9](x)"],
+    "paths": ["C:\\_temp", "\\\\server\\share\\_x", "C:\\*.txt", "~/a~~b"],
+    "LaTeX": [r"\(x^2\)", r"\[ a_1*y*z \]", "$a_1*b_1$ and $*a*$", r"\frac{a}{b} \\", "x^{*}y^{*}"],
+    "display": ["$$\nx_1 *a*\n+ y\n$$", "\\[\nx\n- *y*\n\\]", "\\begin{a}\n* x *\n\\end{a}"],
+    "globs": ["*.py and *.js", "src/**/test/*.py", '"*.py" or "*.js"', "* * * * * cmd", "*/5 * *"],
+    "SQL": ["COUNT(*) and SUM(*)", "'*' or '*'", "SELECT *, count(*)"],
+    "comments": ["/*foo*/ x", "/**doc**/ y"],
+    "footnotes": ["price* and all*", "price* and *terms"],
+    "HTML": ["<T> of List<int>", "vector<std::string>", "&lt; and &amp;", "a < b > c"],
+    "comparisons": [">= 5", "> 5", ">>> print(1)"],
+    "lists": ["3. three", "7) seven", "2. two\n5. five", "+ 30", "- 5", "007. Bond"],
+    "calls": ["arr[0](x)", "[](int x)", "handlers[name](event)"],
+    "references": ["[1]: http://x", "![alt](http://x/_y_)", "[C#](x)"],
+    "tables": ["| a | b |\n|--|--|\n| `x|y` | z |"],
+    "headings": ["#hashtag", "# Learn C #"],
+    "strikethrough": ["~~", "a~~b~~c", "~~~~ x"],
+}
+
+
+def essence(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("kind", LITERAL)
+def test_what_is_no_markup_stays(kind: str) -> None:
+    for source in LITERAL[kind]:
+        for chunks in ([source], list(source)):
+            for text in (source, f"see\n\n{source}\n\nthen"):
+                lines = shown([text] if len(chunks) == 1 else list(text), columns=100).lines
+                assert essence(source) in essence("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("**bold** *it* _it_ __two words__", "bold it it two words"),
+        ("***both*** (*x*) **Note (a)**: **a.**", "both x Note (a): a."),
+        ("**Bob**'s **`c`** *q*, **in**/**out**", "Bob's c q, in/out"),
+        ("这是**重点**的", "这是重点的"),
+        (r"**\(x_1\)** and **[a](http://x/_y_)**", r"\(x_1\) and a (http://x/_y_)"),
+        ("~~old~~ new", "old new"),
+    ],
+)
+def test_emphasis_of_words_is_emphasis(source: str, text: str) -> None:
+    screen = shown([source])
+    assert essence(screen.lines[0]).replace("(x)", "x") == essence(text)
+    assert "\x1b[" in screen.raw
+
+
+def test_a_line_of_dashes_makes_no_heading() -> None:
+    lines = shown(["  12\n+ 30\n----\n42"]).lines
+    assert lines[0] == "12"
+    assert " + 30" in lines
+    assert "\x1b[1m12" not in shown(["12\n---\n42"]).raw
+
+
+def test_a_block_is_not_ended_by_a_line_that_is_not_complete() -> None:
+    for source in ("text\n***x*** y", "text\n# x", "text\n---x", "a\n|b|c|\n|-|-|x"):
+        assert shown(list(source)).lines == shown([source]).lines
+
+
+# Characters that are never markup here, and the marks, which are only if they surround words.
+MEANINGFUL = "ab1\\^$%&;={}/.,?!@'\"漢"
+INLINE = given(st.text(alphabet=MEANINGFUL + "*_~`() ", max_size=24))
+BLOCKS = given(st.text(alphabet=MEANINGFUL + "*_~`()[]<>|#+- \n", max_size=40))
+# Where a mark may open: at the beginning, after a blank, a bracket, a quote, or in CJK.
+OPENS = re.compile(r"(?:^|[\s(\[\"'*_~/-]|[漢])(?:\*+|_+|~~)(?=\S)")
+
+
+def check_inline(text: str) -> None:
+    source = "x " + text
+    seen = "".join(shown([source], columns=200).lines)
+    for char in set(source) - set("*_~` "):
+        assert seen.count(char) == source.count(char)
+    for mark in "*_~`":
+        lost = source.count(mark) - seen.count(mark)
+        assert lost >= 0
+        assert lost % 2 == 0
+        assert mark == "`" or lost == 0 or OPENS.search(source)
+
+
+def check_blocks(source: str) -> None:
+    lines = shown([source], columns=200).lines
+    seen = "".join(lines)
+    for char in MEANINGFUL:
+        assert seen.count(char) >= source.count(char)
+    assert shown(list(source), columns=200).lines == lines
+
+
+@INLINE
+@settings(max_examples=60)
+def test_only_marks_around_words_disappear(text: str) -> None:
+    check_inline(text)
+
+
+@BLOCKS
+@settings(max_examples=30)
+def test_no_meaning_disappears_at_any_cut(source: str) -> None:
+    check_blocks(source)
+
+
+@pytest.mark.slow
+@INLINE
+@settings(max_examples=1500)
+def test_only_marks_around_words_disappear_from_many_texts(text: str) -> None:
+    check_inline(text)
+
+
+@pytest.mark.slow
+@BLOCKS
+@settings(max_examples=500)
+def test_no_meaning_disappears_at_any_cut_of_many_texts(source: str) -> None:
+    check_blocks(source)
