@@ -13,7 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from d3cli.decode.read_ahead import CHUNK
 from d3cli.decode.sampling import SamplingParams
@@ -62,6 +62,7 @@ class Arm:
             schedule=self.schedule,
             sampling=SamplingParams(),
             max_tokens=self.max_tokens,
+            ends=(),  # every reply has its full length
         )
         for _ in reply:
             pass
@@ -113,9 +114,6 @@ def main() -> None:
     arguments = parser.parse_args()
     alpha = arguments.alpha if arguments.alpha in ("auto", "off") else float(arguments.alpha)
     model = load_model(arguments.model, dtype=arguments.dtype, threads=arguments.threads)
-    model = replace(
-        model, text=replace(model.text, eos_token_ids=frozenset())
-    )  # every reply has its full length
     play(model, alpha, 1, 8, 0)  # warm
     rounds = [
         play(model, alpha, arguments.turns, arguments.reply, number)

@@ -253,7 +253,8 @@ class SamplingOptions:
         typer.Option(
             metavar="TEXT",
             rich_help_panel=SAMPLING,
-            help="End the reply before this text; may be repeated.",
+            help="End the reply before this text, or at this special token; may be repeated. "
+            r"`\n`, `\t`, `\r` and `\\` are read as a new line, a tab, a carriage return and `\`.",
         ),
     ] = None
 

@@ -20,6 +20,7 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.hub import at_revision
 from d3cli.files.names import find_model
 from d3cli.kernels.process import stay_offline
+from d3cli.text.stop_strings import unescaped
 
 if TYPE_CHECKING:
     from d3cli.model.load import LoadOptions
@@ -67,7 +68,7 @@ class Request:
             core=(depth.core_first, depth.core_last),
             sampling=sampling.given,
             max_tokens=sampling.max_tokens,
-            stop=tuple(sampling.stop or ()),
+            stop=tuple(unescaped(text) for text in sampling.stop or ()),
             system=template.system,
             chat_template=None
             if template.chat_template is None
@@ -139,6 +140,8 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
         output.note(note)
     if not raw and not (request.chat_template or model.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the prompt as it is")
+    if not raw:
+        note_turn_end(output, model, request.chat_template)
     sampling = SamplingParams.resolve(request.sampling, model.text.generation_settings)
     think = None if raw else resolve_think(model, request.think, request.chat_template)
     return Ready(model, choice.schedule, choice.source, sampling, request, think)
@@ -159,6 +162,12 @@ def resolve_think(
 
         return has_thinking_switch(model.tokenizer, chat_template) or None
     return None if think is None else think is Think.on
+
+
+def note_turn_end(output: Output, model: "LoadedModel", chat_template: str | None) -> None:
+    """Says if nothing of what the chat template writes after a reply ends the reply."""
+    for note in model.text.turn_end(chat_template).notes:
+        output.note(note)
 
 
 def load(

@@ -4,7 +4,7 @@ Knows nothing of chat templates, terminals or files.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,7 +17,8 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.shared_cache import SharedCache, Writer
 from d3cli.decode.stats import RunStats, peak_memory
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.text.stop_strings import StopStrings
+from d3cli.text.control_tokens import reply_writing
+from d3cli.text.stop_strings import StopStrings, without_marks
 from d3cli.text.tokens import Detokenizer
 
 
@@ -68,6 +69,8 @@ class Reply:
         sampling: SamplingParams,
         max_tokens: int | None,
         stop: Sequence[str],
+        ends: Collection[int],
+        continues: bool,
         with_entropy: bool,
         began: float | None,
     ) -> None:
@@ -82,9 +85,10 @@ class Reply:
         self.reused = 0
         self._audit = Audit(prompt_ids, self.tokens)
         self._max_tokens = max_tokens
-        self._stops = stop
-        self._stop = StopStrings(stop)
-        self._detokenizer = Detokenizer(self.model.tokenizer)
+        self._ends = ends
+        self._written, self._stops = reply_writing(self.model.tokenizer, stop, ends)
+        self._after = prompt_ids if continues else []
+        self._detokenizer, self._stop = self._new_text()
         self._with_entropy = with_entropy
         self._began = time.perf_counter() if began is None else began
         self._first = self._latest = self._began
@@ -136,16 +140,16 @@ class Reply:
             self.new_sampler(),
             prompt_ids=self.prompt_ids,
             max_tokens=limit,
-            eos_token_ids=self.model.text.eos_token_ids,
+            eos_token_ids=self._ends,
             with_entropy=self._with_entropy,
         )
         while True:
             with self._writer.step():
                 token = next(tokens)
-                self._add(token)
-            shown, stopped = self._stop.push(self.pieces[-1])
+                piece = self._add(token)
+            shown, stopped = self._stop.push(piece)
             reason = None
-            if stopped or token.token_id in self.model.text.eos_token_ids:
+            if stopped or token.token_id in self._ends:
                 reason = "stop"
             elif token.step == limit - 1:
                 reason = "length" if limit == self._max_tokens else "context"
@@ -163,7 +167,7 @@ class Reply:
             self.sampling,
             self.model.device,
             prompt_ids=self.prompt_ids,
-            eos_token_ids=self.model.text.eos_token_ids,
+            eos_token_ids=self._ends,
             max_tokens=self._limit,
         )
 
@@ -173,13 +177,23 @@ class Reply:
         room = self.model.context_length - len(self.prompt_ids)
         return room if self._max_tokens is None else min(self._max_tokens, room)
 
-    def _add(self, token: DecodedToken) -> None:
+    def _new_text(self) -> tuple[Detokenizer, StopStrings]:
+        """What makes text of the tokens, from the first on."""
+        return (
+            Detokenizer(self.model.tokenizer, self._after, self._written),
+            StopStrings(self._stops),
+        )
+
+    def _add(self, token: DecodedToken) -> str:
+        """Adds a token; returns its text, with marks."""
         self._latest = time.perf_counter()
         if not self.tokens:
             self._first = self._latest
-        self.pieces.append(self._detokenizer.push(token.token_id))
+        piece = self._detokenizer.push(token.token_id)
+        self.pieces.append(without_marks(piece))
         self.tokens.append(token)
         self._writer.append(token.token_id)
+        return piece
 
     @property
     def agreement(self) -> Agreement | None:
@@ -212,13 +226,14 @@ class Reply:
         A signal handler may have raised while a token was being added, after its piece was made
         but before its text was.
         """
-        before, tokenizer = self.text, self.model.tokenizer
-        self._detokenizer, self._stop = Detokenizer(tokenizer), StopStrings(self._stops)
-        self.pieces = [self._detokenizer.push(token.token_id) for token in self.tokens]
-        if self.pieces:
-            self.pieces[-1] += self._detokenizer.flush().removesuffix("\ufffd")
+        before = self.text
+        self._detokenizer, self._stop = self._new_text()
+        pieces = [self._detokenizer.push(token.token_id) for token in self.tokens]
+        if pieces:
+            pieces[-1] += self._detokenizer.flush().removesuffix("\ufffd")
+        self.pieces = [without_marks(piece) for piece in pieces]
         self.text = ""
-        for piece in self.pieces:
+        for piece in pieces:
             shown, stopped = self._stop.push(piece)
             self.text += shown
             if stopped:

@@ -6,7 +6,7 @@ conversation. Knows nothing of terminals, options or files.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from d3cli.base.errors import ContextFullError, PromptError, Setting, UsageError
 from d3cli.decode.agreement import Agreement
@@ -16,7 +16,7 @@ from d3cli.decode.shared_cache import SharedCache, Writer
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
-from d3cli.text.chat_template import Message, encode_chat
+from d3cli.text.chat_template import Message, encode_chat, own_template
 from d3cli.text.tokens import encode_raw
 
 
@@ -60,7 +60,8 @@ class Engine:
             schedule: the depth schedule; None uses `LoadedModel.schedule`.
             sampling: None uses the checkpoint's generation settings, else greedy.
             max_tokens: None allows as many as the context holds.
-            stop: texts that end the reply; they are not part of it.
+            stop: texts that end the reply; they are not part of it. Special tokens in them count,
+                although decoded text leaves these out.
             chat_template: a Jinja template; None uses the model's own.
             think: turns reasoning on or off if the chat template supports it.
             raw: use the prompt, which must be a text, without a chat template.
@@ -82,6 +83,8 @@ class Engine:
             sampling=sampling,
             max_tokens=max_tokens,
             stop=stop,
+            ends=self.model.text.reply_ends(chat_template),
+            continues=raw or not (chat_template or own_template(self.model.tokenizer)),
             with_entropy=with_entropy,
             began=began,
         )
@@ -94,10 +97,17 @@ class Engine:
         sampling: SamplingParams,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        ends: Collection[int] | None = None,
+        continues: bool = False,
         with_entropy: bool = False,
         began: float | None = None,
     ) -> Reply:
-        """As `stream`, for a prompt that is already token ids."""
+        """As `stream`, for a prompt that is already token ids.
+
+        Args:
+            ends: tokens that end the reply; None uses `TextSide.reply_ends`.
+            continues: the reply continues the prompt's text, so that the two join.
+        """
         self._check(prompt_ids, schedule, max_tokens)
         return Reply(
             self._shared,
@@ -106,6 +116,8 @@ class Engine:
             sampling=sampling.with_seed(),
             max_tokens=max_tokens,
             stop=(*((stop,) if isinstance(stop, str) else stop), *sampling.rules.stop_strings),
+            ends=self.model.text.reply_ends() if ends is None else ends,
+            continues=continues,
             with_entropy=with_entropy,
             began=began,
         )

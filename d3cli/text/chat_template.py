@@ -19,7 +19,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 from d3cli.base.errors import ModelError, PromptError, Setting, UsageError
 from d3cli.text import template_sandbox
 from d3cli.text.reasoning import split_reasoning
-from d3cli.text.tokens import check_length
+from d3cli.text.tokens import check_length, encode_beginning
 from d3cli.text.whole_rendering import TemplateFailedError, TemplateMessage, render_whole
 
 Message = dict[str, str]
@@ -161,7 +161,7 @@ def encode_chat(
         )
     if not template:
         text = "\n\n".join(message["content"] for message in messages)
-        return list(tokenizer(text, split_special_tokens=True)["input_ids"])
+        return encode_beginning(tokenizer, text, split_special_tokens=True)
     marked = mark_control_tokens(
         [_with_reasoning(message) for message in messages], _control_tokens(tokenizer, template)
     )

@@ -1,17 +1,29 @@
 """Tells a reasoning model's thinking from its answer, by the text alone.
 
 Models think at the beginning of a reply, between tags. Some chat templates end the prompt with the
-opening tag.
+opening tag. Tags that are special tokens stay in the text; see `control_tokens`.
 """
 
+import re
 from collections.abc import Sequence
 
 TAGS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+    # gpt-oss writes a reply in parts, each with a header. The answer is the "final" part.
+    ("<|channel|>", "final<|message|>"),
 )
+# The header of a part: "assistant<|channel|>analysis<|message|>". That of the answer is cut.
+HEADER = re.compile(r"(assistant)?<\|channel\|>([^<]*<\|message\|>)?|^\w+<\|message\|>")
 
 
 def opening_tag(text: str) -> str:
@@ -27,7 +39,8 @@ def split_reasoning(text: str) -> tuple[str, str]:
     answer = "".join(part for part, thinking in parts if not thinking)
     for start, end in TAGS:
         if thought.startswith(start):
-            thought = thought.removeprefix(start).removesuffix(end).strip()
+            thought = thought.removeprefix(start).removesuffix(end)
+            thought = HEADER.sub("\n", thought).strip()
             return thought, answer.lstrip("\n")
     return "", answer
 

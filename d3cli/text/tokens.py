@@ -3,7 +3,8 @@
 Knows a tokenizer. Knows nothing of models, depth or terminals.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from d3cli.base.errors import ContextFullError, PromptError
@@ -17,6 +18,8 @@ MOST_BYTES_A_TOKEN = 16  # a token of prose has 3 to 5
 def encode_raw(tokenizer: Any, text: str, context: int | None = None) -> list[int]:
     """The ids of a text, with control tokens parsed and the model's BOS, if any, in front.
 
+    Nothing is added after the text.
+
     Raises:
         PromptError: the text is empty.
         ContextFullError: it has more than twice as many tokens as the `context`.
@@ -25,9 +28,22 @@ def encode_raw(tokenizer: Any, text: str, context: int | None = None) -> list[in
         raise PromptError("the prompt is empty", "give it some text")
     if context is not None:
         check_length(tokenizer, text, context)
-    ids = list(tokenizer(text)["input_ids"])
+    ids = encode_beginning(tokenizer, text)
     doubled = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
     return ids[1:] if doubled else ids
+
+
+def encode_beginning(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """The ids of a text that a reply goes on from: what the tokenizer adds after it is left out.
+
+    Some tokenizers add an EOS or a separator after each text. A model that reads one takes the text
+    for finished.
+    """
+    encoded = tokenizer(text, return_special_tokens_mask=True, **options)
+    ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    while added and added[-1] and 0 in added:
+        added.pop()
+    return ids[: len(added)]
 
 
 def check_length(tokenizer: Any, text: str, context: int) -> None:
@@ -77,18 +93,32 @@ class Detokenizer:
     Each step decodes the ids since the last piece of text, with that piece's ids in front of them,
     because tokenizers strip or add spaces at the beginning of a text. (`tokenizers.DecodeStream`
     does the same, but raises if a byte-fallback tokenizer produces broken UTF-8.)
+
+    Args:
+        after: ids of a text that this one continues, such as a raw prompt. Without it, the text is
+            decoded as a beginning.
+        written: texts of special tokens that are not left out. They are returned as they are.
     """
 
     # Ids to hold back. A character has at most 4 bytes, so longer ones never become valid.
     LONGEST_WAIT = 16
+    # Ids of `after` that are looked at.
+    LONGEST_CONTEXT = 32
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[int] = []  # ids of the last piece of text
+    def __init__(
+        self,
+        tokenizer: Any,
+        after: Sequence[int] = (),
+        written: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        self._tokenizer, self._written = tokenizer, written
+        self._context = self._end_of(after)  # ids of the last piece of text
         self._waiting: list[int] = []  # ids since then
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is incomplete."""
+        if token_id in self._written:
+            return self.flush() + self._written[token_id]
         self._waiting.append(token_id)
         piece = self._new_text()
         if not piece or (piece.endswith("\ufffd") and len(self._waiting) < self.LONGEST_WAIT):
@@ -99,8 +129,17 @@ class Detokenizer:
     def flush(self) -> str:
         """The rest at the end of the ids: an incomplete character becomes U+FFFD."""
         piece = self._new_text()
-        self._context, self._waiting = self._waiting, []
+        self._context, self._waiting = self._waiting or self._context, []
         return piece
+
+    def _end_of(self, ids: Sequence[int]) -> list[int]:
+        """The last ids with visible text that begins with a whole character."""
+        longest = min(len(ids), self.LONGEST_CONTEXT)
+        for length in range(1, longest):
+            text = self._decode(list(ids[-length:]))
+            if text.strip() and "\ufffd" not in text:
+                return list(ids[-length:])
+        return list(ids[len(ids) - longest :])
 
     def _new_text(self) -> str:
         known = self._decode(self._context)

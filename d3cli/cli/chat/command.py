@@ -11,7 +11,7 @@ from d3cli.cli.chat.saving import Saving
 from d3cli.cli.command_line import command
 from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
-from d3cli.cli.request import Request, load
+from d3cli.cli.request import Request, load, note_turn_end
 from d3cli.decode import transcript
 from d3cli.files.names import find_local
 
@@ -81,7 +81,9 @@ def _models(output: Output, loading: "ModelOptions", first: str) -> "Models":
         needs: LoadOptions = {"full_depth_only": now.alpha == "off"}
         if now.max_tokens is not None:
             needs["reply_tokens"] = now.max_tokens
-        return load(output, name, options_for(name), **needs)
+        model = load(output, name, options_for(name), **needs)
+        note_turn_end(output, model, now.chat_template)
+        return model
 
     def options_for(name: str) -> "ModelOptions":
         return loading if name == first else replace(loading, revision=None)
@@ -140,6 +142,7 @@ def _run(
     chat = Chat(output, screen, replies, saving, models, conversation, settings, model_name)
     if not (settings.chat_template or conversation.model.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the conversation as it is")
+    note_turn_end(output, conversation.model, settings.chat_template)
     if conversation.messages:
         chat.show_last()
     return ChatLoop(chat, prompt).run()

@@ -11,6 +11,7 @@ from d3cli.base.errors import Setting, UsageError
 from d3cli.cli.depth import parse_start
 from d3cli.cli.options import Think
 from d3cli.cli.output import flag
+from d3cli.text.stop_strings import unescaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ SETTINGS = {
     "repetition-penalty": "a number, 1 for off",
     "seed": "a whole number, -1 for a new one each time",
     "max-tokens": "a whole number, -1 for no limit",
-    "stop": "a text",
+    "stop": "a text; \\n is a new line",
     "start": "tokens, or a share of max-tokens: 20%",
     "core-first": "layers",
     "core-last": "layers",
@@ -111,7 +112,7 @@ def parse_change(name: str, text: str, settings: ChatSettings) -> dict[str, Any]
     elif name == "start":
         value = parse_start(text, settings.max_tokens)
     elif name == "stop":
-        value = (unquoted(text).replace("\\n", "\n").replace("\\t", "\t"),)
+        value = (unescaped(unquoted(text)),)
     else:
         word = _choice(name, text)
         value = word == "on" if CHOICES[name] == ON_OR_OFF else word
