@@ -34,9 +34,7 @@ _COLUMNS = {
 _JSON_START = re.compile(r"\s*(\[\s*)?\{\s*[\"'}]")
 _JSON_LIST = re.compile(r"\s*\[\s*([\"\[\]]|-?\d)")
 # A line of JSON: an object, or one field of an object that is spread over lines.
-_JSON_LINE = re.compile(
-    r"""\s*(\[?\s*\{\s*["'].*[}\]],?|["'][\w .-]+["']\s*:\s.*|[\[\]{}]+,?)\s*$"""
-)
+_JSON_LINE = re.compile(r"""\[?\s*\{\s*["'].*[}\]],?|["'][\w .-]+["']\s*:\s.*|[\[\]{}]+,?""")
 _COLUMN = re.compile(r"[A-Za-z_][\w.-]{0,40}")
 _YAML_ROW = re.compile(r"-\s+[\"']?(\w+)[\"']?\s*:(\s|$)")
 _MARKUP = re.compile(r"<(\?xml\b|!doctype\b|html\b)", re.IGNORECASE)
@@ -59,7 +57,7 @@ def text_format(text: str) -> str:
     lines = list(islice((line for line in text.split("\n") if line.strip()), _LINES))
     if not lines:
         return ""
-    if 2 * sum(bool(_JSON_LINE.match(line)) for line in lines) > len(lines):
+    if 2 * sum(bool(_JSON_LINE.fullmatch(line.strip())) for line in lines) > len(lines):
         return "JSON"
     if _MARKUP.match(lines[0].strip()):
         return "markup"
@@ -80,4 +78,5 @@ def _is_table(lines: list[str], delimiter: str) -> bool:
         return False
     if _COLUMNS & {name.lower() for name in names}:
         return bool(rows)
-    return len(rows) >= _FEWEST_ROWS and all(len(row) == len(names) for row in rows)
+    whole = rows[:-1] if len(lines) == _LINES else rows  # the last one may go on
+    return len(whole) >= _FEWEST_ROWS and all(len(row) == len(names) for row in whole)

@@ -240,6 +240,11 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     check(bad(d3, "--reply-tokens", "9999"), 2, "the model's context holds 1,024")
     check(bad(d3, "--data", tiny), 2, "1 documents with")
     check(bad(d3, "--data", short), 2, "0 documents with")
+    rows = tmp_path / "rows.txt"  # an array under another suffix is no prose
+    rows.write_text(json.dumps([{"instruction": "Why?", "output": f"So, {n}."} for n in range(5)]))
+    check(bad(d3, "--data", rows), 2, "5 documents with")
+    rows.write_text("prompt,response\n" + "Why?,So.\n" * 50)
+    check(bad(d3, "--data", rows), 2, "holds CSV")
     check(bad(d3, "--data", broken), 2, "line 2")
     check(bad(d3, "--data", tmp_path / "none.txt"), 2, "there is no text")
     check(bad(d3, "--data", "~nobody-here/none.txt"), 2, "cannot be read")

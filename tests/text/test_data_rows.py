@@ -199,6 +199,16 @@ def test_prose_stays_prose(form: str, tmp_path: Path) -> None:
             read_samples(file(tmp_path, PROSE[form], suffix))
 
 
+def test_long_lines_of_prose_are_looked_at_quickly(tmp_path: Path) -> None:
+    for line in (
+        " " * 500_000 + "x",
+        "{" * 500_000 + "x",
+        "[ " + " " * 500_000 + "x",
+        '"' * 99_999,
+    ):
+        assert read_samples(file(tmp_path, line, "txt")) == [Sample(line)]
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
