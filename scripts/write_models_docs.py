@@ -66,6 +66,22 @@ processors in the same order: sampling (temperature, top-k, top-p, min-p, `top_h
 note names what d3 ignores: beams, guidance, contrastive and DoLa decoding, watermarks, constraints,
 token healing, quantized caches, and limits of length and time that are shorter than the context.
 
+## Files
+
+A model is a directory with `config.json`, safetensors and a tokenizer, or a repository on the hub.
+`--revision` chooses a branch, a tag or a commit of a repository. A stored calibration counts for
+the commit that it was made for.
+
+- Weights: `model.safetensors` comes before the shards of `model.safetensors.index.json`, as in
+  transformers. A directory that holds both, with different weights, is refused; of a repository on
+  the hub, `model.safetensors` runs, with a note. An index whose shards are gone is ignored, with a
+  note.
+- Adapters: an adapter beside full weights is not applied, and a note says so. An adapter alone is
+  refused: merge it into its base model with peft.
+- Tokenizer: `tokenizer.json`, or the files that transformers converts to it. If there is only a
+  SentencePiece model (`tokenizer.model`), install `sentencepiece` and `protobuf`.
+- Pickled weights, GGUF files and Git LFS pointers are refused by name.
+
 ## Refused
 
 Any other decoder that transformers knows runs at full depth only, with `--alpha off`, after a trial

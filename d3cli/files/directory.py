@@ -16,6 +16,7 @@ from d3cli.files.safetensors import (
 )
 
 GGUF_HINT = "its page on the hub names the model that it was converted from: use that one"
+PICKLE = "pytorch_model*.bin"  # as transformers saves them
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # An adapter's weights, as PEFT and MLX name them.
 ADAPTER = re.compile(r"adapters?(_model)?\.(safetensors|bin|npz)")
@@ -128,12 +129,23 @@ def notes_on_directory(directory: Path, *, from_hub: bool) -> list[str]:
         ModelError: the directory holds two models, and either may be out of date.
     """
     notes = _choice_of_weights(directory, from_hub=from_hub)
+    used = weight_files(directory)
+    written = max(_time_of(directory / name) for name in used)
+    newer = [file for file in directory.glob(PICKLE) if _time_of(file) > written]
+    if newer and not from_hub:  # transformers, too, takes the safetensors
+        name = min(newer).name
+        notes.append(f"{name} was written after {used[-1]}, which runs: d3 reads only safetensors")
     adapter = adapter_file(sorted(path.name for path in directory.iterdir()))
     if adapter:
-        single = weight_files(directory) == [SINGLE_FILE]
+        single = used == [SINGLE_FILE]
         runs = f"{SINGLE_FILE} runs" if single else f"the shards of {INDEX} run"
         notes.append(f"{runs} without the adapter that lies beside ({adapter})")
     return notes
+
+
+def _time_of(path: Path) -> float:
+    """When a file was written; 0 if there is none."""
+    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def _choice_of_weights(directory: Path, *, from_hub: bool) -> list[str]:
@@ -153,8 +165,7 @@ def _choice_of_weights(directory: Path, *, from_hub: bool) -> list[str]:
     others = f"{unused[0]}{more}, which {INDEX} lists"
     if from_hub:
         return [f"{SINGLE_FILE} runs, as in transformers; the repository also holds {others}"]
-    newest = max(unused, key=lambda name: (directory / name).stat().st_mtime)
-    newest = max(SINGLE_FILE, newest, key=lambda name: (directory / name).stat().st_mtime)
+    newest = max([SINGLE_FILE, *unused], key=lambda name: _time_of(directory / name))
     raise ModelError(
         f"{directory} holds two models: {SINGLE_FILE}, and {others}",
         f"delete the files of one of them; {newest} was written last",

@@ -97,6 +97,16 @@ class TestSavedTwice:
         assert notes_on_directory(fox, from_hub=False) == []
         assert weight_files(fox) == [SINGLE]
 
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+    def test_pickled_weights_of_a_later_save_are_a_note(self, fox: Path, name: str) -> None:
+        (fox / name).write_bytes(b"")
+        os.utime(fox / name, (1, 1))
+        assert notes_on_directory(fox, from_hub=False) == []
+        os.utime(fox / SINGLE, (0, 0))
+        [note] = notes_on_directory(fox, from_hub=False)
+        assert str(note).startswith(f"{name} was written after {SINGLE}, which runs")
+        assert notes_on_directory(fox, from_hub=True) == []
+
     def test_every_file_that_is_compared_is_checked_first(self, fox: Path) -> None:
         names = shard(fox)
         assert {SINGLE, INDEX, *names} <= {path.name for path in files_read(fox)}
