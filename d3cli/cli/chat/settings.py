@@ -106,7 +106,8 @@ def parse_change(name: str, text: str, settings: ChatSettings) -> dict[str, Any]
         if value == -1 and name in MINUS_ONE:
             value = MINUS_ONE[name]
         elif value < COUNTS[name]:
-            raise UsageError(f"{name} is {value}", f"it must be at least {COUNTS[name]}")
+            no_limit = ", or -1 for no limit" if name in MINUS_ONE else ""
+            raise UsageError(f"{name} is {value}", f"it must be at least {COUNTS[name]}{no_limit}")
     elif name == "think":
         value = Think(_choice(name, text))
     elif name == "start":
