@@ -82,6 +82,12 @@ the commit that it was made for.
   SentencePiece model (`tokenizer.model`), install `sentencepiece` and `protobuf`.
 - Pickled weights, GGUF files and Git LFS pointers are refused by name.
 
+## Prompts without a template
+
+With `--raw`, and where a model has no chat template, the reply continues the prompt: the two join,
+with the space between them. The tokenizer may put a BOS in front. An EOS or a separator that it
+adds after a text is left out, since a model that reads one takes the text for finished.
+
 ## Refused
 
 Any other decoder that transformers knows runs at full depth only, with `--alpha off`, after a trial

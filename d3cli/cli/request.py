@@ -1,6 +1,6 @@
 """The options of a reply: checked before a model is loaded, then applied to the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
@@ -141,7 +141,7 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     if not raw and not (request.chat_template or model.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the prompt as it is")
     if not raw:
-        note_turn_end(output, model, request.chat_template)
+        note_turn_end(output, model, request.chat_template, request.stop)
     sampling = SamplingParams.resolve(request.sampling, model.text.generation_settings)
     think = None if raw else resolve_think(model, request.think, request.chat_template)
     return Ready(model, choice.schedule, choice.source, sampling, request, think)
@@ -164,9 +164,14 @@ def resolve_think(
     return None if think is None else think is Think.on
 
 
-def note_turn_end(output: Output, model: "LoadedModel", chat_template: str | None) -> None:
+def note_turn_end(
+    output: Output, model: "LoadedModel", chat_template: str | None, stops: Sequence[str]
+) -> None:
     """Says if nothing of what the chat template writes after a reply ends the reply."""
-    for note in model.text.turn_end(chat_template).notes:
+    end = model.text.turn_end(chat_template)
+    if any(stop in end.text for stop in stops):
+        return
+    for note in end.notes:
         output.note(note)
 
 

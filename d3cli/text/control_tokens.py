@@ -103,7 +103,8 @@ def find_turn_end(
         return TurnEnd()
     first = max((name for name in added if closing.startswith(name)), key=len, default="")
     if not first:
-        return TurnEnd(text=between.rstrip())
+        before = min((between.find(name) for name in added if name in between), default=None)
+        return TurnEnd(text=between[:before].rstrip())
     # gpt-oss writes a reply in parts and ends each with this token; the answer is the last part.
     part = first == "<|end|>" and "<|channel|>" in added
     return TurnEnd() if part else TurnEnd(added[first])

@@ -1,6 +1,7 @@
 """Replies and special tokens: stops, ends of turns, reasoning, text that continues a raw prompt."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from d3cli.text.control_tokens import TurnEnd, find_turn_end
 from d3cli.text.reasoning import split_reasoning
 from d3cli.text.stop_strings import escaped, unescaped
 from d3cli.text.tokens import Detokenizer, encode_raw
+from tests.conftest import D3, Result
 from tests.scripted_model import scripted
 from tests.text.test_control_tokens import CHATML, STYLES, sentencepiece_backend, tokenizer_of
 
@@ -436,3 +438,25 @@ def written_by(tokenizer: Any) -> dict[int, str]:
     from d3cli.text.control_tokens import reply_writing
 
     return reply_writing(tokenizer, (), ())[0]
+
+
+def test_on_the_command_line(d3: D3, tmp_path: Path) -> None:
+    """A directory whose files name no end of a turn, and a template that names one."""
+    tokenizer = tokenizer_of("qwen-2.5, smollm2")
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    question = [{"role": "user", "content": QUESTION}]
+    prompt = encode_chat(tokenizer, question, trusting(tokenizer))
+    script = ids_of(tokenizer, "a", "<|im_end|>", "\nuser")
+    scripted(tokenizer, len(prompt), script).causal_lm.save_pretrained(tmp_path)
+
+    def generate(*options: str) -> Result:
+        return d3("generate", tmp_path, QUESTION, "--alpha", "off", "--max-tokens", "6", *options)
+
+    assert generate().out == "a\n"
+    template = tmp_path / "other.jinja"
+    template.write_text(CHATML.replace("<|im_end|>\n", "\n###\n"))
+    named = generate("--chat-template", str(template))
+    assert r"'\n###' after a reply" in named.err
+    assert r"--stop '\n###'" in named.err
+    assert "after a reply" not in generate("--chat-template", str(template), "--stop", "###").err

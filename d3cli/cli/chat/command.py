@@ -82,7 +82,7 @@ def _models(output: Output, loading: "ModelOptions", first: str) -> "Models":
         if now.max_tokens is not None:
             needs["reply_tokens"] = now.max_tokens
         model = load(output, name, options_for(name), **needs)
-        note_turn_end(output, model, now.chat_template)
+        note_turn_end(output, model, now.chat_template, now.stop)
         return model
 
     def options_for(name: str) -> "ModelOptions":
@@ -142,7 +142,7 @@ def _run(
     chat = Chat(output, screen, replies, saving, models, conversation, settings, model_name)
     if not (settings.chat_template or conversation.model.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the conversation as it is")
-    note_turn_end(output, conversation.model, settings.chat_template)
+    note_turn_end(output, conversation.model, settings.chat_template, settings.stop)
     if conversation.messages:
         chat.show_last()
     return ChatLoop(chat, prompt).run()
