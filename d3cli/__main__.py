@@ -5,10 +5,12 @@ import sys
 from contextlib import suppress
 
 from d3cli.cli import signals
+from d3cli.cli.terminal import settle_terminal
 
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    settle_terminal()
     signals.exit_at_once()  # before the imports below, which are slow
     from d3cli.cli.app import run
 

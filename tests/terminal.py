@@ -54,6 +54,7 @@ class Terminal:
         }
         kept |= {"D3_HOME": str(home), "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
         kept |= environment
+        self.is_dumb = kept["TERM"] in ("", "dumb", "unknown") or "INSIDE_EMACS" in kept
         words = [str(argument) for argument in arguments]
         self.child: Any  # `pexpect.spawn`, or what the tests use of it
         if warm is None:
@@ -146,6 +147,11 @@ class Terminal:
     def ctrl_c_is_a_signal(self) -> bool:
         """Whether the terminal makes a signal of Ctrl-C, as it does beside a prompt."""
         return bool(termios.tcgetattr(self.child.child_fd)[3] & termios.ISIG)
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether the prompt takes keys. A dumb terminal keeps them for the prompt."""
+        return self.is_dumb or not self.ctrl_c_is_a_signal
 
     def resize(self, columns: int, rows: int) -> None:
         """Resizes the window."""

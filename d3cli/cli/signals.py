@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from d3cli.cli.terminal import is_dumb
+
 SHOW_CURSOR = "\x1b[?25h"  # a spinner may have hidden it
 INTERRUPT = int(signal.SIGINT)
 IMPATIENT = 5  # signals that end even a process that hangs
@@ -54,10 +56,16 @@ def stop_once() -> None:
 def tell(callback: Callable[[int], bool]) -> None:
     """Makes a signal call `callback`; if that returns False, the signal is only recorded.
 
-    Forgets the signals that have arrived.
+    Signals that have arrived and were not taken call it too.
     """
-    _arrived.clear()
-    _handle(lambda number, _frame: None if callback(number) else _arrived.append(number))
+
+    def handle(number: int, _frame: FrameType | None = None) -> None:
+        if not callback(number):
+            _arrived.append(number)
+
+    _handle(handle)
+    for number in take():
+        handle(number)
 
 
 @contextmanager
@@ -76,6 +84,13 @@ def arrived() -> tuple[int, ...]:
     return tuple(_arrived)
 
 
+def take() -> tuple[int, ...]:
+    """The recorded signals, in order of arrival, which are then no longer recorded."""
+    numbers = tuple(_arrived)
+    del _arrived[: len(numbers)]  # not one that arrives now
+    return numbers
+
+
 def check() -> None:
     """Raises `Stopped` if a signal arrived whose exception was lost or put off."""
     if _arrived:
@@ -90,7 +105,7 @@ def _handle(handler: "signal._HANDLER") -> None:
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
     try:
-        if sys.stderr is not None and sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty() and not is_dumb():
             os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
     except (OSError, ValueError):  # the terminal may be gone
         pass

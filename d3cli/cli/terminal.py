@@ -6,6 +6,62 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
+
+DUMB = ("", "dumb", "unknown")
+# What runs inside of Emacs as a plain stream of text, whatever TERM says.
+EMACS_STREAMS = ("comint", "eshell", "compile")
+
+
+def settle_terminal() -> None:
+    """Names a terminal without escape sequences as such in TERM, for all libraries.
+
+    A terminal whose type is not known counts as one, and so do the shells inside of Emacs.
+    """
+    if os.name == "nt":  # consoles there set no TERM
+        return
+    emacs = os.environ.get("INSIDE_EMACS", "")
+    if os.environ.get("TERM", "").lower() in DUMB or any(name in emacs for name in EMACS_STREAMS):
+        os.environ["TERM"] = "dumb"
+
+
+def is_dumb() -> bool:
+    """Whether the terminal understands no escape sequences, after `settle_terminal`."""
+    return os.environ.get("TERM") == "dumb"
+
+
+class Mode:
+    """A context in which the terminal has the mode that it had when this was made."""
+
+    def __init__(self) -> None:
+        self._wanted = self._get()
+
+    def __enter__(self) -> None:
+        self._before = self._get()
+        self._set(self._wanted)
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self._before)
+
+    @staticmethod
+    def _get() -> list[Any] | None:
+        try:
+            import termios
+        except ImportError:  # Windows
+            return None
+        try:
+            return termios.tcgetattr(sys.stdin.fileno())
+        except (OSError, termios.error):  # no terminal
+            return None
+
+    @staticmethod
+    def _set(mode: list[Any] | None) -> None:
+        if mode is None:
+            return
+        import termios
+
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, mode)
 
 
 @contextmanager

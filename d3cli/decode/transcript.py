@@ -130,7 +130,7 @@ def write(path: Path, messages: Sequence[ChatMessage]) -> None:
     except OSError as error:
         raise TranscriptError(
             f"the conversation cannot be saved to {path}: {error.strerror}",
-            "check the disk and the permissions; /save FILE saves the conversation elsewhere",
+            "check the disk and the permissions, or save it elsewhere",
         ) from error
 
 

@@ -156,7 +156,7 @@ def encode_chat(
     if think is not None and SWITCH not in template:
         raise UsageError(
             "this model's chat template has no thinking switch",
-            ("leave out ", Setting("think")),
+            ("leave ", Setting("think"), " at its default"),
             field="think",
         )
     if not template:

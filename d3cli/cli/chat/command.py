@@ -12,6 +12,7 @@ from d3cli.cli.command_line import command
 from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
 from d3cli.cli.request import Request, load, note_turn_end
+from d3cli.cli.terminal import is_dumb
 from d3cli.decode import transcript
 from d3cli.files.names import find_local
 
@@ -126,18 +127,23 @@ def _run(
     from d3cli.cli.chat.line_editor import ChatPrompt
     from d3cli.cli.chat.loop import ChatLoop
     from d3cli.cli.chat.markdown import reply_console
+    from d3cli.cli.chat.plain_prompt import PlainPrompt
     from d3cli.cli.chat.screen import Screen
     from d3cli.cli.chat.session import Chat
     from d3cli.cli.chat.settings import spell_setting
     from d3cli.cli.chat.writer import Replies
 
     output, screen = Output(spell_setting), Screen(reply_console())
-    prompt = ChatPrompt(
-        output,
-        history=state_dir() / "chat-history" if keep_history else None,
-        vi=vi,
-        commands={name: one.arguments for name, one in COMMANDS.items()},
-    )
+    prompt: ChatPrompt | PlainPrompt
+    if is_dumb():
+        prompt = PlainPrompt(lambda text: screen.print(text, "dim"))
+    else:
+        prompt = ChatPrompt(
+            output,
+            history=state_dir() / "chat-history" if keep_history else None,
+            vi=vi,
+            commands={name: one.arguments for name, one in COMMANDS.items()},
+        )
     replies = Replies(output, screen, saving, prompt.show_above)
     chat = Chat(output, screen, replies, saving, models, conversation, settings, model_name)
     if not (settings.chat_template or conversation.model.tokenizer.chat_template):

@@ -81,7 +81,10 @@ class ChatPrompt:
         signals.tell(self._leave)
         self._take_typed_ahead(send=not default)  # not visible, so it must not be sent with a draft
         try:
-            return whole(self._session.prompt(default=default, handle_sigint=False))
+            text = self._session.prompt(
+                default=default, handle_sigint=False, pre_run=self._leave_if_told
+            )
+            return whole(text)
         except BaseException:
             signals.stop_once()
             raise
@@ -115,6 +118,11 @@ class ChatPrompt:
 
     def _placeholder(self) -> StyleAndTextTuples:
         return [("class:placeholder", PLACEHOLDER)] if self._first else []
+
+    def _leave_if_told(self) -> None:
+        """Ends the prompt that has just begun, if signals arrived before it could."""
+        for number in signals.take():
+            self._leave(number)
 
     def _leave(self, number: int) -> bool:
         """Ends the prompt because of a signal; returns False if it has already ended."""

@@ -8,6 +8,7 @@ from d3cli.cli import signals
 from d3cli.cli.chat.commands import run_command
 from d3cli.cli.chat.line_editor import ChatPrompt
 from d3cli.cli.chat.model_switch import NoModelLeftError
+from d3cli.cli.chat.plain_prompt import PlainPrompt
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.signals import Stopped
 from d3cli.cli.terminal import line_mode
@@ -22,7 +23,7 @@ GONE = (errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF, errno.ENOTTY)
 class ChatLoop:
     """Runs one chat at one prompt."""
 
-    def __init__(self, chat: Chat, prompt: ChatPrompt) -> None:
+    def __init__(self, chat: Chat, prompt: ChatPrompt | PlainPrompt) -> None:
         self._chat, self._prompt = chat, prompt
         self._interrupted = -AT_ONCE  # when the last Ctrl-C was handled, by `time.monotonic`
 
@@ -46,7 +47,7 @@ class ChatLoop:
             text = self._read()
             code = text if isinstance(text, int) else self.handle(text)
             if code is None:
-                code = self._leave_after(*signals.arrived())
+                code = self._leave_after(*signals.take())
             if code is not None:
                 return code
 

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from d3cli.decode.reply import Reply
 
 
+def as_typed(message: str) -> str:
+    """A message as the user types it: two slashes stand for one at its beginning."""
+    return f"/{message}" if message.startswith("/") else message
+
+
 class Chat:
     """A conversation at a terminal.
 
@@ -62,7 +67,7 @@ class Chat:
     def take_back_unanswered(self) -> None:
         """Makes a last message that got no reply the draft."""
         if text := self.conversation.take_back_unanswered():
-            self.draft = text
+            self.draft = as_typed(text)
             self.save()
 
     def respond(self, options: ReplyOptions, began: float | None = None) -> "Reply | None":
@@ -120,7 +125,7 @@ class Chat:
 
         A last message without a reply becomes the draft.
         """
-        self.draft = self.conversation.take_back_unanswered()
+        self.draft = as_typed(self.conversation.take_back_unanswered())
         messages = self.conversation.messages
         if messages:
             self.output.note(f"{len(messages)} messages so far; the last:")

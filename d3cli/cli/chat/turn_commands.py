@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from d3cli.base.errors import D3Error, UsageError
-from d3cli.cli.chat.session import Chat
+from d3cli.cli.chat.session import Chat, as_typed
 from d3cli.decode import transcript
 
 
@@ -19,7 +19,7 @@ def undo(chat: Chat, _: str) -> None:
     if text is None:
         raise UsageError("there is nothing to take back", "say something first")
     chat.save()
-    chat.draft = text
+    chat.draft = as_typed(text)
     chat.screen.print("the last turn is taken back; your message is at the prompt", "dim")
 
 

@@ -51,9 +51,7 @@ def figures(terminal: Terminal) -> int:
 
 def at_prompt(terminal: Terminal) -> None:
     """Waits for a prompt that takes keys; before it does, Enter would be a new line."""
-    terminal.wait(
-        lambda: terminal.text.split("\n")[-1].startswith(">>>") and not terminal.ctrl_c_is_a_signal
-    )
+    terminal.wait(lambda: terminal.text.split("\n")[-1].startswith(">>>") and terminal.takes_keys)
 
 
 def command(terminal: Terminal, text: str, answer: str) -> None:

@@ -63,7 +63,7 @@ def chat(home: Path, warm: Warm) -> Iterator[StartChat]:
         terminal = Terminal(*words, home=home, warm=warm, **options)
         started.append(terminal)
         terminal.wait(ready)
-        terminal.wait(lambda: not terminal.ctrl_c_is_a_signal)  # now it takes keys
+        terminal.wait(lambda: terminal.takes_keys)  # now it takes keys
         return terminal
 
     yield start

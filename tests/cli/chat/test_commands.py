@@ -98,7 +98,9 @@ def test_settings_change_and_go_back(desk: NewDesk) -> None:
 
 def test_a_message_that_gets_no_reply_is_the_next_draft(desk: NewDesk) -> None:
     one = desk(think=Think.on)
-    assert "no thinking switch" in one.type("Hello.")
+    shown = one.type("Hello.")
+    assert "no thinking switch" in shown
+    assert "leave think at its default" in shown
     assert one.draft == "Hello."
     assert one.chat.conversation.messages == []
     assert not one.path.exists()
@@ -265,3 +267,13 @@ def test_no_model_left_ends_the_chat(desk: NewDesk, other: Path) -> None:
     one.chat.model_name = "gone/since"
     with pytest.raises(NoModelLeftError, match="gone/since cannot be loaded again"):
         one.type(f"/model {other}")
+
+
+@pytest.mark.parametrize("text", ["//usr", "//", "//clear x"])
+def test_a_message_that_begins_with_a_slash_comes_back_as_it_was_typed(
+    desk: NewDesk, text: str
+) -> None:
+    one = desk()
+    one.type(text)
+    one.type("/undo")
+    assert one.draft == text

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import pytest
 
 from tests.cli.chat.at_terminal import (
+    CTRL_C,
     CTRL_D,
     CTRL_Z,
+    IMPATIENT,
+    PATIENT,
     STORY,
     StartChat,
     at_prompt,
+    begin_story,
     leave,
     times_shown,
 )
@@ -36,6 +41,54 @@ def test_other_terminals(chat: StartChat, options: dict[str, Any]) -> None:
     assert "tok/s" not in terminal.plain
     if "NO_COLOR" in options:
         assert not re.search(r"\x1b\[[0-9;]*3[0-7]", terminal.raw)
+    leave(terminal)
+
+
+DUMB = [
+    {"TERM": "dumb"},
+    {"TERM": "unknown"},
+    {"TERM": ""},
+    {"TERM": "xterm", "INSIDE_EMACS": "29.1,comint"},
+    {"TERM": "dumb", "NO_COLOR": "1", "CI": "true"},
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["term", "hup"]
+)
+@pytest.mark.parametrize("options", DUMB, ids=["dumb", "unknown", "unset", "emacs", "ci"])
+def test_a_terminal_without_escape_sequences_receives_none(
+    chat: StartChat, options: dict[str, str], number: int, code: int
+) -> None:
+    terminal = chat("--max-tokens", "5", constants=PATIENT, **options)
+    terminal.line("What is 27 + 45?")
+    terminal.wait("tokens ·")
+    at_prompt(terminal)
+    terminal.line('"""one')
+    terminal.wait("...")
+    terminal.send(CTRL_C)
+    terminal.wait("Ctrl-D or /bye leaves")
+    at_prompt(terminal)
+    terminal.line("/undo")
+    terminal.wait("an empty line takes this text")
+    at_prompt(terminal)
+    terminal.child.kill(number)
+    assert terminal.end() == code
+    assert "\x1b" not in terminal.raw
+
+
+def test_ctrl_c_and_ctrl_d_leave_a_dumb_terminal_as_any(chat: StartChat) -> None:
+    terminal = chat(constants=IMPATIENT, hold_at=4, TERM="dumb")
+    begin_story(terminal)
+    terminal.send(CTRL_C)
+    terminal.wait("stopped: interrupted")
+    at_prompt(terminal)
+    terminal.send(CTRL_C)  # at once after the other
+    assert terminal.end() == 130
+    terminal = chat(TERM="dumb")
+    terminal.send(CTRL_C)
+    terminal.wait("Ctrl-D or /bye leaves")
+    at_prompt(terminal)
     leave(terminal)
 
 
