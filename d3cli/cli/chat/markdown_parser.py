@@ -14,7 +14,6 @@ are stricter. What they no longer match stays text:
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -24,26 +23,12 @@ from markdown_it.common.utils import unescapeAll
 from markdown_it.ruler import RuleOptionsType
 from markdown_it.rules_block import StateBlock, blockquote, hr, list_block
 from markdown_it.rules_inline import StateInline, autolink, image, link
-from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
+
+from d3cli.cli.chat.markdown_emphasis import delimit, is_word, keep_unlikely_emphasis, skip, take
 
 DEEPEST = 40  # levels of nesting; the parser silently drops what is nested more deeply
 
-# Scripts that are written without blanks between words, or that attach endings to a name.
-_NO_BLANKS = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
-    "\uff00-\uffef\U00020000-\U0003ffff]"
-)
-_MARKS = "*_~"
-_MOST_MARKS = 8  # marks of several kinds in a row; more are text
-_MOST_TOKENS = 2000  # emphasis over more than this is text
-_BEFORE = "([\"'“‘«„‹—–-¿¡"
-_AFTER = ")]\"'”’»›.,;:!?…—–-"
-_NOT_FIRST = ",;:)]}/|=>"  # what emphasis cannot begin with
-_NOT_LAST = "([{<\\|=/^"  # what emphasis cannot end with
-_PAIRS = {")": "(", "]": "[", "}": "{"}
-_DUNDER = re.compile(r"__[A-Za-z0-9](?:\w{0,60}[A-Za-z0-9])?__(?!\w)")
-_NUMBERS = re.compile(r"[\d\s.,+\-/=()^%]+")
 _MATH = re.compile(
     r"\\\(.{0,1000}?\\\)|\\\[.{0,1000}?\\\]|\$\$.{1,1000}?\$\$"
     r"|(?<![\w$])\$(?![\s$])[^$\n]{0,400}?(?<!\s)\$(?!\d)",
@@ -150,138 +135,11 @@ def _inline_markup(children: Sequence[Token]) -> Iterator[str]:
                 yield from f"({target})"
 
 
-def _delimit(state: StateInline, silent: bool) -> bool:
-    """Reads a run of ``*``, ``_`` or ``~~`` as the possible edge of emphasis, or as text."""
-    start, source = state.pos, state.src
-    mark = source[start]
-    if silent or mark not in _MARKS:
-        return False
-    end = start
-    while end < state.posMax and source[end] == mark:
-        end += 1
-    if dunder := _DUNDER.match(source, start, state.posMax):
-        return _take(state, dunder.end(), silent)
-    opens, closes = _edges(source, start, end)
-    if not (opens or closes) or (mark == "~" and end - start != 2):
-        return _take(state, end, silent)
-    width = 2 if mark == "~" else 1
-    for _ in range(start, end, width):
-        state.push("text", "", 0).content = mark * width
-        state.delimiters.append(
-            Delimiter(
-                marker=ord(mark),
-                length=0 if mark == "~" else end - start,
-                token=len(state.tokens) - 1,
-                end=-1,
-                open=opens,
-                close=closes,
-            )
-        )
-    state.pos = end
-    return True
-
-
-def _edges(source: str, start: int, end: int) -> tuple[bool, bool]:
-    """Whether the marks from `start` to `end` can open emphasis, and whether they can close it."""
-    wide = end - start > 1 and source[start] == "*"
-    left, right = start - 1, end
-    while left >= 0 and source[left] in _MARKS:
-        left -= 1
-        if start - left > _MOST_MARKS:
-            return False, False
-    while right < len(source) and source[right] in _MARKS:
-        right += 1
-        if right - end > _MOST_MARKS:
-            return False, False
-    # Marks of other kinds are on the same side of the edge as the text beyond them.
-    before, after = source[left] if left >= 0 else "", source[right : right + 1]
-    if before and before == after and before in "\"'":
-        return False, False
-    opens = _may_precede(source, left, wide) and _may_begin(source, right, wide)
-    closes = _may_end(before) and _may_follow(source, right, wide)
-    return opens, closes
-
-
-def _may_precede(source: str, at: int, strong: bool) -> bool:
-    """Whether emphasis may begin after the character at this index."""
-    if at < 0:
-        return True
-    char, earlier = source[at], source[at - 1] if at else ""
-    if char in "([":
-        return not (_is_word(earlier) or earlier in tuple(")]"))  # a call or an index
-    if char == "/":
-        return strong and (_is_word(earlier) or earlier in tuple(_MARKS))
-    if _NO_BLANKS.match(char):
-        return strong or not char.isalnum()
-    return char.isspace() or char in _BEFORE
-
-
-def _may_begin(source: str, at: int, strong: bool) -> bool:
-    """Whether the character at this index can be the first in emphasis."""
-    char = source[at : at + 1]
-    if not char or char.isspace() or char in _NOT_FIRST:
-        return False
-    if char == "\\":
-        return strong or source[at + 1 : at + 2] in tuple("([")
-    return strong or char != "."
-
-
-def _may_end(char: str) -> bool:
-    return bool(char) and not char.isspace() and char not in _NOT_LAST
-
-
-def _may_follow(source: str, at: int, strong: bool) -> bool:
-    char = source[at : at + 1]
-    if not char or char.isspace() or char in _AFTER:
-        return True
-    if char == "/":
-        later = source[at + 1 : at + 2]
-        return strong and (_is_word(later) or later in tuple(_MARKS))
-    return bool(_NO_BLANKS.match(char)) and (strong or not char.isalnum())
-
-
-def _is_word(char: str) -> bool:
-    return bool(char) and (char.isalnum() or char == "_" or unicodedata.category(char)[0] == "M")
-
-
-def _keep_unlikely_emphasis(state: StateInline) -> None:
-    """Makes marks text again whose content is not a phrase: unbalanced brackets, or a number."""
-    opened: list[int] = []
-    tokens = state.tokens
-    for index, token in enumerate(tokens):
-        if token.tag not in ("em", "strong", "s"):
-            continue
-        if token.nesting == 1:
-            opened.append(index)
-            continue
-        start = opened.pop()
-        inner = tokens[start + 1 : min(index, start + _MOST_TOKENS)]
-        content = "".join(one.content for one in inner)
-        if (
-            index - start > _MOST_TOKENS
-            or not _is_balanced(content)
-            or (token.tag == "em" and _NUMBERS.fullmatch(content))
-        ):
-            for edge in (tokens[start], token):
-                edge.type, edge.tag, edge.nesting = "text", "", 0
-                edge.content, edge.markup = edge.markup, ""
-
-
-def _is_balanced(text: str) -> bool:
-    opened: list[str] = []
-    for char in text:
-        if char in _PAIRS.values():
-            opened.append(char)
-        elif char in _PAIRS and (not opened or opened.pop() != _PAIRS[char]):
-            return False
-    return not opened and text.count('"') % 2 == 0
-
-
 def _math(state: StateInline, silent: bool) -> bool:
     if state.src[state.pos] not in "\\$":
         return False
     found = _MATH.match(state.src, state.pos, state.posMax)
-    return bool(found) and _take(state, found.end() if found else 0, silent)
+    return bool(found) and take(state, found.end() if found else 0, silent)
 
 
 def _backslash(state: StateInline, silent: bool) -> bool:
@@ -290,14 +148,14 @@ def _backslash(state: StateInline, silent: bool) -> bool:
         return False
     following = state.src[state.pos + 1 : min(state.pos + 2, state.posMax)]
     escapes = following.isascii() and following.isprintable() and not following.isalnum()
-    return _take(state, state.pos + 1 + (escapes and bool(following.strip())), silent)
+    return take(state, state.pos + 1 + (escapes and bool(following.strip())), silent)
 
 
 def _link(state: StateInline, silent: bool) -> bool:
     start, source = state.pos, state.src
     if source[start] != "[" or source.find("](", start, state.posMax) < 0:
         return False
-    if start and (_is_word(source[start - 1]) or source[start - 1] in ")]`"):
+    if start and (is_word(source[start - 1]) or source[start - 1] in ")]`"):
         return False  # an index and a call
     if not link(state, True):
         return False
@@ -305,7 +163,7 @@ def _link(state: StateInline, silent: bool) -> bool:
     label, _, address = source[start + 1 : end - 1].rpartition("](")
     if not (label.strip() and _ADDRESS.fullmatch(address) and unescapeAll(address) == address):
         return False
-    return True if silent and _skip(state, end) else link(state, silent)
+    return True if silent and skip(state, end) else link(state, silent)
 
 
 def _image(state: StateInline, silent: bool) -> bool:
@@ -314,22 +172,11 @@ def _image(state: StateInline, silent: bool) -> bool:
     if not state.src.startswith("![", start) or not image(state, True):
         return False
     end, state.pos = state.pos, start
-    return _take(state, end, silent)
+    return take(state, end, silent)
 
 
 def _autolink(state: StateInline, silent: bool) -> bool:
     return bool(_AUTOLINK.match(state.src, state.pos)) and autolink(state, silent)
-
-
-def _take(state: StateInline, end: int, silent: bool) -> bool:
-    if not silent:
-        state.append_pending(state.src[state.pos : end])
-    return _skip(state, end)
-
-
-def _skip(state: StateInline, end: int) -> bool:
-    state.pos = end
-    return True
 
 
 def _line(state: StateBlock, number: int) -> str:
@@ -380,12 +227,12 @@ def _make_parser() -> MarkdownIt:
     block.at("list", _list, {"alt": ["paragraph", "reference", "blockquote"]})
     inline.before("backticks", "math", _math)
     inline.before("backticks", "backslash", _backslash)
-    inline.at("strikethrough", _delimit)
+    inline.at("strikethrough", delimit)
     inline.disable("emphasis")
     inline.at("link", _link)
     inline.at("image", _image)
     inline.at("autolink", _autolink)
-    parser.inline.ruler2.after("emphasis", "unlikely_emphasis", _keep_unlikely_emphasis)
+    parser.inline.ruler2.after("emphasis", "unlikely_emphasis", keep_unlikely_emphasis)
     return parser
 
 
