@@ -69,7 +69,9 @@ def _problems_in_words() -> Iterator[None]:
         yield
     except ValueError as error:  # msgspec's errors are, too
         words = str(error).replace(" - at ", ", at ")
-        raise ValueError(words[:1].lower() + words[1:]) from error
+        if words[1:2].islower():  # "Expected", but not "JSON"
+            words = words[0].lower() + words[1:]
+        raise ValueError(words) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -28,6 +28,7 @@ def test_rows_come_with_their_line_numbers() -> None:
     ("line", "problem"),
     [
         ("{", "input data was truncated"),
+        ('{"name": x}', "line 2: JSON is malformed"),
         ("[]", "expected `object`, got `array`"),
         ("{}", "object missing required field `name`"),
         ('{"name": 3}', "expected `str`, got `int`, at `$.name`"),
