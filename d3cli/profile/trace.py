@@ -31,6 +31,8 @@ SCHEMA = 2
 class TokenTrace:
     """One token of a reply. A value that was not asked for, or does not exist, is None.
 
+    The fields are the columns of the CSV, in this order. Add new ones at the end.
+
     Attributes:
         step: ``t``, counted from 0; token 0 comes from the prefill.
         text: the text that the token completed; empty if it ends inside a character.
@@ -38,8 +40,6 @@ class TokenTrace:
         dropped_units: number of units dropped, from the front of the skip order; None if they are
             not a prefix of it.
         active_layers: layers of which at least one part ran.
-        bytes_read: bytes of weights read to predict it. The prefill reads all of them for token 0;
-            byte ratios count the decode steps only.
         ms: milliseconds of the decode step, mean over repeats; None for token 0.
         ms_sd: their standard deviation over repeats.
         logprob: raw natural log-probability, before penalties, temperature and warpers.
@@ -50,6 +50,8 @@ class TokenTrace:
         kl: ``KL(full depth || D³)`` in nats.
         needed_depth: the smallest constant depth that chooses as full depth does, and all above it.
         saturation_layer: number of layers after which the logit lens keeps full depth's choice.
+        bytes_read: bytes of weights read to predict it. The prefill reads all of them for token 0;
+            byte ratios count the decode steps only.
     """
 
     step: Count
@@ -58,7 +60,6 @@ class TokenTrace:
     depth: Positive
     dropped_units: Count | None
     active_layers: Count
-    bytes_read: Bytes
     ms: NotNegative | None
     ms_sd: NotNegative | None = None
     logprob: Number
@@ -70,6 +71,7 @@ class TokenTrace:
     kl: Number | None = None
     needed_depth: Positive | None = None
     saturation_layer: Count | None = None
+    bytes_read: Bytes
 
     def __post_init__(self) -> None:
         check_finite(self)
