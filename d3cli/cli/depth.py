@@ -68,12 +68,23 @@ def choose_schedule(
 ) -> Choice:
     """The schedule that the depth options ask for.
 
+    A stored or shipped schedule may start beyond the context: the reply then runs at full depth.
+
     Args:
         calibrate_with: the command that calibrates this model, for notes.
 
     Raises:
+        UsageError: `start` is beyond the model's context.
         ScheduleError: the options do not fit the model.
     """
+    if start is not None and start > model.context_length:
+        raise UsageError(
+            (
+                Setting("start"),
+                f" is {start:,}, beyond the model's context of {model.context_length:,} tokens",
+            ),
+            "use a smaller value",
+        )
     return choose(
         model.num_layers,
         alpha,

@@ -190,14 +190,6 @@ class Engine:
         context = self.model.context_length
         if max_tokens is not None and max_tokens < 1:
             raise UsageError((Setting("max_tokens"), f" is {max_tokens}"), "it must be at least 1")
-        if schedule.start > context:
-            raise UsageError(
-                (
-                    Setting("start"),
-                    f" is {schedule.start:,}, beyond the model's context of {context:,} tokens",
-                ),
-                "use a smaller value",
-            )
         if not prompt_ids:
             raise PromptError("the prompt is empty", "give it some text")
         vocabulary = self.model.causal_lm.get_input_embeddings().weight.shape[0]

@@ -84,6 +84,13 @@ class TestReply:
         result = d3("generate", "Hello.", "--json", "--max-tokens", "2", *options)
         assert json.loads(result.out)["schedule"]["source"] == source
 
+    def test_a_shipped_start_may_lie_beyond_a_short_context(self, d3: D3) -> None:
+        arguments = ("generate", "--raw", "hi", "--context", "8", "--temperature", "0", "--json")
+        by_default, full = d3(*arguments), d3(*arguments, "--alpha", "off")
+        assert by_default.code == 0, by_default.err
+        assert json.loads(by_default.out)["text"] == json.loads(full.out)["text"]
+        check(d3(*arguments, "--start", "9"), 2, "beyond the model's context of 8")
+
     def test_a_seed_repeats_a_sampled_reply(self, d3: D3) -> None:
         sampled = ("generate", STORY, "--temp", "1.3", "--max-tokens", "25", "--json")
         first = json.loads(d3(*sampled).out)

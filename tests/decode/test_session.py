@@ -195,10 +195,6 @@ class TestRefusals:
             Engine(builtin).stream(STORY, max_tokens=0)
         assert refused.value.field == "max_tokens"
 
-    def test_a_start_beyond_the_context(self, builtin: LoadedModel) -> None:
-        with pytest.raises(UsageError, match="start"):
-            Engine(builtin).stream(STORY, schedule=builtin.schedule(0.9, start=5000))
-
     def test_a_schedule_of_another_model(self, builtin: LoadedModel) -> None:
         with pytest.raises(ScheduleError, match="for 8 layers"):
             Engine(builtin).stream(STORY, schedule=whole_layers())

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from d3cli.base.errors import Setting, UsageError
 from d3cli.cli.chat.model_switch import Models
 from d3cli.cli.chat.saving import Saving
 from d3cli.cli.chat.screen import Screen
@@ -146,15 +145,6 @@ class Chat:
             UsageError: the settings do not fit the model.
         """
         model = self.conversation.model
-        if settings.start is not None and settings.start > model.context_length:
-            raise UsageError(
-                (
-                    Setting("start"),
-                    f" is {settings.start:,}, beyond the model's context of "
-                    f"{model.context_length:,} tokens",
-                ),
-                "give fewer tokens",
-            )
         choice = choose_schedule(
             model,
             settings.alpha,
