@@ -92,7 +92,7 @@ def _rows(known: dict[str, str], cached: dict[str, CachedModel]) -> list[tuple[s
     names: dict[str, list[str]] = {}
     for alias, target in known.items():
         names.setdefault(target, []).append(alias)
-    rows = [(BUILTIN, "the built-in model", "", "")]
+    rows = [(", ".join([BUILTIN, *names.pop(BUILTIN, [])]), "the built-in model", "", "")]
     for id_, model in cached.items():
         size = readable_size(model.size_bytes)
         rows.append((", ".join(names.pop(id_, [])), id_, size, model.problem))
@@ -106,7 +106,8 @@ def _with_calibrations(
     stored = {file.path: file for file in all_calibrations()}
     found = []
     for alias, model, size, problem in rows:
-        own = stored.pop(file_of(BUILTIN if alias == BUILTIN else model_identity(model)), None)
+        builtin = alias.split(", ")[0] == BUILTIN
+        own = stored.pop(file_of(BUILTIN if builtin else model_identity(model)), None)
         problems = "; ".join(filter(None, (problem, own.problem if own else "")))
         found.append((alias, model, size, summary(own) if own else "", problems))
     return found + [

@@ -128,9 +128,9 @@ def model_identity(name: str) -> str:
     It is "demo" for the built-in model, the resolved path of a directory, else the hub id. The
     model need not be on disk.
     """
-    if name == BUILTIN:
+    target = BUILTIN if name == BUILTIN else aliases().get(name, name)
+    if target == BUILTIN:
         return BUILTIN
-    target = aliases().get(name, name)
     try:
         path = Path(target).expanduser()
         is_path = target.startswith(PATH_STARTS) or (bool(target) and path.is_dir())
@@ -148,10 +148,10 @@ def find_local(name: str) -> ModelFiles | None:
     Raises:
         UnknownModelError, ModelError: as for `find_model`.
     """
-    if name == BUILTIN:
+    target = BUILTIN if name == BUILTIN else aliases().get(name, name)
+    if target == BUILTIN:
         path = Path(str(files("d3cli") / "builtin"))
         return ModelFiles("the built-in model", path, BUILTIN, builtin=True)
-    target = aliases().get(name, name)
     directory = _as_directory(target)
     if directory is not None:
         check_directory(directory)

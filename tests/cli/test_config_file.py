@@ -43,6 +43,17 @@ class TestConfigFile:
         assert result.code == 0
         assert "model: mine" in result.err
 
+    def test_an_alias_may_stand_for_the_built_in_model(self, d3: D3, config: Path) -> None:
+        config.write_text('model = "mine"\n[aliases]\nmine = "demo"\n')
+        result = d3("generate", STORY, "--max-tokens", "2")
+        assert result.code == 0, result.err
+        assert d3("models").out.splitlines()[0].split("\t")[:3] == [
+            "*",
+            "demo, mine",
+            "the built-in model",
+        ]
+        assert d3("models", "default", "mine").code == 0
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
