@@ -6,6 +6,7 @@ end: the command line writes ``--max-tokens``, Python ``max_tokens``. Knows noth
 terminals.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,8 +29,21 @@ Spell = Callable[[Setting], str]
 
 
 def in_python(setting: Setting) -> str:
-    """A setting as Python code names it: ``dtype`` or ``dtype=float32``."""
-    return f"{setting.name}={setting.value}" if setting.value else setting.name
+    """A setting as Python code writes it: ``dtype``, ``dtype="float32"`` or ``seed=1``."""
+    name, value = setting
+    if not value:
+        return name
+    return f"{name}={value}" if _is_literal(value) else f'{name}="{value}"'
+
+
+def _is_literal(value: str) -> bool:
+    """Whether a value stands in Python code without quotes."""
+    if value in ("True", "False", "None"):
+        return True
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def spelled(words: Words, spell: Spell = in_python) -> str:

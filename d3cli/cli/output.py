@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
@@ -41,7 +42,7 @@ FLAGS = {"max_seconds": "max-time"}
 def flag(setting: Setting) -> str:
     """A setting as the command line names it: ``--dtype`` or ``--dtype float32``."""
     name = FLAGS.get(setting.name, setting.name.replace("_", "-"))
-    return f"--{name} {setting.value}".rstrip()
+    return f"--{name} {shlex.quote(setting.value)}" if setting.value else f"--{name}"
 
 
 class Output:

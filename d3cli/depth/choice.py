@@ -12,7 +12,7 @@ from d3cli.base.amounts import signed_percent
 from d3cli.base.errors import ScheduleError, Setting, Words
 from d3cli.depth.calibration_record import Calibration
 from d3cli.depth.calibration_store import Stale
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule, check_alpha, check_counts
 from d3cli.depth.units import parse_unit
 
 
@@ -172,9 +172,13 @@ def resolve_schedule(
     Raises:
         ScheduleError: the options do not fit the model.
     """
+    counts = {"start": start, "core_first": core_first, "core_last": core_last}
+    check_counts(**{name: count for name, count in counts.items() if count is not None})
     if alpha == "off":
         return DepthSchedule.full(num_layers)
     decay = None if alpha == "auto" else alpha
+    if decay is not None:
+        check_alpha(decay, 'use a number in (0, 1], "auto" or "off"')
     if stored is None:
         return default_schedule(num_layers, decay, start, core_first, core_last)
     if stored.num_layers != num_layers:

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
+from numbers import Integral, Real
 from typing import Any
 
 from d3cli.base.errors import ScheduleError, Setting
@@ -73,6 +74,8 @@ class DepthSchedule(_Computed):
     def _check_numbers(self) -> None:
         if self.num_layers < 1:
             raise ScheduleError(f"a model of {self.num_layers} layers cannot have a depth schedule")
+        check_alpha(self.alpha)
+        check_counts(start=self.start, core_first=self.core_first, core_last=self.core_last)
         if not (0.0 < self.alpha <= 1.0):
             raise ScheduleError(
                 (Setting("alpha"), f" is {self.alpha:g}, outside (0, 1]"),
@@ -90,6 +93,7 @@ class DepthSchedule(_Computed):
                 f"{self.core_first} + {self.core_last} core layers do not fit a model of "
                 f"{self.num_layers} layers",
                 ("lower ", Setting("core_first"), " or ", Setting("core_last")),
+                field="core_first" if self.core_first > self.core_last else "core_last",
             )
 
     def _check_order(self, units: list[Unit]) -> None:
@@ -205,6 +209,19 @@ class DepthSchedule(_Computed):
             return convert_json(data, cls)
         except ValueError as error:
             raise ScheduleError(f"{damaged}: {error}") from error
+
+
+def check_alpha(alpha: object, hint: str = "it must be a number in (0, 1]") -> None:
+    """Raises ScheduleError if alpha is not a number."""
+    if not isinstance(alpha, Real) or isinstance(alpha, bool):
+        raise ScheduleError((Setting("alpha"), f" is {alpha!r}"), hint)
+
+
+def check_counts(**counts: object) -> None:
+    """Raises ScheduleError if one of these settings is not a whole number."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or isinstance(count, bool):
+            raise ScheduleError((Setting(name), f" is {count!r}"), "it must be a whole number")
 
 
 def schedule_of(

@@ -78,7 +78,7 @@ class TurnEnd:
             (
                 f"the chat template writes '{text}' after a reply. That is not one of the model's "
                 "tokens, so the reply does not end there: ",
-                Setting("stop", f"'{text}'"),
+                Setting("stop", text),
                 " ends it",
             ),
         )

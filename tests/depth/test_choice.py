@@ -54,7 +54,7 @@ def test_the_default_names_the_command_that_finds_better() -> None:
     assert choice.source == Source.DEFAULT
     (note,) = texts(choice)
     assert "not calibrated, so a cautious default: alpha 0.999 from token 32" in note
-    assert note.endswith("(d3 calibrate fox finds better; alpha=off for full depth)")
+    assert note.endswith('(d3 calibrate fox finds better; alpha="off" for full depth)')
     (note,) = texts(choose(2))
     assert note.endswith("all 2 layers (d3 calibrate finds better; alpha=0.99 drops some)")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -236,6 +237,30 @@ class TestDefaults:
     def test_core_sizes_beyond_the_model_are_refused(self) -> None:
         with pytest.raises(ScheduleError, match="do not fit"):
             resolve_schedule(16, 0.9, core_first=20)
+
+    @pytest.mark.parametrize("stored", [None, default_schedule(16)])
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("alpha", "banana"),
+            ("alpha", True),
+            ("start", "200%"),
+            ("start", 1.5),
+            ("core_first", "3"),
+            ("core_first", 99),
+            ("core_last", True),
+            ("core_last", 99),
+        ],
+    )
+    def test_the_error_names_the_setting_at_fault(
+        self, field: str, value: Any, stored: DepthSchedule | None
+    ) -> None:
+        with pytest.raises(ScheduleError) as refused:
+            resolve_schedule(16, stored=stored, **{field: value})
+        assert refused.value.field == field
+        with pytest.raises(ScheduleError) as refused:
+            DepthSchedule(16, **{field: value})
+        assert refused.value.field == field
 
 
 def test_a_sublayer_weighs_its_share_of_the_layers_bytes() -> None:

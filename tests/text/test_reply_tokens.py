@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from d3cli.base.errors import spelled
+from d3cli.cli.output import flag
 from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
 from d3cli.text.chat_template import Renderer, encode_chat, own_template
@@ -168,7 +169,7 @@ class TestTurnEnds:
         template = f"{{% for m in messages %}}{{{{ m.content }}}}{after}{{% endfor %}}"
         found = find_turn_end(tokenizer, Renderer([template]), template, {tokenizer.eos_token_id})
         [words] = found.notes
-        assert note in spelled(words, lambda setting: f"--{setting.name} {setting.value}")
+        assert note in spelled(words, flag)
 
     @pytest.mark.parametrize(
         "template",

@@ -83,7 +83,9 @@ def spell_setting(setting: Setting) -> str:
         return flag(setting)
     if not setting.value:
         return name
-    return f"/{name} {setting.value}" if name in COMMANDS else f"/set {name} {setting.value}"
+    # Quotes keep the spaces at the ends of a stop string.
+    value = f"'{setting.value}'" if name == "stop" else setting.value
+    return f"/{name} {value}" if name in COMMANDS else f"/set {name} {value}"
 
 
 def parse_change(name: str, text: str, settings: ChatSettings) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def test_choices_are_words() -> None:
         (Setting("max_tokens", "128"), "/set max-tokens 128"),
         (Setting("alpha"), "alpha"),
         (Setting("alpha", "off"), "/alpha off"),
+        (Setting("stop", " end"), "/set stop ' end'"),
         (Setting("dtype"), "--dtype"),  # a chat cannot change it
         (Setting("dtype", "float32"), "--dtype float32"),
         (Setting("chat_template"), "--chat-template"),
