@@ -75,8 +75,8 @@ def d3(
     says how fast they can be here.
     """
     if not ctx.obj:  # --help works with a damaged config file
-        ctx.default_map, note = defaults_from_config(CONFIGURED)
-        if note:
+        ctx.default_map, notes = defaults_from_config(CONFIGURED)
+        for note in notes:
             Output().note(note)
 
 

@@ -15,11 +15,10 @@ from typer.core import TyperGroup
 
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import config_file, load_settings
+from d3cli.cli import removed
 
 # Keys of config.toml that are not options: the default model and the user's aliases.
 NOT_OPTIONS = frozenset({"model", "aliases"})
-# Options that were removed. A config file of 0.1.0 may still set them.
-REMOVED = frozenset({"quantize_head", "verify"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +103,8 @@ def command_group() -> typer.Typer:
 
 def defaults_from_config(
     commands: Mapping[str, type[CommandSettings]],
-) -> tuple[dict[str, dict[str, str]], str]:
-    """The defaults that config.toml sets for each command, and a note about ignored keys.
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The defaults that config.toml sets for each command, and notes about ignored settings.
 
     The values are text, like environment variables, so that one parser reads both.
 
@@ -115,8 +114,7 @@ def defaults_from_config(
     values = {name: value for name, value in load_settings().items() if name not in NOT_OPTIONS}
     known = {name: _configurable(kind) for name, kind in commands.items()}
     everything = sorted(frozenset().union(*known.values()))
-    removed = sorted(values.keys() & REMOVED)
-    unknown = sorted(values.keys() - REMOVED - set(everything))
+    unknown = sorted(values.keys() - removed.CONFIGURABLE - set(everything))
     if unknown:
         raise UsageError(
             f'unknown setting "{unknown[0]}" in the config file {config_file()}',
@@ -126,8 +124,8 @@ def defaults_from_config(
         command: {name: str(value) for name, value in values.items() if name in names}
         for command, names in known.items()
     }
-    note = f"ignored in {config_file()}: {', '.join(removed)}; d3 no longer has these settings"
-    return defaults, note if removed else ""
+    notes = (removed.ignored(values, str(config_file())), removed.ignored_variables())
+    return defaults, [note for note in notes if note]
 
 
 def _options(kind: type) -> Iterator[tuple[str, Any, Any]]:

@@ -10,7 +10,7 @@ import typer
 from d3cli.base.errors import D3Error, Words, is_panic
 from d3cli.base.inert import inert
 from d3cli.base.settings import config_file
-from d3cli.cli import signals
+from d3cli.cli import removed, signals
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.signals import Stopped
 
@@ -54,6 +54,9 @@ def _describe(error: BaseException) -> tuple[Words, Words]:
     """Message and hint for an error that is not a D3Error."""
     if isinstance(error, OSError):
         return f"the system refused: {error}", "check the disk and the permissions"
+    option = getattr(error, "option_name", "")  # of Typer's error about an unknown option
+    if option and (instead := removed.replacement(option)):
+        return f"{option} was removed", instead
     if isinstance(error, typer.TyperException):  # unknown options, wrong types
         hint = "see d3 --help, or --help after a command"
         with suppress(D3Error):  # there is no home directory

@@ -152,7 +152,7 @@ class TestCalibrate:
         assert "d3 calibrate remove [OPTIONS] [MODEL]" in d3("calibrate", "remove", "--help").out
 
 
-def test_settings_that_d3_no_longer_has_are_ignored_with_one_note(
+def test_settings_that_d3_no_longer_has_are_ignored_with_a_note(
     d3: D3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config_file().write_text('quantize_head = "auto"\nverify = true\nmax_tokens = 2\n')
@@ -161,8 +161,27 @@ def test_settings_that_d3_no_longer_has_are_ignored_with_one_note(
     result = d3("generate", "Hello.")
     assert result.code == 0
     [note] = [line for line in result.err.splitlines() if "quantize_head" in line]
-    assert "quantize_head, verify; d3 no longer has these settings" in note
+    assert f"{config_file()}: quantize_head, verify; d3 no longer has these settings" in note
+    assert "use d3 models verify MODEL" in note
+    [note] = [line for line in result.err.splitlines() if "D3_QUANTIZE_HEAD" in line]
+    assert "D3_QUANTIZE_HEAD, D3_VERIFY; d3 no longer has these settings" in note
+    assert "use d3 models verify MODEL" in note
     assert "2 tokens" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["generate", "--verify", "Hi."], "d3 models verify MODEL"),
+        (["generate", "--quantize-head", "auto", "Hi."], "8-bit head"),
+        (["calibrate", "--prompt-tokens=64"], "first 64 tokens"),
+        (["chat", "--system-file", "x"], '-s "$(cat FILE)"'),
+    ],
+)
+def test_a_removed_option_names_what_replaces_it(d3: D3, words: list[str], instead: str) -> None:
+    result = d3(*words)
+    check(result, 2, f"error: {words[1].partition('=')[0]} was removed\n")
+    assert instead in result.err
 
 
 def test_the_config_file_of_0_1_0_is_read(d3: D3) -> None:
