@@ -76,7 +76,9 @@ def find_model(
         return files
     hub_id = aliases().get(name, name)
     if offline:
-        command = f"hf download {hub_id}" + (f" --revision {revision}" if revision else "")
+        command = f"hf download {hub_id}"
+        if revision:
+            command = f"hf download {hub_id} --revision {revision}"
         raise DownloadError(
             (
                 f"{at_revision(hub_id, revision)} is not complete in the local cache, and ",
