@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from d3cli.base.errors import ScheduleError
@@ -95,6 +96,11 @@ class WeightBytes:
     def read(self, dropped: Iterable[str]) -> int:
         """Bytes that one step reads with these units dropped."""
         return self.total - sum(map(self.of, dropped))
+
+    def read_by_dropped(self, order: Iterable[str]) -> list[int]:
+        """Bytes that one step reads with the first ``0 .. len(order)`` units dropped."""
+        saved = accumulate(map(self.of, order), initial=0)
+        return [self.total - one for one in saved]
 
     def ratio(self, steps: int, read: int, *, repairs: int = 0) -> float | None:
         """The byte ratio: bytes that `steps` read at full depth over the bytes that they did read.

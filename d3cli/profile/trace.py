@@ -199,6 +199,7 @@ class Trace:
         require(len(weights.layers) == layers, "layer_bytes does not have one entry for each layer")
         require(weights.total > 0, "the model has no weights")
         _check_order(self.needed_order or (), weights)
+        read_by_dropped = weights.read_by_dropped(schedule.skip_order)
         for reply in self.replies:
             times = layers if reply.layers is None else len(reply.layers.layers)
             require(times == layers, "layers does not have one time for each layer")
@@ -208,6 +209,7 @@ class Trace:
                 require(fits, f"step {token.step} does not fit the schedule")
                 known = token.needed_depth is None or self.needed_order is not None
                 require(known, "needed_depth is given without needed_order")
+                _check_bytes(token, weights, read_by_dropped)
 
     @property
     def depth_schedule(self) -> DepthSchedule:
@@ -229,6 +231,20 @@ def schedule_from(data: dict[str, Any]) -> DepthSchedule:
         return DepthSchedule.from_json(data)
     except ScheduleError as error:
         raise ValueError(error.message) from error
+
+
+def _check_bytes(token: TokenTrace, weights: WeightBytes, read_by_dropped: list[int]) -> None:
+    """Raises ValueError if no pass over this model reads the bytes recorded for a token."""
+    found, dropped = token.bytes_read, token.dropped_units
+    if token.step == 0:
+        right, expected = found == weights.total, f"the prefill reads all {weights.total}"
+    elif dropped is not None:
+        read = read_by_dropped[dropped]
+        right, expected = found == read, f"with dropped_units {dropped} it must be {read}"
+    else:
+        right = weights.fixed <= found <= weights.total
+        expected = f"it must be between {weights.fixed} and {weights.total}"
+    require(right, f"bytes_read of step {token.step} is {found}, but {expected}")
 
 
 def _check_order(order: tuple[str, ...], weights: WeightBytes) -> None:

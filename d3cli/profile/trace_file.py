@@ -5,7 +5,6 @@ docs/trace.md describes the format.
 
 import sys
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,8 +101,7 @@ class _Trace1:
         weights, schedule = self.model.weight_bytes, schedule_from(self.schedule)
         fits = len(weights.layers) == schedule.num_layers
         require(fits, "layer_bytes does not have one entry for each layer")
-        saved = accumulate(map(weights.of, schedule.skip_order), initial=0)
-        return [weights.total - one for one in saved]
+        return weights.read_by_dropped(schedule.skip_order)
 
 
 def _upgraded(data: bytes) -> bytes:

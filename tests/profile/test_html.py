@@ -64,7 +64,10 @@ def test_dropped_sublayers_have_their_own_states() -> None:
     schedule = DepthSchedule(4, 0.5, 0, 1, 1, order, (0.4, 0.6, 0.6))
     made = made_trace([4, 4 - 0.4, 4 - 1.0, 4 - 1.6], [1.0, 1.0, 1.0])
     tokens = tuple(
-        replace(token, dropped_units=count) for count, token in enumerate(made.replies[0].tokens)
+        replace(token, dropped_units=count, bytes_read=read)
+        for count, (token, read) in enumerate(
+            zip(made.replies[0].tokens, (60, 56, 50, 44), strict=True)
+        )
     )
     reply = replace(made.replies[0], tokens=tokens)
     trace = replace(made, schedule=schedule.to_json(), replies=(reply,))

@@ -18,7 +18,8 @@ from d3cli.profile.sentences import sentences
 from d3cli.profile.summary import summarize, with_figures
 from d3cli.profile.trace import TokenTrace, Trace
 from d3cli.profile.trace_file import parse_trace, read_trace, to_json
-from tests.traces import as_schema_1, hostile_trace, made_trace, whole_trace
+from tests.families import sublayers, tiny
+from tests.traces import as_schema_1, hostile_trace, made_trace, profile, whole_trace
 
 DOCS = Path(__file__).parents[2] / "docs" / "trace.md"
 RECORDED = Path(__file__).parents[1] / "data" / "v0.1.0" / "trace.json"
@@ -89,8 +90,8 @@ class TestSchema1:
 
     def test_sublayers_save_their_own_bytes(self) -> None:
         schedule = DepthSchedule(4, 0.5, 0, 1, 1, ("1.attn", "2.mlp"), (0.4, 0.6))
-        trace = replace(made_trace([4, 3, 2], [1.0, 2.0]), schedule=schedule.to_json())
-        tokens = read(as_schema_1(written(trace))).replies[0].tokens
+        data = as_schema_1(written(made_trace([4, 3, 2], [1.0, 2.0])))
+        tokens = read(data | {"schedule": schedule.to_json()}).replies[0].tokens
         assert [token.bytes_read for token in tokens] == [60, 56, 50]
 
     def test_a_trace_of_0_1_0_keeps_its_figures(self) -> None:
@@ -130,12 +131,38 @@ def test_bytes_are_added_up_as_recorded() -> None:
     made = made_trace([4, 3, 3], [1.0, 1.0])
     [reply] = made.replies
     first, second, third = reply.tokens
-    tokens = (first, second, replace(third, bytes_read=0, dropped_units=None))
+    tokens = (first, second, replace(third, bytes_read=25, dropped_units=None))
     trace = read(written(replace(made, replies=(replace(reply, tokens=tokens),))))
     found = summarize(trace, trace.replies)
-    assert found.byte_ratio == 2 * 60 / 50
-    assert found.byte_ratio_net == 2 * 60 / 110
-    assert csv_text(trace).splitlines()[-1].endswith(",0")
+    assert found.byte_ratio == 2 * 60 / 75
+    assert found.byte_ratio_net == 2 * 60 / 135
+    assert csv_text(trace).splitlines()[-1].endswith(",25")
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "says"),
+    [
+        (0, {"bytes_read": 50}, "step 0 is 50, but the prefill reads all 60"),
+        (1, {"bytes_read": 0}, "step 1 is 0, but with dropped_units 1 it must be 50"),
+        (1, {"bytes_read": 60}, "it must be 50"),
+        (1, {"bytes_read": 19, "dropped_units": None}, "it must be between 20 and 60"),
+        (1, {"bytes_read": 61, "dropped_units": None}, "it must be between 20 and 60"),
+    ],
+)
+def test_bytes_that_no_pass_reads_are_refused(
+    step: int, changes: dict[str, Any], says: str
+) -> None:
+    data = written(made_trace([4, 3], [1.0]))
+    data["replies"][0]["tokens"][step] |= changes
+    with pytest.raises(TraceError, match=says):
+        read(data)
+
+
+def test_a_mixture_of_experts_can_be_read() -> None:
+    model = tiny("mixtral").gated
+    trace = profile("w1 w2", model=model, schedule=sublayers(model), max_tokens=8, raw=True)[1]
+    assert read(written(trace)) == trace
+    assert len({token.bytes_read for token in trace.replies[0].tokens}) > 1
 
 
 def test_columns_of_csv_keep_their_places() -> None:
