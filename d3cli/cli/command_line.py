@@ -13,9 +13,10 @@ from typing import Any, TypeVar, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from d3cli.base.errors import UsageError
+from d3cli.base.errors import D3Error, Setting, UsageError
 from d3cli.base.settings import config_file, load_settings
 from d3cli.cli import removed
+from d3cli.cli.output import flag
 
 # Keys of config.toml that are not options: the default model and the user's aliases.
 NOT_OPTIONS = frozenset({"model", "aliases"})
@@ -49,8 +50,15 @@ def command(kind: type[S]) -> Callable[[Callable[[S], int]], Callable[..., int]]
     def decorate(function: Callable[[S], int]) -> Callable[..., int]:
         def run(ctx: typer.Context, **values: Any) -> int:
             if ctx.invoked_subcommand is not None:
+                _refuse_before_subcommand(ctx, ctx.invoked_subcommand)
                 return 0
-            return function(_build(kind, values, typed=_typed(ctx)))
+            try:
+                return function(_build(kind, values, typed=_typed(ctx)))
+            except D3Error as error:
+                for parameter in ctx.command.params:
+                    if error.field and flag(Setting(error.field)) in parameter.opts:
+                        note_origin(error, ctx, parameter)
+                raise
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
@@ -64,6 +72,27 @@ def command(kind: type[S]) -> Callable[[Callable[[S], int]], Callable[..., int]]
         return run
 
     return decorate
+
+
+def note_origin(error: Exception, ctx: typer.Context, parameter: Any) -> None:
+    """Adds to an error where the value at fault was set, unless it was typed."""
+    source = ctx.get_parameter_source(parameter.name or "")
+    if source is None:
+        return
+    if source.name == "ENVIRONMENT":
+        error.add_note(f"{parameter.opts[0]} is set by the variable {parameter.envvar}")
+    elif source.name == "DEFAULT_MAP":
+        error.add_note(f"{parameter.opts[0]} is set in {config_file()}")
+
+
+def _refuse_before_subcommand(ctx: typer.Context, subcommand: str) -> None:
+    """Refuses options of the group itself, which a subcommand would ignore."""
+    for name, spelling in _typed(ctx).items():
+        if name != "debug":
+            raise UsageError(
+                f"{spelling} belongs to {ctx.command_path}, not to {ctx.command_path} {subcommand}",
+                "leave it out",
+            )
 
 
 class _GroupWithArguments(TyperGroup):

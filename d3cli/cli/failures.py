@@ -9,8 +9,8 @@ import typer
 
 from d3cli.base.errors import D3Error, Words, is_panic
 from d3cli.base.inert import inert
-from d3cli.base.settings import config_file
 from d3cli.cli import removed, signals
+from d3cli.cli.command_line import note_origin
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.signals import Stopped
 
@@ -44,7 +44,8 @@ def report(output: Output, error: BaseException) -> int:
         with suppress(OSError):  # stderr itself may be what failed
             sys.stderr.write(inert(traceback.format_exc()))
     if isinstance(error, D3Error):
-        output.error(*error.told(output.spell))
+        message, hint = error.told(output.spell)
+        output.error(message, "; ".join(filter(None, (hint, *_notes(error)))))
         return error.exit_code
     output.error(*_describe(error))
     return error.exit_code if isinstance(error, typer.TyperException) else 1
@@ -58,10 +59,10 @@ def _describe(error: BaseException) -> tuple[Words, Words]:
     if option and (instead := removed.replacement(option)):
         return f"{option} was removed", instead
     if isinstance(error, typer.TyperException):  # unknown options, wrong types
-        hint = "see d3 --help, or --help after a command"
-        with suppress(D3Error):  # there is no home directory
-            if config_file().exists():
-                hint += f"; {config_file()} sets options too"
+        ctx, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+        if ctx is not None and parameter is not None:
+            note_origin(error, ctx, parameter)
+        hint = "; ".join(("see d3 --help, or --help after a command", *_notes(error)))
         return error.format_message().rstrip(".").replace("Value error, ", ""), hint
     if is_panic(error):
         return (
@@ -77,6 +78,10 @@ def _describe(error: BaseException) -> tuple[Words, Words]:
         f"internal error: {type(error).__name__}: {error}",
         "run it again with --debug, and report what it shows",
     )
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -29,6 +29,18 @@ class TestConfigFile:
         assert tokens() == 4
         assert tokens("--max-tokens", "5") == 5
 
+    def test_an_error_says_where_a_value_was_set(
+        self, d3: D3, config: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write_text('alpha = "2"\ntop_k = "many"\n')
+        check(d3("generate", STORY), 2, f"--top-k is set in {config}\n")
+        check(d3("generate", STORY, "--top-k", "1"), 2, f"--alpha is set in {config}\n")
+        assert "is set" not in d3("generate", STORY, "--top-k", "1", "--alpha", "3").err
+        monkeypatch.setenv("D3_ALPHA", "4")
+        monkeypatch.setenv("D3_TOP_K", "some")
+        check(d3("generate", STORY), 2, "--top-k is set by the variable D3_TOP_K\n")
+        check(d3("generate", STORY, "--top-k", "1"), 2, "--alpha is set by the variable D3_ALPHA\n")
+
     def test_help_is_never_withheld(self, d3: D3, config: Path) -> None:
         config.write_text("= broken")
         assert d3("generate", "--help").code == 0

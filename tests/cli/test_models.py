@@ -52,6 +52,11 @@ def test_a_pipe_gets_one_tab_separated_line_a_model(d3: D3) -> None:
     assert "recurrent state" in by_model["someone/jamba"][5]
 
 
+def test_an_option_of_the_list_is_refused_before_a_subcommand(d3: D3) -> None:
+    check(d3("models", "--json", "verify", "demo"), 2, "--json belongs to d3 models, not to")
+    assert d3("models", "--debug", "default", "demo").code == 0
+
+
 def test_json_holds_the_same(d3: D3) -> None:
     data = json.loads(d3("models", "--json").out)
     assert data["default"] == "demo"
