@@ -8,13 +8,14 @@ variable, else from config.toml, else from its default.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
 from d3cli.base.errors import D3Error, Setting, UsageError
-from d3cli.base.settings import config_file, load_settings
+from d3cli.base.settings import aliases, config_file, load_settings
 from d3cli.cli import removed
 from d3cli.cli.output import flag
 
@@ -109,15 +110,35 @@ class _GroupWithArguments(TyperGroup):
         return [] if ctx.command in self.commands.values() else super().get_params(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The usage line, without an empty word for subcommands."""
-        return [piece for piece in super().collect_usage_pieces(ctx) if piece]
+        """The usage line, which ends with the subcommands."""
+        pieces = [piece for piece in super().collect_usage_pieces(ctx) if piece]
+        return [*pieces, *(f"| {name} ..." for name in self.commands)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         subcommand = args[:1] if args and args[0] in self.commands else []
-        super().parse_args(ctx, [] if subcommand else args)
+        try:
+            super().parse_args(ctx, [] if subcommand else args)
+        except typer.TyperException:  # such as too many arguments: the subcommand's own
+            self._refuse_late_subcommand(ctx)
+            raise
         if subcommand:
             ctx._protected_args, ctx.args = subcommand, args[1:]
+        self._refuse_late_subcommand(ctx)
         return list(ctx.args)
+
+    def _refuse_late_subcommand(self, ctx: Any) -> None:
+        """Refuses a subcommand after options, which would be the name of a model.
+
+        A model that has this name is accepted.
+        """
+        word = ctx.params.get("model")
+        if word not in self.commands or ctx.resilient_parsing:
+            return
+        if word not in aliases() and not Path(word).is_dir():
+            raise UsageError(
+                f"{word} comes after options, so it would be the name of a model",
+                f"options go after {word}: {ctx.command_path} {word} --help lists them",
+            )
 
 
 def command_group() -> typer.Typer:

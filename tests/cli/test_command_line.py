@@ -139,6 +139,25 @@ class TestCalibrate:
         check(d3("calibrate", "show", "-o", "csv"), 2, "csv")
         check(d3("calibrate", "remove", ""), 2, "no model or directory")
 
+    @pytest.mark.parametrize(
+        "words",
+        [["--json", "show"], ["--target-drop", "2%", "remove"], ["--offline", "show", "demo"]],
+        ids=" ".join,
+    )
+    def test_a_subcommand_after_options_is_refused(
+        self, d3: D3, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        check(d3("calibrate", *words), 2, "hint: options go after")
+        monkeypatch.chdir(tmp_path)
+        for name in ("show", "remove"):
+            Path(name).mkdir()
+        assert "options go after" not in d3("calibrate", *words).err
+
+    @pytest.mark.parametrize("option", [["--json"], ["-o", "csv"], ["--target-drop", "2%"]])
+    def test_remove_refuses_options_that_it_has_no_use_for(self, d3: D3, option: list[str]) -> None:
+        check(d3("calibrate", "--remove", *option), 2, f"{option[0]} has no effect on --remove")
+        assert d3("calibrate", "demo", "--remove", "--debug").code == 0
+
     @pytest.mark.parametrize("words", [["demo", "--target-drop", "x"], ["--target-drop", "x"]])
     def test_everything_else_is_the_command_itself(self, d3: D3, words: list[str]) -> None:
         check(d3("calibrate", *words), 2, '--target-drop is "x"')

@@ -1,5 +1,7 @@
 """``d3 calibrate``: the fastest depth schedule within a quality target, tested and stored."""
 
+from dataclasses import fields
+
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import default_model
 from d3cli.cli.calibrate.options import CalibrateSettings, Format, RemoveSettings, ShowSettings
@@ -33,6 +35,11 @@ def calibrate(settings: CalibrateSettings) -> int:
     if settings.show:
         show_stored(output, settings.model, form)
     elif settings.remove:
+        for name in settings.typed.keys() - {each.name for each in fields(RemoveSettings)}:
+            if name != "remove":
+                raise UsageError(
+                    f"{settings.typed[name]} has no effect on --remove", "leave it out"
+                )
         remove_stored(output, _named(settings.model))
     else:
         run_calibration(output, _named(settings.model), settings, form)
