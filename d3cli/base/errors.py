@@ -82,6 +82,13 @@ class D3Error(Exception):
     def hint(self) -> str:
         return spelled(self._hint)
 
+    @property
+    def settings(self) -> set[str]:
+        """The names of all settings that the message or the hint names, and `field`."""
+        pieces = (*self._message, *self._hint)
+        named = {piece.name for piece in pieces if isinstance(piece, Setting)}
+        return named | ({self.field} if self.field else set())
+
     def told(self, spell: Spell) -> tuple[str, str]:
         """Message and hint as text; `spell` writes their settings."""
         return spelled(self._message, spell), spelled(self._hint, spell)

@@ -56,8 +56,9 @@ def command(kind: type[S]) -> Callable[[Callable[[S], int]], Callable[..., int]]
             try:
                 return function(_build(kind, values, typed=_typed(ctx)))
             except D3Error as error:
+                flags = {flag(Setting(name)) for name in error.settings}
                 for parameter in ctx.command.params:
-                    if error.field and flag(Setting(error.field)) in parameter.opts:
+                    if flags.intersection(parameter.opts):
                         note_origin(error, ctx, parameter)
                 raise
 

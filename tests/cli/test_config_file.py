@@ -41,6 +41,14 @@ class TestConfigFile:
         check(d3("generate", STORY), 2, "--top-k is set by the variable D3_TOP_K\n")
         check(d3("generate", STORY, "--top-k", "1"), 2, "--alpha is set by the variable D3_ALPHA\n")
 
+    def test_an_error_of_two_settings_says_it_of_both(
+        self, d3: D3, config: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write_text("core_first = 4\n")
+        monkeypatch.setenv("D3_CORE_LAST", "99")
+        result = d3("generate", STORY)
+        check(result, 2, f"--core-first is set in {config}; --core-last is set by the variable")
+
     def test_help_is_never_withheld(self, d3: D3, config: Path) -> None:
         config.write_text("= broken")
         assert d3("generate", "--help").code == 0
