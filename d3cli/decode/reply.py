@@ -4,7 +4,7 @@ Knows nothing of chat templates, terminals or files.
 """
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -171,6 +171,14 @@ class Reply:
             max_tokens=self._limit,
         )
 
+    def new_detokenizer(self, written: Mapping[int, str]) -> Detokenizer:
+        """What makes text of this reply's tokens, from its first token on.
+
+        Args:
+            written: texts of special tokens that are not left out.
+        """
+        return Detokenizer(self.model.tokenizer, self._after, written)
+
     @property
     def _limit(self) -> int:
         """The most tokens that the reply can have."""
@@ -179,10 +187,7 @@ class Reply:
 
     def _new_text(self) -> tuple[Detokenizer, StopStrings]:
         """What makes text of the tokens, from the first on."""
-        return (
-            Detokenizer(self.model.tokenizer, self._after, self._written),
-            StopStrings(self._stops),
-        )
+        return self.new_detokenizer(self._written), StopStrings(self._stops)
 
     def _add(self, token: DecodedToken) -> str:
         """Adds a token; returns its text, with marks."""

@@ -21,6 +21,7 @@ from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, LayerTime
 from d3cli.scoring.intervals import median_interval
 from d3cli.scoring.step_times import PartTimes, StepTimes
+from d3cli.text.control_tokens import skipped_tokens
 
 
 def record_trace(
@@ -55,16 +56,16 @@ def record_trace(
         compared=options.compare,
         needed_order=options.needed_order,
         peak_memory_bytes=peak_memory_bytes,
-        replies=tuple(
-            _reply_trace(model, options, one) for one in profiled if one.first is not None
-        ),
+        replies=tuple(_reply_trace(options, one) for one in profiled if one.first is not None),
     )
 
 
-def _reply_trace(model: LoadedModel, options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
+def _reply_trace(options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
     run = profiled.first
     assert run is not None
     reply = run.reply
+    full_ids = [] if profiled.comparison is None else profiled.comparison.full_top_ids.tolist()
+    full_choices = list(zip(full_ids, texts_instead(reply, full_ids), strict=True))
     whole = [run for run in profiled.runs if run.is_whole] or [run] * bool(reply.tokens)
     times, active = [run.ms for run in whole], active_layers(options.schedule)
     return ReplyTrace(
@@ -74,7 +75,7 @@ def _reply_trace(model: LoadedModel, options: ProfileOptions, profiled: Profiled
         finish_reason=reply.finish_reason,
         seed=None if profiled.sampling.is_greedy else profiled.sampling.seed,
         tokens=tuple(
-            _token_trace(model, options, profiled, reply, step, times, active)
+            _token_trace(options, profiled, reply, step, times, active, full_choices)
             for step in range(len(reply.tokens))
         ),
         repeats=tuple(run.record() for run in whole),
@@ -83,14 +84,24 @@ def _reply_trace(model: LoadedModel, options: ProfileOptions, profiled: Profiled
     )
 
 
+def texts_instead(reply: Reply, token_ids: Sequence[int]) -> list[str]:
+    """What each of these tokens would add to the reply's text, chosen at the step of its index."""
+    special = {token_id: text for text, token_id in skipped_tokens(reply.model.tokenizer).items()}
+    stream, texts = reply.new_detokenizer(special), []
+    for token, other in zip(reply.tokens, token_ids, strict=False):
+        texts.append(stream.peek(other))
+        stream.push(token.token_id)
+    return texts
+
+
 def _token_trace(
-    model: LoadedModel,
     options: ProfileOptions,
     profiled: Profiled,
     reply: Reply,
     step: int,
     times: Sequence[Sequence[float]],
     active: Sequence[int],
+    full_choices: Sequence[tuple[int, str]],
 ) -> TokenTrace:
     token, dropped = reply.tokens[step], options.schedule.num_dropped(step)
     assert token.entropy is not None  # the profiler asks for it
@@ -98,11 +109,11 @@ def _token_trace(
     ms = [each[step - 1] for each in times if 0 < step <= len(each)]
     extra: dict[str, Any] = {}
     if profiled.comparison is not None:
-        full_id = int(profiled.comparison.full_top_ids[step])
+        full_id, full_text = full_choices[step]
         extra |= {
             "full_logprob": _finite(profiled.comparison.full_log_probs[step]),
             "full_token_id": full_id,
-            "full_text": model.tokenizer.decode([full_id]),
+            "full_text": full_text,
             "kl": _finite(profiled.comparison.kl[step]),
         }
     if step and profiled.needed is not None and profiled.saturation is not None:

@@ -126,6 +126,13 @@ class Detokenizer:
         self._context, self._waiting = self._waiting, []
         return piece
 
+    def peek(self, token_id: int) -> str:
+        """The text that this token would complete if it came next; does not take it.
+
+        An incomplete character becomes U+FFFD.
+        """
+        return self._written.get(token_id) or self._new_text(token_id)
+
     def flush(self) -> str:
         """The rest at the end of the ids: an incomplete character becomes U+FFFD."""
         piece = self._new_text()
@@ -141,9 +148,9 @@ class Detokenizer:
                 return list(ids[-length:])
         return list(ids[len(ids) - longest :])
 
-    def _new_text(self) -> str:
+    def _new_text(self, *more: int) -> str:
         known = self._decode(self._context)
-        return self._decode([*self._context, *self._waiting])[len(known) :]
+        return self._decode([*self._context, *self._waiting, *more])[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(

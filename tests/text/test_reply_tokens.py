@@ -14,6 +14,7 @@ from d3cli.base.errors import spelled
 from d3cli.cli.output import flag
 from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
+from d3cli.profile.record import texts_instead
 from d3cli.text.chat_template import Renderer, encode_chat, own_template
 from d3cli.text.control_tokens import TurnEnd, find_turn_end
 from d3cli.text.reasoning import split_reasoning
@@ -294,6 +295,31 @@ class TestContinuedText:
         assert raw.text == "".join(raw.pieces) == " stop"
         chat = answer(tokenizer, script, prompt="Once upon")
         assert chat.text == ("stop" if templates else " stop")
+
+
+class TestOtherChoices:
+    """What full depth would have chosen is decoded in its place in the reply."""
+
+    def test_it_keeps_its_space(self) -> None:
+        tokenizer = tokenizer_of("llama-2")
+        script, space = tokens(tokenizer, "ab"), tokenizer.get_vocab()["▁"]
+        raw = answer(tokenizer, script, raw=True, prompt="Once upon")
+        assert texts_instead(raw, [t.token_id for t in raw.tokens]) == raw.pieces == [*" ab"]
+        assert texts_instead(raw, [space] * 3) == [" "] * 3
+        assert tokenizer.decode([space]) == ""
+
+    def test_it_may_complete_a_character(self) -> None:
+        tokenizer = tokenizer_of("llama-2")
+        first, second = (tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "é".encode())
+        reply = answer(tokenizer, [first, second])
+        assert reply.pieces == ["", "é"]
+        assert texts_instead(reply, [first, second]) == ["\ufffd", "é"]
+
+    def test_special_tokens_are_written(self) -> None:
+        tokenizer = tokenizer_of("llama-2")
+        letter = tokenizer.get_vocab()["a"]
+        reply = answer(tokenizer, [letter])
+        assert texts_instead(reply, [tokenizer.eos_token_id]) == [tokenizer.eos_token]
 
 
 def with_processor(processor: Any) -> PreTrainedTokenizerFast:
