@@ -1,6 +1,6 @@
 """Measures what the live table of d3 profile costs: decoding with and without it, interleaved.
 
-    python scripts/bench_profile.py --model PATH [--alpha off] [--tokens 256] [--rounds 4]
+    python scripts/bench_profile.py --model PATH [--alpha off] [--tokens 193] [--rounds 4]
 
 Within each reply the table is drawn during every other stretch of eight tokens, so that other load
 affects both equally. It is drawn to a terminal of 120 columns and 50 lines, which another process
@@ -13,6 +13,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -31,16 +32,23 @@ from d3cli.profile.run import ProfileOptions, Prompt
 
 ROWS, COLUMNS = 50, 120
 STRETCH = 8  # tokens
+GROUP = 4 * STRETCH  # tokens of one ABBA group
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--alpha", default="off")
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=193)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
+    groups = max(0, asked.tokens - 1) // GROUP * asked.rounds
+    if groups < 2:
+        parser.error(
+            f"--tokens {asked.tokens} and --rounds {asked.rounds} make {groups} ABBA groups; "
+            f"quartiles need two, of {GROUP} tokens each, after the first token of a round"
+        )
     model = load_model(asked.model, threads=asked.threads)
     options = ProfileOptions(
         schedule=model.schedule(parse_alpha(asked.alpha)),
@@ -70,7 +78,11 @@ def main() -> None:
                 view.live = live if stretch % 4 in (1, 2) else None  # ABBA
                 decoded, began = run.decode_s, time.perf_counter()
                 for _ in range(STRETCH):
-                    next(chunks)
+                    if next(chunks, None) is None:
+                        sys.exit(
+                            f"the reply ended after {len(run.reply.tokens)} tokens: give --tokens "
+                            "at most that, or another model"
+                        )
                     view.add(run)
                 stretches.append((time.perf_counter() - began, run.decode_s - decoded))
         if not number:
