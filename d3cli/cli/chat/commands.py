@@ -93,6 +93,20 @@ COMMANDS = {
 }  # fmt: skip
 
 
+# What other programs call these commands.
+OTHER_NAMES = {
+    "/retry": "/regen",
+    "/redo": "/regen",
+    "/resume": "/load",
+    "/continue": "/load",
+    "/open": "/load",
+    "/new": "/clear",
+    "/reset": "/clear",
+    "/quit": "/exit",
+    "/q": "/exit",
+}
+
+
 def run_command(chat: Chat, line: str, commands: Mapping[str, Command] = COMMANDS) -> int | None:
     """Runs a line that begins with a slash; returns an exit code if that ends the chat.
 
@@ -104,7 +118,7 @@ def run_command(chat: Chat, line: str, commands: Mapping[str, Command] = COMMAND
     name, argument = [*line.split(maxsplit=1), ""][:2]
     command = commands.get(name.lower())
     if command is None:
-        near = get_close_matches(name.lower(), commands, n=2) if len(name) > 1 else []
+        near = _commands_meant(name.lower(), commands)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
         raise UsageError(
             f"there is no command {name[:40]}",
@@ -116,6 +130,15 @@ def run_command(chat: Chat, line: str, commands: Mapping[str, Command] = COMMAND
     if argument.strip() and not command.usage:
         raise UsageError(f"{name} takes no argument", f"type {name} alone")
     return command.run(chat, argument.strip())
+
+
+def _commands_meant(name: str, commands: Mapping[str, Command]) -> list[str]:
+    """What a user who types an unknown command may mean."""
+    if name in OTHER_NAMES:
+        return [OTHER_NAMES[name]]
+    if name[1:].replace("_", "-") in SETTINGS:
+        return [f"/set {name[1:].replace('_', '-')}"]
+    return get_close_matches(name, commands, n=2) if len(name) > 1 else []
 
 
 def _help_rows() -> list[tuple[str, str]]:

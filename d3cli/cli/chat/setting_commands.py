@@ -6,7 +6,7 @@ from d3cli.base.errors import UsageError
 from d3cli.cli.chat import views
 from d3cli.cli.chat.model_switch import switch_model
 from d3cli.cli.chat.session import Chat
-from d3cli.cli.chat.settings import SETTINGS, parse_change, unquoted
+from d3cli.cli.chat.settings import COMMANDS, SETTINGS, parse_change, unquoted
 from d3cli.cli.depth import parse_alpha
 from d3cli.decode import transcript
 
@@ -30,6 +30,8 @@ def set_(chat: Chat, argument: str) -> None:
         chat.screen.print_rows(list(views.settings(chat.settings, chat.options).items()))
         chat.screen.print("\n/set NAME VALUE, or /set NAME default")
         return
+    if name in COMMANDS:
+        raise UsageError(f"/set does not change {name}", f"type /{name} {value}".rstrip())
     if name not in SETTINGS:
         near = get_close_matches(name, SETTINGS, n=2)
         raise UsageError(
