@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 from d3cli.base.errors import UsageError
@@ -72,7 +73,7 @@ class Request:
             system=template.system,
             chat_template=None
             if template.chat_template is None
-            else read_text(template.chat_template, "chat template"),
+            else _read_template(template.chat_template),
             think=template.think,
         )
 
@@ -83,6 +84,15 @@ class Request:
         if self.max_tokens is not None:
             needs["reply_tokens"] = self.max_tokens
         return needs
+
+
+def _read_template(path: Path) -> str:
+    text = read_text(path, "chat template")
+    if not text.strip():
+        raise UsageError(
+            f"the chat template {path} is empty", "without --chat-template, the model's own is used"
+        )
+    return text
 
 
 class ReplySettings(Protocol):
@@ -155,13 +165,17 @@ def resolve_think(
     Reasoning can be hidden also where the template has no switch: such models always think.
 
     Raises:
+        UsageError: thinking is to be on or off, but the template has no switch for it.
         ModelError: the model has several chat templates, and none is the default.
     """
-    if think is Think.hide:
-        from d3cli.text.chat_template import has_thinking_switch
+    if think is None:
+        return None
+    from d3cli.text.chat_template import check_thinking_switch, has_thinking_switch
 
+    if think is Think.hide:
         return has_thinking_switch(model.tokenizer, chat_template) or None
-    return None if think is None else think is Think.on
+    check_thinking_switch(model.tokenizer, chat_template)
+    return think is Think.on
 
 
 def note_turn_end(

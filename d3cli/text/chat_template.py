@@ -95,7 +95,10 @@ class Renderer:
             answer = self._ask(json.dumps(request) + "\n", largest)
         if "error" in answer:
             kind = TemplateFailedError if answer.get("failed") else ModelError
-            has_system = any(message["role"] == "system" for message in messages)
+            # A template over a limit does not refuse the system prompt.
+            has_system = kind is TemplateFailedError and any(
+                message["role"] == "system" for message in messages
+            )
             raise _unusable(answer["error"], kind, has_system=has_system)
         return str(answer["text"])
 
@@ -153,12 +156,8 @@ def encode_chat(
     if context is not None:
         check_length(tokenizer, text, context)
     template = chat_template or own_template(tokenizer)
-    if think is not None and SWITCH not in template:
-        raise UsageError(
-            "this model's chat template has no thinking switch",
-            ("leave ", Setting("think"), " at its default"),
-            field="think",
-        )
+    if think is not None:
+        check_thinking_switch(tokenizer, chat_template)
     if not template:
         text = "\n\n".join(message["content"] for message in messages)
         return encode_beginning(tokenizer, text, split_special_tokens=True)
@@ -172,15 +171,26 @@ def encode_chat(
         lambda messages: renderer.render(template, messages, variables),
         marked,
         template=template,
-        of=("the template of ", Setting("chat_template"))
-        if chat_template
-        else "this model's chat template",
+        of=_named(chat_template),
     )
     try:
         encoded = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)
     except ValueError as error:  # a control token cannot be told from text
         raise _unusable(str(error)) from error
-    return list(encoded["input_ids"])
+    ids = list(encoded["input_ids"])
+    if not ids:
+        raise ModelError(
+            (*_named(chat_template), " writes nothing that the tokenizer knows"),
+            ("try another ", Setting("chat_template")),
+        )
+    return ids
+
+
+def _named(chat_template: str | None) -> tuple[str | Setting, ...]:
+    """What an error calls the template: the one given, or the model's own."""
+    if chat_template:
+        return ("the template of ", Setting("chat_template"))
+    return ("this model's chat template",)
 
 
 def _joined(messages: Sequence[Message]) -> str:
@@ -205,6 +215,21 @@ def has_thinking_switch(tokenizer: Any, chat_template: str | None = None) -> boo
         ModelError: as for `own_template`.
     """
     return SWITCH in (chat_template or own_template(tokenizer))
+
+
+def check_thinking_switch(tokenizer: Any, chat_template: str | None = None) -> None:
+    """Refuses to turn thinking on or off where the template has no switch for it.
+
+    Raises:
+        UsageError: it has none.
+        ModelError: as for `own_template`.
+    """
+    if not has_thinking_switch(tokenizer, chat_template):
+        raise UsageError(
+            (*_named(chat_template), " has no thinking switch"),
+            ("leave ", Setting("think"), " at its default"),
+            field="think",
+        )
 
 
 def own_template(tokenizer: Any) -> str:

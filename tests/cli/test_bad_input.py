@@ -57,6 +57,14 @@ class TestBadInput:
         result = d3("generate", "demo", STORY, *arguments)
         check(result, 2, message)
 
+    def test_a_template_without_text_is_named(self, d3: D3, tmp_path: Path) -> None:
+        path = tmp_path / "template.jinja"
+        path.touch()
+        check(d3("generate", STORY, "--chat-template", path), 2, "template.jinja is empty")
+        path.write_text("{{ '' }}")
+        result = d3("generate", STORY, "--chat-template", path)
+        check(result, 1, "the template of --chat-template leaves out the last message")
+
     @pytest.mark.parametrize("text", ["", "   ", "\n"])
     def test_an_empty_prompt(self, d3: D3, text: str) -> None:
         check(d3("generate", text), 2, "the prompt is empty")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.normalizers import Replace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from d3cli.base.errors import ModelError, PromptError, UsageError
@@ -71,6 +72,25 @@ class TestEncodeChat:
     def test_a_template_that_fails_gives_one_clear_error(self, template: str) -> None:
         with pytest.raises(ModelError, match="cannot render"):
             encode_chat(TOKENIZER, user("hi"), chat_template=template)
+
+    @pytest.mark.parametrize(
+        ("template", "refused"),
+        [("{{ raise_exception('no') }}", True), ("{{ 'x' * 9999999 }}", False)],
+    )
+    def test_only_a_template_that_fails_may_refuse_the_system_prompt(
+        self, template: str, *, refused: bool
+    ) -> None:
+        for system in (False, True):
+            messages = [{"role": "system", "content": "Be kind."}] * system + user("hi")
+            with pytest.raises(ModelError, match="cannot render") as error:
+                encode_chat(TOKENIZER, messages, chat_template=template)
+            assert ("system prompt" in error.value.hint) == (system and refused)
+
+    def test_a_rendering_without_tokens_names_the_template(self) -> None:
+        tokenizer = word_tokenizer()
+        tokenizer.backend_tokenizer.normalizer = Replace("hi", "")
+        with pytest.raises(ModelError, match="the template of chat_template writes nothing"):
+            encode_chat(tokenizer, user("hi"), chat_template="{{ messages[0].content }}")
 
     def test_thinking_needs_a_template_that_knows_it(self) -> None:
         with pytest.raises(UsageError, match="thinking"):

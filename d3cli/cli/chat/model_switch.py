@@ -2,12 +2,14 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli import signals
 from d3cli.cli.chat.settings import ChatSettings
+from d3cli.cli.options import Think
+from d3cli.cli.request import resolve_think
 from d3cli.cli.terminal import line_mode
 from d3cli.decode.conversation import Conversation
 from d3cli.decode.sampling import SamplingParams
@@ -48,6 +50,7 @@ def switch_model(chat: "Chat", name: str) -> None:
     find_local(name)  # a wrong name is reported before anything is released
     record, old_name, settings = chat.conversation.record(), chat.model_name, chat.settings
     failure: Exception | None = None
+    think = settings.think
     chat.replies.forget()
     del chat.conversation, chat.options
     gc.collect()
@@ -57,6 +60,7 @@ def switch_model(chat: "Chat", name: str) -> None:
             model = chat.models.load(name, settings)
         # Checked while the present model can still come back.
         SamplingParams.resolve(settings.sampling, model.text.generation_settings)
+        think = _fitting_think(model, settings)
         chat.model_name = name
     except Exception as error:  # whatever it was, the chat needs a model first
         failure = error
@@ -65,6 +69,9 @@ def switch_model(chat: "Chat", name: str) -> None:
     finally:
         signals.stop_once()
     chat.conversation = Conversation(model, record)
+    if think is not settings.think:
+        chat.output.note("this model has no thinking switch, so think is at its default again")
+        chat.settings = replace(settings, think=think)
     try:
         chat.change()
     except UsageError:  # for example more core layers than the new model has
@@ -72,6 +79,15 @@ def switch_model(chat: "Chat", name: str) -> None:
         chat.change(alpha="auto", start=None, core_first=None, core_last=None)
     if failure is not None:
         raise failure
+
+
+def _fitting_think(model: "LoadedModel", settings: ChatSettings) -> Think | None:
+    """The choice of thinking, or None if this model cannot follow it."""
+    try:
+        resolve_think(model, settings.think, settings.chat_template)
+    except UsageError:
+        return None
+    return settings.think
 
 
 def _load_again(chat: "Chat", name: str, failure: Exception) -> "LoadedModel":

@@ -145,6 +145,7 @@ class Chat:
             UsageError: the settings do not fit the model.
         """
         model = self.conversation.model
+        think = resolve_think(model, settings.think, settings.chat_template)
         choice = choose_schedule(
             model,
             settings.alpha,
@@ -161,5 +162,5 @@ class Chat:
             max_tokens=settings.max_tokens,
             stop=settings.stop,
             chat_template=settings.chat_template,
-            think=resolve_think(model, settings.think, settings.chat_template),
+            think=think,
         )

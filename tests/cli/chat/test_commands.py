@@ -18,6 +18,9 @@ from tests.cli.chat.at_terminal import STORY
 from tests.cli.chat.desk import NewDesk
 from tests.conftest import BUILTIN_PATH
 
+REFUSES = "{{ raise_exception('no') }}"
+THINKS = "{{ messages[-1].content }}{% if enable_thinking %} Well.{% endif %}"
+
 
 def test_the_help_lists_every_command_once(desk: NewDesk) -> None:
     shown = desk().type("/?")
@@ -36,7 +39,16 @@ def test_the_help_lists_every_command_once(desk: NewDesk) -> None:
         ("/save\n/bye", "/save takes one line"),
         ("/bye /bye", "/bye takes no argument"),
         ("/set temprature 1", "did you mean temperature?"),
+        ("/retry", "did you mean /regen?"),
+        ("/resume", "did you mean /load?"),
+        ("/quit", "did you mean /exit?"),
+        ("/top_p 0.9", "did you mean /set top-p?"),
+        ("/set alpha 0.9", "/set does not change alpha hint: type /alpha 0.9"),
+        ("/set system Be kind.", "type /system Be kind."),
+        ("/set model", "type /model"),
         ("/set top-p", "/set top-p needs a value"),
+        ("/set think on", "no thinking switch hint: leave think at its default"),
+        ("/think off", "no thinking switch hint: leave think at its default"),
         ("/set top_p 7", "top-p is 7.0"),
         ("/set top-p x", '"x" is not a number'),
         ("/set top-k 0.5", '"0.5" is not a whole number'),
@@ -86,7 +98,7 @@ def test_settings_change_and_go_back(desk: NewDesk) -> None:
         ("/set start 20%", "start is now 1"),
         ("/set temperature 0.5", "temperature is now 0.5"),
         ("/set temperature default", "temperature is now 0 (greedy)"),
-        ("/set think on", "think is now on"),
+        ("/set think hide", "think is now hide"),
         ("/set think default", "think is now the model's default"),
         ("/set on-overflow drop-oldest", "on-overflow is now drop-oldest"),
         ("/set stats off", "stats is now off"),
@@ -97,13 +109,28 @@ def test_settings_change_and_go_back(desk: NewDesk) -> None:
 
 
 def test_a_message_that_gets_no_reply_is_the_next_draft(desk: NewDesk) -> None:
-    one = desk(think=Think.on)
-    shown = one.type("Hello.")
-    assert "no thinking switch" in shown
-    assert "leave think at its default" in shown
+    one = desk(chat_template=REFUSES)
+    assert "cannot render this conversation: no" in one.type("Hello.")
     assert one.draft == "Hello."
     assert one.chat.conversation.messages == []
     assert not one.path.exists()
+
+
+def test_thinking_needs_a_template_with_a_switch(desk: NewDesk) -> None:
+    one = desk(chat_template=THINKS)
+    assert "think is now on" in one.type("/set think on")
+    assert one.chat.options.think is True
+    assert "think is now off" in one.type("/think off")
+    assert one.chat.options.think is False
+
+
+def test_another_model_may_lack_the_thinking_switch(desk: NewDesk, other: Path) -> None:
+    one = desk(chat_template=THINKS, think=Think.on)
+    one.chat.settings = replace(one.chat.settings, chat_template=None)  # as the model's own
+    shown = one.type(f"/model {other}")
+    assert "no thinking switch, so think is at its default again" in shown
+    assert one.chat.settings.think is None
+    assert "stopped: length" in one.type("Hello.")
 
 
 def test_a_message_may_begin_with_a_slash(desk: NewDesk) -> None:
@@ -169,8 +196,8 @@ def test_a_reply_that_cannot_be_written_again_stays(desk: NewDesk) -> None:
     one = desk()
     one.type("Hello.")
     before = list(one.chat.conversation.messages)
-    one.type("/set think on")
-    assert "no thinking switch" in one.type("/regen")
+    one.chat.change(chat_template=REFUSES)
+    assert "cannot render this conversation: no" in one.type("/regen")
     assert one.chat.conversation.messages == before
     assert transcript.read(one.path) == before
 

@@ -43,6 +43,7 @@ def test_the_list(d3: D3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         (["--alpha", "2"], "alpha is 2, outside (0, 1]"),
         (["--temperature", "-1"], "--temperature is -1"),
         (["--start", "5000"], "start is 5,000, beyond the model's context"),
+        (["--think", "on"], "no thinking switch"),
         (["--chat-template", "/nothing"], "there is no chat template /nothing"),
         (["no-such-model"], "there is no model or directory"),
     ],
@@ -55,6 +56,6 @@ def test_bad_input_is_one_error(arguments: list[str], says: str, home: Path, war
         assert "Traceback" not in terminal.plain
         assert terminal.plain.count("error: ") == 1
         # Only what depends on the model is checked after it is loaded.
-        assert ("model: " in terminal.plain) == ("--start" in arguments)
+        assert ("model: " in terminal.plain) == bool({"--start", "--think"} & set(arguments))
     finally:
         terminal.close()
