@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from d3cli.model.model import LoadedModel
 from d3cli.model.wrap import wrap_model
-from d3cli.text.chat_template import Renderer, own_template
+from d3cli.text.chat_template import own_template
+from d3cli.text.renderer import Renderer
 
 
 def scripted_lm(size: int, prompt_tokens: int, script: Sequence[int]) -> Any:

@@ -33,7 +33,8 @@ from d3cli.model.memory import check_memory
 from d3cli.model.model import LoadedModel
 from d3cli.model.origin import Origin, find_calibration, shipped_schedule
 from d3cli.model.wrap import wrap_model
-from d3cli.text.chat_template import Renderer, own_template
+from d3cli.text.chat_template import own_template
+from d3cli.text.renderer import Renderer
 
 
 class LoadOptions(TypedDict, total=False):

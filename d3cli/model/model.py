@@ -20,8 +20,9 @@ from d3cli.depth.units import WeightBytes, parse_unit
 from d3cli.model.gate import LayerGate
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.origin import Origin
-from d3cli.text.chat_template import Renderer, own_template
+from d3cli.text.chat_template import own_template
 from d3cli.text.control_tokens import TurnEnd, find_turn_end
+from d3cli.text.renderer import Renderer
 
 
 class _FinalStates:

@@ -14,7 +14,7 @@ from d3cli.model.gate import LayerGate
 from d3cli.model.model import LoadedModel, TextSide
 from d3cli.model.origin import Origin
 from d3cli.model.weight_bytes import measure_bytes
-from d3cli.text.chat_template import Renderer
+from d3cli.text.renderer import Renderer
 
 
 def wrap_model(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from d3cli.base.errors import ModelError, Setting, Words
-from d3cli.text.chat_template import Renderer
 from d3cli.text.reasoning import TAGS
+from d3cli.text.renderer import Renderer
 from d3cli.text.stop_strings import escaped, marked
 
 # A conversation for looking at what a template writes between two messages. Templates do not

@@ -1,6 +1,6 @@
 """A child process that renders the chat templates of untrusted models.
 
-`chat_template.Renderer` starts it. It reads one JSON request per line and answers with one line.
+`renderer.Renderer` starts it. It reads one JSON request per line and answers with one line.
 A template is a program. transformers' sandbox keeps it away from Python's internals. The limits
 below keep it from using up the machine. If it escapes from the sandbox, they also keep it from
 writing files, using the network and starting programs.

@@ -15,7 +15,6 @@ from d3cli.base.errors import ModelError, PromptError, UsageError
 from d3cli.base.settings import BUILTIN
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.model.load import load_model
-from d3cli.text.chat_template import Renderer
 from d3cli.text.chat_template import encode_chat as encode
 from d3cli.text.reasoning import (
     TAGS,
@@ -24,6 +23,7 @@ from d3cli.text.reasoning import (
     opening_tag,
     split_reasoning,
 )
+from d3cli.text.renderer import Renderer
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import word_tokenizer
 
@@ -200,7 +200,7 @@ def test_a_hostile_template_gives_one_clear_error(
     sentinel = tmp_path / "sentinel"
     template = HOSTILE[name].replace("SENTINEL", str(sentinel))
     with monkeypatch.context() as patch:
-        patch.setattr("d3cli.text.chat_template.RENDER_LIMIT", 1.0)
+        patch.setattr("d3cli.text.renderer.RENDER_LIMIT", 1.0)
         with pytest.raises(ModelError, match="cannot render this conversation: ") as failure:
             encode_chat(TOKENIZER, user("hi"), chat_template=template)
     assert len(failure.value.message) < 700

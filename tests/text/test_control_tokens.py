@@ -11,7 +11,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from d3cli.text.chat_template import Renderer, encode_chat
+from d3cli.text.chat_template import encode_chat
+from d3cli.text.renderer import Renderer
 from tests.conftest import BUILTIN_PATH
 
 RENDERER = Renderer()

@@ -15,9 +15,10 @@ from d3cli.cli.output import flag
 from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
 from d3cli.profile.record import texts_instead
-from d3cli.text.chat_template import Renderer, encode_chat, own_template
+from d3cli.text.chat_template import encode_chat, own_template
 from d3cli.text.control_tokens import TurnEnd, find_turn_end
 from d3cli.text.reasoning import split_reasoning
+from d3cli.text.renderer import Renderer
 from d3cli.text.stop_strings import escaped, unescaped
 from d3cli.text.tokens import Detokenizer, encode_raw
 from tests.conftest import D3, Result

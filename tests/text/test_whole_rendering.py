@@ -9,7 +9,8 @@ from d3cli.base.errors import ModelError
 from d3cli.base.settings import BUILTIN
 from d3cli.files.names import find_model
 from d3cli.text import template_sandbox
-from d3cli.text.chat_template import Message, Renderer, encode_chat
+from d3cli.text.chat_template import Message, encode_chat
+from d3cli.text.renderer import Renderer
 from d3cli.text.whole_rendering import TemplateFailedError, TemplateMessage, render_whole
 
 TOKENIZER = AutoTokenizer.from_pretrained(find_model(BUILTIN).path)

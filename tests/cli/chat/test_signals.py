@@ -136,7 +136,7 @@ def test_ctrl_c_ends_a_template_that_takes_its_time(chat: StartChat, tmp_path: P
     slow = "{% for a in range(99999) %}" * 2 + "{% endfor %}" * 2
     (tmp_path / "chat_template.jinja").write_text(slow)
     # At its limit the template would end with an error instead.
-    no_limit = {"d3cli.text.chat_template:RENDER_LIMIT": HANGS}
+    no_limit = {"d3cli.text.renderer:RENDER_LIMIT": HANGS}
     terminal = chat(tmp_path, columns=160, constants=PATIENT | no_limit)
     terminal.line("Hello.")
     terminal.wait(lambda: terminal.screen.cursor.x == 0 and terminal.ctrl_c_is_a_signal)
