@@ -62,24 +62,7 @@ def choose_context(name: str, config: Any, wanted: int | None = None) -> Context
     """
     stated = int(config.max_position_embeddings)
     kind, factor, own, longest = _lengths(config, stated)
-    if longest < SHORTEST or own < SHORTEST:
-        raise ModelError(
-            f"the context of {name} holds {own} tokens, too few for a prompt and a reply",
-            BAD_CONFIG,
-        )
-    if wanted is not None and wanted < SHORTEST:
-        raise UsageError(
-            (Setting("context"), f" is {wanted:,}"),
-            f"it must be at least {SHORTEST}: one token of prompt and one of reply",
-        )
-    if wanted is not None and wanted > longest:
-        raise UsageError(
-            (
-                Setting("context"),
-                f" is {wanted:,}, but by its config.json {name} holds {longest:,} tokens at most",
-            ),
-            f"use {longest:,} or fewer",
-        )
+    _check(name, wanted, own, longest)
     scaling = f"{SCALINGS.get(kind, kind)} scaling"
     if wanted is not None and wanted > own:
         return Context(
@@ -110,6 +93,28 @@ def choose_context(name: str, config: Any, wanted: int | None = None) -> Context
             ),
         )
     return Context(own)
+
+
+def _check(name: str, wanted: int | None, own: int, longest: int) -> None:
+    """Refuses a context that is too short for a prompt and a reply, or longer than the longest."""
+    if longest < SHORTEST or own < SHORTEST:
+        raise ModelError(
+            f"the context of {name} holds {own} tokens, too few for a prompt and a reply",
+            BAD_CONFIG,
+        )
+    if wanted is not None and wanted < SHORTEST:
+        raise UsageError(
+            (Setting("context"), f" is {wanted:,}"),
+            f"it must be at least {SHORTEST}: one token of prompt and one of reply",
+        )
+    if wanted is not None and wanted > longest:
+        raise UsageError(
+            (
+                Setting("context"),
+                f" is {wanted:,}, but by its config.json {name} holds {longest:,} tokens at most",
+            ),
+            f"use {longest:,} or fewer",
+        )
 
 
 def fix_rotary_table(causal_lm: Any, positions: int) -> None:
