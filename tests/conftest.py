@@ -34,7 +34,14 @@ from tests.forks import Forks
 
 torch.set_num_threads(1)
 # By default Hypothesis fails an example that takes 200 ms, and input that is slow to generate.
-settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# In CI the same examples run each time; everywhere else new ones are tried.
+settings.register_profile(
+    "no clock",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    database=None,
+)
 settings.load_profile("no clock")
 
 

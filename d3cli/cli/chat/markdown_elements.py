@@ -1,6 +1,7 @@
 """Draws Markdown with Rich: headings, code, lists, and tables as a terminal can show them."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import ClassVar
 
 from markdown_it.token import Token
@@ -91,28 +92,33 @@ class _ListItem(ListItem):
         """The item with this label before its first line."""
         label_style = console.get_style(style, default="none")
         inner = options.update(width=max(1, options.max_width - width - 2))
-        for number, line in enumerate(console.render_lines(self.elements, inner, style=self.style)):
+        lines = console.render_lines(self.elements, inner, style=self.style)
+        for number, line in enumerate(lines or [[]]):  # an empty item has a label, too
             yield Segment(f" {'' if number else label:>{width}} ", label_style)
             yield from line
             yield Segment("\n")
 
 
 class _List(ListElement):
-    """A list with the numbers that were written, unless they repeat."""
+    """A list with the numbers that were written, unless the second repeats the first.
+
+    An item looks the same whatever follows it: the beginning of a long list may be on the screen
+    before its end is written.
+    """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         items = [item for item in self.items if isinstance(item, _ListItem)]
         ordered = self.list_type != "bullet_list_open"
         labels = list(self._numbers(items)) if ordered else [item.bullet for item in items]
-        width = max(map(len, labels), default=1)
+        widths = accumulate(map(len, labels), max)
         style = "markdown.item.number" if ordered else "markdown.item.bullet"
-        for item, label in zip(items, labels, strict=True):
+        for item, label, width in zip(items, labels, widths, strict=True):
             yield from item.render_labelled(console, options, label, width, style)
 
     @staticmethod
     def _numbers(items: list[_ListItem]) -> Iterator[str]:
         written = [int(item.number) for item in items]
-        repeat = len(set(written)) < len(written)
+        repeat = len(set(written[:2])) < len(written[:2])
         for index, item in enumerate(items):
             yield f"{written[0] + index if repeat else item.number}{item.mark}"
 

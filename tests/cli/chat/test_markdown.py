@@ -138,6 +138,15 @@ def test_chunk_boundaries_and_the_height_of_the_screen_make_no_difference(
     check_cut(cuts, rows)
 
 
+def test_an_item_keeps_its_shape_when_numbers_grow_after_it() -> None:
+    check_cut([1, 1, 1, 6, 30, 30, 30, 30, 30], rows=5)
+
+
+@pytest.mark.parametrize("source", ["1.", "-", "3) \n\nafter"])
+def test_an_empty_item_shows_its_label(source: str) -> None:
+    check_blocks(source)
+
+
 @pytest.mark.slow
 @CUTS
 @settings(max_examples=40)
