@@ -7,7 +7,6 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from d3cli.depth.calibration_record import ModelKey
-from d3cli.files.fingerprint import fingerprint
 from d3cli.files.names import find_on_disk
 from tests.conftest import BUILTIN_PATH
 
@@ -32,4 +31,4 @@ def key_of(name: str | Path, dtype: str = "float32", quantization: str | None = 
     """The key of a model on disk, as loading it makes one."""
     files = find_on_disk(str(name))
     assert files is not None
-    return ModelKey(files.identity, fingerprint(files.path), files.revision, dtype, quantization)
+    return ModelKey(files.identity, files.fingerprint(), files.revision, dtype, quantization)

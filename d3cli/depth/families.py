@@ -64,6 +64,34 @@ FAMILIES: Mapping[str, Family] = {
     "opt": Family("OPT", decoder="decoder", mlp=None),
 }
 
+# llama.cpp's names of the proven types that transformers can read from GGUF, as in
+# `general.architecture`; with transformers' own. tests/model proves each of them.
+GGUF_ARCHITECTURES: Mapping[str, str] = {
+    "llama": "llama",  # and Mistral
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
+    "gpt2": "gpt2",
+}
+
+# Those of the other proven types, which transformers reads from safetensors alone.
+GGUF_NOT_READ: Mapping[str, str] = {
+    "phi2": "phi",
+    "granite": "granite",
+    "olmo": "olmo",
+    "olmo2": "olmo2",
+    "command-r": "cohere",
+    "glm4": "glm4",
+    "smollm3": "smollm3",
+    "starcoder": "gpt_bigcode",
+    "gptneox": "gpt_neox",
+}
+
 # Any other decoder. Its layers are not gated, so it runs at full depth only.
 UNLISTED = Family("", attention=None, can_skip=False)
 

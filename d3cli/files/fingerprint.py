@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import IO
 
 from d3cli.base.errors import ModelError
+from d3cli.files.gguf import GgufModel
 from d3cli.files.json_files import BOUNDS, model_file, unreadable
 from d3cli.files.safetensors import parse_header, weight_files
 
@@ -27,6 +29,28 @@ def fingerprint(directory: Path) -> str:
     digest = sha256(sha256(config).digest())
     for tensor, data in _samples_of(directory, weight_files(directory)):
         digest.update(sha256(tensor.encode()).digest() + data)
+    return digest.hexdigest()
+
+
+def gguf_fingerprint(model: GgufModel) -> str:
+    """The fingerprint of a model in GGUF: its metadata and a sample of its weights, as above.
+
+    Neither the tokenizer nor the model's name counts, nor how a split model is split.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    counted = [key for key in sorted(model.metadata) if key.startswith(f"{model.architecture}.")]
+    config = json.dumps([model.architecture, *((key, model.metadata[key]) for key in counted)])
+    digest = sha256(sha256(config.encode()).digest())
+    for name, tensor in sorted(model.tensors.items()):
+        description = json.dumps([name, tensor.type.name, tensor.shape])
+        try:
+            with tensor.path.open("rb", buffering=0) as file:
+                sample = _middle(file, tensor.offset, tensor.nbytes)
+        except OSError as error:
+            raise unreadable(tensor.path, error) from error
+        digest.update(sha256(description.encode()).digest() + sample)
     return digest.hexdigest()
 
 
@@ -65,7 +89,12 @@ def _samples(path: Path) -> Iterator[tuple[str, bytes]]:
             begin, end = entry.data_offsets
             if not 0 <= begin <= end <= size - start:
                 raise ValueError(f"the data of {name!r} lies outside the file")
-            length = min(SAMPLE_BYTES, end - begin)
-            file.seek(start + begin + (end - begin - length) // 2)
             description = json.dumps([name, entry.dtype, entry.shape])
-            yield description, sha256(file.read(length)).digest()
+            yield description, _middle(file, start + begin, end - begin)
+
+
+def _middle(file: IO[bytes], begin: int, nbytes: int) -> bytes:
+    """A hash of up to `SAMPLE_BYTES` from the middle of a tensor's data."""
+    length = min(SAMPLE_BYTES, nbytes)
+    file.seek(begin + (nbytes - length) // 2)
+    return sha256(file.read(length)).digest()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from d3cli.base.settings import (
     shipped_aliases,
 )
 from d3cli.depth.families import find_family
-from d3cli.files.directory import GGUF_HINT, check_directory
+from d3cli.files.directory import check_directory, notes_on_directory
+from d3cli.files.fingerprint import fingerprint, gguf_fingerprint
+from d3cli.files.gguf import GgufModel, is_gguf, read_gguf
 from d3cli.files.hub import at_revision, cached_snapshot, describe_repository, download
 from d3cli.files.json_files import read_json
 from d3cli.files.safetensors import Description, missing_weights
+from d3cli.files.vet_files import vet_files
 
 # A revision becomes a part of URLs and of paths in the cache.
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,200}")
@@ -31,10 +34,12 @@ class ModelFiles:
 
     Attributes:
         name: what to call it in messages.
-        path: the directory with config.json and the weights.
+        path: the directory with config.json and safetensors; or the GGUF file, of a split one the
+            first part.
         identity: the same whichever name was used; see `model_identity`.
         revision: the commit, if it comes from the hub.
         builtin: whether it is the model that ships with d3cli.
+        gguf: the headers of a GGUF file; None for safetensors.
     """
 
     name: str
@@ -42,6 +47,34 @@ class ModelFiles:
     identity: str
     revision: str | None = None
     builtin: bool = False
+    gguf: GgufModel | None = field(default=None, repr=False, compare=False)
+
+    def vet(self) -> None:
+        """Checks the files before transformers sees them; `find_model` has checked a GGUF file.
+
+        Raises:
+            ModelError: the model should not be used.
+        """
+        if self.gguf is None and not self.builtin:
+            vet_files(self.path)
+
+    def notes(self) -> list[str]:
+        """What a user should know about the files: which of a directory's weights run.
+
+        Raises:
+            ModelError: the directory holds two models, and either may be out of date.
+        """
+        if self.gguf is not None or self.builtin:
+            return []
+        return notes_on_directory(self.path, from_hub=self.revision is not None)
+
+    def fingerprint(self) -> str:
+        """Tells whether a stored calibration still fits the model; see `files.fingerprint`.
+
+        Raises:
+            ModelError: a file is missing or damaged.
+        """
+        return fingerprint(self.path) if self.gguf is None else gguf_fingerprint(self.gguf)
 
     @property
     def is_known(self) -> bool:
@@ -154,6 +187,11 @@ def find_local(name: str) -> ModelFiles | None:
     if target == BUILTIN:
         path = Path(str(files("d3cli") / "builtin"))
         return ModelFiles("the built-in model", path, BUILTIN, builtin=True)
+    file = _as_gguf(target)
+    if file is not None:
+        gguf = read_gguf(file)
+        first = gguf.paths[0]
+        return ModelFiles(name, first, str(first.resolve()), gguf=gguf)
     directory = _as_directory(target)
     if directory is not None:
         check_directory(directory)
@@ -218,6 +256,15 @@ def _problem(snapshot: Path) -> str | None:
     return "" if family.can_skip else "runs at full depth only"
 
 
+def _as_gguf(target: str) -> Path | None:
+    """The GGUF file that `target` names; None if it names something else."""
+    try:
+        path = Path(target).expanduser()
+    except RuntimeError:  # no such home
+        return None
+    return path if is_gguf(path) else None
+
+
 def _as_directory(target: str) -> Path | None:
     """The directory that `target` names; None if it is not a path."""
     if not target:  # Path("") would be the current directory
@@ -229,8 +276,6 @@ def _as_directory(target: str) -> Path | None:
         exists = path.exists()
     except (OSError, RuntimeError, ValueError):
         return None
-    if exists and path.suffix.lower() == ".gguf":
-        raise ModelError(f"{target} is a GGUF file, which d3 cannot read", GGUF_HINT)
     if exists:
         raise UnknownModelError(
             f"{target} is a file, not a model directory", "give the directory that holds it"

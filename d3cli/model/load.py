@@ -12,12 +12,9 @@ from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.families import Family
-from d3cli.files.directory import notes_on_directory
-from d3cli.files.fingerprint import fingerprint
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.files.safetensors import Description, describe_directory
-from d3cli.files.vet_files import vet_files
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
@@ -141,10 +138,8 @@ def load_model(
         files = find_model(
             name, offline=offline, revision=revision, check=partial(check_model, **options)
         )
-    notes: list[Words] = []
-    if not files.builtin:
-        vet_files(files.path)
-        notes += notes_on_directory(files.path, from_hub=files.revision is not None)
+    files.vet()
+    notes: list[Words] = [*files.notes()]
     description = describe_directory(files.name, files.path)
     plan = check_model(description, **options)
     to_convert = HeldWeights(description, plan.config, plan.kernels).to_convert
@@ -218,7 +213,7 @@ def _origin(files: ModelFiles, model: LoadedModel, form: Form) -> Origin:
         return origin
     key = ModelKey(
         model=files.identity,
-        fingerprint=fingerprint(files.path),
+        fingerprint=files.fingerprint(),
         revision=files.revision,
         dtype=str(form.dtype).removeprefix("torch."),
         quantization=form.quantization,

@@ -26,16 +26,6 @@ class TestBrokenModels:
     def test_a_directory_without_a_config(self, d3: D3, tmp_path: Path) -> None:
         check(d3("generate", tmp_path, "Hi."), 1, "has no config.json")
 
-    @pytest.mark.parametrize("with_config", [True, False])
-    def test_gguf_files_are_told_apart(self, d3: D3, tmp_path: Path, with_config: bool) -> None:
-        (tmp_path / "fox.Q4_K_M.gguf").write_bytes(b"GGUF")
-        if with_config:
-            (tmp_path / "config.json").write_bytes((BUILTIN_PATH / "config.json").read_bytes())
-        for name in (tmp_path, tmp_path / "fox.Q4_K_M.gguf"):
-            result = d3("generate", name, "Hi.")
-            check(result, 1, "GGUF file, which d3 cannot read")
-            assert "names the model that it was converted from" in result.err
-
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
     def test_a_directory_whose_name_is_not_utf8(self, d3: D3, tmp_path: Path) -> None:
         model = self.copy(tmp_path / os.fsdecode(b"mod\xe9le"))

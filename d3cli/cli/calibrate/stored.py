@@ -17,7 +17,6 @@ from d3cli.depth.calibration_store import (
     find,
     remove,
 )
-from d3cli.files.fingerprint import fingerprint
 from d3cli.files.names import find_local, find_on_disk, model_identity
 
 SCHEMA = 1
@@ -33,7 +32,7 @@ def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
             if files is None:
                 yield entry, "the model is not on disk"
                 continue
-            sample = fingerprint(files.path)
+            sample = files.fingerprint()
             found = find(replace(entry.key, fingerprint=sample, revision=files.revision))
         except D3Error as error:  # a directory that is gone or damaged
             yield entry, error.message
