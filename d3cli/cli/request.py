@@ -170,11 +170,12 @@ def resolve_think(
     """
     if think is None:
         return None
-    from d3cli.text.chat_template import check_thinking_switch, has_thinking_switch
+    from d3cli.text.chat_template import check_thinking_switch, thinking_switch
 
+    text = model.text
     if think is Think.hide:
-        return has_thinking_switch(model.tokenizer, chat_template) or None
-    check_thinking_switch(model.tokenizer, chat_template)
+        return thinking_switch(text.tokenizer, text.renderer, chat_template) is not None or None
+    check_thinking_switch(text.tokenizer, text.renderer, chat_template)
     return think is Think.on
 
 

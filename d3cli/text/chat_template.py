@@ -12,12 +12,11 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 from d3cli.base.errors import ModelError, PromptError, Setting, UsageError
 from d3cli.text.reasoning import split_reasoning
 from d3cli.text.renderer import Renderer, unusable
+from d3cli.text.thinking_switch import Switch, find_switch
 from d3cli.text.tokens import check_length, encode_beginning
 from d3cli.text.whole_rendering import render_whole
 
 Message = dict[str, str]
-
-SWITCH = "enable_thinking"  # the variable by which a template turns thinking on or off
 
 
 def encode_chat(
@@ -53,17 +52,16 @@ def encode_chat(
     if context is not None:
         check_length(tokenizer, text, context)
     template = chat_template or own_template(tokenizer)
+    variables = dict(tokenizer.special_tokens_map)
     if think is not None:
-        check_thinking_switch(tokenizer, chat_template)
+        switch = check_thinking_switch(tokenizer, renderer, chat_template)
+        variables |= switch.variables(think)
     if not template:
         text = "\n\n".join(message["content"] for message in messages)
         return encode_beginning(tokenizer, text, split_special_tokens=True)
     marked = mark_control_tokens(
         [_with_reasoning(message) for message in messages], _control_tokens(tokenizer, template)
     )
-    variables = dict(tokenizer.special_tokens_map)
-    if think is not None:
-        variables[SWITCH] = think
     text = render_whole(
         lambda messages: renderer.render(template, messages, variables),
         marked,
@@ -105,28 +103,35 @@ def _joined(messages: Sequence[Message]) -> str:
     return whole
 
 
-def has_thinking_switch(tokenizer: Any, chat_template: str | None = None) -> bool:
-    """Whether `encode_chat` accepts `think`.
+def thinking_switch(
+    tokenizer: Any, renderer: Renderer, chat_template: str | None = None
+) -> Switch | None:
+    """How to turn thinking on or off, so that `encode_chat` accepts `think`; None if it cannot be.
 
     Raises:
         ModelError: as for `own_template`.
     """
-    return SWITCH in (chat_template or own_template(tokenizer))
+    template = chat_template or own_template(tokenizer)
+    return find_switch(renderer, template, tokenizer.special_tokens_map)
 
 
-def check_thinking_switch(tokenizer: Any, chat_template: str | None = None) -> None:
+def check_thinking_switch(
+    tokenizer: Any, renderer: Renderer, chat_template: str | None = None
+) -> Switch:
     """Refuses to turn thinking on or off where the template has no switch for it.
 
     Raises:
         UsageError: it has none.
         ModelError: as for `own_template`.
     """
-    if not has_thinking_switch(tokenizer, chat_template):
+    switch = thinking_switch(tokenizer, renderer, chat_template)
+    if switch is None:
         raise UsageError(
             (*_named(chat_template), " has no thinking switch"),
             ("leave ", Setting("think"), " at its default"),
             field="think",
         )
+    return switch
 
 
 def own_template(tokenizer: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d3cli.base.errors import ModelError, Setting, Words
-from d3cli.text.reasoning import TAGS
+from d3cli.text.reasoning import TAGS, closing_tag
 from d3cli.text.renderer import Renderer
 from d3cli.text.stop_strings import escaped, marked
 
@@ -48,8 +48,9 @@ def reply_writing(
 
 def _thinking(names: Collection[str]) -> set[str]:
     """Those of the tokens that tags of reasoning consist of."""
+    named = [(name, closing_tag(name)) for name in names if closing_tag(name)]
     found = set()
-    for start, end in TAGS:
+    for start, end in (*TAGS, *named):
         found |= {tag for tag in (start, end) if tag in names}
         if any(start.startswith(name) for name in names):
             found |= {name for name in names if name in start or name in end}

@@ -7,28 +7,70 @@ opening tag. Tags that are special tokens stay in the text; see `control_tokens`
 import re
 from collections.abc import Sequence
 
+# Tags that do not follow the rule of `closing_tag`.
 TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel>thought", "<channel|>"),
+    ("<unused94>thought", "<unused95>"),
+    ("[unused16]", "[unused17]"),
     # gpt-oss writes a reply in parts, each with a header. The answer is the "final" part.
     ("<|channel|>", "final<|message|>"),
 )
+_TAG = re.compile(r"(<\|?|\[)([A-Za-z][\w:.-]{0,60})(\|?>|\])", re.ASCII)
+_MAY_BE_TAG = re.compile(r"(<\|?|\[)([A-Za-z][\w:.-]{0,60})?\|?", re.ASCII)
+_BRACKETS = {"<": ">", "<|": "|>", "[": "]"}
+_THINKING = {"think", "thinking", "thought", "thoughts"}
+_NOT_OPENING = {"no", "end", "off"}
 # The header of a part: "assistant<|channel|>analysis<|message|>". That of the answer is cut.
 HEADER = re.compile(r"(assistant)?<\|channel\|>([^<]*<\|message\|>)?|^\w+<\|message\|>")
 
 
+def closing_tag(opening: str) -> str:
+    """The tag that closes reasoning; empty if the text is not an opening tag.
+
+    A name with the word "think" or "thought" in brackets opens reasoning: <think>, <seed:think>,
+    [THINK], <|begin_of_thought|>. The same name closes it, with a slash before it, or with "end" in
+    place of "begin" or "start".
+    """
+    if known := dict(TAGS).get(opening, ""):
+        return known
+    found = _TAG.fullmatch(opening)
+    if not found or _BRACKETS[found[1]] != found[3]:
+        return ""
+    name = found[2]
+    words = set(re.split(r"[\W_]", name.lower()))
+    if not words & _THINKING or words & _NOT_OPENING or (found[1] == "[" and not name.isupper()):
+        return ""
+    begin = re.search("begin|start", name, re.IGNORECASE)
+    if not begin:
+        return f"{found[1]}/{name}{found[3]}"
+    end = "END" if begin[0].isupper() else "end"
+    return f"{found[1]}{name[: begin.start()]}{end}{name[begin.end() :]}{found[3]}"
+
+
 def opening_tag(text: str) -> str:
     """The opening tag at the end of a rendered prompt; empty if there is none."""
-    return next((start for start, _ in TAGS if text.rstrip().endswith(start)), "")
+    text = text.rstrip()
+    if known := next((start for start, _ in TAGS if text.endswith(start)), ""):
+        return known
+    last = [found[0] for found in _TAG.finditer(text[-80:]) if text.endswith(found[0])]
+    return last[0] if last and closing_tag(last[0]) else ""
+
+
+def _tag_at_start(text: str) -> str:
+    """The opening tag that a text begins with; empty if there is none."""
+    if known := next((start for start, _ in TAGS if text.startswith(start)), ""):
+        return known
+    found = _TAG.match(text)
+    return found[0] if found and closing_tag(found[0]) else ""
+
+
+def _may_become_tag(text: str) -> bool:
+    """Whether a text may be the beginning of an opening tag."""
+    known = any(start.startswith(text) for start, _ in TAGS)
+    return known or bool(_MAY_BE_TAG.fullmatch(text))
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
@@ -37,11 +79,9 @@ def split_reasoning(text: str) -> tuple[str, str]:
     parts = [*splitter.push(text), *splitter.flush()]
     thought = "".join(part for part, thinking in parts if thinking).strip()
     answer = "".join(part for part, thinking in parts if not thinking)
-    for start, end in TAGS:
-        if thought.startswith(start):
-            thought = thought.removeprefix(start).removesuffix(end)
-            thought = HEADER.sub("\n", thought).strip()
-            return thought, answer.lstrip("\n")
+    if start := _tag_at_start(thought):
+        thought = thought.removeprefix(start).removesuffix(closing_tag(start))
+        return HEADER.sub("\n", thought).strip(), answer.lstrip("\n")
     return "", answer
 
 
@@ -67,7 +107,7 @@ class ReasoningSplitter:
     """
 
     def __init__(self, inside: str = "") -> None:
-        self._end = dict(TAGS).get(inside, "")
+        self._end = closing_tag(inside)
         self._held = ""
         self._at_start = not inside
 
@@ -104,11 +144,9 @@ class ReasoningSplitter:
     def _decide_start(self) -> bool:
         """Decides whether the reply begins with a tag; False while that is uncertain."""
         begun = self._held.lstrip()
-        for start, end in TAGS:
-            if begun.startswith(start):
-                self._end, self._at_start = end, False
-                return True
-        self._at_start = any(start.startswith(begun) for start, _ in TAGS)
+        start = _tag_at_start(begun)
+        self._end = closing_tag(start)
+        self._at_start = not start and _may_become_tag(begun)
         return not self._at_start
 
     def _take(self, length: int, *, thinking: bool) -> list[tuple[str, bool]]:

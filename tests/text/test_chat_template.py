@@ -17,7 +17,6 @@ from d3cli.files.names import ModelFiles, find_model
 from d3cli.model.load import load_model
 from d3cli.text.chat_template import encode_chat as encode
 from d3cli.text.reasoning import (
-    TAGS,
     ReasoningSplitter,
     count_thinking,
     opening_tag,
@@ -26,6 +25,7 @@ from d3cli.text.reasoning import (
 from d3cli.text.renderer import Renderer
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import word_tokenizer
+from tests.text.thinking_tags import ALL_TAGS
 
 TOKENIZER = AutoTokenizer.from_pretrained(find_model(BUILTIN).path)
 RENDERER = Renderer()
@@ -123,7 +123,7 @@ def test_reasoning_reaches_the_template_apart_from_the_answer() -> None:
 
 
 class TestReasoning:
-    @pytest.mark.parametrize(("start", "end"), TAGS)
+    @pytest.mark.parametrize(("start", "end"), ALL_TAGS)
     def test_it_is_split_from_the_answer(self, start: str, end: str) -> None:
         assert split_reasoning(f"{start}\nLet me see.\n{end}\n\nYes.") == ("Let me see.", "Yes.")
         assert split_reasoning(f"\n{start}never ends") == ("never ends", "")

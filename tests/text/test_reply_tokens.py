@@ -392,6 +392,13 @@ class TestNothingAfterAPrompt:
 # By model: the special tokens that mark reasoning, a whole reply, its reasoning and its answer.
 THINKING = {
     "Magistral": ("[THINK] [/THINK]", "[THINK]Hm.[/THINK]Yes", "Hm.", "Yes"),
+    "MiniMax": ("<mm:think> </mm:think>", "<mm:think>Hm.</mm:think>Yes", "Hm.", "Yes"),
+    "LongCat": (
+        "<longcat_think> </longcat_think>",
+        "<longcat_think>Hm.</longcat_think>Yes",
+        "Hm.",
+        "Yes",
+    ),
     "Qwen-like": ("<think> </think>", "<think>Hm.</think>Yes", "Hm.", "Yes"),
     "Command A": (
         "<|START_THINKING|> <|END_THINKING|> <|START_RESPONSE|> <|END_RESPONSE|>",
