@@ -37,7 +37,10 @@ _JSON_LIST = re.compile(r"\s*\[\s*([\"\[\]]|-?\d)")
 _JSON_LINE = re.compile(r"""\[?\s*\{\s*["'].*[}\]],?|["'][\w .-]+["']\s*:\s.*|[\[\]{}]+,?""")
 _COLUMN = re.compile(r"[A-Za-z_][\w.-]{0,40}")
 _YAML_ROW = re.compile(r"-\s+[\"']?(\w+)[\"']?\s*:(\s|$)")
+_YAML_FIELD = re.compile(r"([a-z_]+):(\s|$)")
+_TOML_ROW = re.compile(r"\[\[[\w.-]+\]\]")
 _MARKUP = re.compile(r"<(\?xml\b|!doctype\b|html\b)", re.IGNORECASE)
+_ELEMENT = re.compile(r"<([A-Za-z][\w:.-]*)(\s[^<>]*)?>")
 
 
 def binary_format(data: bytes) -> str:
@@ -51,7 +54,7 @@ def may_be_json(text: str) -> bool:
 
 
 def text_format(text: str) -> str:
-    """Names the format of data: JSON, CSV, YAML or markup; empty for prose."""
+    """Names the format of data: JSON, CSV, YAML, TOML or markup; empty for prose."""
     if _JSON_START.match(text):
         return "JSON"
     lines = list(islice((line for line in text.split("\n") if line.strip()), _LINES))
@@ -59,12 +62,26 @@ def text_format(text: str) -> str:
         return ""
     if 2 * sum(bool(_JSON_LINE.fullmatch(line.strip())) for line in lines) > len(lines):
         return "JSON"
-    if _MARKUP.match(lines[0].strip()):
+    first = lines[0].strip()
+    if _MARKUP.match(first) or _is_one_element(text, lines):
         return "markup"
+    if _TOML_ROW.fullmatch(first):
+        return "TOML"
+    field = _YAML_FIELD.match(next((line for line in lines if line.strip() != "---"), ""))
+    if field and field[1] in _COLUMNS and any(line.strip() == "---" for line in lines[1:]):
+        return "YAML"
     row = next((found for found in map(_YAML_ROW.match, lines[:3]) if found), None)
     if row and row[1].lower() in _COLUMNS:
         return "YAML"
     return "CSV" if any(_is_table(lines, delimiter) for delimiter in ",\t;|") else ""
+
+
+def _is_one_element(text: str, lines: list[str]) -> bool:
+    """Whether a text is one element of XML, and most of its lines begin with a tag."""
+    element = _ELEMENT.match(text.lstrip())
+    if element is None or not text.rstrip().endswith(f"</{element[1]}>"):
+        return False
+    return 2 * sum(line.lstrip().startswith("<") for line in lines) > len(lines)
 
 
 def _is_table(lines: list[str], delimiter: str) -> bool:

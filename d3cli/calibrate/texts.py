@@ -12,7 +12,7 @@ from hashlib import sha256
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
@@ -64,7 +64,7 @@ class _MessageRow(msgspec.Struct):
 class _Row(msgspec.Struct):
     """A row by `known_row`. Other keys (a weight, a name) are for other programs."""
 
-    messages: Annotated[list[_MessageRow], msgspec.Meta(min_length=2)] | None = None
+    messages: list[_MessageRow] | None = None
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
@@ -72,6 +72,11 @@ class _Row(msgspec.Struct):
 
     def __post_init__(self) -> None:
         if self.messages is not None:
+            # What stands after the last reply has none; the reply is what is scored.
+            while self.messages and self.messages[-1].role != "assistant":
+                self.messages.pop()
+            if len(self.messages) < 2:
+                raise ValueError("the conversation has no reply after a message of the user")
             return
         names = ("text",) if self.text is not None else ("prompt", "response")
         for name in names:
@@ -99,8 +104,8 @@ def read_samples(path: Path) -> list[Sample]:
     """The samples of a file: one for each row of data, or one plain text.
 
     The content decides which: JSON lines, a JSON array and an object with an array inside are rows.
-    A row has "messages", whose last one is the response, or "text", or "prompt" and "response", or
-    the keys that other tools use for these (`known_row`).
+    A row has "messages", whose last reply is the response, or "text", or "prompt" and "response",
+    or the keys that other tools use for these (`known_row`).
 
     Raises:
         UsageError: the file cannot be read, or a row has none of these; with its line number. Or it

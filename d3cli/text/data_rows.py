@@ -6,6 +6,7 @@ answers, ShareGPT (conversations of from and value), and the typed parts of Open
 leaves the types of values to the caller's check.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -35,6 +36,9 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 JSON_LINES, JSON_SUFFIXES = (".jsonl", ".ndjson"), (".jsonl", ".ndjson", ".json")
 OTHER_SUFFIXES = {".csv": "CSV", ".tsv": "CSV", ".yaml": "YAML", ".yml": "YAML"}
 MOST_NAMES = 8  # of a row's keys, in an error
+# What may stand at the start of a line of JSON although no one sees it: byte order marks of files
+# that were joined, zero-width and no-break spaces, record separators (RFC 7464), NULs.
+_UNSEEN = re.compile("^[\ufeff\u200b\u2060\u00a0\x1e\x00 \t]+", re.MULTILINE)
 
 FORM = (
     'a row is {"prompt": "…", "response": "…"}, {"text": "…"} or '
@@ -66,6 +70,7 @@ def read_data(
     """
     prepare = prepare or known_row
     suffix = path.suffix.lower()
+    text = _UNSEEN.sub("", text)
     found = text_format(text)
     if not found:
         found = "JSON" if may_be_json(text) and is_json(text) else OTHER_SUFFIXES.get(suffix, "")
@@ -115,7 +120,8 @@ def known_row(row: Any, *, with_reply: bool = True) -> Any:
         others = {key: value for key, value in row.items() if key != conversation}
         messages = given[conversation]
         if isinstance(messages, list):
-            messages = _with_system(given, [_message(each) for each in messages])
+            messages = _with_reply(given, [_message(each) for each in messages])
+            messages = _with_system(given, messages)
         return others | {"messages": messages}
     return row if "text" in given else _pair(row, given, with_reply=with_reply)
 
@@ -154,6 +160,9 @@ def _pair(row: dict[str, Any], given: Mapping[str, Any], *, with_reply: bool) ->
             if isinstance(given.get(key), str) and given[key].strip():
                 prompt += "\n\n" + given[key]
     response = given.get(replied)
+    prompt, response = (
+        [value] if _are_messages([value]) else value for value in (prompt, response)
+    )
     before = _history(given) if asked == "instruction" else []
     plain = not (before or _are_messages(prompt) or _are_messages(response))
     if (plain and not _system(given)) or (with_reply and response is None):
@@ -197,6 +206,19 @@ def _history(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _system(given: Mapping[str, Any]) -> str:
     text = given.get(_first(given, SYSTEMS))
     return text if isinstance(text, str) and text.strip() else ""
+
+
+def _with_reply(given: Mapping[str, Any], messages: list[Any]) -> list[Any]:
+    """A conversation with the reply that stands under a key of its own, if it lacks one."""
+    last = messages[-1] if messages else None
+    reply = given.get(_first(given, RESPONSES))
+    if not (isinstance(last, dict) and last.get("role") == "user") or reply is None:
+        return messages
+    if isinstance(reply, str):
+        return [*messages, {"role": "assistant", "content": reply}]
+    replies = [_message(each) for each in (reply if isinstance(reply, list) else [reply])]
+    whole = replies and isinstance(replies[0], dict) and replies[0].get("role") != "assistant"
+    return replies if whole else [*messages, *replies]
 
 
 def _with_system(given: Mapping[str, Any], messages: list[Any]) -> list[Any]:

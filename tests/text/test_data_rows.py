@@ -22,6 +22,11 @@ LAYOUTS = {
     "an array after a byte order mark": "\ufeff" + json.dumps(PAIRS),
     "lines": "\n\n".join(map(json.dumps, PAIRS)),
     "lines that end as on Windows": "\r\n".join(map(json.dumps, PAIRS)) + "\r\n",
+    "files with byte order marks, joined": "".join(f"\ufeff{json.dumps(p)}\n" for p in PAIRS),
+    "lines after zero-width spaces": "\n".join(f"\u200b\u2060{json.dumps(p)}" for p in PAIRS),
+    "lines after no-break spaces": "\n".join(f"\u00a0{json.dumps(p)}" for p in PAIRS),
+    "a JSON text sequence": "".join(f"\x1e{json.dumps(p)}\n" for p in PAIRS),
+    "NULs at the end": "\n".join(map(json.dumps, PAIRS)) + "\n\0\0\0",
     "an object with rows inside": json.dumps({"version": 1, "data": PAIRS}),
     "an object with another list": json.dumps({"foxes": PAIRS}, indent=1),
     "the hub's viewer": json.dumps(
@@ -90,6 +95,12 @@ KEYS = [
         PAIR,
     ),
     ([USER, REPLY], PAIR),
+    # The reply stands under a key of its own.
+    ({"messages": [USER], "answer": "So."}, PAIR),
+    ({"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "No."}}, PAIR),
+    ({"conversations": [HUMAN, GPT, HUMAN], "chosen": GPT}, Sample("So.", (USER, REPLY, USER))),
+    ({"messages": [USER], "chosen": [USER, REPLY]}, PAIR),
+    ({"prompt": USER, "completion": REPLY}, PAIR),
     ("Once upon a time.", Sample("Once upon a time.")),
 ]  # fmt: skip
 
@@ -97,6 +108,14 @@ KEYS = [
 @pytest.mark.parametrize(("row", "sample"), KEYS)
 def test_the_keys_of_other_tools(row: object, sample: Sample, tmp_path: Path) -> None:
     assert read_samples(file(tmp_path, json.dumps([row, row]))) == [sample, sample]
+
+
+@pytest.mark.parametrize("after", [[USER], [USER, USER], [SYSTEM, USER]])
+def test_the_user_s_last_word_is_not_scored_as_a_reply(
+    after: list[dict[str, str]], tmp_path: Path
+) -> None:
+    rows = [{"messages": [USER, REPLY, *after]}]
+    assert read_samples(file(tmp_path, json.dumps(rows))) == [PAIR]
 
 
 @pytest.mark.parametrize(("row", "sample"), [(r, s) for r, s in KEYS if s.messages])
@@ -126,6 +145,10 @@ def test_prompts_need_no_reply(tmp_path: Path) -> None:
         ),
         ({"conversations": [HUMAN, {"from": "tool", "value": "3"}]}, "invalid enum value 'tool'"),
         ({"prompt": "Why?"}, 'no text as "response"'),
+        ({"messages": [USER]}, "no reply after a message of the user"),
+        ({"messages": [SYSTEM, USER]}, "no reply after a message of the user"),
+        ({"messages": [REPLY]}, "no reply after a message of the user"),
+        ({"messages": []}, "no reply after a message of the user"),
         ({"prompt": "Why?", "system": "Be brief."}, 'no text as "response"'),
         ({"prompt": ["Why?"], "response": ["So."]}, "expected `str | null`, got `array`"),
         (3, "expected `object`, got `int`"),
@@ -147,6 +170,9 @@ OTHER_FORMATS = {
     "tabs": "id\tname\tage\n" + "1\tRey\t3\n" * 5,
     "semicolons": "question;answer\nWhy?;So.\n",
     "YAML": "- prompt: Why?\n  response: So.\n" * 3,
+    "YAML in several documents": "prompt: Why?\nresponse: So.\n---\n" * 3,
+    "TOML": "[[rows]]\nprompt = 'Why?'\nresponse = 'So.'\n" * 3,
+    "XML without a header": "<rows>\n" + "<row><prompt>Why?</prompt></row>\n" * 3 + "</rows>",
     "XML": '<?xml version="1.0"?>\n<rows><row>Why?</row></rows>',
     "HTML": "<!DOCTYPE html>\n<html><p>Why?</p></html>",
     "broken JSON": json.dumps(PAIRS, indent=2)[:-2],
@@ -187,6 +213,9 @@ PROSE = {
     "a wiki page": "{{Infobox fox\n| name = Fox\n}}\nA fox is a small animal.",
     "Markdown with code": '# Rows\n\nA row is an object:\n\n```\n{"a": 1}\n```\n\nThat is all.\n',
     "a list": "- Why?\n- Because.\n- note: so\n",
+    "front matter": "---\ntitle: A fox\n---\n\nOnce upon a time.\n",
+    "questions in prose": "question: why?\nanswer: so\n\nquestion: when?\nanswer: now\n",
+    "one element": "<story>\nOnce upon a time\nthere was\na fox.\n</story>\n",
     "a program": "import os\n\ndef fox(name, age):\n    return {'name': name, 'age': age}\n",
 }
 
