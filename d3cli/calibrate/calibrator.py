@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
+from d3cli.calibrate.alternatives import alternatives
 from d3cli.calibrate.budget import Budget, check_halves, make_budget, measure_pace
 from d3cli.calibrate.clock import SearchClock
 from d3cli.calibrate.confirm import confirm
 from d3cli.calibrate.judge import judge_replies
+from d3cli.calibrate.nearest import find_nearest
 from d3cli.calibrate.order import units_of
 from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Outcome
 from d3cli.calibrate.search import Search
@@ -106,6 +108,10 @@ class Calibrator:
             )
         clock.deadline = float("inf")  # a test that has begun is finished
         yield from confirm(search)
+        if self.outcome.chosen is None:
+            self.outcome.alternatives = alternatives(self.model)
+            if self.outcome.text_fits:
+                yield from find_nearest(search, self._kinds)
         if self.settings.replies and self.outcome.chosen is not None:
             yield from judge_replies(search, self._began + self.settings.max_seconds)
         self.outcome.seconds = self._elapsed()

@@ -17,13 +17,11 @@ from d3cli.calibrate.result import (
     UnseenDrop,
 )
 from d3cli.calibrate.search import Search
-from d3cli.calibrate.space import MIN_EVIDENCE, Candidate, front, share_at_floor
+from d3cli.calibrate.space import MIN_EVIDENCE, MIN_SAVED, Candidate, front, share_at_floor
 from d3cli.depth.schedule import TOLERANCE
 from d3cli.scoring.compare import Comparison, compare
 from d3cli.scoring.intervals import Losses, drop_by_position, mean_loss, measure_drop
 
-# A schedule that saves a smaller share of the bytes, net of repair, is not worth its drop.
-MIN_SAVED = 0.02
 # A larger KL, in multiples of the target, means that the text does not suit the model: there, the
 # schedule makes it a different model, even where the perplexity hardly changes.
 MAX_KL = 20
@@ -44,7 +42,7 @@ def confirm(search: Search) -> Iterator[CalibrationProgress]:
     responses = [len(document.response_ids) for document in texts]
     sequence = safest_first(outcome.tried.values(), settings.target_drop, responses)
     if not sequence:
-        outcome.why_not = _nothing_to_test(outcome.tried.values(), settings)
+        outcome.why_not, outcome.text_fits = _nothing_to_test(outcome.tried.values(), settings)
         return
     unseen = Evaluator(search.model, texts, [len(texts)], search.clock)
     unseen.share_first_layers(candidate.schedule for candidate in sequence)
@@ -60,6 +58,7 @@ def confirm(search: Search) -> Iterator[CalibrationProgress]:
     yield CalibrationProgress("comparison with full depth", search.clock.share)
     chosen, *measured = _measure(unseen, [held, *pair], settings.confidence)
     if chosen.kl > MAX_KL * math.log1p(settings.target_drop):
+        outcome.text_fits = False
         outcome.why_not = (
             f"the text does not suit the model: full depth's perplexity on it is "
             f"{chosen.full_perplexity:.3g}, and the schedule that costs {chosen.drop.value:+.2%} "
@@ -87,7 +86,7 @@ def safest_first(
         one
         for one in tried
         if -target <= one.drop.high <= target
-        and _saved(one) >= MIN_SAVED
+        and one.candidate.saved >= MIN_SAVED
         and share_at_floor(one.candidate.schedule, responses) >= MIN_EVIDENCE / 2
     ]
     kept: list[Tried] = []
@@ -100,30 +99,29 @@ def safest_first(
     return [one.candidate for one in kept[::-1]]
 
 
-def _saved(tried: Tried) -> float:
-    """The share of bytes saved, net of repair."""
-    return 1 - 1 / tried.candidate.byte_ratio
-
-
-def _nothing_to_test(tried: Iterable[Tried], settings: CalibrationSettings) -> Sentence:
-    """Why no schedule is worth testing."""
+def _nothing_to_test(
+    tried: Iterable[Tried], settings: CalibrationSettings
+) -> tuple[Sentence, bool]:
+    """Why no schedule is worth testing, and whether the text suits the model."""
     if not (safest := sorted(tried, key=lambda one: one.drop.high)):
-        return ("no unit can be dropped at this target",)
+        return ("no unit can be dropped at this target",), True
     target, best = settings.target_drop, safest[0]
     if best.drop.high < -target:
-        return (
+        better = (
             "the text does not suit the model: without some of its units the model does better on "
-            f"it ({best.drop.value:+.2%}); try other text ",
-            *OTHER_TEXT,
+            f"it ({best.drop.value:+.2%}); try other text "
         )
+        return (better, *OTHER_TEXT), False
     if best.drop.high <= target:
-        saved = max(0.0, *(_saved(one) for one in safest if one.drop.high <= target))
-        return (f"the schedules within the target save at most {saved:.1%} of the bytes",)
-    return (
+        saved = max(one.candidate.saved for one in safest if one.drop.high <= target)
+        much = f"at most {saved:.1%} of the bytes" if saved >= 0.0005 else "no bytes"
+        return (f"the schedules within the target save {much}, net of repair",), True
+    costs = (
         f"the safest schedule tried, byte ratio {best.candidate.byte_ratio:.2f}, costs "
         f"{best.drop.value:+.2%} on {best.documents} documents, at most {best.drop.high:+.2%} "
-        f"at {settings.confidence:.0%} confidence",
+        f"at {settings.confidence:.0%} confidence"
     )
+    return (costs,), True
 
 
 def _test(

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from d3cli import __version__
 from d3cli.base.errors import Setting, UsageError
+from d3cli.calibrate.alternatives import Alternative
 from d3cli.calibrate.race import Tried
 from d3cli.calibrate.space import Candidate
 from d3cli.calibrate.texts import hash_documents
@@ -112,6 +113,21 @@ class UnseenDrop(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Nearest:
+    """The smallest drop at which a schedule saves enough, where the target was not met.
+
+    Attributes:
+        tried: the schedule and its drop.
+        on_unseen_text: whether the drop is that on the unseen half; else it is the search half's.
+        target_drop: a target that is likely to be met; None if it would exceed 100%.
+    """
+
+    tried: Tried
+    on_unseen_text: bool
+    target_drop: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """Full depth's verdict on the replies that a schedule wrote.
 
@@ -165,6 +181,10 @@ class Outcome:
     Attributes:
         chosen: None where nothing saves enough within the target.
         why_not: why nothing was chosen.
+        text_fits: whether drops on this text mean anything.
+        nearest: where nothing was chosen, the smallest drop at which anything is saved; None where
+            no schedule tried saves enough, or the text does not suit the model.
+        alternatives: where nothing was chosen, what else makes the model faster here.
         tried: every candidate scored on the search half; each with its last measurement.
         tested: candidates on the unseen half, in the order of the test.
         orders: the skip order of each kind of unit.
@@ -177,6 +197,9 @@ class Outcome:
 
     chosen: Measured | None = None
     why_not: Sentence = ()
+    text_fits: bool = True
+    nearest: Nearest | None = None
+    alternatives: Sequence[Alternative] = ()
     tried: dict[DepthSchedule, Tried] = field(default_factory=dict)
     tested: list[UnseenDrop] = field(default_factory=list)
     orders: dict[UnitKind, tuple[str, ...]] = field(default_factory=dict)

@@ -25,6 +25,8 @@ PACES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 51
 # The minimum depth of a reply must be the depth of this share of the scored tokens, so that no
 # saving is promised where nothing was measured.
 MIN_EVIDENCE = 0.1
+# A schedule that saves a smaller share of the bytes, net of repair, is not worth its drop.
+MIN_SAVED = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Candidate:
     kind: UnitKind
     byte_ratio: float
     predicted: float
+
+    @property
+    def saved(self) -> float:
+        """The share of bytes saved, net of repair."""
+        return 1 - 1 / self.byte_ratio
 
     @property
     def is_static(self) -> bool:

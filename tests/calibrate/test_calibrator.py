@@ -158,9 +158,10 @@ def test_a_short_search_that_found_nothing_is_not_out_of_time(
     whole = Calibrator(model, texts, settings).plan.positions
     outcome = outcome_of(model, texts, replace(settings, max_seconds=0.7 * whole))
     assert outcome.cut  # the search was not complete
-    assert not outcome.tried
     assert outcome.chosen is None
     assert outcome.why_not
+    assert outcome.nearest is not None
+    assert len(outcome.tried) == 2  # one of each kind, scored after the search
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,8 @@ def test_a_family_without_sublayers_is_searched_by_layers_alone() -> None:
 def test_schedules_that_save_less_than_a_repair_costs_are_not_chosen() -> None:
     outcome = outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=2))
     assert outcome.chosen is None
-    assert "save at most" in spelled(outcome.why_not)
+    assert "save no bytes, net of repair" in spelled(outcome.why_not)
+    assert outcome.nearest is None  # one decode step saves less than its repair costs
 
 
 def test_text_that_does_not_suit_the_model_is_refused() -> None:

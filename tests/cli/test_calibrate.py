@@ -14,8 +14,10 @@ import pytest
 
 from d3cli.base.errors import StoreError
 from d3cli.base.settings import state_dir
+from d3cli.calibrate.alternatives import alternatives
 from d3cli.calibrate.search import Search
 from d3cli.depth.calibration_store import file_of
+from d3cli.model.load import load_model
 from tests.conftest import D3, Result, check
 from tests.forks import Forks
 from tests.planted import write_planted
@@ -61,7 +63,7 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
     assert found.keys() == {
         *("schema", "schedule", "stored", "target_drop", "confidence", "unseen", "frontier"),
         *("tested", "decay", "no_verdict", "replies", "orders", "influence", "settings"),
-        *("why_not", "cut", "seconds"),
+        *("why_not", "nearest", "alternatives", "cut", "seconds"),
     }
     assert found["target_drop"] == 0.05
     unseen = found["unseen"]
@@ -140,6 +142,18 @@ def test_no_worthwhile_schedule_exits_3_and_stores_nothing(d3: D3) -> None:
     assert found["schedule"] is None and found["stored"] is None and found["unseen"] is None
     assert "nothing was stored" in result.err
     assert not file_of("demo").exists()
+    nearest = found["nearest"]
+    assert nearest["byte_ratio_net"] >= 1 / 0.98 and nearest["drop"] > 0.000001
+    command = f"d3 calibrate demo --dtype bfloat16 --target-drop {nearest['accepting_target']:.0%}"
+    assert command in result.err
+
+
+def test_a_report_without_a_schedule_says_what_else_can_be_done(d3: D3) -> None:
+    result = d3("calibrate", *QUICK, "--target-drop", "0.0001%")
+    rows = dict(line.split("\t", 1) for line in result.out.splitlines() if "\t" in line)
+    assert "net of repair (whole layers: alpha" in rows["smallest drop"]
+    assert "d3 calibrate demo --dtype float32" in rows["to allow it"]
+    assert ("without decay" in rows) == bool(alternatives(load_model(dtype="float32")))
 
 
 def test_csv_lists_what_was_tried(d3: D3, planted: Path, text: Path) -> None:

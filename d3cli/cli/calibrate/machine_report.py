@@ -11,7 +11,13 @@ from d3cli.depth.choice import Source
 
 if TYPE_CHECKING:
     from d3cli.calibrate.race import Tried
-    from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Measured, Outcome
+    from d3cli.calibrate.result import (
+        CalibrationSettings,
+        DecayVerdict,
+        Measured,
+        Nearest,
+        Outcome,
+    )
     from d3cli.calibrate.space import Candidate
     from d3cli.depth.units import WeightBytes
     from d3cli.scoring.intervals import Drop
@@ -53,6 +59,11 @@ def as_json(
         "influence": outcome.influence,
         "settings": asdict(settings),
         "why_not": spelled(outcome.why_not, flag) or None,
+        "nearest": None if outcome.nearest is None else _nearest(outcome.nearest),
+        "alternatives": [
+            {one.setting.name: one.setting.value, "byte_ratio": one.byte_ratio}
+            for one in outcome.alternatives
+        ],
         "cut": outcome.cut,
         "seconds": outcome.seconds,
     }
@@ -139,6 +150,13 @@ def _candidate(candidate: "Candidate") -> dict[str, Any]:
 
 def _tried(tried: "Tried") -> dict[str, Any]:
     return _candidate(tried.candidate) | {"documents": tried.documents} | _drop(tried.drop)
+
+
+def _nearest(nearest: "Nearest") -> dict[str, Any]:
+    return _tried(nearest.tried) | {
+        "on_unseen_text": nearest.on_unseen_text,
+        "accepting_target": nearest.target_drop,
+    }
 
 
 def _drop(drop: "Drop") -> dict[str, Any]:

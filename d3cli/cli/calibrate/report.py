@@ -12,7 +12,14 @@ from d3cli.cli.calibrate.options import Format
 from d3cli.cli.output import Output, flag
 
 if TYPE_CHECKING:
-    from d3cli.calibrate.result import CalibrationSettings, DecayVerdict, Judged, Measured, Outcome
+    from d3cli.calibrate.result import (
+        CalibrationSettings,
+        DecayVerdict,
+        Judged,
+        Measured,
+        Nearest,
+        Outcome,
+    )
     from d3cli.depth.units import WeightBytes
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.intervals import Drop
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 HIGH_KL = 5  # in multiples of the target, in nats
 HEIGHT, MAX_WIDTH, MIN_WIDTH = 14, 72, 20  # of the plot, in characters
 MARGIN = 36  # for the labels of both axes
+MIN_SAVED = 0.02  # as in `d3cli.calibrate.space`, which takes long to import
 KINDS = {"layer": "whole layers", "sublayer": "sublayers"}
 Rows = Iterator[tuple[str, str]]
 
@@ -31,23 +39,32 @@ def write_report(
     model: "LoadedModel",
     stored: Path | None,
     form: Format,
+    command: str,
 ) -> None:
-    """Writes the outcome to stdout; `stored` is the file that holds it."""
+    """Writes the outcome to stdout.
+
+    Args:
+        stored: the file that holds it.
+        command: the command that was given, without the target.
+    """
     if form is Format.json:
         output.json(as_json(outcome, settings, model.weight_bytes, stored))
     elif form is Format.csv:
         output.csv(csv_rows(outcome))
     else:
-        rows = list(report_rows(outcome, settings, model.weight_bytes))
+        rows = list(report_rows(outcome, settings, model.weight_bytes, command))
         output.table(("calibration", model.name), rows)
         if picture := plot(outcome, settings, output.stdout_width):
             output.write(f"\n{picture}\n")
 
 
 def report_rows(
-    outcome: "Outcome", settings: "CalibrationSettings", weight_bytes: "WeightBytes"
+    outcome: "Outcome",
+    settings: "CalibrationSettings",
+    weight_bytes: "WeightBytes",
+    command: str,
 ) -> Rows:
-    """Everything that the calibration found."""
+    """Everything that the calibration found; `command` as for `write_report`."""
     yield (
         "target",
         f"at most {signed_percent(settings.target_drop)} perplexity, with "
@@ -55,6 +72,7 @@ def report_rows(
     )
     if outcome.chosen is None:
         yield "chosen", f"nothing: {spelled(outcome.why_not, flag)}"
+        yield from _instead(outcome, command)
     else:
         yield from _chosen(outcome.chosen, settings, weight_bytes)
     yield from _best_of_kinds(outcome, settings)
@@ -68,6 +86,35 @@ def report_rows(
     yield "took", f"{outcome.seconds:.0f} s"
     for cut in outcome.cut:
         yield "to save time", cut
+
+
+def _instead(outcome: "Outcome", command: str) -> Rows:
+    """What the model can do although the target was not met."""
+    if (nearest := outcome.nearest) is not None:
+        candidate, drop = nearest.tried.candidate, nearest.tried.drop
+        yield (
+            "smallest drop",
+            f"{_bounds(drop)} perplexity for bytes {candidate.byte_ratio:.2f}× net of repair "
+            f"({KINDS[candidate.kind]}: {candidate.schedule.in_words()}; "
+            f"{'unseen text' if nearest.on_unseen_text else 'search half'})",
+        )
+        yield "  skip order", " ".join(candidate.schedule.skip_order)
+        yield "  to allow it", accepting(nearest, command)
+    elif outcome.text_fits:
+        yield "smallest drop", f"no schedule tried saves {MIN_SAVED:.0%} of the bytes"
+    for one in outcome.alternatives:
+        yield (
+            "without decay",
+            f"{flag(one.setting)} reads {one.byte_ratio:.1f}× fewer bytes per token; what it does "
+            "to quality was not measured",
+        )
+
+
+def accepting(nearest: "Nearest", command: str) -> str:
+    """The command that is likely to accept the schedule with the smallest drop."""
+    if nearest.target_drop is None:
+        return "no target up to 100% is safely above it"
+    return f"{command} --target-drop {100 * nearest.target_drop:g}%"
 
 
 def _chosen(

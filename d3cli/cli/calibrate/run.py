@@ -1,11 +1,13 @@
 """One run of ``d3 calibrate``: read the text, search, store the result and report it."""
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from d3cli.base.errors import CalibrationError, StoreError, TargetNotMetError
+from d3cli.base.amounts import signed_percent
+from d3cli.base.errors import CalibrationError, Setting, StoreError, TargetNotMetError, Words
 from d3cli.cli import signals
 from d3cli.cli.calibrate.options import (
     DOCUMENTS,
@@ -14,14 +16,15 @@ from d3cli.cli.calibrate.options import (
     SearchOptions,
 )
 from d3cli.cli.calibrate.parse import parse_duration, parse_target
-from d3cli.cli.calibrate.report import write_report
+from d3cli.cli.calibrate.report import accepting, write_report
+from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
 from d3cli.cli.request import load
 from d3cli.depth.calibration_store import check_writable, save
 
 if TYPE_CHECKING:
     from d3cli.calibrate.calibrator import Calibrator
-    from d3cli.calibrate.result import CalibrationSettings
+    from d3cli.calibrate.result import CalibrationSettings, Outcome
     from d3cli.calibrate.texts import Sample
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.documents import Document
@@ -68,7 +71,9 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
     finally:
         signals.exit_at_once()
     source = str(data) if data else "self-replies" if given.text.self_replies else "built-in"
-    _finish(output, model, calibrator, source, texts, form)
+    command = calibrate_command(name, given.loading)
+    command += "" if data is None else f" --data {shlex.quote(str(data))}"
+    _finish(output, model, calibrator, source, texts, form, command)
 
 
 def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
@@ -176,11 +181,12 @@ def _finish(
     source: str,
     texts: list["Document"],
     form: Format,
+    command: str,
 ) -> None:
     """Stores the result and reports it."""
     outcome, settings = calibrator.outcome, calibrator.settings
     if outcome.chosen is None:
-        write_report(output, outcome, settings, model, None, form)
+        write_report(output, outcome, settings, model, None, form, command)
         raise TargetNotMetError(
             (
                 "nothing was stored: no schedule that saves 2% of the bytes stays within "
@@ -188,15 +194,31 @@ def _finish(
                 *outcome.why_not,
                 ")",
             ),
-            "raise --target-drop, or use more --data",
+            _what_instead(outcome, command),
         )
     try:
         assert model.origin.key is not None
         stored = save(model.origin.key, outcome.record(settings, source, texts, model))
     except StoreError:
-        write_report(output, outcome, settings, model, None, form)
+        write_report(output, outcome, settings, model, None, form, command)
         raise
     try:
-        write_report(output, outcome, settings, model, stored, form)
+        write_report(output, outcome, settings, model, stored, form, command)
     finally:  # it is stored even if the report cannot be written
         output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
+
+
+def _what_instead(outcome: "Outcome", command: str) -> Words:
+    """What to do where nothing was found."""
+    found: list[str | Setting] = []
+    nearest = outcome.nearest
+    if nearest is not None and nearest.target_drop is not None:
+        drop, ratio = nearest.tried.drop.value, nearest.tried.candidate.byte_ratio
+        found.append(
+            f"the smallest drop that saves anything is {signed_percent(drop)} for {ratio:.2f}× "
+            f"bytes, which this may accept: {accepting(nearest, command)}"
+        )
+    for one in outcome.alternatives:
+        found += ["; " * bool(found), "without depth decay, ", one.setting]
+        found.append(f" reads {one.byte_ratio:.1f}× fewer bytes per token")
+    return found or ("raise ", Setting("target_drop"), ", or use more ", Setting("data"))

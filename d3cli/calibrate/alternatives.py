@@ -1,0 +1,72 @@
+"""What else reads fewer bytes per token than a model does now, without depth decay.
+
+Knows the plan of kernels; runs nothing.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from d3cli.base.errors import Setting
+from d3cli.files.safetensors import Description, TensorInfo
+from d3cli.kernels.plan import Form, plan_kernels
+from d3cli.model.held_weights import head_shape
+from d3cli.model.model import LoadedModel
+
+# A form that reads fewer bytes by less than this factor is not worth naming.
+MIN_RATIO = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A setting with which the model reads fewer bytes per token.
+
+    Attributes:
+        byte_ratio: bytes of a full-depth step now over those with the setting, by the plan.
+    """
+
+    setting: Setting
+    byte_ratio: float
+
+
+def alternatives(model: LoadedModel) -> list[Alternative]:
+    """The settings that make this model faster on this device, the best one first."""
+    if not _can_quantize(model):
+        return []
+    ratio = _byte_ratio(model, Form(model.causal_lm.dtype, model.device, "bnb-4bit"))
+    found = [Alternative(Setting("quantization", "bnb-4bit"), ratio)]
+    return [one for one in found if one.byte_ratio >= MIN_RATIO]
+
+
+def _can_quantize(model: LoadedModel) -> bool:
+    """Whether 4-bit weights load and are fast: bitsandbytes is slow without AVX512-BF16."""
+    config = model.causal_lm.config
+    if getattr(config, "quantization_config", None) is not None:
+        return False
+    if getattr(config, "num_experts_per_tok", None) is not None:
+        return False  # bitsandbytes does not quantize experts
+    fast = model.device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16")
+    return bool(fast) and all(find_spec(name) for name in ("bitsandbytes", "accelerate"))
+
+
+def _byte_ratio(model: LoadedModel, form: Form) -> float:
+    """Bytes of a full-depth step now over those of the same step in another form."""
+    config = model.causal_lm.config
+    tensors = tuple(
+        TensorInfo(f"layers.{layer}.{name}.weight", "BF16", (part.out_features, part.in_features))
+        for layer, module in enumerate(model.gate.layers)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+    )
+    description = Description(model.name, config.to_dict(), tensors)
+    now, then = (
+        sum(map(plan.held_bytes, tensors)) + plan.head_bytes(*head_shape(config))
+        for plan in (
+            plan_kernels(description, head_shape(config), each)
+            for each in (Form(form.dtype, form.device), form)
+        )
+    )
+    total = model.weight_bytes.total
+    return total / (total - now + then)

@@ -1,0 +1,96 @@
+"""What a model can do instead, for a search that found nothing within its target.
+
+Knows the search half; the unseen half has done its work.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
+
+from d3cli.calibrate.influence import measure_influence, order_by_influence
+from d3cli.calibrate.order import units_of
+from d3cli.calibrate.race import Tried
+from d3cli.calibrate.result import CalibrationProgress, Nearest, Outcome
+from d3cli.calibrate.search import Search
+from d3cli.calibrate.space import MIN_SAVED, Candidate
+from d3cli.depth.schedule import DepthSchedule, static_schedule
+from d3cli.depth.units import UnitKind
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.intervals import measure_drop
+
+# Targets that are suggested, as fractions. The suggested one exceeds the upper bound of the drop by
+# this factor, since the drop is a little higher on unseen text.
+TARGETS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
+MARGIN = 1.2
+
+
+def find_nearest(
+    search: Search, kinds: Sequence[UnitKind]
+) -> Generator[CalibrationProgress, None, None]:
+    """Finds the smallest drop at which a schedule saves enough, and fills the outcome's `nearest`.
+
+    A search leaves out schedules that cost far more than its target. So the shortest prefix of each
+    order that saves enough is scored as well, at constant depth. Kinds of units that the search
+    left out are looked at if half of the time is left.
+    """
+    outcome, documents = search.outcome, len(search.plan.search)
+    for kind in kinds:
+        if kind not in search.plan.kinds:
+            if search.clock.elapsed > search.plan.seconds / 2:
+                continue
+            yield CalibrationProgress(f"{kind}s: influence", search.clock.share)
+            few = search.plan.search[: search.plan.stages[0]]
+            units = units_of(search.model, kind)
+            outcome.influence |= measure_influence(search.model, few, units)
+        candidate = _shortest_that_saves(search.model, kind, outcome, search.settings.reply_tokens)
+        if candidate is None or candidate.schedule in outcome.tried:
+            continue
+        yield CalibrationProgress(f"{kind}s: what anything saved costs", search.clock.share)
+        losses = search.evaluator.losses(candidate.schedule, documents)
+        drop = measure_drop(losses, search.settings.confidence)
+        outcome.tried[candidate.schedule] = Tried(candidate, documents, drop)
+    outcome.nearest = choose_nearest(outcome, search.settings.target_drop)
+
+
+def choose_nearest(outcome: Outcome, missed: float) -> Nearest | None:
+    """The schedule with the lowest upper bound among those tried that save enough.
+
+    A schedule that was tested on unseen text counts with its drop there.
+
+    Args:
+        missed: the target that was not met.
+    """
+    tested = {one.candidate.schedule: one.drop for one in outcome.tested}
+    saving = [
+        replace(one, drop=tested.get(one.candidate.schedule, one.drop))
+        for one in outcome.tried.values()
+        if one.candidate.saved >= MIN_SAVED
+    ]
+    if not saving:
+        return None
+    best = min(saving, key=lambda one: one.drop.high)
+    least = max(missed, MARGIN * best.drop.high)
+    target = next((target for target in TARGETS if target > least), None)
+    return Nearest(best, best.candidate.schedule in tested, target)
+
+
+def _shortest_that_saves(
+    model: LoadedModel, kind: UnitKind, outcome: Outcome, reply_tokens: int
+) -> Candidate | None:
+    """The constant depth that drops as few units of an order as save enough; None without one.
+
+    The order is the search's own. Units that it left out follow by influence.
+    """
+    units = units_of(model, kind)
+    influence = {unit: outcome.influence[unit] for unit in units if unit in outcome.influence}
+    order = list(outcome.orders.get(kind, ()))
+    order += [unit for unit in order_by_influence(model, influence) if unit not in order]
+    for schedule in _prefixes(model, order):
+        ratio = schedule.byte_ratio(reply_tokens, model.weight_bytes, net_of_repair=True)
+        candidate = Candidate(schedule, kind, ratio, float("nan"))
+        if candidate.saved >= MIN_SAVED:
+            return candidate
+    return None
+
+
+def _prefixes(model: LoadedModel, order: list[str]) -> Iterable[DepthSchedule]:
+    return (static_schedule(model.weight_bytes, order[:n]) for n in range(1, len(order) + 1))
