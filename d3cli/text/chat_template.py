@@ -137,11 +137,15 @@ def check_thinking_switch(
 def own_template(tokenizer: Any) -> str:
     """The tokenizer's chat template, or its default one if it has several; empty without one.
 
+    A byte order mark at the beginning of its file is left out.
+
     Raises:
         ModelError: it has several, and none is the default.
     """
     try:
-        return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+        if not tokenizer.chat_template:
+            return ""
+        return str(tokenizer.get_chat_template()).removeprefix("\ufeff")
     except ValueError as error:
         raise ModelError(
             "this model has several chat templates and no default one",

@@ -4,6 +4,7 @@ They mark reasoning, are part of a stop string, or close a turn of the chat temp
 tokenizer. Knows nothing of models, depth or terminals.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,13 +121,14 @@ def _after_a_reply(tokenizer: Any, renderer: Renderer, template: str) -> str:
         {**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in plain
     ]
     variables: Mapping[str, Any] = dict(tokenizer.special_tokens_map)
-    for conversation in (plain, typed):
+    system = {"role": "system", "content": "qsystem"}  # some templates insist on one
+    for conversation in (plain, typed, [system, *plain]):
         try:
             text = renderer.render(template, conversation, variables)
         except ModelError:
             continue
-        _, found, rest = text.partition(answer)
-        between, found_next, _ = rest.partition(following)
-        if found and found_next:
-            return between
+        # A template may write all of a message in upper case, or its first letter.
+        found = re.search(f"{answer}(.*?){following}", text, re.DOTALL | re.IGNORECASE)
+        if found:
+            return found[1]
     return ""

@@ -62,10 +62,12 @@ def render_whole(
             return text
     for typed in _layouts(messages, missing, failed=failure is not None):
         try:
-            if not probe.missing(typed):
+            still_missing = probe.missing(typed)
+            if not still_missing:
                 return render(_with_parts(messages, typed))
         except TemplateFailedError:
             continue
+        missing = min(missing, still_missing, key=len)
     raise failure or _left_out(messages, missing, of, cut=probe.cut)
 
 
@@ -178,6 +180,7 @@ def _left_out(
     messages: Sequence[TemplateMessage], missing: set[int], of: Words, *, cut: set[int]
 ) -> ModelError:
     last = len(messages) - 1
+    turns = {n for n in range(last) if messages[n]["role"] != "system"}
     at = last if last in missing else min(missing)
     role = messages[at]["role"]
     template = Setting("chat_template")
@@ -190,4 +193,9 @@ def _left_out(
     else:
         what = f"message {at + 1} of {len(messages)}, which is the {role}'s"
     subject = (of,) if isinstance(of, str) else tuple(of)
+    if turns and last not in missing and turns <= missing:
+        return ModelError(
+            (*subject, " shows only the last message, and the conversation has more"),
+            ("begin a new conversation for each message, or use another ", template),
+        )
     return ModelError((*subject, f" leaves out {'a part of ' if at in cut else ''}{what}"), hint)

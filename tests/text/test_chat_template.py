@@ -64,6 +64,12 @@ class TestEncodeChat:
     def test_a_model_without_a_template_reads_the_text_as_it_is(self) -> None:
         assert encode_chat(word_tokenizer(), user("w5 w6")) == [5, 6]
 
+    def test_a_byte_order_mark_of_the_template_s_file_is_left_out(self) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(find_model(BUILTIN).path)
+        expected = encode_chat(tokenizer, user("Hello."))
+        tokenizer.chat_template = "\ufeff" + tokenizer.chat_template
+        assert encode_chat(tokenizer, user("Hello.")) == expected
+
     def test_another_template_can_be_given(self) -> None:
         template = "{% for m in messages %}w9 {{ m.content }}{% endfor %}"
         assert encode_chat(word_tokenizer(), user("w5"), chat_template=template) == [9, 5]

@@ -195,6 +195,20 @@ class TestTurnEnds:
         found = find_turn_end(tokenizer, Renderer([template]), template, ())
         assert found.token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
+    @pytest.mark.parametrize(
+        "template",
+        [
+            CHATML.replace("m['content']", "m['content'] | upper"),
+            CHATML.replace("m['content']", "m['content'] | title"),
+            CHATML.replace("m['content']", "m['content'] | capitalize"),
+            "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML,
+        ],
+    )
+    def test_it_is_found_whatever_else_a_template_does(self, template: str) -> None:
+        tokenizer = tokenizer_of("qwen-2.5, smollm2")
+        found = find_turn_end(tokenizer, Renderer([template]), template, ())
+        assert found == TurnEnd(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
     def test_another_template_has_its_own_end(self) -> None:
         tokenizer = base_of("qwen-2.5, smollm2")
         script = ids_of(tokenizer, "yes<|im_end|>user")

@@ -121,7 +121,6 @@ def test_a_dropped_message_is_refused(form: str, role: str) -> None:
 @pytest.mark.parametrize(
     ("template", "named"),
     [
-        ("{{ messages[-1].content }}", "message 1 of 3, which is the user's"),
         (LOOP % "{{ m.content if not loop.first }}", "message 1 of 3, which is the user's"),
         ("{{ messages[0].content }}", "the last message"),
         ("{% for m in messages[:-1] %}{{ m.content }}{% endfor %}", "the last message"),
@@ -134,6 +133,28 @@ def test_a_template_that_cuts_the_conversation(template: str, named: str) -> Non
     with pytest.raises(ModelError) as refused:
         Counting(template).whole(talk)
     assert refused.value.message == f"the template leaves out {named}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[-1].content }}",
+        "[INST] {{ messages[-1]['content'] | trim }} [/INST]",
+        "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}"
+        "Q: {{ messages[-1].content }}",
+        "{% for m in messages %}{% if loop.last %}{% for p in m.content %}{{ p.text }}{% endfor %}"
+        "{% endif %}{% endfor %}",
+    ],
+)
+def test_a_template_of_the_last_message_alone_says_so(template: str) -> None:
+    alone = [talk for talk in TALK if talk["role"] == "user"][:1]
+    assert "wolves" in Counting(template).whole(alone)
+    with pytest.raises(ModelError) as refused:
+        Counting(template).whole(TALK)
+    assert refused.value.message == (
+        "the template shows only the last message, and the conversation has more"
+    )
+    assert "begin a new conversation for each message" in refused.value.hint
 
 
 @pytest.mark.parametrize("text", ["hi", "user", "system", "You are a helpful assistant.", "%>"])
