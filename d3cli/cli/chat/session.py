@@ -56,6 +56,7 @@ class Chat:
         self.models, self.model_name = models, model_name
         self.conversation, self.settings = conversation, settings
         self.draft = ""
+        self._noted: object = None  # the schedule whose notes were shown last
         self.options = self._choose_options(settings)
 
     def say(self, text: str) -> None:
@@ -139,7 +140,7 @@ class Chat:
             self.output.note("the message at the prompt has no reply yet")
 
     def _choose_options(self, settings: ChatSettings) -> ReplyOptions:
-        """How replies are written by these settings; prints notes about the schedule.
+        """How replies are written by these settings; prints notes about a schedule that is new.
 
         Raises:
             UsageError: the settings do not fit the model.
@@ -153,12 +154,16 @@ class Chat:
             (settings.core_first, settings.core_last),
             self.models.calibrate_with(self.model_name),
         )
-        for note in choice.notes:
-            self.output.note(note)
+        sampling = SamplingParams.resolve(settings.sampling, model.text.generation_settings)
+        now = (self.model_name, choice)
+        if now != self._noted:
+            for note in choice.notes:
+                self.output.note(note)
+        self._noted = now
         return ReplyOptions(
             choice.schedule,
             choice.source,
-            SamplingParams.resolve(settings.sampling, model.text.generation_settings),
+            sampling,
             max_tokens=settings.max_tokens,
             stop=settings.stop,
             chat_template=settings.chat_template,

@@ -108,6 +108,15 @@ def test_settings_change_and_go_back(desk: NewDesk) -> None:
     assert "tok/s" not in one.type("Hello.")
 
 
+def test_a_note_on_depth_is_shown_when_the_depth_changes(desk: NewDesk) -> None:
+    one = desk(alpha=0.9, core_first=12, core_last=4)
+    for line in ("/set temperature 0.5", "/set top-p 7", "/set stats off", "/set think on"):
+        assert "no layer is dropped" not in one.type(line)
+    assert "no layer is dropped" in one.type("/alpha 0.8")
+    assert "no layer is dropped" not in one.type("/alpha off")
+    assert "no layer is dropped" in one.type("/alpha 0.8")
+
+
 def test_a_message_that_gets_no_reply_is_the_next_draft(desk: NewDesk) -> None:
     one = desk(chat_template=REFUSES)
     assert "cannot render this conversation: no" in one.type("Hello.")
