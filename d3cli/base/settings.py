@@ -18,6 +18,7 @@ from d3cli.base.errors import D3Error, UsageError
 
 BUILTIN = "demo"
 ALIAS_SIMILARITY = 0.85
+GGUF_MAGIC = b"GGUF"
 PATH_STARTS = ("/", "./", "../", "~")
 _CONFIG = FileKind(what="config file", largest=MIB, hint="correct it, or move it away")
 
@@ -136,21 +137,30 @@ def nearest_aliases(name: str, similarity: float = 0.6) -> list[str]:
 def names_a_model(text: str) -> bool:
     """Whether a single command-line argument is a model rather than a prompt.
 
-    A model is an alias, a path, a directory with a config.json, a name of the form ``org/name``, or
-    a word very similar to an alias. So a mistyped path or alias is an unknown model, not a prompt.
+    A model is an alias, a path, a GGUF file, a directory with a config.json or a GGUF file, a name
+    of the form ``org/name`` or ``name.gguf``, or a word very similar to an alias. So a mistyped
+    path or alias is an unknown model, not a prompt.
     """
     if text == BUILTIN or text in aliases():
         return True
-    if not text or any(character.isspace() for character in text):
-        return False
-    if looks_like_hub_id(text) or text.startswith(PATH_STARTS):
-        return True
     try:
-        if (Path(text).expanduser() / "config.json").is_file():
+        if text and _is_model(Path(text).expanduser()):
             return True
     except (OSError, RuntimeError, ValueError):  # too long, no such home, a NUL
         return False
+    if not text or any(character.isspace() for character in text):
+        return False
+    if looks_like_hub_id(text) or text.startswith(PATH_STARTS) or text.lower().endswith(".gguf"):
+        return True
     return bool(nearest_aliases(text, ALIAS_SIMILARITY))
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path leads to a model. Of a file whose name does not say so, the magic is read."""
+    if path.is_file():
+        with path.open("rb", buffering=0) as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    return (path / "config.json").is_file() or any(path.glob("*.gguf"))
 
 
 def looks_like_hub_id(text: str) -> bool:

@@ -13,7 +13,7 @@ from d3cli.base.settings import BUILTIN, PATH_STARTS, aliases
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """The aliases, cached hub models and directories whose names begin with `incomplete`."""
+    """Aliases, cached models, GGUF files and directories whose names begin with `incomplete`."""
     found: list[str] = []
     if not incomplete.startswith(PATH_STARTS):
         with suppress(D3Error):  # a damaged config file
@@ -21,7 +21,7 @@ def complete_model(incomplete: str) -> list[str]:
         with suppress(OSError):
             found += sorted(name for name in _in_cache() if name.startswith(incomplete))
     with suppress(OSError, RuntimeError):
-        found += sorted(_directories(incomplete))
+        found += sorted(_paths(incomplete))
     return found
 
 
@@ -32,14 +32,18 @@ def _in_cache() -> Iterator[str]:
         yield "/".join(path.name.removeprefix("models--").split("--", 1))
 
 
-def _directories(incomplete: str) -> Iterator[str]:
-    """Directories of models. For a path also other directories, with a slash at the end."""
+def _paths(incomplete: str) -> Iterator[str]:
+    """GGUF files, and directories of models. For a path also other directories, with a slash."""
     before, slash, _ = incomplete.rpartition("/")
     folder = Path(before + slash).expanduser() if slash else Path()
     for path in folder.iterdir():
         name = before + slash + path.name
-        hidden = path.name.startswith(".")
-        if name.startswith(incomplete) and path.is_dir() and not hidden:
-            is_model = (path / "config.json").is_file()
-            if is_model or incomplete.startswith(PATH_STARTS):
-                yield name if is_model else name + "/"
+        if not name.startswith(incomplete) or path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            if path.suffix == ".gguf":
+                yield name
+        elif (path / "config.json").is_file() or any(path.glob("*.gguf")):
+            yield name
+        elif incomplete.startswith(PATH_STARTS):
+            yield name + "/"

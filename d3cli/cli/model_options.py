@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 MODEL = "Model"
 MODEL_HELP = (
-    "An alias, a hub id or a directory; d3 models lists them. Default: the configured model, else "
-    "the built-in one"
+    "An alias, a hub id, a directory or a GGUF file; d3 models lists them. Default: the configured "
+    "model, else the built-in one"
 )
 
 

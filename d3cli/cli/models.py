@@ -1,23 +1,24 @@
 """``d3 models``: names, models on disk, calibrations, the default model, and checksums."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import typer
 
 from d3cli.base.amounts import readable_size
-from d3cli.base.errors import ModelError, UsageError
+from d3cli.base.errors import ModelError, StoreError, UsageError
 from d3cli.base.settings import BUILTIN, aliases, default_model, save_setting
 from d3cli.cli import options
 from d3cli.cli.calibrate.stored import as_json as calibration_json
 from d3cli.cli.calibrate.stored import summary
-from d3cli.cli.command_line import CommandSettings, command
+from d3cli.cli.command_line import CommandSettings, command, command_group
 from d3cli.cli.completion import complete_model
 from d3cli.cli.model_options import Revision
 from d3cli.cli.output import Output
-from d3cli.depth.calibration_store import all_calibrations, file_of
+from d3cli.depth.calibration_store import all_calibrations, calibrations_of, file_of
 from d3cli.files import checksums
+from d3cli.files.disk_models import DiskModel, models_at
 from d3cli.files.hub import at_revision
 from d3cli.files.names import (
     CachedModel,
@@ -26,17 +27,27 @@ from d3cli.files.names import (
     find_on_disk,
     model_identity,
 )
-from d3cli.files.vet_files import vet_files
 
 SCHEMA = 1
 
-models_app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+NAMES = "An alias, a hub id, a directory or a GGUF file"
+
+models_app = command_group()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListSettings(CommandSettings):
     """The command line of ``d3 models``."""
 
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"{NAMES}. Default: all aliases and the models in the hub's cache.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ] = None
     as_json: options.Json = False
     debug: options.Debug = False
 
@@ -49,7 +60,7 @@ class NameSettings(CommandSettings):
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An alias, a hub id or a directory; d3 models lists them.",
+            help=f"{NAMES}; d3 models lists them.",
             autocompletion=complete_model,
         ),
     ]
@@ -66,8 +77,22 @@ class VerifySettings(NameSettings):
 @models_app.callback()
 @command(ListSettings)
 def models(settings: ListSettings) -> int:
-    """List models: aliases, models in the local cache, calibrations, the default."""
+    """List models: aliases, models in the local cache, calibrations, the default.
+
+    Of a MODEL on disk, or of each model in a directory, it shows the format, the layers and the
+    size.
+
+    Examples:
+    - `d3 models`
+
+    - `d3 models ./models`
+
+    - `d3 models ./model.gguf`
+    """
     output = Output()
+    if settings.model is not None:
+        _show(output, models_at(settings.model), as_json=settings.as_json)
+        return 0
     cached = {model.hub_id: model for model in cached_models()}
     known = aliases()
     if settings.as_json:
@@ -85,6 +110,38 @@ def models(settings: ListSettings) -> int:
         ],
     )
     return 0
+
+
+def _show(output: Output, found: list[DiskModel], *, as_json: bool) -> None:
+    """Shows the facts about models on disk."""
+    if as_json:
+        rows = [asdict(model) | {"problem": model.problem or None} for model in found]
+        output.json({"schema": SCHEMA, "models": rows})
+        return
+    output.table(
+        ("model", "type", "layers", "weights", "on disk", "calibrated", ""),
+        [
+            (
+                model.name,
+                model.model_type,
+                "" if model.layers is None else str(model.layers),
+                f"{model.format} {', '.join(model.weights)}".strip(),
+                "" if model.size_bytes is None else readable_size(model.size_bytes),
+                _calibrations(model),
+                model.problem,
+            )
+            for model in found
+        ],
+    )
+
+
+def _calibrations(model: DiskModel) -> str:
+    """The calibrations that are stored for a model, in one cell."""
+    try:
+        stored = calibrations_of(model.identity) if model.identity else None
+    except StoreError:
+        return "unusable"
+    return summary(stored) if stored else ""
 
 
 def _rows(known: dict[str, str], cached: dict[str, CachedModel]) -> list[tuple[str, str, str, str]]:
@@ -129,7 +186,8 @@ def default(settings: NameSettings) -> int:
     name = settings.name
     local = find_local(name)  # refuses an unknown name; a hub id may be fetched later
     if local is not None and local.name not in aliases() and not local.builtin:
-        name = str(local.path.resolve())  # a relative path works in one directory only
+        # A relative path works in one directory only. Links stay: they name a split model's parts.
+        name = str(local.path.resolve() if local.gguf is None else local.path.absolute())
     path = save_setting("model", name)
     output = Output()
     output.note(f"the default model is now {name} ({path})")
@@ -141,10 +199,10 @@ def default(settings: NameSettings) -> int:
 @models_app.command()
 @command(VerifySettings)
 def verify(settings: VerifySettings) -> int:
-    """Compare a model's files with the hub's checksums.
+    """Compare a model's files with their checksums.
 
     Reads all of the files and downloads nothing. The checksums are those that the hub's cache, or
-    `hf download --local-dir`, stored with the files.
+    `hf download --local-dir`, stored with the files; ollama puts them into the files' names.
 
     Example:
     - `d3 models verify qwen-3-4b`
@@ -163,10 +221,12 @@ def verify(settings: VerifySettings) -> int:
         )
     output = Output()
     with output.progress.waiting("verifying") as show:
-        vet_files(local.path)
-        count = checksums.verify(local.path, show)
-    name = at_revision(name, settings.revision)
-    output.write(f"{name}: all {count} files match the hub's checksums\n")
+        local.vet()
+        count = checksums.verify(local.all_files(), show)
+    files = "the file matches its checksum"
+    if count > 1:
+        files = f"all {count} files match their checksums"
+    output.write(f"{at_revision(name, settings.revision)}: {files}\n")
     return 0
 
 

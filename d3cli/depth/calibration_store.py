@@ -10,7 +10,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,32 @@ def file_of(model: str) -> Path:
 def find(key: ModelKey) -> Calibration | Stale | None:
     """The calibration of exactly this model, or why the stored one is not used. None without one.
 
+    A model on disk that was moved, renamed or copied keeps its calibration.
+
     Raises:
         StoreError: the file is damaged, or was written by a newer d3.
     """
     stored = calibrations_of(key.model)
     if stored is None:
-        return None
+        return _find_moved(key)
     for entry in stored.entries:
         if entry.key.form == key.form:
             return _compare(entry, key)
     forms = " and ".join(entry.key.form for entry in stored.entries)
     return Stale(f"it was made in {forms}, and the model now runs in {key.form}")
+
+
+def _find_moved(key: ModelKey) -> Calibration | None:
+    """The calibration that was made for the same files under another path, the latest first."""
+    if not Path(key.model).is_absolute():
+        return None
+    found = [
+        entry.calibration
+        for stored in all_calibrations()
+        for entry in stored.entries
+        if Path(entry.key.model).is_absolute() and replace(entry.key, model=key.model) == key
+    ]
+    return max(found, key=lambda calibration: calibration.date, default=None)
 
 
 def _compare(entry: Entry, key: ModelKey) -> Calibration | Stale:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from d3cli.base.errors import ModelError
 from d3cli.files.fingerprint import same_weights
-from d3cli.files.json_files import BROKEN_LINK, read_json
+from d3cli.files.gguf_directory import only_gguf
+from d3cli.files.json_files import BROKEN_LINK, read_json, unreadable
 from d3cli.files.safetensors import (
     INDEX,
     SINGLE_FILE,
@@ -15,7 +16,6 @@ from d3cli.files.safetensors import (
     weight_files,
 )
 
-GGUF_HINT = "its page on the hub names the model that it was converted from: use that one"
 PICKLE = "pytorch_model*.bin"  # as transformers saves them
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # An adapter's weights, as PEFT and MLX name them.
@@ -24,8 +24,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
-def check_directory(directory: Path) -> None:
+def check_directory(directory: Path) -> Path | None:
     """Refuses a directory that does not hold a whole model.
+
+    Returns:
+        The GGUF file that runs; None if safetensors run, which come first.
 
     Raises:
         ModelError: naming what is missing, and what is there in its place.
@@ -38,17 +41,22 @@ def check_directory(directory: Path) -> None:
         ) from None
     has_config = (directory / "config.json").is_file()
     if has_config and not missing_weights(directory):
-        return
-    names = sorted(path.name for path in directory.iterdir())
-    if any(name.endswith(".gguf") for name in names):
-        raise ModelError(f"{directory} holds a GGUF file, which d3 cannot read", GGUF_HINT)
+        return None
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+        is_sharded = INDEX in names or any(map(SHARD.fullmatch, names))
+        gguf = None if is_sharded else only_gguf(directory)
+    except OSError as error:
+        raise unreadable(directory, error) from error
+    if gguf is not None:
+        return gguf
     if adapter := adapter_file(names):
         raise _adapter_alone(directory, adapter)
     if not has_config:
         raise ModelError(
-            f"{directory} is not a model directory: it has no config.json",
+            f"{directory} is not a model directory: it has no config.json and no GGUF file",
             _other_directory(directory)
-            or "give the directory that holds config.json and *.safetensors",
+            or "give the directory that holds config.json and *.safetensors, or a GGUF file",
         )
     raise _without_weights(directory, names)
 
@@ -81,10 +89,11 @@ def _other_directory(directory: Path) -> str:
     if cached and (directory / "snapshots").is_dir():
         return f"it belongs to the hub's cache: use the name {cached[1]}/{cached[2]}"
     inside = [path.parent for path in directory.glob("*/config.json")]
-    if not inside:
-        return ""
-    newest = max(inside, key=lambda path: path.stat().st_mtime)
-    return f"{newest} has one: give that directory"
+    if inside:
+        newest = max(inside, key=lambda path: path.stat().st_mtime)
+        return f"{newest} has one: give that directory"
+    files = sorted(directory.glob("*/*.gguf"))
+    return f"{files[0].parent} holds {files[0].name}: give that file" if files else ""
 
 
 def _without_weights(directory: Path, names: list[str]) -> ModelError:
@@ -113,7 +122,8 @@ def _without_weights(directory: Path, names: list[str]) -> ModelError:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         return ModelError(
-            problem, f"d3 reads only safetensors, not {pickles[0]}: pickled weights can run code"
+            problem,
+            f"d3 reads only safetensors and GGUF, not {pickles[0]}: pickled weights can run code",
         )
     return ModelError(problem, "copy the weights into it, or download the model again")
 
@@ -135,11 +145,13 @@ def notes_on_directory(directory: Path, *, from_hub: bool) -> list[str]:
     if newer and not from_hub:  # transformers, too, takes the safetensors
         name = min(newer).name
         notes.append(f"{name} was written after {used[-1]}, which runs: d3 reads only safetensors")
-    adapter = adapter_file(sorted(path.name for path in directory.iterdir()))
-    if adapter:
-        single = used == [SINGLE_FILE]
-        runs = f"{SINGLE_FILE} runs" if single else f"the shards of {INDEX} run"
+    names = sorted(path.name for path in directory.iterdir())
+    single = used == [SINGLE_FILE]
+    runs = f"{SINGLE_FILE} runs" if single else f"the shards of {INDEX} run"
+    if adapter := adapter_file(names):
         notes.append(f"{runs} without the adapter that lies beside ({adapter})")
+    if gguf := next((name for name in names if name.endswith(".gguf")), None):
+        notes.append(f"{runs}; to run {gguf}, which lies beside, give its path")
     return notes
 
 

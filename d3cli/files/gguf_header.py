@@ -18,10 +18,10 @@ from typing import NoReturn
 
 from d3cli.base.errors import ModelError
 from d3cli.base.inert import quoted
+from d3cli.base.settings import GGUF_MAGIC
 from d3cli.files.gguf_types import NOT_READABLE, READABLE, RETIRED, GgufType
 from d3cli.files.json_files import DO_NOT_USE, unreadable
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # they differ only in version 3 allowing big-endian files
 
 # Several times what published models have.
@@ -136,7 +136,7 @@ class Header:
 def is_gguf(path: Path) -> bool:
     """Whether a regular file begins with GGUF's magic, whatever its name."""
     try:
-        return path.is_file() and beginning(path, len(MAGIC)) == MAGIC
+        return path.is_file() and beginning(path, len(GGUF_MAGIC)) == GGUF_MAGIC
     except OSError:
         return False
 
@@ -162,7 +162,7 @@ def read_header(path: Path) -> Header:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ModelError(f"{path} is not a regular file", DO_NOT_USE)
-            if status.st_size < len(MAGIC) or file.read(len(MAGIC)) != MAGIC:
+            if status.st_size < len(GGUF_MAGIC) or file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
                 raise ModelError(f"{path} is not a GGUF file", "check the path")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Parser(path, data).header()
@@ -180,7 +180,7 @@ class _Parser:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data = path, data
         self._end = min(len(data), LARGEST_HEADER)
-        self._at = len(MAGIC)
+        self._at = len(GGUF_MAGIC)
         self._strings_left = MOST_STRINGS
 
     def header(self) -> Header:

@@ -10,6 +10,7 @@ from pathlib import Path
 from d3cli.base.errors import DownloadError, ModelError, Setting, UnknownModelError
 from d3cli.base.settings import nearest_aliases
 from d3cli.files.directory import PICKLES, adapter_file, merge_hint
+from d3cli.files.gguf import PART, is_gguf
 from d3cli.files.json_files import read_json
 from d3cli.files.safetensors import Description, TensorInfo, missing_weights
 from d3cli.files.tokenizer_files import has_tokenizer
@@ -18,6 +19,7 @@ from d3cli.files.tokenizer_files import has_tokenizer
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 # Second copies of the weights: Mistral's own format, and all subdirectories.
 NOT_FETCHED = ["consolidated*", "*/*"]
+PREFERRED = "Q4_K_M"  # of the quantizations of a model in GGUF, the one to propose
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
@@ -35,8 +37,14 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None
     if not (path / "config.json").is_file() or missing_weights(path) or not has_tokenizer(path):
-        return None
+        return path if has_only_gguf(path) else None
     return path
+
+
+def has_only_gguf(snapshot: Path) -> bool:
+    """Whether a snapshot holds GGUF files, and no safetensors that a download would complete."""
+    there = list(snapshot.iterdir())
+    return any(map(is_gguf, there)) and not any(path.suffix == ".safetensors" for path in there)
 
 
 def describe_repository(hub_id: str, revision: str | None = None) -> Description:
@@ -86,11 +94,8 @@ def _no_safetensors(hub_id: str, revision: str | None) -> ModelError:
     names = [file.rfilename for file in info.siblings or ()]
     base = info.card_data.get("base_model") if info.card_data else None
     original = base[0] if isinstance(base, list) and base else base
-    if any(name.endswith(".gguf") for name in names):
-        return ModelError(
-            f"{hub_id} holds GGUF files, which d3 cannot read",
-            f"use the model that it was converted from: {original or 'see its page'}",
-        )
+    if gguf := [name for name in names if name.endswith(".gguf") and "mmproj" not in name]:
+        return _only_gguf(hub_id, gguf, original)
     if adapter := adapter_file(names):
         return ModelError(
             f"{hub_id} holds an adapter ({adapter}), which is only a part of a model",
@@ -102,6 +107,19 @@ def _no_safetensors(hub_id: str, revision: str | None) -> ModelError:
     pickle = next((name for name in names if name.endswith(PICKLES)), None)
     instead = f", only {pickle}, and pickled weights can run code" if pickle else ""
     return ModelError(f"{hub_id} has no safetensors{instead}", other)
+
+
+def _only_gguf(hub_id: str, names: list[str], original: object) -> ModelError:
+    """The error for a repository of GGUF files; they are one model in many quantizations."""
+    chosen = next((name for name in names if PREFERRED in name), names[0])
+    part = PART.fullmatch(chosen)
+    files = f'--include "{part["stem"]}*"' if part else chosen
+    then = "then give the path that it prints" if "/" in chosen else "then run this again"
+    other = f"; or use {original}, which it was converted from" if original else ""
+    return ModelError(
+        f"{hub_id} holds only GGUF files, and d3 does not choose which one to download",
+        f"run: hf download {hub_id} {files}; {then}{other}",
+    )
 
 
 def download(hub_id: str, revision: str | None = None) -> Path:

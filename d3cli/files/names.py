@@ -1,7 +1,8 @@
-"""Finds the directory with a model's files: built in, local, cached or downloaded."""
+"""Finds a model's files, a directory or a GGUF file: built in, local, cached or downloaded."""
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,10 +20,18 @@ from d3cli.depth.families import find_family
 from d3cli.files.directory import check_directory, notes_on_directory
 from d3cli.files.fingerprint import fingerprint, gguf_fingerprint
 from d3cli.files.gguf import GgufModel, is_gguf, read_gguf
-from d3cli.files.hub import at_revision, cached_snapshot, describe_repository, download
+from d3cli.files.gguf_directory import first_part
+from d3cli.files.hub import (
+    at_revision,
+    cached_snapshot,
+    describe_repository,
+    download,
+    has_only_gguf,
+)
 from d3cli.files.json_files import read_json
+from d3cli.files.other_formats import no_such_file, not_a_model
 from d3cli.files.safetensors import Description, missing_weights
-from d3cli.files.vet_files import vet_files
+from d3cli.files.vet_files import files_read, vet_files
 
 # A revision becomes a part of URLs and of paths in the cache.
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,200}")
@@ -58,6 +67,10 @@ class ModelFiles:
         if self.gguf is None and not self.builtin:
             vet_files(self.path)
 
+    def all_files(self) -> list[Path]:
+        """Every file that d3 or transformers may read."""
+        return list(files_read(self.path) if self.gguf is None else self.gguf.paths)
+
     def notes(self) -> list[str]:
         """What a user should know about the files: which of a directory's weights run.
 
@@ -92,7 +105,7 @@ def find_model(
     """Finds a model's files; downloads a hub model that is not complete on disk.
 
     Args:
-        name: an alias, a hub id or a directory.
+        name: an alias, a hub id, a directory or a GGUF file.
         offline: never use the network.
         revision: a branch, a tag or a commit of a model on the hub; None for the default branch.
         check: is called with the hub's description of a model before its weights are downloaded,
@@ -101,7 +114,7 @@ def find_model(
     Raises:
         UnknownModelError: there is no model of that name, or no such revision.
         UsageError: the model is not on the hub, so it has no revisions.
-        ModelError: the directory does not hold a usable model.
+        ModelError: the directory or the file does not hold a usable model.
         DownloadError: the hub cannot be reached or refuses access.
     """
     files = find_on_disk(name, revision)
@@ -153,49 +166,50 @@ def find_on_disk(name: str, revision: str | None = None) -> ModelFiles | None:
 
 
 def _from_hub(name: str, hub_id: str, snapshot: Path) -> ModelFiles:
-    check_directory(snapshot)
-    return ModelFiles(name, snapshot, hub_id, revision=snapshot.name)
+    gguf = _gguf_in(snapshot)
+    path = snapshot if gguf is None else gguf.paths[0]
+    return ModelFiles(name, path, hub_id, revision=snapshot.name, gguf=gguf)
 
 
 def model_identity(name: str) -> str:
     """One name for a model, whichever name was used. Its calibrations are stored under it.
 
-    It is "demo" for the built-in model, the resolved path of a directory, else the hub id. The
-    model need not be on disk.
+    It is "demo" for the built-in model, the resolved path of a GGUF file or of a directory of
+    safetensors, else the hub id. The model need not be on disk.
     """
     target = BUILTIN if name == BUILTIN else aliases().get(name, name)
     if target == BUILTIN:
         return BUILTIN
     try:
         path = Path(target).expanduser()
-        is_path = target.startswith(PATH_STARTS) or (bool(target) and path.is_dir())
-        return str(path.resolve()) if is_path else target
+        if target and path.is_dir():
+            with suppress(ModelError):  # what it holds is not known
+                path = check_directory(path) or path
+        elif not (target.startswith(PATH_STARTS) or path.suffix == ".gguf" or is_gguf(path)):
+            return target
+        return str(first_part(path).resolve()) if target else target
     except (OSError, RuntimeError, ValueError):  # too long for a path, no home, a NUL
         return target
 
 
 def find_local(name: str) -> ModelFiles | None:
-    """Finds the built-in model or a directory; None if the name can only be a model on the hub.
+    """Finds the built-in model, a directory or a GGUF file; None if only the hub can have the name.
 
-    This is quick and needs no network, so that it can report a wrong name or a broken directory
-    before anything slow begins.
+    This is quick and needs no network, so that it can report a wrong name or a broken file before
+    anything slow begins.
 
     Raises:
         UnknownModelError, ModelError: as for `find_model`.
     """
     target = BUILTIN if name == BUILTIN else aliases().get(name, name)
     if target == BUILTIN:
-        path = Path(str(files("d3cli") / "builtin"))
-        return ModelFiles("the built-in model", path, BUILTIN, builtin=True)
-    file = _as_gguf(target)
-    if file is not None:
-        gguf = read_gguf(file)
-        first = gguf.paths[0]
-        return ModelFiles(name, first, str(first.resolve()), gguf=gguf)
-    directory = _as_directory(target)
-    if directory is not None:
-        check_directory(directory)
-        return ModelFiles(name, directory, str(directory.resolve()))
+        own = Path(str(files("d3cli") / "builtin"))
+        return ModelFiles("the built-in model", own, BUILTIN, builtin=True)
+    path = _as_path(target)
+    if path is not None:
+        gguf = read_gguf(path) if path.is_file() else _gguf_in(path)
+        place = path if gguf is None else gguf.paths[0]
+        return ModelFiles(name, place, str(place.resolve()), gguf=gguf)
     if looks_like_hub_id(target):
         return None
     near = nearest_aliases(name)
@@ -204,7 +218,7 @@ def find_local(name: str) -> ModelFiles | None:
         f'there is no model or directory called "{target}"{stands_for}',
         f"did you mean {' or '.join(near)}?"
         if near
-        else "give an alias, a hub id such as org/name, or a directory",
+        else "give an alias, a hub id such as org/name, a directory or a GGUF file",
     )
 
 
@@ -244,6 +258,9 @@ def cached_models() -> list[CachedModel]:
 def _problem(snapshot: Path) -> str | None:
     """The `CachedModel.problem` of a snapshot; None if it is not a language model."""
     try:
+        if has_only_gguf(snapshot):
+            _gguf_in(snapshot)
+            return ""
         config = read_json(snapshot / "config.json")
         if "model_type" not in config:
             return None
@@ -256,30 +273,35 @@ def _problem(snapshot: Path) -> str | None:
     return "" if family.can_skip else "runs at full depth only"
 
 
-def _as_gguf(target: str) -> Path | None:
-    """The GGUF file that `target` names; None if it names something else."""
-    try:
-        path = Path(target).expanduser()
-    except RuntimeError:  # no such home
-        return None
-    return path if is_gguf(path) else None
+def _gguf_in(directory: Path) -> GgufModel | None:
+    """The GGUF model that runs from a directory; None if its safetensors run.
+
+    Raises:
+        ModelError: there is neither, or several GGUF files.
+    """
+    path = check_directory(directory)
+    return None if path is None else read_gguf(path)
 
 
-def _as_directory(target: str) -> Path | None:
-    """The directory that `target` names; None if it is not a path."""
+def _as_path(target: str) -> Path | None:
+    """The directory or the GGUF file that `target` names; None if it is not a path.
+
+    Raises:
+        UnknownModelError: it is the path of another file, or of nothing.
+    """
     if not target:  # Path("") would be the current directory
         return None
     try:
         path = Path(target).expanduser()
-        if path.is_dir():
+        if path.is_dir() or is_gguf(path):
             return path
         exists = path.exists()
     except (OSError, RuntimeError, ValueError):
         return None
     if exists:
-        raise UnknownModelError(
-            f"{target} is a file, not a model directory", "give the directory that holds it"
-        )
+        raise not_a_model(path)
+    if path.suffix.lower() == ".gguf":
+        raise no_such_file(path)
     if target.startswith(PATH_STARTS):
-        raise UnknownModelError(f"there is no directory {target}", "check the path")
+        raise UnknownModelError(f"there is no file or directory {target}", "check the path")
     return None

@@ -53,8 +53,8 @@ def test_a_pipe_gets_one_tab_separated_line_a_model(d3: D3) -> None:
 
 
 def test_an_option_of_the_list_is_refused_before_a_subcommand(d3: D3) -> None:
-    check(d3("models", "--json", "verify", "demo"), 2, "--json belongs to d3 models, not to")
-    assert d3("models", "--debug", "default", "demo").code == 0
+    check(d3("models", "--json", "verify", "demo"), 2, "verify comes after options")
+    assert d3("models", "default", "demo", "--debug").code == 0
 
 
 def test_json_holds_the_same(d3: D3) -> None:

@@ -267,14 +267,14 @@ def test_a_model_that_cannot_skip_is_refused_before_its_weights_are_downloaded(
     assert hub.fetched == {"config.json": 1}
 
 
-def test_a_repository_of_gguf_files_names_the_model_with_safetensors(
-    hub: Hub, generate: Run
-) -> None:
+def test_a_repository_of_gguf_files_says_how_to_get_one(hub: Hub, generate: Run) -> None:
     del hub.files["model.safetensors"], hub.files["config.json"]
-    hub.files["fox.Q4_K_M.gguf"] = b"GGUF"
+    for name in ("fox.F16.gguf", "fox.Q4_K_M.gguf", "mmproj-Q4_K_M.gguf"):
+        hub.files[name] = b"GGUF"
     result = generate("someone/fox", "Hello.")
     assert result.code == 1
-    assert "error: someone/fox holds GGUF files" in result.err
+    assert "error: someone/fox holds only GGUF files" in result.err
+    assert "run: hf download someone/fox fox.Q4_K_M.gguf; then run this again" in result.err
     assert "someone/vixen" in result.err
     assert not hub.fetched
 
@@ -302,7 +302,7 @@ def test_verify_finds_one_flipped_bit_in_the_cache(
     assert first.code == 0, first.err
     verified = run_d3("models", "verify", "someone/fox")
     assert verified.code == 0, verified.err
-    assert verified.out == "someone/fox: all 6 files match the hub's checksums\n"
+    assert verified.out == "someone/fox: all 6 files match their checksums\n"
     [weights] = tmp_path.glob("models--*/snapshots/*/model.safetensors")
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
@@ -311,7 +311,7 @@ def test_verify_finds_one_flipped_bit_in_the_cache(
     assert unverified.code == 0, unverified.err
     again = run_d3("models", "verify", "someone/fox")
     assert again.code == 1
-    assert "model.safetensors is not the file that the hub sent" in again.err
+    assert "model.safetensors is not the file that was published" in again.err
 
 
 @pytest.mark.parametrize("revision", ["v1", "refs/pr/7", OLDER])

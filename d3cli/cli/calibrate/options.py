@@ -209,7 +209,7 @@ class ShowSettings(CommandSettings):
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_model,
-            help="An alias, a hub id or a directory. Default: all models.",
+            help="An alias, a hub id, a directory or a GGUF file. Default: all models.",
         ),
     ] = None
     form: Output = Format.table

@@ -63,7 +63,7 @@ def model(chat: Chat, argument: str) -> None:
     """
     if not argument:
         raise UsageError(
-            "/model needs a name", "give an alias, a hub id or a directory; d3 models lists them"
+            "/model needs a name", "give an alias, a hub id, a directory or a GGUF file"
         )
     switch_model(chat, argument)
 
