@@ -19,6 +19,7 @@ BROKEN_LINK = "the file that it points to is gone: restore it, or download the m
 BAD_JSON = "correct it, or download it again if it was cut short"
 LFS_HINT = "run git lfs pull in its directory"
 DO_NOT_USE = "do not use this model"
+OTHER_FORMAT = "use the safetensors of the model that it was converted from"
 
 # By file name: the most bytes, and the most objects and lists. Several times what published models
 # have.

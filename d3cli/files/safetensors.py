@@ -28,11 +28,20 @@ _ITEM_BYTES |= {"F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a safetensors header says about one tensor; `dtype` is the format's name ("BF16")."""
+    """What a header says about one tensor.
+
+    Attributes:
+        name: its name in the model.
+        dtype: the format's name of its type: "BF16", or "Q4_K" in a GGUF file.
+        shape: its shape in the model.
+        copied: whether reading it always makes a copy, since a GGUF file holds it packed or in
+            another order.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    copied: bool = False
 
     @property
     def numel(self) -> int:
@@ -44,7 +53,7 @@ class TensorInfo:
 
     @property
     def is_float(self) -> bool:
-        return self.dtype in FLOATS
+        return self.copied or self.dtype in FLOATS
 
     @property
     def layer(self) -> int | None:

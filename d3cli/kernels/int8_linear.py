@@ -21,7 +21,7 @@ MULTIPLE = 32
 # Rows converted at once. The most tokens for which the kernel is faster than a plain product.
 CHUNK, FEW = 1024, 16
 
-_Read = Callable[[Tensor], Tensor]
+_Read = Callable[[Tensor], Any]
 
 
 class EightBitLinear(nn.Module):
@@ -30,7 +30,8 @@ class EightBitLinear(nn.Module):
     Args:
         weight: ``[out, in]``. Its values are read through `read`.
         bias: ``[out]``.
-        read: returns a weight in pages of memory that are freed with it.
+        read: returns a weight by rows: ``[first:last]`` reads these rows into memory that is freed
+            with them.
 
     Attributes:
         weight: ``[out, in]``, int8.

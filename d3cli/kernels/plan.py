@@ -111,7 +111,8 @@ class KernelPlan:
     def converts(self, tensor: TensorInfo) -> bool:
         """Whether loading copies this tensor into another form, instead of leaving it mapped."""
         return (
-            (tensor.is_float and getattr(torch, FLOATS[tensor.dtype]) != self.form.dtype)
+            tensor.copied
+            or (tensor.is_float and getattr(torch, FLOATS[tensor.dtype]) != self.form.dtype)
             or tensor.is_expert
             or self._is_read_to_quantize(tensor)
         )

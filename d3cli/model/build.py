@@ -1,42 +1,34 @@
-"""From a model's files to a Hugging Face model and tokenizer, or to one clear error.
+"""From a model's files to a Hugging Face model, or to one clear error.
 
-Safetensors only, never remote code. Knows nothing of gates, depth or replies.
+Never remote code. Knows nothing of gates, depth or replies.
 """
 
 import warnings
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from d3cli.base.errors import ModelError, Setting, Words, is_panic, one_line
+from d3cli.base.errors import ModelError, Setting, Words, one_line
 from d3cli.base.progress import ByteProgress
 from d3cli.depth.families import Family
 from d3cli.files.json_files import BROKEN_FILES
-from d3cli.files.lazy_weights import lazy_state_dict, read_again
-from d3cli.files.names import ModelFiles
-from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_tokenizer
 from d3cli.kernels.bnb_linear import pack_for_cpu, quantization_config
 from d3cli.kernels.int8_linear import quantize_head
 from d3cli.kernels.packed_linear import pack_linears
 from d3cli.kernels.plan import KernelPlan
-from d3cli.kernels.process import (
-    import_bitsandbytes,
-    no_progress_bar,
-    prepare_quantization,
-    silent_stderr,
-)
+from d3cli.kernels.process import import_bitsandbytes, no_progress_bar, prepare_quantization
 from d3cli.model.check import OLD_BUFFERS
+from d3cli.model.checkpoint import Checkpoint
 from d3cli.model.config import model_class, without_choices
 
 CPU = Setting("device", "cpu")
 
 
 def load_weights(
-    files: ModelFiles, family: Family, plan: KernelPlan, *, progress: ByteProgress
+    checkpoint: Checkpoint, family: Family, plan: KernelPlan, *, progress: ByteProgress
 ) -> tuple[Any, list[str]]:
     """Loads a causal language model with the kernels of `plan`.
 
@@ -48,18 +40,18 @@ def load_weights(
     Raises:
         ModelError: the files are damaged, or a tensor is missing, misshapen or unexpected.
     """
-    state = lazy_state_dict(files.path, plan.converts, on_read=progress.add)
+    name, weights = checkpoint.name, checkpoint.weights(plan, progress.add)
     try:
         with warnings.catch_warnings(), no_progress_bar():
             warnings.simplefilter("ignore")  # transformers warns about its own deprecations
-            config = without_choices(
-                AutoConfig.from_pretrained(files.path, trust_remote_code=False)
-            )
+            config = without_choices(checkpoint.config())
             options, unfit = _quantization(config, plan)
+            if checkpoint.recipes is not None and plan.form.device.type != "cpu":
+                options = {"device_map": {"": plan.form.device}, **options}
             model, report = model_class(config).from_pretrained(
                 None,
                 config=config,
-                state_dict=state,
+                state_dict=weights.state,
                 dtype=plan.form.dtype,
                 attn_implementation=family.attention,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below by name
@@ -70,16 +62,17 @@ def load_weights(
         raise  # running out of memory is not the files' fault
     except Exception as error:  # a broken checkpoint may raise anything
         hint = _hint_on_loading(error, plan.form.device)
-        raise ModelError(f"{files.name} cannot be loaded: {one_line(error)}", hint) from error
-    _refuse_wrong_tensors(files.name, report)
+        raise ModelError(f"{name} cannot be loaded: {one_line(error)}", hint) from error
+    _refuse_wrong_tensors(name, report)
     if not options:
         model = model.to(plan.form.device)
     if plan.head_in_8_bits:
-        quantize_head(model, partial(read_again, state))
+        quantize_head(model, weights.rows)
     if plan.packs:
-        pack_linears(model, partial(read_again, state), progress.add)
+        pack_linears(model, weights.read, progress.add)
+    weights.fill(model)
     if plan.form.device.type == "cpu":
-        _pack_4_bits(files.name, model, progress)
+        _pack_4_bits(name, model, progress)
     return model, unfit
 
 
@@ -150,38 +143,3 @@ def _refuse_wrong_tensors(name: str, report: dict[str, Any]) -> None:
                 f"{name} {problem} tensors: {', '.join(names[:3])}{more}",
                 "config.json and the weights do not belong together, or are incomplete",
             )
-
-
-def load_tokenizer(files: ModelFiles) -> Any:
-    """Loads the tokenizer and tries it once.
-
-    Raises:
-        ModelError: its files are missing or damaged.
-    """
-    refuse_without_tokenizer(files.name, files.path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            files.path, trust_remote_code=False, local_files_only=True
-        )
-        with silent_stderr():
-            tokens = tokenizer("Some bad settings fail only when the tokenizer is used.").input_ids
-    except MemoryError:
-        raise
-    except BaseException as error:  # a Rust panic is not an Exception
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
-        raise _tokenizer_error(files, one_line(error)) from error
-    # Some classes of transformers are built without the files of their vocabulary.
-    if not (files.path / WHOLE).is_file() and not set(tokens) - set(tokenizer.all_special_ids):
-        raise _tokenizer_error(files, f"a {type(tokenizer).__name__} needs other files")
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer of {files.name} is a {type(tokenizer).__name__}, which d3 cannot use",
-            "use a model with a tokenizer.json",
-        )
-    return tokenizer
-
-
-def _tokenizer_error(files: ModelFiles, reason: str) -> ModelError:
-    cause, hint = cause_of_failure(files.path, reason)
-    return ModelError(f"the tokenizer of {files.name} cannot be loaded: {cause}", hint)

@@ -12,16 +12,16 @@ from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.families import Family
-from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles, find_model
-from d3cli.files.safetensors import Description, describe_directory
+from d3cli.files.safetensors import Description
 from d3cli.kernels.bnb_linear import Quantization
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form, KernelPlan
 from d3cli.kernels.process import prepare_process
-from d3cli.model.build import load_tokenizer, load_weights
+from d3cli.model.build import load_weights
 from d3cli.model.check import check_config, check_sizes
+from d3cli.model.checkpoint import load_tokenizer, open_checkpoint
 from d3cli.model.config import config_errors
 from d3cli.model.context import choose_context
 from d3cli.model.held_weights import HeldWeights, plan_for
@@ -111,7 +111,7 @@ def load_model(
     on_progress: OnProgress | None = None,
     **options: Unpack[LoadOptions],
 ) -> LoadedModel:
-    """Loads a model from an alias, a hub id or a directory. Safetensors only, never remote code.
+    """Loads a model from an alias, a hub id, a directory or a GGUF file. Never runs remote code.
 
     Also changes settings of the whole process: `d3cli.kernels.process` lists them.
 
@@ -139,35 +139,28 @@ def load_model(
             name, offline=offline, revision=revision, check=partial(check_model, **options)
         )
     files.vet()
-    notes: list[Words] = [*files.notes()]
-    description = describe_directory(files.name, files.path)
-    plan = check_model(description, **options)
-    to_convert = HeldWeights(description, plan.config, plan.kernels).to_convert
+    checkpoint = open_checkpoint(files)
+    plan = check_model(checkpoint.description, **options)
+    to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
     renderer = None
     if not files.is_known:
         renderer = Renderer()
         renderer.start()  # while the weights are read
     tokenizer = load_tokenizer(files)  # first, since it is quick to refuse
     causal_lm, unfit = load_weights(
-        files, plan.family, plan.kernels, progress=ByteProgress(to_convert, on_progress)
+        checkpoint, plan.family, plan.kernels, progress=ByteProgress(to_convert, on_progress)
     )
     model = wrap_model(
         causal_lm,
         tokenizer,
         name=files.name,
-        generation_settings=_generation_settings(files, description),
-        notes=notes + _notes(causal_lm, plan, unfit),
+        generation_settings=checkpoint.generation_settings(),
+        notes=[*checkpoint.notes, *_notes(causal_lm, plan, unfit)],
         full_depth_only=not plan.family.can_skip,
         context=options.get("context"),
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
     )
     return replace(model, origin=_origin(files, model, plan.kernels.form))
-
-
-def _generation_settings(files: ModelFiles, description: Description) -> dict[str, Any]:
-    """The generation settings: of generation_config.json, else of config.json, as transformers."""
-    path = files.path / "generation_config.json"
-    return read_json(path) if path.exists() else dict(description.config)
 
 
 def _form(options: LoadOptions) -> Form:

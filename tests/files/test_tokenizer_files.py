@@ -9,7 +9,7 @@ from d3cli.base.errors import ModelError
 from d3cli.files import tokenizer_files
 from d3cli.files.names import ModelFiles
 from d3cli.files.tokenizer_files import refuse_without_tokenizer
-from d3cli.model.build import load_tokenizer
+from d3cli.model.checkpoint import load_tokenizer
 from tests.conftest import D3, check
 from tests.copies import stranger
 

@@ -1,0 +1,167 @@
+"""A model on disk as loading needs it: its description, its tokenizer and its weights.
+
+The two formats, a directory of safetensors and a GGUF file, differ only here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from d3cli.base.errors import ModelError, Words, is_panic, one_line
+from d3cli.files.json_files import OTHER_FORMAT, read_json
+from d3cli.files.lazy_weights import lazy_state_dict, read_again
+from d3cli.files.names import ModelFiles
+from d3cli.files.safetensors import Description, describe_directory
+from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_tokenizer
+from d3cli.kernels.plan import KernelPlan
+from d3cli.kernels.process import silent_stderr
+from d3cli.model.config import parse_config
+from d3cli.model.gguf_config import gguf_generation_settings
+from d3cli.model.gguf_tensors import Recipe, describe_gguf
+from d3cli.model.gguf_weights import GgufWeights
+from d3cli.text.gguf_tokenizer import gguf_tokenizer, tokenizer_notes
+
+OnRead = Callable[[int], None]
+
+
+class StoredWeights(Protocol):
+    """The weights of a model on disk."""
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """The weights by name, in the form of a state dict that transformers accepts."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The values of a tensor of the model, in memory that is freed with the result."""
+
+    def rows(self, tensor: Tensor) -> Any:
+        """The same, by rows: ``[first:last]`` of the result reads these rows."""
+
+    def fill(self, model: Any) -> None:
+        """Reads what the model lacks, after all `read` and `rows`."""
+
+
+class SafetensorsWeights:
+    """The weights in a directory; see `StoredWeights`."""
+
+    def __init__(self, files: ModelFiles, plan: KernelPlan, on_read: OnRead) -> None:
+        self.state = lazy_state_dict(files.path, plan.converts, on_read)
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The tensor from a mapping that ends soon."""
+        found: Tensor = read_again(self.state, tensor)
+        return found
+
+    rows = read
+
+    def fill(self, model: Any) -> None:
+        """Does nothing: the model holds all its weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on disk that was found and described.
+
+    Attributes:
+        files: where it is.
+        description: its config and its tensors.
+        recipes: how each weight of a GGUF file is made, by name; None for safetensors.
+    """
+
+    files: ModelFiles
+    description: Description
+    recipes: Mapping[str, Recipe] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    @property
+    def notes(self) -> tuple[Words, ...]:
+        """What a user should know about the files."""
+        if self.files.gguf is None:
+            return tuple(self.files.notes())
+        return (*self.files.notes(), *tokenizer_notes(self.files.gguf.metadata))
+
+    def config(self) -> Any:
+        """The parsed config, to build the model from."""
+        if self.files.gguf is not None:
+            return parse_config(self.description)
+        return AutoConfig.from_pretrained(self.files.path, trust_remote_code=False)
+
+    def generation_settings(self) -> dict[str, Any]:
+        """Those of generation_config.json, else of config.json, as in transformers."""
+        if self.files.gguf is not None:
+            return gguf_generation_settings(self.files.gguf)
+        path = self.files.path / "generation_config.json"
+        return read_json(path) if path.exists() else dict(self.description.config)
+
+    def weights(self, plan: KernelPlan, on_read: OnRead) -> StoredWeights:
+        """The weights, for a model with the kernels of `plan`.
+
+        Args:
+            on_read: is called with the size of each weight that is converted or unpacked.
+        """
+        if self.recipes is not None:
+            return GgufWeights(self.recipes, plan, on_read)
+        return SafetensorsWeights(self.files, plan, on_read)
+
+
+def open_checkpoint(files: ModelFiles) -> Checkpoint:
+    """Describes a model on disk.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the model is of another kind.
+    """
+    if files.gguf is None:
+        return Checkpoint(files, describe_directory(files.name, files.path))
+    return Checkpoint(files, *describe_gguf(files.name, files.gguf))
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """Loads the tokenizer and tries it once.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    if files.gguf is None:
+        refuse_without_tokenizer(files.name, files.path)
+    try:
+        if files.gguf is not None:
+            tokenizer = gguf_tokenizer(files.gguf.architecture, files.gguf.metadata)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                files.path, trust_remote_code=False, local_files_only=True
+            )
+        with silent_stderr():
+            tokens = tokenizer("Some bad settings fail only when the tokenizer is used.").input_ids
+    except MemoryError:
+        raise
+    except BaseException as error:  # a Rust panic is not an Exception
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise _tokenizer_error(files, error) from error
+    if files.gguf is not None:
+        return tokenizer
+    # Some classes of transformers are built without the files of their vocabulary.
+    if not (files.path / WHOLE).is_file() and not set(tokens) - set(tokenizer.all_special_ids):
+        reason = ModelError(f"a {type(tokenizer).__name__} needs other files")
+        raise _tokenizer_error(files, reason)
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {files.name} is a {type(tokenizer).__name__}, which d3 cannot use",
+            "use a model with a tokenizer.json",
+        )
+    return tokenizer
+
+
+def _tokenizer_error(files: ModelFiles, error: BaseException) -> ModelError:
+    reason = one_line(error)
+    if files.gguf is None:
+        cause, hint = cause_of_failure(files.path, reason)
+    else:
+        cause, hint = reason, getattr(error, "hint", "") or OTHER_FORMAT
+    return ModelError(f"the tokenizer of {files.name} cannot be loaded: {cause}", hint)
