@@ -3,6 +3,7 @@
 Only safetensors weights, JSON and tokenizer files are downloaded, none of which can run code.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 # Second copies of the weights: Mistral's own format, and all subdirectories.
 NOT_FETCHED = ["consolidated*", "*/*"]
 PREFERRED = "Q4_K_M"  # of the quantizations of a model in GGUF, the one to propose
+# Seconds to wait for the hub's first answer, and before the second try.
+PATIENCE, PAUSE = 10.0, 1.0
+FIRST_SERVER_ERROR = 500  # of HTTP's status codes
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
@@ -67,6 +71,7 @@ def describe_repository(hub_id: str, revision: str | None = None) -> Description
     )
 
     with _translated_errors(hub_id, revision):
+        _check_reachable(hub_id, revision)
         try:
             config = read_json(Path(hf_hub_download(hub_id, "config.json", revision=revision)))
             metadata = HfApi().get_safetensors_metadata(hub_id, revision=revision)
@@ -84,6 +89,39 @@ def describe_repository(hub_id: str, revision: str | None = None) -> Description
         for name, info in shard.tensors.items()
     ]
     return Description(hub_id, config, tuple(tensors))
+
+
+def _check_reachable(hub_id: str, revision: str | None) -> None:
+    """Asks the hub for one answer, at most twice.
+
+    The hub's own library would try for half a minute to reach a hub that is down.
+
+    Raises:
+        DownloadError: the hub cannot be reached, or answers with an error of its own.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.utils import get_session
+
+    url = hf_hub_url(hub_id, "config.json", revision=revision)
+    problem = ""
+    for pause in (0.0, PAUSE):
+        time.sleep(pause)
+        try:
+            answer = get_session().head(url, timeout=PATIENCE, follow_redirects=False)
+        except (HTTPError, OSError) as error:
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "timed out" in problem:
+                break
+        else:
+            if answer.status_code < FIRST_SERVER_ERROR:
+                return
+            problem = f"it answers with HTTP error {answer.status_code}"
+    raise DownloadError(
+        f"{at_revision(hub_id, revision)} is not in the local cache, and the hub cannot be "
+        f"reached: {problem}",
+        "check the network, or use a model in a local directory",
+    )
 
 
 def _no_safetensors(hub_id: str, revision: str | None) -> ModelError:

@@ -38,6 +38,7 @@ class Hub(ThreadingHTTPServer):
         self.fetched: Counter[str] = Counter()
         self.cut: str | None = None  # the connection breaks in the middle of this file
         self.gated = False
+        self.overloaded = False
 
     @property
     def url(self) -> str:
@@ -53,6 +54,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
+        if self.server.overloaded:
+            self.reply(503, {}, b"")
+            return
         commit = self.commit_of(path)
         if commit is None:
             self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
@@ -163,13 +167,13 @@ def in_a_process(hub: Hub, cache: Path, *arguments: str) -> Ended:
 def d3_in_a_child(url: str, cache: str, *arguments: str) -> None:
     """Runs `d3` in a process that has imported huggingface_hub already; changes its settings.
 
-    huggingface_hub waits for half a minute before it gives up. Here it does not wait.
+    Where it would wait, it tells for how long instead.
     """
     constants.ENDPOINT = url
     constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     constants.HF_HUB_CACHE = cache
     constants.HF_HUB_OFFLINE = False
-    time.sleep = lambda _: None
+    time.sleep = lambda seconds: print(f"waits {seconds:.0f} s", file=sys.stderr)
     sys.argv = ["d3", *arguments]
     main()
 
@@ -236,12 +240,19 @@ def test_a_model_that_the_hub_does_not_have(generate: Run) -> None:
     assert "error: the hub has no model someone/wolf" in result.err
 
 
-def test_a_hub_that_is_down(hub: Hub, generate: Run) -> None:
-    hub.shutdown()
-    hub.server_close()
+@pytest.mark.parametrize("state", ["down", "overloaded"])
+def test_a_hub_that_is_down_is_reported_at_once(hub: Hub, generate: Run, state: str) -> None:
+    if state == "overloaded":
+        hub.overloaded = True
+    else:
+        hub.shutdown()
+        hub.server_close()
     result = generate("someone/fox", "Hello.")
     assert result.code == 1
-    assert "the hub cannot be reached" in result.err
+    assert "someone/fox is not in the local cache, and the hub cannot be reached: " in result.err
+    assert ("HTTP error 503" in result.err) == (state == "overloaded")
+    waits = [line.split()[1] for line in result.err.splitlines() if line.startswith("waits")]
+    assert sum(map(int, waits)) <= 2  # huggingface_hub alone waits for half a minute
 
 
 def test_a_model_that_will_not_fit_is_refused_before_its_weights_are_downloaded(
