@@ -52,6 +52,7 @@ class Conversation:
 
     Args:
         record: an earlier conversation to continue, its system prompt first.
+        revision: of the model, if one was asked for; new replies record it.
 
     Attributes:
         system: the system prompt; empty for none.
@@ -59,8 +60,15 @@ class Conversation:
         left_out: how many of the oldest messages the model is no longer shown.
     """
 
-    def __init__(self, model: LoadedModel, record: Sequence[ChatMessage] = ()) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        record: Sequence[ChatMessage] = (),
+        *,
+        revision: str | None = None,
+    ) -> None:
         self.engine = Engine(model)
+        self._revision = revision
         self.resume(record)
 
     def resume(self, record: Sequence[ChatMessage]) -> None:
@@ -125,6 +133,7 @@ class Conversation:
             # The tag that the template wrote marks what follows as reasoning.
             inside(reply) + reply.text,
             model=self.model.name if key is None else key.model,
+            revision=self._revision,
             finish_reason=reply.finish_reason,
             schedule=options.schedule.to_json() | {"source": options.schedule_source},
             stats=asdict(reply.stats),

@@ -40,6 +40,7 @@ class ChatMessage:
 
     Attributes:
         model: the model that wrote a reply.
+        revision: of a model on the hub, if one was asked for.
         finish_reason, schedule, stats: of a reply, as in ``d3 generate --json``.
 
     Raises:
@@ -49,6 +50,7 @@ class ChatMessage:
     role: Literal["system", "user", "assistant"]
     content: str
     model: str | None = None
+    revision: str | None = None
     finish_reason: str | None = None
     schedule: Mapping[str, Any] | None = None
     stats: Mapping[str, Any] | None = None
@@ -66,6 +68,8 @@ class ChatMessage:
                 "schedule": self.schedule,
                 "stats": self.stats,
             }
+            if self.revision is not None:
+                message["revision"] = self.revision
         return message
 
 
@@ -104,7 +108,18 @@ class Summary:
 
 def last_model(messages: Sequence[ChatMessage]) -> str | None:
     """The model that wrote the last reply; None if there is no reply."""
-    return next((one.model for one in reversed(messages) if one.role == "assistant"), None)
+    reply = _last_reply(messages)
+    return None if reply is None else reply.model
+
+
+def last_revision(messages: Sequence[ChatMessage]) -> str | None:
+    """The revision that was asked for of `last_model`; None if none was."""
+    reply = _last_reply(messages)
+    return None if reply is None else reply.revision
+
+
+def _last_reply(messages: Sequence[ChatMessage]) -> ChatMessage | None:
+    return next((one for one in reversed(messages) if one.role == "assistant"), None)
 
 
 def new_id() -> str:

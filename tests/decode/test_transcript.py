@@ -36,6 +36,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
             role=st.just("assistant"),
             content=texts,
             model=st.none() | texts,
+            revision=st.none() | texts,
             finish_reason=st.sampled_from(["stop", "length", "interrupted", None]),
             schedule=st.none() | st.just({"alpha": 0.9}),
             stats=st.none() | st.dictionaries(texts, st.integers() | st.none(), max_size=3),

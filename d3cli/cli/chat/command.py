@@ -52,12 +52,15 @@ def chat(settings: ChatCommandSettings) -> int:
     saving = Saving(None if keep.no_save else id_)
     messages = transcript.read(transcript.path_of(id_)) if id_ else []
     name = settings.model or transcript.last_model(messages) or default_model()
+    loading = settings.reply.loading
+    if settings.model is None and loading.revision is None:
+        loading = replace(loading, revision=transcript.last_revision(messages))
     find_local(name)  # a wrong name is reported before the slow part
-    loaded = load(output, name, settings.reply.loading, **request.needs)
+    loaded = load(output, name, loading, **request.needs)
 
     from d3cli.decode.conversation import Conversation
 
-    conversation = Conversation(loaded, messages)
+    conversation = Conversation(loaded, messages, revision=loading.revision)
     # A conversation that continues keeps its own system prompt, unless one was typed.
     if "system" in settings.typed or not messages:
         conversation.system = request.system or ""
@@ -67,7 +70,7 @@ def chat(settings: ChatCommandSettings) -> int:
         conversation,
         _session_settings(settings, request),
         saving,
-        _models(output, settings.reply.loading, name),
+        _models(output, loading, name),
         model_name=name,
         keep_history=not keep.no_save,
         vi=settings.keys is Keys.vi,
@@ -89,7 +92,11 @@ def _models(output: Output, loading: "ModelOptions", first: str) -> "Models":
     def options_for(name: str) -> "ModelOptions":
         return loading if name == first else replace(loading, revision=None)
 
-    return Models(load_another, lambda name: calibrate_command(name, options_for(name)))
+    return Models(
+        load_another,
+        calibrate_with=lambda name: calibrate_command(name, options_for(name)),
+        revision_of=lambda name: options_for(name).revision,
+    )
 
 
 def _session_settings(settings: ChatCommandSettings, request: Request) -> "ChatSettings":

@@ -27,10 +27,12 @@ class Models:
     Attributes:
         load: loads the model of this name for these settings.
         calibrate_with: returns the command that calibrates the model of this name.
+        revision_of: returns the revision that was asked for of the model of this name, if any.
     """
 
     load: Callable[[str, ChatSettings], "LoadedModel"]
     calibrate_with: Callable[[str], str]
+    revision_of: Callable[[str], str | None]
 
 
 class NoModelLeftError(D3Error):
@@ -68,7 +70,8 @@ def switch_model(chat: "Chat", name: str) -> None:
             model = _load_again(chat, old_name, error)
     finally:
         signals.stop_once()
-    chat.conversation = Conversation(model, record)
+    revision = chat.models.revision_of(chat.model_name)
+    chat.conversation = Conversation(model, record, revision=revision)
     if think is not settings.think:
         chat.output.note("this model has no thinking switch, so think is at its default again")
         chat.settings = replace(settings, think=think)

@@ -62,6 +62,7 @@ class Desk:
                     find_model(name), dtype="float32", device="cpu", threads=1
                 ),
                 calibrate_with=calibrate_command,
+                revision_of=lambda _: None,
             ),
             Conversation(model, record or []),
             ChatSettings(**{"max_tokens": 5} | settings),

@@ -24,7 +24,7 @@ from tests.cli.chat.at_terminal import (
     turn,
     write_conversation,
 )
-from tests.conftest import BUILTIN_PATH
+from tests.conftest import BUILTIN_PATH, hub_repository
 from tests.terminal import Terminal
 from tests.warm import Warm
 
@@ -190,3 +190,24 @@ def test_a_full_disk_does_not_garble_the_reply(home: Path, warm: Warm) -> None:
         leave(terminal)
     finally:
         terminal.close()
+
+
+def test_a_conversation_goes_on_with_the_revision_that_was_asked_for(
+    chat: StartChat, home: Path
+) -> None:
+    with hub_repository("someone/fox") as snapshot:
+        (snapshot.parents[1] / "refs" / "v1").write_text(snapshot.name)
+        first = chat("someone/fox", "--revision", "v1", "--offline", "--max-tokens", "5")
+        turn(first, STORY)
+        leave(first)
+        assert [m.get("revision") for m in saved(home)] == [None, "v1"]
+        again = chat("-c", "--offline", "--max-tokens", "5")
+        assert "model: someone/fox at v1" in again.plain
+        turn(again, "And then?")
+        leave(again)
+        assert [m.get("revision") for m in saved(home)] == [None, "v1"] * 2
+        other = chat("someone/fox", "-c", "--offline", "--max-tokens", "5")
+        assert "at v1" not in other.plain
+        turn(other, "And then?")
+        leave(other)
+        assert [m.get("revision") for m in saved(home)] == [*[None, "v1"] * 2, None, None]
