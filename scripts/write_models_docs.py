@@ -36,12 +36,15 @@ last column. d3 predicts memory for the context that is set.
 |---|---|---|
 | none | `max_position_embeddings` | the same |
 | YaRN | the original length × the factor, if that is longer | the same |
-| linear | `max_position_embeddings` × the factor; Gemma 3 states the long context | the same |
+| linear | `max_position_embeddings` × the factor, or less (see below) | × the factor |
 | Llama 3 | `max_position_embeddings`; if that is the original length, × the factor | the same |
 | dynamic NTK | `max_position_embeddings` | × the factor |
 | LongRoPE (Phi-3 128k) | the original length | `max_position_embeddings` |
 
-For the last two, transformers changes the rotary table when a text becomes longer than the original
+A config with linear scaling may state the length before or after it. Gemma 3 states the one after
+it. For other models, the tokenizer's `model_max_length` decides if it lies between the two.
+
+For dynamic NTK and LongRoPE, transformers changes the rotary table when a text becomes longer than the original
 context. Keys in the KV cache would keep the old table, so that a prefill in chunks, a repair and
 one-pass scoring no longer agree. So d3 stops at the original context and says so. A longer
 `--context` fixes the table for that length: all passes agree again, and a text of that length is

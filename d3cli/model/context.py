@@ -42,7 +42,9 @@ class Context:
     note: Words | None = None
 
 
-def choose_context(name: str, config: Any, wanted: int | None = None) -> Context:
+def choose_context(
+    name: str, config: Any, wanted: int | None = None, tokenizer_length: object = None
+) -> Context:
     """The context of a model: what was asked for, else what its config describes.
 
     `max_position_embeddings` is the length that the model was made for, unless rope scaling was
@@ -51,20 +53,24 @@ def choose_context(name: str, config: Any, wanted: int | None = None) -> Context
     when a sequence grows beyond the original length, which is therefore the default for these. A
     longer context has to be asked for, and fixes the table.
 
+    For linear scaling, transformers does not say whether a config states the length before or after
+    it, and models differ. Where the tokenizer's own length is below the scaled one, it decides.
+
     Args:
         name: what to call the model in messages.
         config: its parsed config.
         wanted: the length asked for; None leaves the choice to the config.
+        tokenizer_length: what the tokenizer states as `model_max_length`, if known.
 
     Raises:
         UsageError: the model does not hold so many tokens.
         ModelError: its context is too short for a prompt and a reply.
     """
     stated = int(config.max_position_embeddings)
-    kind, factor, own, longest = _lengths(config, stated)
+    kind, factor, own, longest = _lengths(config, stated, tokenizer_length)
     _check(name, wanted, own, longest)
     scaling = f"{SCALINGS.get(kind, kind)} scaling"
-    if wanted is not None and wanted > own:
+    if wanted is not None and wanted > own and kind in CHANGING:
         return Context(
             wanted,
             fixed=True,
@@ -73,6 +79,16 @@ def choose_context(name: str, config: Any, wanted: int | None = None) -> Context
         )
     if wanted is not None:
         return Context(wanted)
+    if longest > own and kind not in CHANGING:
+        return Context(
+            own,
+            note=(
+                f"the context is {own:,} tokens, as the tokenizer says; if config.json states the "
+                f"length before {scaling} with the factor {factor:g}, ",
+                Setting("context", str(longest)),
+                " uses all of it",
+            ),
+        )
     if longest > own:
         return Context(
             own,
@@ -133,7 +149,7 @@ def fix_rotary_table(causal_lm: Any, positions: int) -> None:
             module.rope_type = "default"  # which transformers never changes
 
 
-def _lengths(config: Any, stated: int) -> tuple[str, float, int, int]:
+def _lengths(config: Any, stated: int, tokenizer_length: object) -> tuple[str, float, int, int]:
     """How positions are scaled, the factor, the context by default and the longest possible."""
     rope, layered = _rope_of_full_attention(config)
     kind = str(rope.get("rope_type", "default"))
@@ -145,8 +161,11 @@ def _lengths(config: Any, stated: int) -> tuple[str, float, int, int]:
         return kind, factor, stated, stated if layered else max(stated, scaled)
     if kind == "llama3" and stated > original:
         scaled = stated  # the config states the long context
-    if kind == "linear" and layered and "original_max_position_embeddings" not in rope:
-        scaled = stated  # Gemma 3, whose config states the long context
+    if kind == "linear" and "original_max_position_embeddings" not in rope:
+        if layered:
+            scaled = stated  # Gemma 3, whose config states the long context
+        elif isinstance(tokenizer_length, int) and stated <= tokenizer_length < scaled:
+            return kind, factor, tokenizer_length, scaled
     if kind not in SCALINGS:
         scaled = stated
     return kind, factor, max(stated, scaled), max(stated, scaled)

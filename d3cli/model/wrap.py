@@ -52,7 +52,8 @@ def wrap_model(
     family = find_family(config.model_type)
     if family is UNLISTED and not full_depth_only:
         raise not_proven(config.model_type)
-    chosen = choose_context(name, config, context)
+    length = getattr(tokenizer, "model_max_length", None)
+    chosen = choose_context(name, config, context, length)
     if chosen.fixed:
         fix_rotary_table(causal_lm, chosen.length)
     group_queries(causal_lm)

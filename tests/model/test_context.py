@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from d3cli.base.errors import ModelError, UsageError
+from d3cli.base.errors import ModelError, Setting, UsageError
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.files.safetensors import describe_directory
@@ -82,6 +82,34 @@ def test_scaling_added_later_makes_the_context_longer(
     kind = (scaling or {}).get("type", (scaling or {}).get("rope_type"))
     changed = expected > positions or kind in ("dynamic", "longrope")
     assert (chosen.note is not None) == changed
+
+
+@pytest.mark.parametrize(
+    ("scaling", "positions", "tokenizer_length", "expected"),
+    [
+        (LINEAR, 512, 512, 512),  # DeepSeek Coder: both state the long context
+        (LINEAR, 128, 512, 512),  # Vicuna 16k: the tokenizer alone states it
+        (LINEAR, 128, 400, 400),
+        (LINEAR, 128, 128, 128),
+        (LINEAR, 128, 64, 512),  # less than the config says: a mistake
+        (LINEAR, 128, int(1e30), 512),  # the tokenizer states none
+        (LINEAR, 128, None, 512),
+        (LINEAR | {"original_max_position_embeddings": 128}, 512, 512, 512),
+        (YARN, 128, 128, 512),
+        (None, 128, 64, 128),
+    ],
+)
+def test_the_tokenizer_tells_which_length_linear_scaling_leads_to(
+    scaling: dict[str, Any] | None, positions: int, tokenizer_length: int | None, expected: int
+) -> None:
+    described = config(positions=positions, rope_scaling=scaling)
+    chosen = choose_context("m", described, None, tokenizer_length)
+    assert chosen.length == expected
+    if scaling == LINEAR and expected < 4 * positions:
+        assert chosen.note is not None
+        assert Setting("context", str(4 * positions)) in chosen.note
+        longest = choose_context("m", described, 4 * positions, tokenizer_length)
+        assert (longest.length, longest.fixed, longest.note) == (4 * positions, False, None)
 
 
 def test_layers_of_two_kinds_and_other_positions() -> None:
