@@ -44,11 +44,11 @@ last column. d3 predicts memory for the context that is set.
 A config with linear scaling may state the length before or after it. Gemma 3 states the one after
 it. For other models, the tokenizer's `model_max_length` decides if it lies between the two.
 
-For dynamic NTK and LongRoPE, transformers changes the rotary table when a text becomes longer than the original
-context. Keys in the KV cache would keep the old table, so that a prefill in chunks, a repair and
-one-pass scoring no longer agree. So d3 stops at the original context and says so. A longer
-`--context` fixes the table for that length: all passes agree again, and a text of that length is
-computed as by transformers, a shorter one slightly differently.
+For dynamic NTK and LongRoPE, transformers changes the rotary table when a text becomes longer than
+the original context. Keys in the KV cache would keep the old table, so that a prefill in chunks, a
+repair and one-pass scoring no longer agree. So d3 stops at the original context and says so. A
+longer `--context` fixes the table for that length: all passes agree again, and a text of that
+length is computed as by transformers, a shorter one slightly differently.
 
 ## Chat templates
 
