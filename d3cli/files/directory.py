@@ -33,12 +33,7 @@ def check_directory(directory: Path) -> Path | None:
     Raises:
         ModelError: naming what is missing, and what is there in its place.
     """
-    try:
-        str(directory.resolve()).encode()
-    except UnicodeEncodeError:
-        raise ModelError(
-            f"the path {directory} is not UTF-8, so its weights cannot be read", "rename it"
-        ) from None
+    check_path(directory)
     has_config = (directory / "config.json").is_file()
     if has_config and not missing_weights(directory):
         return None
@@ -59,6 +54,16 @@ def check_directory(directory: Path) -> Path | None:
             or "give the directory that holds config.json and *.safetensors, or a GGUF file",
         )
     raise _without_weights(directory, names)
+
+
+def check_path(path: Path) -> None:
+    """Raises ModelError for a path that libraries cannot open and JSON cannot hold."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"the path {path} is not UTF-8, so its weights cannot be read", "rename it"
+        ) from None
 
 
 def adapter_file(names: list[str]) -> str | None:

@@ -200,7 +200,7 @@ def _refuse_other_architectures(model: GgufModel) -> None:
     path, stated = model.paths[0], model.metadata.get("general.architecture")
     if not isinstance(stated, str):
         raise ModelError(f"the GGUF file {path} names no architecture", "download it again")
-    where = f"{path} holds a model of the architecture {quoted(stated[:60])}"
+    where = f"{path} holds a model of the architecture {quoted(stated[:40])}"
     known = f"d3 reads these architectures from GGUF: {', '.join(sorted(GGUF_ARCHITECTURES))}"
     if stated in GGUF_ARCHITECTURES:
         if _is_mixture(model) and not GGUF_ARCHITECTURES[stated].endswith("_moe"):

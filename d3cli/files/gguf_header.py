@@ -96,7 +96,9 @@ class Metadata(Mapping[str, Value]):
     def length(self, key: str) -> int | None:
         """The length of a list, which is not unpacked for it; None if the key is no list."""
         value = self._values.get(key)
-        return value.count if isinstance(value, _List) else None
+        if isinstance(value, _List):
+            return value.count
+        return len(value) if isinstance(value, tuple) else None
 
     def _unpack(self, key: str, value: "_List") -> tuple[Scalar, ...]:
         if value.type != _STRING:

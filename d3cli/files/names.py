@@ -17,7 +17,7 @@ from d3cli.base.settings import (
     shipped_aliases,
 )
 from d3cli.depth.families import find_family
-from d3cli.files.directory import check_directory, notes_on_directory
+from d3cli.files.directory import check_directory, check_path, notes_on_directory
 from d3cli.files.fingerprint import fingerprint, gguf_fingerprint
 from d3cli.files.gguf import GgufModel, is_gguf, read_gguf
 from d3cli.files.gguf_directory import first_part
@@ -207,6 +207,7 @@ def find_local(name: str) -> ModelFiles | None:
         return ModelFiles("the built-in model", own, BUILTIN, builtin=True)
     path = _as_path(target)
     if path is not None:
+        check_path(path)
         gguf = read_gguf(path) if path.is_file() else _gguf_in(path)
         place = path if gguf is None else gguf.paths[0]
         return ModelFiles(name, place, str(place.resolve()), gguf=gguf)

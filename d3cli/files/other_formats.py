@@ -20,6 +20,8 @@ PICKLED = "d3 reads safetensors and GGUF: pickled weights can run code"
 
 def not_a_model(path: Path) -> UnknownModelError:
     """The error for an existing file that is no GGUF file."""
+    if not path.is_file():
+        return UnknownModelError(f"{path} is not a regular file", "check the path")
     found, hint = _format(path)
     if path.suffix.lower() == ".gguf":
         return UnknownModelError(
