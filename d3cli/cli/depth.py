@@ -7,6 +7,7 @@ from d3cli.base.errors import Setting, UsageError
 from d3cli.cli.model_options import DtypeName, ModelOptions
 from d3cli.depth.choice import Choice, choose
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.units import UnitChoice
 
 if TYPE_CHECKING:
     from d3cli.model.model import LoadedModel
@@ -64,6 +65,7 @@ def choose_schedule(
     alpha: float | Literal["auto", "off"],
     start: int | None,
     core: tuple[int | None, int | None],
+    units: UnitChoice,
     calibrate_with: str,
 ) -> Choice:
     """The schedule that the depth options ask for.
@@ -85,12 +87,15 @@ def choose_schedule(
             ),
             "use a smaller value",
         )
+    if units == "sublayer":
+        model.check_sublayers()
     return choose(
-        model.num_layers,
+        model.weight_bytes,
         alpha,
         start=start,
         core_first=core[0],
         core_last=core[1],
+        units=units,
         stored=model.origin.schedule,
         calibration=model.origin.calibration,
         builtin=model.origin.builtin,

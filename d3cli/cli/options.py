@@ -42,6 +42,14 @@ def all_if_negative(value: int | None) -> int | None:
     return 0 if value == -1 else value
 
 
+class UnitsName(StrEnum):
+    """What may be dropped."""
+
+    auto = "auto"
+    layer = "layer"
+    sublayer = "sublayer"
+
+
 class Think(StrEnum):
     """Whether a reasoning model thinks before it answers, and whether that is shown."""
 
@@ -141,7 +149,7 @@ class DepthOptions:
             metavar="FLOAT|auto|off",
             rich_help_panel=DEPTH,
             help="Depth decay per token: 0.999 is gentle, 0.99 is steep. auto: the model's "
-            "calibration, else a cautious default. off: full depth.",
+            "calibration, else full depth. off: full depth.",
         ),
     ] = "auto"
     start: Annotated[
@@ -173,6 +181,15 @@ class DepthOptions:
             help="Number of last layers that are never dropped.",
         ),
     ] = None
+    units: Annotated[
+        UnitsName,
+        typer.Option(
+            envvar="D3_UNITS",
+            rich_help_panel=DEPTH,
+            help="What an alpha drops from a model that is not calibrated: whole layers (auto) or "
+            "sublayers. The prompt decides their order.",
+        ),
+    ] = UnitsName.auto
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

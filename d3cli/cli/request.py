@@ -17,7 +17,8 @@ from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.rules import ignored_settings
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.choice import Source
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.prompt_order import Schedule
+from d3cli.depth.units import UnitChoice
 from d3cli.files.hub import at_revision
 from d3cli.files.names import find_model
 from d3cli.kernels.process import stay_offline
@@ -42,6 +43,7 @@ class Request:
     alpha: float | Literal["auto", "off"]
     start: int | None
     core: tuple[int | None, int | None]
+    units: UnitChoice
     sampling: Mapping[str, Any]
     max_tokens: int | None
     stop: tuple[str, ...]
@@ -67,6 +69,7 @@ class Request:
             alpha=alpha,
             start=start,
             core=(depth.core_first, depth.core_last),
+            units=depth.units.value,
             sampling=sampling.given,
             max_tokens=sampling.max_tokens,
             stop=tuple(unescaped(text) for text in sampling.stop or ()),
@@ -111,7 +114,7 @@ class Ready:
     """A loaded model, and the options applied to it."""
 
     model: "LoadedModel"
-    schedule: DepthSchedule
+    schedule: Schedule
     source: Source
     sampling: SamplingParams
     request: Request
@@ -145,7 +148,9 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     needs["prompt_tokens"] = estimate_tokens(longest_prompt, system or "")
     model = load(output, name, loading, **needs)
     command = calibrate_command(name, loading)
-    choice = choose_schedule(model, request.alpha, request.start, request.core, command)
+    choice = choose_schedule(
+        model, request.alpha, request.start, request.core, request.units, command
+    )
     for note in choice.notes:
         output.note(note)
     if not raw and not (request.chat_template or model.tokenizer.chat_template):

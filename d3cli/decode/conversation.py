@@ -15,7 +15,7 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.prompt_order import Schedule
 from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat
 from d3cli.text.reasoning import opening_tag
@@ -38,7 +38,7 @@ class ReplyOptions:
         stop, chat_template, think: as for `Engine.stream`.
     """
 
-    schedule: DepthSchedule
+    schedule: Schedule
     schedule_source: Source
     sampling: SamplingParams
     max_tokens: int | None = None
@@ -135,7 +135,7 @@ class Conversation:
             model=self.model.name if key is None else key.model,
             revision=self._revision,
             finish_reason=reply.finish_reason,
-            schedule=options.schedule.to_json() | {"source": options.schedule_source},
+            schedule=reply.schedule.to_json() | {"source": options.schedule_source},
             stats=asdict(reply.stats),
         )
         self.messages.append(message)

@@ -14,6 +14,7 @@ from torch import Tensor
 from d3cli.base.errors import GenerationError, Setting
 from d3cli.decode.sampler import Sampler
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.model.influence import InfluenceTable
 from d3cli.model.kv_cache import PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
 
@@ -51,18 +52,28 @@ class DecodedToken:
 
 
 def prefill(
-    model: LoadedModel, cache: KVCache, token_ids: Sequence[int], chunk_size: int = PREFILL_CHUNK
+    model: LoadedModel,
+    cache: KVCache,
+    token_ids: Sequence[int],
+    chunk_size: int = PREFILL_CHUNK,
+    influence: InfluenceTable | None = None,
 ) -> Iterator[PrefillChunk]:
     """Reads tokens into the cache at full depth, chunk by chunk.
 
     The cache must not be ragged. To get the next token's logits, apply `model.logits` to the last
     hidden state of the last chunk.
+
+    Args:
+        influence: gains the units' influence at the positions that it does not know yet.
     """
     for offset in range(0, len(token_ids), chunk_size):
         ids = torch.tensor([token_ids[offset : offset + chunk_size]], device=model.device)  # [1, S]
-        hidden = model.hidden_states(ids, cache)
         start = cache.position
+        meter = None if influence is None else influence.new_meter(model.gate)
+        hidden = model.hidden_states(ids, cache, meter=meter)
         cache.commit(ids.shape[1], full_depth=True)
+        if influence is not None and meter is not None:
+            influence.write(start, meter.rows()[0])
         yield PrefillChunk(start, hidden[0])
 
 

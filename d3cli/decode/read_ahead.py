@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from d3cli.decode.session import Engine
+from d3cli.depth.prompt_order import Schedule
 
 # Positions read at once, and so the longest that `stop` waits for.
 CHUNK = 64
@@ -21,13 +22,18 @@ class ReadAhead:
 
     Args:
         prompt: returns the tokens that the next prompt begins with; called on the thread.
+        schedule: the depth schedule of the next reply.
         done: called on the thread once all of them are read.
     """
 
     def __init__(
-        self, engine: Engine, prompt: Callable[[], Sequence[int]], done: Callable[[], None]
+        self,
+        engine: Engine,
+        prompt: Callable[[], Sequence[int]],
+        schedule: Schedule,
+        done: Callable[[], None],
     ) -> None:
-        self._engine = engine
+        self._engine, self._schedule = engine, schedule
         self._stopped = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(prompt, done), name="read-ahead", daemon=True
@@ -51,7 +57,7 @@ class ReadAhead:
             prompt_ids = prompt()
             if self._stopped.is_set():
                 return
-            for _ in self._engine.read_ahead(prompt_ids, CHUNK):
+            for _ in self._engine.read_ahead(prompt_ids, CHUNK, schedule=self._schedule):
                 if self._stopped.is_set():
                     return
         except Exception:  # nothing is lost: the next prompt raises it again

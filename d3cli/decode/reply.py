@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d3cli.base.errors import UsageError
+from d3cli.base.errors import UsageError, Words
 from d3cli.decode.agreement import Agreement, Audit
 from d3cli.decode.loop import DecodedToken, decode
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.shared_cache import SharedCache, Writer
 from d3cli.decode.stats import RunStats, peak_memory
+from d3cli.depth.prompt_order import PromptSchedule, Schedule, units_to_measure
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.text.control_tokens import reply_writing
 from d3cli.text.stop_strings import StopStrings, without_marks
@@ -53,6 +54,9 @@ class Reply:
 
     Attributes:
         prompt_ids: the whole prompt.
+        schedule: the depth schedule. If the prompt decides its order, `schedule` has none until
+            the prompt is read.
+        notes: what the user should know about the order, once the prompt is read.
         tokens: the tokens so far.
         pieces: the text that each token completed, before stop strings cut it.
         text: the reply so far.
@@ -65,7 +69,7 @@ class Reply:
         shared: SharedCache,
         prompt_ids: list[int],
         *,
-        schedule: DepthSchedule,
+        schedule: Schedule,
         sampling: SamplingParams,
         max_tokens: int | None,
         stop: Sequence[str],
@@ -75,7 +79,11 @@ class Reply:
         began: float | None,
     ) -> None:
         self.model = shared.model
-        self.schedule = schedule
+        self._asked = schedule
+        self.schedule: DepthSchedule = (
+            schedule.without_order() if isinstance(schedule, PromptSchedule) else schedule
+        )
+        self.notes: tuple[Words, ...] = ()
         self.sampling = sampling
         self.prompt_ids = prompt_ids
         self.tokens: list[DecodedToken] = []
@@ -111,11 +119,18 @@ class Reply:
         writer = self._writer
         # The last prompt token is always read again: its hidden state predicts token 0.
         self.reused = writer.begin(
-            len(self.prompt_ids) - 1, reply_tokens=self._max_tokens, audit=self._audit
+            len(self.prompt_ids) - 1,
+            reply_tokens=self._max_tokens,
+            audit=self._audit,
+            measure=units_to_measure(self._asked),
         )
         for chunk in writer.read():
             yield chunk.start + len(chunk.hidden)
         with writer.step():
+            if isinstance(self._asked, PromptSchedule):
+                ordered = writer.order(self._asked)
+                self.schedule = ordered.schedule
+                self.notes = () if ordered.note is None else (ordered.note,)
             self._logits = self.model.logits(chunk.hidden[-1])
 
     def _generate(self) -> Iterator[GenerationChunk]:

@@ -13,7 +13,7 @@ from d3cli.decode.agreement import Agreement
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.shared_cache import SharedCache, Writer
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.prompt_order import Schedule, units_to_measure
 from d3cli.model.kv_cache import PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
 from d3cli.text.chat_template import Message, encode_chat, own_template
@@ -39,7 +39,7 @@ class Engine:
         self,
         prompt: str | Sequence[Message],
         *,
-        schedule: DepthSchedule | None = None,
+        schedule: Schedule | None = None,
         sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
@@ -57,7 +57,8 @@ class Engine:
         Args:
             prompt: a text, which starts a new conversation, or messages with "role" and "content",
                 the last of which is answered.
-            schedule: the depth schedule; None uses `LoadedModel.schedule`.
+            schedule: the depth schedule; None uses `LoadedModel.schedule`. A `PromptSchedule` gets
+                its order from this prompt.
             sampling: None uses the checkpoint's generation settings, else greedy.
             max_tokens: None allows as many as the context holds.
             stop: texts that end the reply; they are not part of it. Special tokens in them count,
@@ -93,7 +94,7 @@ class Engine:
         self,
         prompt_ids: Sequence[int],
         *,
-        schedule: DepthSchedule,
+        schedule: Schedule,
         sampling: SamplingParams,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
@@ -143,20 +144,30 @@ class Engine:
             if recheck and audit is not None:
                 audit.begin(math.inf, again=True)
                 shared.kv.crop(audit.prompt_len)
-        for _ in self.read_ahead(held):
+        writer = Writer(shared, held)
+        writer.begin(len(held), measure=shared.measuring)
+        for _ in writer.read():
             pass
         return (audit and audit.result()) or Agreement(0, 0)
 
     def read_ahead(
-        self, prompt_ids: Sequence[int], chunk_size: int = PREFILL_CHUNK
+        self,
+        prompt_ids: Sequence[int],
+        chunk_size: int = PREFILL_CHUNK,
+        *,
+        schedule: Schedule | None = None,
     ) -> Iterator[int]:
         """Reads the beginning of the next prompt, chunk by chunk, and repairs the cache on the way.
 
         Yields the number of positions that the cache holds. It can be left after any chunk: the
         rest is read with the prompt.
+
+        Args:
+            schedule: of the next reply. If that gets its order from the prompt, the units'
+                influence is measured now.
         """
         writer = Writer(self._shared, prompt_ids)
-        writer.begin(len(prompt_ids))
+        writer.begin(len(prompt_ids), measure=units_to_measure(schedule))
         for _ in writer.read(chunk_size):
             yield self.cache.position
 
@@ -182,9 +193,7 @@ class Engine:
             think=think,
         )
 
-    def _check(
-        self, prompt_ids: Sequence[int], schedule: DepthSchedule, max_tokens: int | None
-    ) -> None:
+    def _check(self, prompt_ids: Sequence[int], schedule: Schedule, max_tokens: int | None) -> None:
         """Refuses what cannot be generated; raises as `stream` does."""
         self.model.check_schedule(schedule)
         context = self.model.context_length

@@ -1,15 +1,20 @@
 """One KV cache for all prompts, replies and repairs of a conversation, one writer at a time.
 
 A new writer ends the one before it: further steps of the old one are refused. Knows nothing of
-text, sampling or depth schedules.
+text or sampling.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from d3cli.base.errors import UsageError
+from d3cli.base.errors import UsageError, Words
 from d3cli.decode.agreement import Audit, common_prefix
 from d3cli.decode.loop import PrefillChunk, prefill
+from d3cli.depth.prompt_order import MIN_POSITIONS, PromptSchedule
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.units import UnitKind
+from d3cli.model.influence import InfluenceTable
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
 
@@ -21,6 +26,8 @@ class SharedCache:
         kv: the KV cache.
         token_ids: the last prompt and the reply to it. The cache holds the first ones of them.
         audit: the last reply's. It is compared with full depth where its tokens are read again.
+        influence: of the model's units on the first ones of `token_ids`, where it was asked for.
+        measuring: the units whose influence the writer measures; None for none.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -28,6 +35,8 @@ class SharedCache:
         self.kv = model.new_cache()
         self.token_ids: list[int] = []
         self.audit: Audit | None = None
+        self.influence = InfluenceTable(model.num_layers, model.influence)
+        self.measuring: UnitKind | None = None
         # Not the writer itself: the reference cycle would keep the KV cache until Python's garbage
         # collector runs.
         self.writer_key: object = None
@@ -37,6 +46,15 @@ class SharedCache:
         with self.model.gate.one_pass():
             self.writer_key, self.token_ids = None, []
             self.kv = self.model.new_cache()
+            self.influence.crop(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """The schedule of one reply, with its order, and a note if the prompt did not decide it."""
+
+    schedule: DepthSchedule
+    note: Words | None = None
 
 
 class Writer:
@@ -52,7 +70,12 @@ class Writer:
         return self._shared.kv
 
     def begin(
-        self, keep: int, *, reply_tokens: int | None = None, audit: Audit | None = None
+        self,
+        keep: int,
+        *,
+        reply_tokens: int | None = None,
+        audit: Audit | None = None,
+        measure: UnitKind | None = None,
     ) -> int:
         """Takes the cache over and keeps what it holds of the prompt at full depth.
 
@@ -61,6 +84,8 @@ class Writer:
             reply_tokens: how many tokens the reply may have, to reserve room for; None if unknown.
             audit: the audit of the reply that will be written. Without one, the last reply stays
                 the last.
+            measure: the units whose influence on the whole prompt must be known. Positions where it
+                is not are read again.
 
         Returns:
             How many positions were kept. `read` reads the rest of the prompt.
@@ -72,6 +97,11 @@ class Writer:
         with model.gate.one_pass():
             shared.writer_key = self._key
             unchanged = common_prefix(shared.token_ids, self._prompt_ids)
+            shared.influence.crop(unchanged)
+            shared.measuring = measure
+            if measure is not None:
+                shared.influence.measure(measure)
+                keep = min(keep, shared.influence.length)
             shared.kv.crop(min(unchanged, shared.kv.full_length, keep))
             reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
             shared.kv.reserve(min(len(self._prompt_ids) + reserve, model.context_length))
@@ -110,10 +140,30 @@ class Writer:
         model, audit = self._shared.model, self._audit
         unchanged = audit.unchanged(self._prompt_ids) if audit else 0
         rest = self._prompt_ids[self.kv.position :]
-        for chunk in prefill(model, self.kv, rest, chunk_size):
+        shared = self._shared
+        influence = None if shared.measuring is None else shared.influence
+        for chunk in prefill(model, self.kv, rest, chunk_size, influence):
             if audit:
                 audit.compare(model, chunk.start, chunk.hidden, unchanged)
             yield chunk
+
+    def order(self, schedule: PromptSchedule) -> Ordered:
+        """The schedule in the order of the prompt, which must have been read and measured.
+
+        Raises:
+            GenerationError: the influence of a unit is not finite.
+        """
+        influence, tokens = self._shared.influence, len(self._prompt_ids)
+        if tokens >= MIN_POSITIONS:
+            return Ordered(schedule.ordered(influence.mean(tokens)))
+        short = f"depth: the prompt has {tokens} tokens, and at least {MIN_POSITIONS} are needed"
+        history = self._shared.model.influence
+        earlier = history.mean(influence.units, schedule.kind, self._prompt_ids)
+        if earlier is None:
+            note = f"{short} to order its layers: this reply runs at full depth"
+            return Ordered(schedule.without_order(), note)
+        note = f"{short}: the order comes from {earlier.positions:,} tokens read so far"
+        return Ordered(schedule.ordered(earlier.mean), note)
 
     def append(self, token_id: int) -> None:
         """Notes a token of the reply; the next step will read it into the cache."""

@@ -1,4 +1,4 @@
-"""Chooses the depth schedule: from the options, else the model's own, else a default.
+"""Chooses the depth schedule: from the options, else the model's own, else full depth.
 
 Returns notes that explain the choice, and prints nothing. Knows nothing of loaded models; no torch.
 """
@@ -12,8 +12,9 @@ from d3cli.base.amounts import signed_percent
 from d3cli.base.errors import ScheduleError, Setting, Words
 from d3cli.depth.calibration_record import Calibration
 from d3cli.depth.calibration_store import Stale
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule, check_alpha, check_counts
-from d3cli.depth.units import parse_unit
+from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit, unit_names
 
 
 class Source(StrEnum):
@@ -21,6 +22,7 @@ class Source(StrEnum):
 
     OFF = "off"
     FLAGS = "flags"
+    PROMPT = "prompt"
     CALIBRATION = "calibration"
     SHIPPED = "shipped"
     DEFAULT = "default"
@@ -30,9 +32,10 @@ class Source(StrEnum):
         return {
             Source.OFF: "as asked for",
             Source.FLAGS: "as asked for",
+            Source.PROMPT: "ordered by the prompt",
             Source.CALIBRATION: "calibrated for this model",
             Source.SHIPPED: "ships with this model",
-            Source.DEFAULT: "a cautious default",
+            Source.DEFAULT: "this model is not calibrated",
         }[self]
 
 
@@ -40,18 +43,19 @@ class Source(StrEnum):
 class Choice:
     """A depth schedule, where it comes from, and what the user should know about it."""
 
-    schedule: DepthSchedule
+    schedule: Schedule
     source: Source
     notes: tuple[Words, ...] = ()
 
 
 def choose(
-    num_layers: int,
+    weight_bytes: WeightBytes,
     alpha: float | Literal["auto", "off"] = "auto",
     *,
     start: int | None = None,
     core_first: int | None = None,
     core_last: int | None = None,
+    units: UnitChoice = "auto",
     stored: DepthSchedule | None = None,
     calibration: Calibration | Stale | None = None,
     builtin: bool = False,
@@ -60,7 +64,7 @@ def choose(
     """The schedule that the depth options mean for one model, its source and notes.
 
     Args:
-        num_layers, alpha, start, core_first, core_last, stored: as for `resolve_schedule`.
+        weight_bytes, alpha, start, core_first, core_last, units, stored: as for `resolve_schedule`.
         calibration: what the store holds for the model, or why that is not used.
         builtin: whether this is the model that ships with d3.
         calibrate_with: the command that calibrates this model.
@@ -69,26 +73,63 @@ def choose(
         ScheduleError: the options do not fit the model.
     """
     schedule = resolve_schedule(
-        num_layers, alpha, start=start, core_first=core_first, core_last=core_last, stored=stored
+        weight_bytes,
+        alpha,
+        start=start,
+        core_first=core_first,
+        core_last=core_last,
+        units=units,
+        stored=stored,
     )
     if alpha == "off":
         return Choice(schedule, Source.OFF)
-    if alpha != "auto" or (start, core_first, core_last) != (None, None, None):
-        return Choice(schedule, Source.FLAGS, _notes_on_flags(schedule, stored))
+    notes: list[Words] = []
+    if stored is not None and units != "auto":
+        notes.append(
+            ("depth: ", Setting("units"), " has no effect: the stored order has its own units")
+        )
+    changed = (start, core_first, core_last) != (None, None, None)
+    if alpha != "auto" or (changed and stored is not None):
+        if isinstance(schedule, PromptSchedule):
+            if isinstance(calibration, Stale):
+                notes.append(_stale(calibration, "", calibrate_with))
+            return Choice(schedule, Source.PROMPT, (*notes, _by_prompt(schedule, calibrate_with)))
+        return Choice(schedule, Source.FLAGS, (*notes, *_notes_on_flags(schedule, stored)))
     if isinstance(calibration, Calibration):
-        return Choice(schedule, Source.CALIBRATION, (_measured(calibration, schedule),))
-    notes: list[Words] = []
-    if calibration is not None:
-        notes.append(_stale(calibration, builtin, calibrate_with))
+        return Choice(schedule, Source.CALIBRATION, (*notes, _measured(calibration, schedule)))
     if stored is not None:
+        if calibration is not None:
+            instead = "the schedule that ships with the model" if builtin else ""
+            notes.append(_stale(calibration, instead, calibrate_with))
         return Choice(schedule, Source.SHIPPED, tuple(notes))
-    notes.append(_default(schedule, calibrate_with if calibration is None else ""))
-    return Choice(schedule, Source.DEFAULT, tuple(notes))
+    if calibration is not None:
+        notes.append(_stale(calibration, "full depth", calibrate_with))
+    else:
+        notes.append(
+            "depth: full depth, since this model is not calibrated; "
+            f"{calibrate_with} may find something faster"
+        )
+    idle = {"start": start, "core_first": core_first, "core_last": core_last}
+    names = [name for name, value in idle.items() if value is not None]
+    names += ["units"] if units != "auto" else []
+    return Choice(schedule, Source.DEFAULT, (*notes, *map(_needs_alpha, names)))
 
 
-def _notes_on_flags(schedule: DepthSchedule, stored: DepthSchedule | None) -> tuple[Words, ...]:
+def _needs_alpha(name: str) -> Words:
+    return ("depth: ", Setting(name), " has no effect at full depth; ", Setting("alpha", "0.99"),
+            " lowers it")  # fmt: skip
+
+
+def _by_prompt(schedule: PromptSchedule, calibrate_with: str) -> str:
+    return (
+        f"depth: {schedule.in_words()}, ordered by the prompt; nobody has measured what it costs: "
+        f"{calibrate_with} does"
+    )
+
+
+def _notes_on_flags(schedule: Schedule, stored: DepthSchedule | None) -> tuple[Words, ...]:
     notes: list[Words] = []
-    if schedule.alpha < 1 and not schedule.skip_order:
+    if schedule.alpha < 1 and not schedule.units:
         notes.append("depth: every layer is a core layer, so no layer is dropped")
     if stored and (
         schedule.core_first < stored.core_first or schedule.core_last < stored.core_last
@@ -102,85 +143,60 @@ def _notes_on_flags(schedule: DepthSchedule, stored: DepthSchedule | None) -> tu
     return tuple(notes)
 
 
-def _measured(calibration: Calibration, schedule: DepthSchedule) -> str:
+def _measured(calibration: Calibration, schedule: Schedule) -> str:
     return (
         f"depth: calibrated: {signed_percent(calibration.unseen.drop)} perplexity "
         f"({100 * calibration.target_drop:g}% was allowed), {schedule.in_words()}"
     )
 
 
-def _stale(stale: Stale, builtin: bool, calibrate_with: str) -> str:
-    instead = "; the schedule that ships with the model is used instead" if builtin else ""
+def _stale(stale: Stale, instead: str, calibrate_with: str) -> str:
+    """Why a stored calibration is not used, what is used `instead`, and the remedy."""
+    used = f"; {instead} is used instead" if instead else ""
     remedy = stale.remedy or f"run: {calibrate_with}"
-    return f"depth: the stored calibration is not used: {stale.reason}{instead}; {remedy}"
-
-
-def _default(schedule: DepthSchedule, calibrate_with: str) -> Words:
-    """What the default does. Empty `calibrate_with`: another note says how to calibrate."""
-    because = "this model is not calibrated, so " if calibrate_with else ""
-    better = f"{calibrate_with} finds better; " if calibrate_with else ""
-    if schedule.skip_order:
-        what, change = schedule.in_words(), Setting("alpha", "off")
-        effect = " for full depth)"
-    else:
-        what, change = f"all {schedule.num_layers} layers", Setting("alpha", "0.99")
-        effect = " drops some)"
-    return (f"depth: {because}a cautious default: {what} ({better}", change, effect)
-
-
-def default_schedule(
-    num_layers: int,
-    alpha: float | None = None,
-    start: int | None = None,
-    core_first: int | None = None,
-    core_last: int | None = None,
-) -> DepthSchedule:
-    """The schedule for a model without a calibration: whole layers, shallow-first.
-
-    Without an alpha it is cautious: alpha 0.999 from token 32, dropping at most the first
-    ``floor(L / 8)`` flex layers. An explicit alpha may drop every flex layer. Each end keeps
-    ``ceil(L / 4)`` core layers. It is cautious because the order is a guess; see docs/algorithm.md.
-    """
-    quarter = math.ceil(num_layers / 4)
-    first = min(quarter, num_layers) if core_first is None else core_first
-    last = min(quarter, num_layers - min(first, num_layers)) if core_last is None else core_last
-    flex = [str(layer) for layer in range(first, num_layers - last)]
-    if alpha is None:
-        alpha, flex = 0.999, flex[: num_layers // 8]
-        start = 32 if start is None else start
-    return DepthSchedule(num_layers, alpha, start or 0, first, last, tuple(flex))
+    return f"depth: the stored calibration is not used: {stale.reason}{used}; {remedy}"
 
 
 def resolve_schedule(
-    num_layers: int,
+    weight_bytes: WeightBytes,
     alpha: float | Literal["auto", "off"] = "auto",
     *,
     start: int | None = None,
     core_first: int | None = None,
     core_last: int | None = None,
+    units: UnitChoice = "auto",
     stored: DepthSchedule | None = None,
-) -> DepthSchedule:
+) -> Schedule:
     """The schedule that the depth options mean for one model.
 
     Args:
-        num_layers: the number of the model's layers.
-        alpha: a decay; "auto" for the stored schedule or else the cautious default; "off" for full
-            depth.
+        weight_bytes: the model's weights.
+        alpha: a decay; "auto" for the stored schedule or else full depth; "off" for full depth.
         start, core_first, core_last: override their fields; core sizes filter the skip order.
+        units: what a decay may drop if no order is stored. Whole layers ("auto", "layer") or
+            sublayers. Each prompt then decides the order, and each end keeps ``ceil(L / 4)`` core
+            layers.
         stored: the model's own schedule, calibrated or shipped with it, if there is one.
 
     Raises:
         ScheduleError: the options do not fit the model.
     """
+    num_layers = len(weight_bytes.layers)
     counts = {"start": start, "core_first": core_first, "core_last": core_last}
     check_counts(**{name: count for name, count in counts.items() if count is not None})
+    if units not in ("auto", "layer", "sublayer"):
+        raise ScheduleError(
+            (Setting("units"), f" is {units!r}"), 'use "layer", "sublayer" or "auto"'
+        )
     if alpha == "off":
         return DepthSchedule.full(num_layers)
     decay = None if alpha == "auto" else alpha
     if decay is not None:
         check_alpha(decay, 'use a number in (0, 1], "auto" or "off"')
     if stored is None:
-        return default_schedule(num_layers, decay, start, core_first, core_last)
+        if decay is None:
+            return DepthSchedule(num_layers, 1.0, start or 0, core_first or 0, core_last or 0)
+        return _by_influence(weight_bytes, decay, start or 0, core_first, core_last, units)
     if stored.num_layers != num_layers:
         raise ScheduleError(
             f"the stored schedule is for {stored.num_layers} layers, the model has {num_layers}"
@@ -201,3 +217,26 @@ def resolve_schedule(
         skip_order=tuple(name for name, _ in kept),
         weights=tuple(weight for _, weight in kept),
     )
+
+
+def _by_influence(
+    weight_bytes: WeightBytes,
+    alpha: float,
+    start: int,
+    core_first: int | None,
+    core_last: int | None,
+    units: UnitChoice,
+) -> Schedule:
+    """A schedule in the order of the prompt; at full depth if nothing can be dropped."""
+    num_layers = len(weight_bytes.layers)
+    quarter = math.ceil(num_layers / 4)
+    first = min(quarter, num_layers) if core_first is None else core_first
+    last = min(quarter, num_layers - min(first, num_layers)) if core_last is None else core_last
+    flex = [
+        name
+        for name in unit_names(num_layers, "sublayer" if units == "sublayer" else "layer")
+        if first <= parse_unit(name).layer < num_layers - last
+    ]
+    weights = tuple(map(weight_bytes.weight, flex))
+    schedule = PromptSchedule(num_layers, alpha, start, first, last, tuple(flex), weights)
+    return schedule.without_order() if alpha == 1 or not flex else schedule

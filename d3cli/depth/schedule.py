@@ -126,6 +126,11 @@ class DepthSchedule(_Computed):
         return cls(num_layers)
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """The units that may be dropped."""
+        return self.skip_order
+
+    @property
     def floor(self) -> float:
         """The minimum depth, ``C``: what remains when the whole skip order is dropped."""
         return self.num_layers - self._dropped_weight[-1]

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from d3cli.base.errors import ScheduleError
 
 UnitKind = Literal["layer", "sublayer"]
+UnitChoice = Literal["auto", "layer", "sublayer"]
 
 
 class Part(StrEnum):
@@ -45,6 +46,13 @@ def parse_unit(name: str) -> Unit:
             f'"{name}" is not a unit of a skip order', 'write "12", "12.attn" or "12.mlp"'
         )
     return Unit(int(layer), Part(part) if dot else None)
+
+
+def unit_names(num_layers: int, kind: UnitKind) -> tuple[str, ...]:
+    """The names of all units of a kind, in the model's order."""
+    if kind == "layer":
+        return tuple(map(str, range(num_layers)))
+    return tuple(f"{layer}.{part}" for layer in range(num_layers) for part in Part)
 
 
 @dataclass(frozen=True, slots=True)

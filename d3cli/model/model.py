@@ -6,6 +6,7 @@ schedule means.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from d3cli.base.errors import ModelError, ScheduleError, Setting, Words
 from d3cli.depth.choice import resolve_schedule
-from d3cli.depth.schedule import DepthSchedule
-from d3cli.depth.units import WeightBytes, parse_unit
+from d3cli.depth.prompt_order import Schedule
+from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
 from d3cli.model.gate import LayerGate
+from d3cli.model.influence import InfluenceHistory, InfluenceMeter
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.origin import Origin
 from d3cli.text.chat_template import own_template
@@ -92,6 +94,7 @@ class LoadedModel:
         text: its tokenizer and what else a reply needs.
         origin: where it comes from, and the depth schedule that belongs to it.
         notes: what a user should know about how it was loaded.
+        influence: its units' influence on what it has read so far, where that was measured.
     """
 
     name: str
@@ -102,6 +105,9 @@ class LoadedModel:
     text: TextSide
     origin: Origin = field(default_factory=Origin)
     notes: tuple[Words, ...] = ()
+    influence: InfluenceHistory = field(
+        default_factory=InfluenceHistory, init=False, repr=False, compare=False
+    )
 
     @property
     def tokenizer(self) -> Any:
@@ -122,22 +128,26 @@ class LoadedModel:
         start: int | None = None,
         core_first: int | None = None,
         core_last: int | None = None,
-    ) -> DepthSchedule:
+        units: UnitChoice = "auto",
+    ) -> Schedule:
         """The depth schedule for these options and this model; see `resolve_schedule`.
 
         Raises:
             ScheduleError: the options do not fit the model.
         """
+        if units == "sublayer":
+            self.check_sublayers()
         return resolve_schedule(
-            self.num_layers,
+            self.weight_bytes,
             alpha,
             start=start,
             core_first=core_first,
             core_last=core_last,
+            units=units,
             stored=self.origin.schedule,
         )
 
-    def check_schedule(self, schedule: DepthSchedule) -> None:
+    def check_schedule(self, schedule: Schedule) -> None:
         """Raises ScheduleError if a schedule does not fit this model's layers."""
         if schedule.num_layers != self.num_layers:
             raise ScheduleError(
@@ -145,15 +155,19 @@ class LoadedModel:
                 f"{self.num_layers}",
                 "make one with LoadedModel.schedule",
             )
-        if schedule.skip_order and not self.gate.family.can_skip:
+        if schedule.units and not self.gate.family.can_skip:
             raise ScheduleError(
                 f"{self.name} runs at full depth only", ("use ", Setting("alpha", "off"))
             )
-        parts = [name for name in schedule.skip_order if parse_unit(name).part]
-        if parts and not self.gate.family.has_sublayers:
+        if any(parse_unit(name).part for name in schedule.units):
+            self.check_sublayers()
+
+    def check_sublayers(self) -> None:
+        """Raises ScheduleError if this model's sublayers cannot be dropped."""
+        if not self.gate.family.has_sublayers:
             raise ScheduleError(
-                f'{self.name} cannot drop "{parts[0]}": its layers have no separate sublayers',
-                "drop whole layers",
+                f"{self.name} cannot drop sublayers: its layers have no separate sublayers",
+                ("drop whole layers: ", Setting("units", "layer")),
             )
 
     def new_cache(self) -> KVCache:
@@ -169,12 +183,14 @@ class LoadedModel:
         position_ids: Tensor | None = None,
         limits: Mapping[str, int] = MappingProxyType({}),
         states: Mapping[str, Tensor] = MappingProxyType({}),
+        meter: InfluenceMeter | None = None,
     ) -> Tensor:
         """Final hidden states ``[B, S, H]``, after the last norm, of ``token_ids`` ``[B, S]``.
 
         Args:
             limits: units that run on the first positions only; see `LayerGate.limits`.
             states: outputs of layers that need not run; see `LayerGate.states`.
+            meter: measures the units' influence in this pass, which must run all of them.
 
         Raises:
             UsageError: another thread is using the model.
@@ -182,13 +198,14 @@ class LoadedModel:
         with self.gate.one_pass():
             self.gate.limits, self.gate.states = limits, states
             try:
-                output = self.gate.decoder(
-                    input_ids=token_ids,
-                    past_key_values=cache,
-                    use_cache=cache is not None,
-                    attention_mask=attention_mask,
-                    position_ids=position_ids,
-                )
+                with nullcontext() if meter is None else meter.watching():
+                    output = self.gate.decoder(
+                        input_ids=token_ids,
+                        past_key_values=cache,
+                        use_cache=cache is not None,
+                        attention_mask=attention_mask,
+                        position_ids=position_ids,
+                    )
             finally:
                 self.gate.limits, self.gate.states = MappingProxyType({}), MappingProxyType({})
         hidden: Tensor = output.last_hidden_state

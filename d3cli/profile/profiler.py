@@ -43,7 +43,7 @@ def nested_family(model: LoadedModel, schedule: DepthSchedule, source: Source) -
     if not model.gate.family.can_skip:
         order = ()
     elif not order or source == Source.DEFAULT:
-        order = model.schedule(0.5).skip_order
+        order = model.schedule(0.5).units
     if not order:
         raise UsageError(
             "no layer of this model may be dropped, so no needed depth can be found",

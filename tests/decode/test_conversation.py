@@ -301,7 +301,10 @@ class TestReadAhead:
         assert conversation.engine.cache.is_ragged
         done: list[bool] = []
         ahead = ReadAhead(
-            conversation.engine, lambda: conversation.opening(how), lambda: done.append(True)
+            conversation.engine,
+            lambda: conversation.opening(how),
+            how.schedule,
+            lambda: done.append(True),
         )
         ahead._thread.join()
         ahead.stop()
@@ -319,7 +322,10 @@ class TestReadAhead:
         for _ in range(5):
             conversation = TestOverflow().long(5)
             ahead = ReadAhead(
-                conversation.engine, lambda c=conversation: c.opening(how), lambda: None
+                conversation.engine,
+                lambda c=conversation: c.opening(how),
+                how.schedule,
+                lambda: None,
             )
             ahead.stop()
             conversation.say("Go on.")

@@ -5,9 +5,12 @@ import pytest
 from d3cli.base.errors import ScheduleError, spelled
 from d3cli.depth.calibration_store import Stale
 from d3cli.depth.choice import Choice, Source, choose
+from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
+from tests.depth.layers import equal_layers
 from tests.records import FOUND
 
+MODEL = equal_layers(16)
 STORED = DepthSchedule(16, 0.98, 8, 2, 2, ("9", "7", "5"))
 
 
@@ -16,72 +19,104 @@ def texts(choice: Choice) -> list[str]:
 
 
 def test_off_is_full_depth_whatever_is_stored() -> None:
-    choice = choose(16, "off", stored=STORED, calibration=FOUND)
+    choice = choose(MODEL, "off", stored=STORED, calibration=FOUND)
     assert choice == Choice(DepthSchedule.full(16), Source.OFF)
 
 
 def test_a_calibration_runs_and_reports_its_cost() -> None:
-    choice = choose(16, stored=FOUND.schedule, calibration=FOUND)
+    choice = choose(MODEL, stored=FOUND.schedule, calibration=FOUND)
     assert (choice.schedule, choice.source) == (FOUND.schedule, Source.CALIBRATION)
     (note,) = texts(choice)
     assert note.startswith("depth: calibrated: +0.80% perplexity (1% was allowed), alpha 0.98")
 
 
 def test_a_shipped_schedule_runs_without_a_note() -> None:
-    assert choose(16, stored=STORED, builtin=True) == Choice(STORED, Source.SHIPPED)
+    assert choose(MODEL, stored=STORED, builtin=True) == Choice(STORED, Source.SHIPPED)
 
 
 @pytest.mark.parametrize("stored", [None, STORED])
 def test_a_stale_calibration_says_why_it_is_not_used(stored: DepthSchedule | None) -> None:
     choice = choose(
-        16, stored=stored, calibration=Stale("the weights changed"), builtin=stored is not None
+        MODEL, stored=stored, calibration=Stale("the weights changed"), builtin=stored is not None
     )
     assert choice.source == (Source.SHIPPED if stored else Source.DEFAULT)
     notes = texts(choice)
     assert "is not used: the weights changed" in notes[0]
     assert notes[0].endswith("; run: d3 calibrate")
     assert ("ships with the model is used instead" in notes[0]) == (stored is not None)
-    assert not any("not calibrated" in note for note in notes)
+    assert ("full depth is used instead" in notes[0]) == (stored is None)
+    assert len(notes) == 1
 
 
 def test_a_remedy_replaces_the_advice_to_calibrate_again() -> None:
-    (note, _) = texts(choose(16, calibration=Stale("it is damaged", "move it away")))
-    assert note.endswith("it is damaged; move it away")
+    (note,) = texts(choose(MODEL, calibration=Stale("it is damaged", "move it away")))
+    assert note.endswith("it is damaged; full depth is used instead; move it away")
 
 
-def test_the_default_names_the_command_that_finds_better() -> None:
-    choice = choose(16, calibrate_with="d3 calibrate fox")
+def test_without_calibration_one_line_names_the_command_that_may_find_better() -> None:
+    choice = choose(MODEL, calibrate_with="d3 calibrate fox")
+    assert (choice.schedule, choice.source) == (DepthSchedule.full(16), Source.DEFAULT)
+    assert texts(choice) == [
+        "depth: full depth, since this model is not calibrated; d3 calibrate fox may find "
+        "something faster"
+    ]
+
+
+def test_options_without_effect_at_full_depth_are_reported() -> None:
+    choice = choose(MODEL, start=5, units="sublayer")
     assert choice.source == Source.DEFAULT
-    (note,) = texts(choice)
-    assert "not calibrated, so a cautious default: alpha 0.999 from token 32" in note
-    assert note.endswith('(d3 calibrate fox finds better; alpha="off" for full depth)')
-    (note,) = texts(choose(2))
-    assert note.endswith("all 2 layers (d3 calibrate finds better; alpha=0.99 drops some)")
+    assert texts(choice)[1:] == [
+        "depth: start has no effect at full depth; alpha=0.99 lowers it",
+        "depth: units has no effect at full depth; alpha=0.99 lowers it",
+    ]
+
+
+def test_an_explicit_alpha_says_that_nobody_has_measured_what_it_costs() -> None:
+    choice = choose(MODEL, 0.99, start=3, calibrate_with="d3 calibrate fox")
+    assert isinstance(choice.schedule, PromptSchedule)
+    assert choice.source == Source.PROMPT
+    assert texts(choice) == [
+        "depth: alpha 0.99 from token 3, down to 8 of 16 layers, ordered by the prompt; nobody has "
+        "measured what it costs: d3 calibrate fox does"
+    ]
+    stale = choose(MODEL, 0.99, calibration=Stale("the weights changed"))
+    assert "is not used: the weights changed; run: d3 calibrate" in texts(stale)[0]
+    assert stale.source == Source.PROMPT
+
+
+def test_alpha_1_asks_for_full_depth() -> None:
+    choice = choose(MODEL, 1.0)
+    assert (choice.source, choice.notes) == (Source.FLAGS, ())
+
+
+def test_units_have_no_effect_on_a_stored_order() -> None:
+    choice = choose(MODEL, 0.9, units="sublayer", stored=STORED)
+    assert texts(choice) == ["depth: units has no effect: the stored order has its own units"]
 
 
 def test_any_depth_option_overrides_its_field() -> None:
-    choice = choose(16, 0.9, stored=STORED, calibration=FOUND)
+    choice = choose(MODEL, 0.9, stored=STORED, calibration=FOUND)
     assert (choice.schedule.alpha, choice.schedule.start) == (0.9, 8)
     assert (choice.source, choice.notes) == (Source.FLAGS, ())
-    assert choose(16, start=3, stored=STORED).source == Source.FLAGS
-    assert choose(16, core_last=3, stored=STORED).source == Source.FLAGS
+    assert choose(MODEL, start=3, stored=STORED).source == Source.FLAGS
+    assert choose(MODEL, core_last=3, stored=STORED).source == Source.FLAGS
 
 
 def test_options_without_effect_are_reported() -> None:
-    assert texts(choose(16, 0.9, core_first=1, stored=STORED)) == [
+    assert texts(choose(MODEL, 0.9, core_first=1, stored=STORED)) == [
         "depth: lowering core_first or core_last has no effect: the stored order never skips those "
         "layers"
     ]
-    (note,) = texts(choose(4, 0.9, core_first=4, core_last=0))
+    (note,) = texts(choose(equal_layers(4), 0.9, core_first=4, core_last=0))
     assert note == "depth: every layer is a core layer, so no layer is dropped"
 
 
 def test_options_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ScheduleError):
-        choose(4, 0.9, core_first=5)
+        choose(equal_layers(4), 0.9, core_first=5)
 
 
 def test_every_source_has_words_and_its_json_name() -> None:
-    names = "off flags calibration shipped default"
+    names = "off flags prompt calibration shipped default"
     assert [str(source) for source in Source] == names.split()
     assert all(source.in_words for source in Source)

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3cli.base.errors import ScheduleError
-from d3cli.depth.choice import default_schedule, resolve_schedule
+from d3cli.depth.choice import resolve_schedule
+from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import LayerBytes, WeightBytes, parse_unit
+from tests.depth.layers import equal_layers, shallow_first
 
 ATTN_SHARE = 0.25
 
@@ -72,7 +74,7 @@ def test_core_layers_are_never_dropped(schedule: DepthSchedule, t: int) -> None:
 
 @given(any_schedule(), steps)
 def test_alpha_1_is_full_depth(schedule: DepthSchedule, t: int) -> None:
-    plain = resolve_schedule(schedule.num_layers, 1.0, stored=schedule)
+    plain = resolve_schedule(equal_layers(schedule.num_layers), 1.0, stored=schedule)
     assert plain.dropped(t) == ()
     assert plain.depth(t) == schedule.num_layers
 
@@ -102,12 +104,12 @@ def test_depth_stops_at_the_last_unit_that_is_needed(schedule: DepthSchedule, t:
 
 
 def test_any_alpha_below_1_drops_one_layer_at_once() -> None:
-    schedule = default_schedule(32, alpha=0.999_999, start=10)
+    schedule = shallow_first(32, 0.999_999, start=10)
     assert [schedule.depth(t) for t in (10, 11, 500)] == [32, 31, 31]
 
 
 def test_the_known_depths_of_the_paper_shape() -> None:
-    schedule = default_schedule(32, alpha=0.99)
+    schedule = shallow_first(32, 0.99)
     assert [schedule.depth(t) for t in (0, 1, 50, 100, 1000)] == [32, 31, 19, 16, 16]
 
 
@@ -144,7 +146,7 @@ def test_ratios_follow_the_depths(schedule: DepthSchedule, new_tokens: int) -> N
 
 
 def test_a_reply_of_one_token_has_no_decode_step() -> None:
-    schedule = default_schedule(8, alpha=0.5)
+    schedule = shallow_first(8, 0.5)
     weights = WeightBytes((LayerBytes(1, 1),) * 8, 1)
     assert schedule.mean_depth(1) == 8
     assert schedule.byte_ratio(1, weights) == 1
@@ -196,49 +198,69 @@ def test_impossible_schedules_are_refused(fields: dict) -> None:
     ],
 )
 def test_damaged_json_is_refused(damage: dict) -> None:
-    data = default_schedule(8, alpha=0.9).to_json()
+    data = shallow_first(8, 0.9).to_json()
     with pytest.raises(ScheduleError):
         DepthSchedule.from_json(data | damage)
     with pytest.raises(ScheduleError):
         DepthSchedule.from_json({key: data[key] for key in data if key != next(iter(damage))})
 
 
-class TestDefaults:
-    def test_without_calibration_auto_is_cautious(self) -> None:
-        schedule = resolve_schedule(16)
-        assert (schedule.alpha, schedule.start) == (0.999, 32)
-        assert (schedule.core_first, schedule.core_last) == (4, 4)
-        assert schedule.skip_order == ("4", "5")
+class TestResolving:
+    MODEL = equal_layers(16)
 
-    def test_an_explicit_alpha_uses_every_flex_layer(self) -> None:
-        schedule = resolve_schedule(16, 0.99)
-        assert schedule.skip_order == tuple(str(layer) for layer in range(4, 12))
-        assert schedule.start == 0
+    def test_without_calibration_auto_is_full_depth(self) -> None:
+        assert resolve_schedule(self.MODEL) == DepthSchedule.full(16)
+        assert resolve_schedule(self.MODEL, start=3, units="sublayer").units == ()
+
+    def test_an_explicit_alpha_takes_its_order_from_the_prompt(self) -> None:
+        flex = tuple(str(layer) for layer in range(4, 12))
+        weights = (1.0,) * 8
+        expected = PromptSchedule(16, 0.99, 0, 4, 4, flex, weights)
+        assert resolve_schedule(self.MODEL, 0.99) == expected
+        assert resolve_schedule(self.MODEL, 0.99, units="layer") == expected
+
+    def test_sublayers_weigh_their_share_of_the_bytes(self) -> None:
+        schedule = resolve_schedule(self.MODEL, 0.99, core_first=14, core_last=1, units="sublayer")
+        assert schedule == PromptSchedule(16, 0.99, 0, 14, 1, ("14.attn", "14.mlp"), (0.25, 0.75))
 
     @given(st.integers(1, 100))
-    def test_every_depth_of_model_has_a_default(self, num_layers: int) -> None:
-        assert resolve_schedule(num_layers).floor >= num_layers - num_layers // 8
-        assert resolve_schedule(num_layers, 0.5).floor >= num_layers / 2
+    def test_a_model_of_any_depth_keeps_half_of_its_layers(self, num_layers: int) -> None:
+        schedule = resolve_schedule(equal_layers(num_layers), 0.5)
+        assert schedule.floor >= num_layers / 2
+        assert isinstance(schedule, PromptSchedule) == bool(schedule.units) == (num_layers > 2)
+
+    def test_alpha_1_and_a_model_that_is_all_core_have_a_fixed_schedule(self) -> None:
+        for schedule in (
+            resolve_schedule(self.MODEL, 1.0, start=3),
+            resolve_schedule(self.MODEL, 0.9, core_first=16),
+            resolve_schedule(equal_layers(1), 0.9),
+        ):
+            assert isinstance(schedule, DepthSchedule)
+            assert schedule.depth(1000) == schedule.num_layers
 
     def test_off_is_full_depth_whatever_is_stored(self) -> None:
-        stored = default_schedule(8, alpha=0.5)
-        assert resolve_schedule(8, "off", stored=stored) == DepthSchedule.full(8)
+        stored = shallow_first(8, 0.5)
+        assert resolve_schedule(equal_layers(8), "off", stored=stored) == DepthSchedule.full(8)
 
     def test_a_stored_schedule_is_used_and_each_flag_overrides_its_field(self) -> None:
         stored = DepthSchedule(16, 0.98, 7, 2, 2, ("9", "5.mlp", "3"), (1.0, 0.6, 1.0))
-        assert resolve_schedule(16, stored=stored) == stored
-        changed = resolve_schedule(16, 0.9, start=3, core_first=4, stored=stored)
+        assert resolve_schedule(self.MODEL, stored=stored, units="sublayer") == stored
+        changed = resolve_schedule(self.MODEL, 0.9, start=3, core_first=4, stored=stored)
         assert changed == DepthSchedule(16, 0.9, 3, 4, 2, ("9", "5.mlp"), (1.0, 0.6))
 
     def test_a_stored_schedule_of_another_model_is_refused(self) -> None:
         with pytest.raises(ScheduleError, match="8 layers"):
-            resolve_schedule(16, stored=default_schedule(8))
+            resolve_schedule(self.MODEL, stored=DepthSchedule.full(8))
+
+    def test_unknown_units_are_refused(self) -> None:
+        with pytest.raises(ScheduleError, match="units is 'neuron'"):
+            resolve_schedule(self.MODEL, 0.9, units="neuron")
 
     def test_core_sizes_beyond_the_model_are_refused(self) -> None:
         with pytest.raises(ScheduleError, match="do not fit"):
-            resolve_schedule(16, 0.9, core_first=20)
+            resolve_schedule(self.MODEL, 0.9, core_first=20)
 
-    @pytest.mark.parametrize("stored", [None, default_schedule(16)])
+    @pytest.mark.parametrize("stored", [None, shallow_first(16, 0.99)])
     @pytest.mark.parametrize(
         ("field", "value"),
         [
@@ -256,7 +278,7 @@ class TestDefaults:
         self, field: str, value: Any, stored: DepthSchedule | None
     ) -> None:
         with pytest.raises(ScheduleError) as refused:
-            resolve_schedule(16, stored=stored, **{field: value})
+            resolve_schedule(self.MODEL, stored=stored, **{field: value})
         assert refused.value.field == field
         with pytest.raises(ScheduleError) as refused:
             DepthSchedule(16, **{field: value})

@@ -93,7 +93,7 @@ class TestFullDepth:
     @pytest.mark.parametrize("name", ["gemma2", "opt", "gpt2", "mixtral"])
     def test_other_families_have_needed_depths_and_parts(self, name: str) -> None:
         model = tiny(name).gated
-        order = model.schedule(0.5).skip_order
+        order = model.schedule(0.5).units
         document = Document([3, 4, 5], [6, 7, 8, 9, 10])
         choices = list(constant_depth_choices(model, Scorer(model, [document]), order))
         assert len(choices) == len(order) + 1
@@ -105,14 +105,14 @@ class TestFullDepth:
         assert bool(parts.mlp) == (model.gate.family.mlp is not None)
         assert len(parts.layers[0]) == model.num_layers
 
-    def test_the_cautious_default_searches_all_units_that_may_be_dropped(self) -> None:
+    def test_full_depth_searches_all_units_that_may_be_dropped(self) -> None:
         model = tiny("llama").gated
-        default = model.schedule()
-        assert nested_family(model, default, Source.DEFAULT) == model.schedule(0.5).skip_order
-        explicit = model.schedule(0.9, core_first=2)
+        every = model.schedule(0.5).units
+        assert nested_family(model, model.schedule(), Source.DEFAULT) == every
+        explicit = DepthSchedule(model.num_layers, 0.9, 0, 2, 2, ("3", "2"))
         assert nested_family(model, explicit, Source.FLAGS) == explicit.skip_order
         nothing = model.schedule(0.9, core_first=model.num_layers, core_last=0)
-        assert nested_family(model, nothing, Source.FLAGS) == model.schedule(0.5).skip_order
+        assert nested_family(model, nothing, Source.FLAGS) == every
 
     def test_needed_depth_is_refused_if_nothing_can_be_dropped(self) -> None:
         model = tiny("llama").gated

@@ -18,14 +18,6 @@ SEARCH, TEXT, STORE = "Search", "Text", "Store"
 DOCUMENTS = 240
 
 
-class UnitsName(StrEnum):
-    """What may be dropped."""
-
-    auto = "auto"
-    layer = "layer"
-    sublayer = "sublayer"
-
-
 class OrderName(StrEnum):
     """How units are ranked."""
 
@@ -87,12 +79,12 @@ class SearchOptions:
         ),
     ] = 0.9
     units: Annotated[
-        UnitsName,
+        options.UnitsName,
         typer.Option(
             rich_help_panel=SEARCH,
             help="What may be dropped. auto: search both, keep what saves more bytes.",
         ),
-    ] = UnitsName.auto
+    ] = options.UnitsName.auto
     order: Annotated[
         OrderName,
         typer.Option(

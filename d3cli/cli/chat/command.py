@@ -108,6 +108,7 @@ def _session_settings(settings: ChatCommandSettings, request: Request) -> "ChatS
         start=request.start,
         core_first=request.core[0],
         core_last=request.core[1],
+        units=request.units,
         sampling=dict(request.sampling),
         max_tokens=request.max_tokens,
         stop=request.stop,

@@ -152,6 +152,7 @@ class Chat:
             settings.alpha,
             settings.start,
             (settings.core_first, settings.core_last),
+            settings.units,
             self.models.calibrate_with(self.model_name),
         )
         sampling = SamplingParams.resolve(settings.sampling, model.text.generation_settings)

@@ -11,6 +11,7 @@ from d3cli.base.errors import Setting, UsageError
 from d3cli.cli.depth import parse_start
 from d3cli.cli.options import Think
 from d3cli.cli.output import flag
+from d3cli.depth.units import UnitChoice
 from d3cli.text.stop_strings import unescaped
 
 
@@ -28,6 +29,7 @@ class ChatSettings:
     start: int | None = None
     core_first: int | None = None
     core_last: int | None = None
+    units: UnitChoice = "auto"
     sampling: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -41,6 +43,7 @@ class ChatSettings:
 ON_OR_OFF = ("on", "off")
 # The words that a setting accepts, where it accepts only these.
 CHOICES = {
+    "units": ("auto", "layer", "sublayer"),
     "think": tuple(Think),
     "stats": ON_OR_OFF,
     "plain": ON_OR_OFF,

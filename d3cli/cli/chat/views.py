@@ -29,7 +29,7 @@ Rows = list[tuple[str, str]]  # names and values
 def depth_in_words(options: ReplyOptions) -> str:
     """The depth schedule and where it comes from."""
     schedule, source = options.schedule, options.schedule_source
-    if schedule.alpha == 1 or not schedule.skip_order:
+    if schedule.alpha == 1 or not schedule.units:
         return schedule.in_words()
     return f"{schedule.in_words()} ({source.in_words})"
 
@@ -77,6 +77,7 @@ def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
         "start": str(schedule.start),
         "core-first": str(schedule.core_first),
         "core-last": str(schedule.core_last),
+        "units": now.units,
         "think": now.think or "the model's default",
         "stats": on[now.stats],
         "plain": on[now.plain],

@@ -102,7 +102,9 @@ class Replies:
             if last is not None and (text := self._agreement(last)) and settings.stats:
                 self._show_above(text)
 
-        self._ahead = ReadAhead(conversation.engine, lambda: conversation.opening(options), done)
+        self._ahead = ReadAhead(
+            conversation.engine, lambda: conversation.opening(options), options.schedule, done
+        )
 
     def stop_reading(self) -> None:
         """Stops reading ahead. The engine is then free."""

@@ -13,6 +13,7 @@ from d3cli.cli.profile.result import choose_destination
 from d3cli.cli.profile.running import run_profile
 from d3cli.cli.prompts import PromptRow, read_prompt, read_prompts
 from d3cli.cli.request import Ready, prepare, system_prompt
+from d3cli.depth.prompt_order import PromptSchedule
 
 if TYPE_CHECKING:
     from d3cli.profile.profiler import Profiler
@@ -65,11 +66,14 @@ def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
     from d3cli.profile.run import ProfileOptions
 
     measure = settings.measure
-    order = nested_family(ready.model, ready.schedule, ready.source) if measure.needed else None
+    schedule = ready.schedule
+    if isinstance(schedule, PromptSchedule):  # a trace has one order, so the shallowest goes first
+        schedule = schedule.ordered(dict.fromkeys(schedule.units, 0.0))
+    order = nested_family(ready.model, schedule, ready.source) if measure.needed else None
     return Profiler(
         ready.model,
         ProfileOptions(
-            schedule=ready.schedule,
+            schedule=schedule,
             source=ready.source,
             sampling=ready.sampling,
             max_tokens=ready.request.max_tokens,

@@ -273,9 +273,8 @@ def test_another_model(desk: NewDesk, other: Path) -> None:
     one = desk()
     one.type("Hello.")
     shown = one.type(f"/model {other}")
-    assert "this model is not calibrated, so a cautious default" in shown
-    assert "/alpha off for full depth" in shown
-    assert "a cautious default" in one.type("/show")
+    assert "full depth, since this model is not calibrated" in shown
+    assert "full, all 16 layers" in one.type("/show")
     assert "5 tokens" in one.type("Go on.")
 
 

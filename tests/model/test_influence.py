@@ -1,0 +1,212 @@
+"""The influence of units, measured in the prefill, against a slow and obvious computation."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from d3cli.base.errors import GenerationError
+from d3cli.depth.families import find_family
+from d3cli.depth.units import unit_names
+from d3cli.model.influence import (
+    InfluenceHistory,
+    InfluenceMeter,
+    InfluenceTable,
+    mean_influence,
+)
+from tests.families import CONFIGS, LAYERS, family, random_ids, tiny, units_of
+
+# The module after each sublayer whose output is added to the residual stream, where that is not
+# the sublayer itself; and the families whose sublayers read the same input.
+POST_NORMS = {
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text"), ("post_attention_layernorm", "post_feedforward_layernorm")
+    ),
+    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+}
+PARALLEL = ("phi", "cohere", "gpt_neox", "stablelm-parallel")
+
+with_sublayers = pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if "sublayers" in units_of(name)]
+)
+
+
+def rows_of(name: str, kind: Any, ids: list[int]) -> Tensor:
+    model = tiny(name).gated
+    meter = InfluenceMeter(model.gate, kind)
+    model.hidden_states(torch.tensor([ids]), meter=meter)
+    return meter.rows()[0]
+
+
+def one_minus_cosine(before: Tensor, after: Tensor) -> Tensor:
+    before, after = before.double(), after.double()
+    dots = (before * after).sum(-1)
+    return 1 - dots / before.square().sum(-1).sqrt() / after.square().sum(-1).sqrt()
+
+
+def watch(modules: list[Any], ids: list[int], model: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """What each module reads and returns, ``[S, H]``."""
+    read: list[Tensor] = []
+    returned: list[Tensor] = []
+
+    def keep(_: Any, args: Any, output: Any) -> None:
+        read.append(args[0][0] if args else torch.empty(0))
+        returned.append((output if isinstance(output, Tensor) else output[0])[0])
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    with torch.no_grad():
+        model(torch.tensor([ids]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return read, returned
+
+
+def layers_of(name: str) -> tuple[Any, Any]:
+    plain, family_ = tiny(name).plain, find_family(CONFIGS[name].model_type)
+    return plain, plain.base_model.get_submodule(family_.decoder).get_submodule(family_.stack)
+
+
+@family
+def test_a_layers_influence_is_one_minus_the_cosine_of_its_input_and_output(name: str) -> None:
+    ids = random_ids(40)
+    plain, layers = layers_of(name)
+    read, returned = watch(list(layers), ids, plain)
+    expected = torch.stack(list(map(one_minus_cosine, read, returned)), dim=-1)
+    assert expected.min() > 1e-4
+    torch.testing.assert_close(rows_of(name, "layer", ids), expected.float(), atol=1e-6, rtol=1e-4)
+
+
+@with_sublayers
+def test_a_sublayers_influence_is_that_of_what_it_adds_to_the_stream(name: str) -> None:
+    ids = random_ids(40)
+    plain, layers = layers_of(name)
+    family_, config = find_family(CONFIGS[name].model_type), CONFIGS[name]
+    after_attn, after_mlp = POST_NORMS.get(config.model_type, (family_.attn, family_.mlp))
+    read, returned = watch(list(layers), ids, plain)
+    _, attn = watch([getattr(layer, after_attn) for layer in layers], ids, plain)
+    _, mlp = watch([getattr(layer, after_mlp) for layer in layers], ids, plain)
+    scale = getattr(config, "residual_multiplier", 1.0)
+    expected = []
+    for before, after, a, m in zip(read, returned, attn, mlp, strict=True):
+        torch.testing.assert_close(before + scale * (a + m), after)  # nothing else is added
+        between = before + scale * a
+        expected.append(one_minus_cosine(before, between))
+        begins = before if name in PARALLEL else between
+        expected.append(one_minus_cosine(begins, begins + scale * m))
+    found = rows_of(name, "sublayer", ids)
+    torch.testing.assert_close(found, torch.stack(expected, dim=-1).float(), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["layer", "sublayer"])
+def test_measuring_changes_no_bit_and_leaves_no_hook(kind: Any) -> None:
+    model, ids = tiny("llama").gated, torch.tensor([random_ids(30)])
+    before = model.hidden_states(ids)
+    meter = InfluenceMeter(model.gate, kind)
+    assert torch.equal(model.hidden_states(ids, meter=meter), before)
+    assert not any(module._forward_hooks for module in model.causal_lm.modules())
+
+
+def test_an_interrupted_pass_leaves_no_hook() -> None:
+    model = tiny("llama").gated
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.gate.layers[3].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.hidden_states(torch.tensor([[5, 6]]), meter=InfluenceMeter(model.gate, "sublayer"))
+    handle.remove()
+    assert not any(module._forward_hooks for module in model.causal_lm.modules())
+
+
+def test_bfloat16_states_are_compared_with_float32_precision() -> None:
+    meter = InfluenceMeter(tiny("llama").gated.gate, "layer")
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(1, 50, 1024, generator=generator).bfloat16()
+    change = torch.randn(1, 50, 1024, generator=generator) * 0.05
+    after = (before + change).bfloat16()
+    found = meter._change(before, after, after - before)
+    expected = one_minus_cosine(before, after).float()
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+
+
+def test_a_state_of_zeros_is_changed_entirely() -> None:
+    meter = InfluenceMeter(tiny("llama").gated.gate, "layer")
+    zeros, some = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
+    assert meter._change(zeros, some, some).item() == 1
+    assert meter._change(some, some, zeros).item() == 0
+
+
+class TestTable:
+    UNITS = unit_names(LAYERS, "layer")
+
+    def table(self) -> InfluenceTable:
+        table = InfluenceTable(LAYERS, InfluenceHistory())
+        table.measure("layer")
+        return table
+
+    def test_positions_in_chunks_are_those_in_one_piece(self) -> None:
+        rows, whole, chunked = torch.rand(50, LAYERS), self.table(), self.table()
+        whole.write(0, rows)
+        for begin, end in pairwise([0, 1, 7, 30, 50]):
+            chunked.write(begin, rows[begin:end])
+        for length in (1, 20, 50):
+            assert chunked.mean(length) == whole.mean(length)
+        assert whole.mean(50) == mean_influence(self.UNITS, rows)
+
+    def test_a_known_position_keeps_its_value(self) -> None:
+        table, rows = self.table(), torch.rand(20, LAYERS)
+        table.write(0, rows)
+        table.write(5, torch.rand(15, LAYERS))
+        assert table.mean(20) == mean_influence(self.UNITS, rows)
+        table.crop(10)
+        table.write(8, rows[8:])
+        assert table.mean(20) == mean_influence(self.UNITS, rows)
+
+    def test_another_kind_of_unit_starts_again(self) -> None:
+        table = self.table()
+        table.write(0, torch.rand(20, LAYERS))
+        table.measure("layer")
+        assert table.length == 20
+        table.measure("sublayer")
+        assert (table.length, len(table.units)) == (0, 2 * LAYERS)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    def test_states_that_are_not_finite_are_named(self, value: float) -> None:
+        rows = torch.rand(20, LAYERS)
+        rows[3, 5] = value
+        table = self.table()
+        table.write(0, rows)
+        with pytest.raises(GenerationError, match="around unit 5 are not finite"):
+            table.mean(20)
+
+
+class TestHistory:
+    UNITS = ("0", "1")
+
+    def test_it_needs_enough_positions(self) -> None:
+        history = InfluenceHistory()
+        assert history.mean(self.UNITS, "layer", [1]) is None
+        history.add("layer", torch.full((15, 2), 0.5))
+        assert history.mean(self.UNITS, "layer", [2]) is None
+        history.add("layer", torch.tensor([[0.1, float("nan")]]))  # left out
+        assert history.mean(self.UNITS, "layer", [3]) is None
+        history.add("layer", torch.tensor([[0.9, 0.1]]))
+        found = history.mean(self.UNITS, "layer", [4])
+        assert found is not None
+        assert found.positions == 16
+        assert found.mean == pytest.approx({"0": 8.4 / 16, "1": 7.6 / 16})
+        assert history.mean(self.UNITS, "sublayer", [4]) is None
+
+    def test_the_same_prompt_gets_the_same_answer(self) -> None:
+        history = InfluenceHistory()
+        assert history.mean(self.UNITS, "layer", [1, 2]) is None
+        history.add("layer", torch.rand(16, 2))
+        first = history.mean(self.UNITS, "layer", [1])
+        history.add("layer", torch.rand(16, 2))
+        assert history.mean(self.UNITS, "layer", [1, 2]) is None
+        assert history.mean(self.UNITS, "layer", [1]) == first
+        assert history.mean(self.UNITS, "layer", [3]) != first
