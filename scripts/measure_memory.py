@@ -1,6 +1,6 @@
 """Compares predicted memory with the measured peak, each model in a separate process.
 
-    python scripts/measure_memory.py DIRECTORY...       # each in bf16, float32, 4 and 8 bits
+    python scripts/measure_memory.py MODEL...           # each in bf16, float32, 4 and 8 bits
     python scripts/measure_memory.py                    # three random shapes, made in build/
 
 The peak is the largest resident memory of a whole `d3` run: load, a prompt, a reply. Memory held
@@ -28,7 +28,7 @@ CHECKED = (
 TRIES = 4
 
 
-def measure(directory: str, dtype: str, quantization: str | None, prompt: int, reply: int) -> None:
+def measure(model_name: str, dtype: str, quantization: str | None, prompt: int, reply: int) -> None:
     """In the child: predict, then load and decode; prints one JSON line."""
     import psutil
     import torch
@@ -36,19 +36,20 @@ def measure(directory: str, dtype: str, quantization: str | None, prompt: int, r
     from d3cli.decode.sampling import SamplingParams
     from d3cli.decode.session import Engine
     from d3cli.decode.stats import peak_memory
-    from d3cli.files.safetensors import describe_directory
+    from d3cli.files.names import find_model
+    from d3cli.model.checkpoint import open_checkpoint
     from d3cli.model.load import load_model
     from d3cli.model.memory import predict_memory
 
     before = psutil.Process().memory_info().rss
     need = predict_memory(
-        describe_directory(directory, Path(directory)),
+        open_checkpoint(find_model(model_name, offline=True)).description,
         dtype=getattr(torch, dtype),
         quantization=quantization,
         prompt_tokens=prompt,
         reply_tokens=reply,
     )
-    model = load_model(directory, dtype=dtype, quantization=quantization, device="cpu", force=True)
+    model = load_model(model_name, dtype=dtype, quantization=quantization, device="cpu", force=True)
     ids = [5 + i % 1000 for i in range(prompt)]
     for alpha in ("off", 0.95):
         list(
@@ -126,7 +127,7 @@ def main() -> None:
         wanted = None if quantization == "none" else quantization
         return measure(directory, dtype, wanted, int(prompt), int(reply))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("models", nargs="*", type=Path, help="directories or GGUF files")
     parser.add_argument("--check", action="store_true", help="fail if a prediction is 10%% off")
     parser.add_argument("--prompt", type=int, default=256, help="tokens")
     parser.add_argument("--reply", type=int, default=8, help="tokens")
@@ -135,10 +136,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     if args.check:
         return check()
-    for directory in args.directories or map(random_checkpoint, DEFAULT_SHAPES):
+    for model in args.models or map(random_checkpoint, DEFAULT_SHAPES):
         for dtype, quantization in ARMS:
-            row = run(directory, dtype, quantization, args.prompt, args.reply)
-            print_row(directory.name, quantization or dtype, row)
+            row = run(model, dtype, quantization, args.prompt, args.reply)
+            print_row(model.name, quantization or dtype, row)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Random weights in the shapes of real models, to measure speed and memory.
 
 python scripts/shapes.py llama-3.2-1b build/llama-3.2-1b     # a checkpoint that d3 loads
+python scripts/shapes.py llama-3.2-1b build/llama-3.2-1b.gguf    # the same in GGUF, as Q4_K
 """
 
 import argparse
@@ -10,7 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from d3cli.files.names import find_model
@@ -94,11 +97,70 @@ def random_model(config: LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> to
 def save_checkpoint(config: LlamaConfig, target: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes a directory that `d3` loads, with a tokenizer of the vocabulary's size."""
     random_model(config, dtype).save_pretrained(target)
-    builtin = find_model("demo").path
-    shutil.copy(builtin / "tokenizer_config.json", target)
-    tokenizer = json.loads((builtin / "tokenizer.json").read_text())
-    _grow(tokenizer["model"], config.vocab_size)
-    (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shutil.copy(find_model("demo").path / "tokenizer_config.json", target)
+    (target / "tokenizer.json").write_text(json.dumps(_tokenizer(config.vocab_size)))
+
+
+def save_gguf(config: LlamaConfig, target: Path) -> None:
+    """Writes a GGUF file that `d3` loads: Q4_K, and Q8_0 where rows do not fill its blocks."""
+    writer = GGUFWriter(target, "llama")
+    for key, number in (
+        ("block_count", config.num_hidden_layers),
+        ("context_length", config.max_position_embeddings),
+        ("embedding_length", config.hidden_size),
+        ("feed_forward_length", config.intermediate_size),
+        ("attention.head_count", config.num_attention_heads),
+        ("attention.head_count_kv", config.num_key_value_heads),
+        ("attention.key_length", config.head_dim),
+        ("rope.dimension_count", config.head_dim),
+    ):
+        writer.add_uint32(f"llama.{key}", number)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
+    tokenizer = _tokenizer(config.vocab_size)
+    by_id = {id_: token for token, id_ in tokenizer["model"]["vocab"].items()}
+    by_id |= {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    writer.add_string("tokenizer.ggml.model", "gpt2")
+    writer.add_string("tokenizer.ggml.pre", "gpt-2")
+    tokens = [by_id.get(id_, f"[PAD{id_}]") for id_ in range(config.vocab_size)]
+    writer.add_array("tokenizer.ggml.tokens", tokens)
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    kinds = [3 if id_ in special else 1 if id_ in by_id else 5 for id_ in range(config.vocab_size)]
+    writer.add_array("tokenizer.ggml.token_type", kinds)
+    merges = [" ".join(merge) for merge in tokenizer["model"]["merges"]]
+    writer.add_array("tokenizer.ggml.merges", merges)
+    _add_tensors(writer, config)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tensors(writer: GGUFWriter, config: LlamaConfig) -> None:
+    """Adds random weights of about 0.02."""
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    random = np.random.default_rng(0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        target = f"{names.get_name(name.removesuffix('.weight'))}.weight"
+        shape = tuple(parameter.shape)
+        if len(shape) == 1:
+            writer.add_tensor(target, np.ones(shape, dtype=np.float32))
+            continue
+        is_k = shape[1] % 256 == 0
+        values, size, scales = (256, 144, (1e-4, 7e-4)) if is_k else (32, 34, (3e-4,))
+        blocks = random.integers(0, 256, (shape[0] * shape[1] // values, size), dtype=np.uint8)
+        header = np.array(scales, dtype=np.float16).view(np.uint8)
+        blocks[:, : len(header)] = header
+        kind = GGMLQuantizationType.Q4_K if is_k else GGMLQuantizationType.Q8_0
+        writer.add_tensor(target, blocks.reshape(shape[0], -1), raw_dtype=kind)
+
+
+def _tokenizer(size: int) -> dict[str, Any]:
+    """The content of a tokenizer.json with a vocabulary of this size."""
+    tokenizer: dict[str, Any] = json.loads((find_model("demo").path / "tokenizer.json").read_text())
+    _grow(tokenizer["model"], size)
+    return tokenizer
 
 
 def _grow(bpe: dict[str, Any], size: int) -> None:
@@ -123,7 +185,8 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("target", type=Path)
     args = parser.parse_args()
-    save_checkpoint(SHAPES[args.shape], args.target)
+    save = save_gguf if args.target.suffix == ".gguf" else save_checkpoint
+    save(SHAPES[args.shape], args.target)
 
 
 if __name__ == "__main__":

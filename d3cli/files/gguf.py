@@ -19,6 +19,7 @@ __all__ = ["GgufModel", "GgufTensor", "is_gguf", "read_gguf", "read_kind"]
 
 PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 MOST_PARTS = 10_000
+MIXTURES = ("llama", "qwen3moe")  # architectures that may have experts; Mixtral is a llama
 OTHER_COPY = "use the safetensors of the model that it was converted from"
 
 # Files in GGUF that are no models, by `general.type` or `general.architecture`.
@@ -53,6 +54,8 @@ class GgufModel:
     @property
     def model_type(self) -> str:
         """Its name in transformers: ``"llama"``, ``"gemma3_text"``."""
+        if self.architecture == "llama" and _is_mixture(self):
+            return "mixtral"
         return GGUF_ARCHITECTURES[self.architecture]
 
     @cached_property
@@ -203,12 +206,8 @@ def _refuse_other_architectures(model: GgufModel) -> None:
     where = f"{path} holds a model of the architecture {quoted(stated[:40])}"
     known = f"d3 reads these architectures from GGUF: {', '.join(sorted(GGUF_ARCHITECTURES))}"
     if stated in GGUF_ARCHITECTURES:
-        if _is_mixture(model) and not GGUF_ARCHITECTURES[stated].endswith("_moe"):
-            raise ModelError(
-                f"{where} with several experts (as Mixtral), which transformers cannot read from "
-                "GGUF",
-                OTHER_COPY,
-            )
+        if _is_mixture(model) and stated not in MIXTURES:
+            raise ModelError(f"{where} with several experts, which d3 does not know", OTHER_COPY)
         return
     if stated in GGUF_NOT_READ:
         raise ModelError(f"{where}, which transformers cannot read from GGUF", OTHER_COPY)

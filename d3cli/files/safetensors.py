@@ -69,11 +69,19 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is known about a model before any weight is read: its config and its tensors."""
+    """What is known about a model before any weight is read.
+
+    Attributes:
+        name: what to call it in messages.
+        config: the content of its config.json.
+        tensors: its weights.
+        read_in_chunks: whether a weight that is converted is never in memory as the file has it.
+    """
 
     name: str
     config: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
+    read_in_chunks: bool = False
 
 
 def describe_directory(name: str, directory: Path) -> Description:

@@ -91,7 +91,7 @@ def _by_transformers(model: GgufModel) -> dict[str, Any]:
     from gguf import GGUFWriter
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    with TemporaryDirectory(prefix="d3-") as directory, _quiet("gguf.gguf_writer"):
+    with TemporaryDirectory(prefix="d3-") as directory, _quiet():
         path = Path(directory) / "header.gguf"
         writer = GGUFWriter(path, model.architecture)
         for key, value in model.metadata.items():
@@ -121,15 +121,17 @@ def _add(writer: Any, key: str, value: Any) -> None:
 
 
 @contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Keeps a logger from printing."""
-    found = logging.getLogger(logger)
-    level = found.level
-    found.setLevel(logging.CRITICAL)
+def _quiet() -> Iterator[None]:
+    """Keeps the writer and the reader from warning that the header is incomplete."""
+    names = ("gguf.gguf_writer", "transformers.modeling_gguf_pytorch_utils")
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        found.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def _corrected(name: str, model: GgufModel, config: dict[str, Any]) -> dict[str, Any]:

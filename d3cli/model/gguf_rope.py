@@ -82,8 +82,8 @@ def _llama_3(name: str, model: GgufModel, config: dict[str, Any]) -> dict[str, A
     theta = config.get("rope_theta", 10000.0)
     factor = float(divisors.max(initial=1.0))
     if len(divisors) == head_dim // 2 and np.isfinite(divisors).all() and divisors.min() >= 1:
-        if factor == 1.0:
-            return {"rope_type": "default"}
+        if np.allclose(divisors, factor, rtol=_CLOSE, atol=0):  # all frequencies alike
+            return {"rope_type": "linear", "factor": factor}
         waves = 2 * np.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         for low, high, original in (_LLAMA_3, *_fitted(divisors, waves, factor)):
             table = _llama_3_divisors(waves, factor, low, high, original)

@@ -101,7 +101,7 @@ def describe_gguf(name: str, model: GgufModel) -> tuple[Description, dict[str, R
         key: _recipe(key, found, processor, linear=key in linears) for key, found in sources.items()
     }
     infos = tuple(recipe.info for recipe in recipes.values())
-    return Description(name, config, infos), recipes
+    return Description(name, config, infos, read_in_chunks=True), recipes
 
 
 def _build(name: str, config: dict[str, Any]) -> Any:
@@ -157,8 +157,10 @@ def _sources(
     sources: dict[str, list[GgufTensor]] = {}
     unused = []
     for tensor in model.tensors.values():
-        if tensor.name in names:
-            sources.setdefault(names[tensor.name], []).append(tensor)
+        # Weights of experts are no modules, so transformers' names for them have no suffix.
+        key = names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
+        if key is not None:
+            sources.setdefault(key, []).append(tensor)
         elif tensor.name not in ROPE_TENSORS:
             unused.append(tensor.name)
     if unused:

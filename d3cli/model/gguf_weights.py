@@ -103,10 +103,8 @@ class GgufWeight:
     def __getitem__(self, part: Any) -> Tensor:
         if isinstance(part, slice):
             return self._rows(*part.indices(self.get_shape()[0])[:2])
-        if self.mapped is not None:
-            return self.mapped
         if not self._is_placed_later:
-            return self.read()
+            return self.read() if self.mapped is None else self.mapped
         # NaN, so that a placeholder that stays by mistake cannot go unnoticed.
         one = torch.full((1,), torch.nan, dtype=self._dtype)
         self.placeholder = one.expand(self.get_shape())
@@ -151,10 +149,9 @@ class GgufWeight:
 
 def _is_placed_later(recipe: Recipe, plan: KernelPlan) -> bool:
     """Whether the model's own copy of a weight is made after transformers has loaded it."""
-    if not recipe.linear or not plan.converts(recipe.info) or plan.quantizes(recipe.info):
+    if not recipe.linear or plan.quantizes(recipe.info):
         return False
-    is_head = recipe.info.name == HEAD
-    return plan.packs if not is_head else plan.packs or plan.head_in_8_bits
+    return plan.packs or (plan.head_in_8_bits and recipe.info.name == HEAD)
 
 
 def _map_files(weights: list[GgufWeight], plan: KernelPlan) -> None:

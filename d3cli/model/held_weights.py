@@ -13,6 +13,8 @@ from d3cli.model.config import config_errors
 # Bytes for each weight that bitsandbytes takes while it reorders a 4-bit weight for its CPU kernel,
 # and bytes that quantizing takes in any case.
 REORDERING, QUANTIZING = 6.5, 32 << 20
+# Bytes that unpacking a GGUF file's weights takes, in four threads at once.
+UNPACKING = 48 << 20
 
 
 def plan_for(model: Description, config: Any, form: Form) -> KernelPlan:
@@ -53,6 +55,8 @@ class HeldWeights:
     @property
     def while_loading(self) -> int:
         """The most that converting or packing a weight takes for a moment, beside the weights."""
+        if self._model.read_in_chunks:
+            return self._while_unpacking
         plan, tensors = self._plan, self._model.tensors
         converted = [t for t in tensors if plan.converts(t)]
         read = tensors if plan.packs else converted
@@ -67,6 +71,18 @@ class HeldWeights:
         return max(in_layers, outside) + REOPEN_AFTER if converted or in_layers else 0
 
     @property
+    def _while_unpacking(self) -> int:
+        """As `while_loading`, for weights that are unpacked one by one and packed at once."""
+        plan, item = self._plan, self._plan.form.dtype.itemsize
+        matrices = [t for t in self._model.tensors if t.layer is not None and len(t.shape) == 2]
+        copied_again = plan.packs or plan.quantized is not None
+        largest = max((t.numel * item for t in matrices), default=0) if copied_again else 0
+        if plan.packs and not plan.head_in_8_bits:
+            # It is packed first, while the layers do not take memory yet.
+            largest = max(largest, self._head - sum(map(self._held, matrices)))
+        return max(largest + UNPACKING, self._reordering)
+
+    @property
     def _reordering(self) -> int:
         if not self._plan.form.in_4_bits_on_cpu:
             return 0
@@ -79,8 +95,15 @@ class HeldWeights:
 
         A weight that is converted and packed counts twice.
         """
-        converted = sum(t.nbytes for t in self._model.tensors if self._plan.converts(t))
         packed = self._plan.packs or self._plan.form.quantization == "bnb-4bit"
+        if self._model.read_in_chunks:
+            item = self._plan.form.dtype.itemsize
+            return sum(
+                t.numel * item * (1 + (packed and len(t.shape) == 2))
+                for t in self._model.tensors
+                if packed or self._plan.converts(t)
+            )
+        converted = sum(t.nbytes for t in self._model.tensors if self._plan.converts(t))
         return converted + packed * sum(t.nbytes for t in self._model.tensors if len(t.shape) == 2)
 
     @property

@@ -77,6 +77,8 @@ def gguf_tokenizer(architecture: str, metadata: Mapping[str, Any]) -> Any:
         add_eos_token=bool(key("add_eos_token")),
         chat_template=metadata.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
+        # GGUF states the length after scaling.
+        model_max_length=metadata.get(f"{architecture}.context_length"),
     )
     if len(tokenizer) > len(tokens):
         raise ModelError(
