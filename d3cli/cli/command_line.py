@@ -107,8 +107,14 @@ class _GroupWithArguments(TyperGroup):
     allow_interspersed_args = True
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters; none for a subcommand, whose usage line would list them."""
-        return [] if ctx.command in self.commands.values() else super().get_params(ctx)
+        """The parameters; none for a subcommand, whose usage line would list them.
+
+        Before a subcommand (see `parse_args`) there are no arguments.
+        """
+        if ctx.command in self.commands.values():
+            return []
+        every = super().get_params(ctx)
+        return [one for one in every if one.param_type_name == "option" or not ctx.allow_extra_args]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The usage line, which ends with the subcommands."""
@@ -116,16 +122,21 @@ class _GroupWithArguments(TyperGroup):
         return [*pieces, *(f"| {name} ..." for name in self.commands)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        subcommand = args[:1] if args and args[0] in self.commands else []
+        if args and args[0] in self.commands:
+            # As in any group: the first word and those after it belong to the subcommand.
+            parameters = self.get_params(ctx)
+            arguments = {one.name: None for one in parameters if one.param_type_name == "argument"}
+            ctx.allow_extra_args, ctx.allow_interspersed_args = True, False
+            rest = super().parse_args(ctx, args)
+            ctx.params = arguments | ctx.params
+            return list(rest)
         try:
-            super().parse_args(ctx, [] if subcommand else args)
+            rest = super().parse_args(ctx, args)
         except typer.TyperException:  # such as too many arguments: the subcommand's own
             self._refuse_late_subcommand(ctx)
             raise
-        if subcommand:
-            ctx._protected_args, ctx.args = subcommand, args[1:]
         self._refuse_late_subcommand(ctx)
-        return list(ctx.args)
+        return list(rest)
 
     def _refuse_late_subcommand(self, ctx: Any) -> None:
         """Refuses a subcommand after options, which would be the name of a model.

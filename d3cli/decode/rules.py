@@ -54,7 +54,7 @@ class GenerationRules:
     epsilon_cutoff: float = 0.0
     eta_cutoff: float = 0.0
     renormalize_logits: bool = False
-    stop_strings: tuple[str, ...] = ()
+    stop_strings: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in self.changed().items():

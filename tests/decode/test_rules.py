@@ -162,6 +162,7 @@ def test_stop_strings_of_the_checkpoint_end_a_reply() -> None:
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
         ({"bad_words_ids": [5]}, "bad_words_ids"),
         ({"bad_words_ids": [[]]}, "bad_words_ids"),
+        ({"stop_strings": ["x", ""]}, "stop_strings"),
         ({"suppress_tokens": [-1]}, "suppress_tokens"),
         ({"encoder_repetition_penalty": 0}, "encoder_repetition_penalty"),
         ({"encoder_repetition_penalty": float("nan")}, "encoder_repetition_penalty"),
