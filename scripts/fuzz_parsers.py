@@ -171,6 +171,15 @@ def weights(data: bytes) -> object:
     return describe_directory("fuzz", FOLDER), fingerprint(FOLDER)
 
 
+def gguf(data: bytes) -> object:
+    """The header of a GGUF file, and all that is read of it before a model is built."""
+    from d3cli.files.fingerprint import gguf_fingerprint
+    from d3cli.files.gguf import read_gguf
+
+    model = read_gguf(file_of(data, "model.gguf"))
+    return dict(model.metadata), gguf_fingerprint(model), model.types
+
+
 PARSERS: dict[str, Parse] = {
     parse.__name__: parse
     for parse in (
@@ -184,6 +193,7 @@ PARSERS: dict[str, Parse] = {
         commands,
         model_json,
         weights,
+        gguf,
     )
 }
 
@@ -226,4 +236,8 @@ def seeds(name: str) -> list[bytes]:
         from safetensors.numpy import save
 
         return [save({"a": np.zeros((2, 3), np.float32), "b.weight": np.ones(1, np.int8)})]
+    if name == "gguf":
+        from tests.gguf_bytes import tiny
+
+        return [tiny().encode(), tiny(general__alignment=64, split__count=1).encode()]
     return SEEDS[name]
