@@ -2,14 +2,19 @@
 
 from collections import defaultdict
 from pathlib import Path
+from textwrap import fill
 
-from d3cli.depth.families import CANNOT_SKIP, FAMILIES
+from d3cli.depth.families import CANNOT_SKIP, FAMILIES, GGUF_ARCHITECTURES, GGUF_NOT_READ
+from d3cli.files.gguf_types import NOT_READABLE, READABLE, RETIRED
 
 TARGET = Path(__file__).parent.parent / "docs" / "models.md"
 
+WIDTH = 100
+
 HEAD = """# Models
 
-Written by `scripts/write_models_docs.py` from the table in `d3cli/depth/families.py`. Do not edit.
+Written by `scripts/write_models_docs.py` from the tables in `d3cli/depth/families.py` and
+`d3cli/files/gguf_types.py`. Do not edit.
 
 ## Supported
 
@@ -71,9 +76,10 @@ token healing, quantized caches, and limits of length and time that are shorter 
 
 ## Files
 
-A model is a directory with `config.json`, safetensors and a tokenizer, or a repository on the hub.
-`--revision` chooses a branch, a tag or a commit of a repository. A stored calibration counts for
-the commit that it was made for.
+A model is a directory with `config.json`, safetensors and a tokenizer, a GGUF file, or a repository
+on the hub. `--revision` chooses a branch, a tag or a commit of a repository. A stored calibration
+counts for the commit that it was made for. A directory or a file that is moved or renamed keeps its
+calibration.
 
 - Weights: `model.safetensors` comes before the shards of `model.safetensors.index.json`, as in
   transformers. A directory that holds both, with different weights, is refused; of a repository on
@@ -83,7 +89,53 @@ the commit that it was made for.
   refused: merge it into its base model with peft.
 - Tokenizer: `tokenizer.json`, or the files that transformers converts to it. If there is only a
   SentencePiece model (`tokenizer.model`), install `sentencepiece` and `protobuf`.
-- Pickled weights, GGUF files and Git LFS pointers are refused by name.
+- Pickled weights, Git LFS pointers and formats before GGUF are refused by name.
+
+## GGUF
+
+A file that begins with GGUF's magic is a model, whatever its name: `d3 generate ./model.gguf`. All
+commands, config.toml and `load_model` take its path. They also take a directory or a cached
+repository of the hub that holds one GGUF model; if it holds several, d3 lists them. Safetensors in
+the same directory come first, with a note. `d3 models DIRECTORY` shows what a directory holds.
+
+- ollama: `ollama show --modelfile NAME` prints the file's path after `FROM`, for example
+  `~/.ollama/models/blobs/sha256-…`.
+- llama.cpp: the files that it downloads with `-hf` are in `~/.cache/llama.cpp`, or in the hub's
+  cache.
+- The hub: `hf download ORG/NAME FILE.gguf`, then `d3 generate ORG/NAME`. d3 does not choose a
+  quantization for you.
+- Split models (`-00001-of-00003.gguf`): give any part; all parts must lie in one directory.
+
+d3 computes in its own kernels, not in those of llama.cpp: while loading it unpacks each weight to
+the dtype or the quantization that you ask for. So a file of 4 bits takes the memory of its weights
+in bfloat16, unless you add `--quantization bnb-4bit`. Config, tokenizer and chat template come from
+the file's metadata; other files beside it are not read.
+
+| `general.architecture` | `model_type` |
+|---|---|
+GGUF_ROWS
+With experts, `llama` is Mixtral.
+
+These types of weights are read: GGUF_TYPES.
+
+transformers' reader makes the config and names the weights. It leaves out some of what changes the
+computation. d3 adds it from the metadata: rope scaling of all kinds (for Llama 3.1 from the table
+of frequencies), the share of each head that is rotated, the caps of Gemma 2's scores and logits and
+the scale of its scores, Phi-3's sliding window, biases of Llama's layers, the tokens that end a
+turn, and how a text is split into words. If a file does not say how text is split, a note says so.
+
+Refused, each with its own sentence:
+
+- files that hold no whole model: adapters, multimodal projectors (`mmproj`), importance matrices,
+  vocabularies, a split model with a missing part or with parts of different conversions;
+- GGUF_NOT_READ: transformers cannot read these architectures from GGUF, only from safetensors;
+- any other architecture: nothing proves that it can skip layers;
+- types of weights that ggml has removed (GGUF_RETIRED) or that nothing in Python unpacks
+  (GGUF_NOT_UNPACKED);
+- version 1 of the format, and big-endian files;
+- damaged or hostile files: d3 reads the header before any other library does and compares every
+  count, length and offset with the file's size
+  ([reliability.md](reliability.md#models-from-strangers) says how that is tested).
 
 ## Prompts without a template
 
@@ -99,6 +151,29 @@ against transformers' own results. These are refused for a reason that will not 
 """
 
 
+def gguf_docs() -> str:
+    """The notes with the tables of GGUF filled in."""
+    rows = "".join(f"| `{name}` | `{kind}` |\n" for name, kind in GGUF_ARCHITECTURES.items())
+    lists = {
+        "GGUF_NOT_READ": (f"`{name}`" for name in GGUF_NOT_READ),
+        "GGUF_NOT_UNPACKED": NOT_READABLE.values(),
+        "GGUF_RETIRED": RETIRED.values(),
+        "GGUF_TYPES": (kind.name for kind in READABLE.values()),
+    }
+    text = NOTES.replace("GGUF_ROWS\n", f"{rows}\n")
+    for mark, names in lists.items():
+        text = text.replace(mark, ", ".join(names))
+    return "\n".join(map(_wrapped, text.split("\n")))
+
+
+def _wrapped(line: str) -> str:
+    """A line of prose or of a list, at most 100 characters wide."""
+    if line.startswith("|") or len(line) <= WIDTH:
+        return line
+    indent = "  " * line.startswith("- ")
+    return fill(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def models_docs() -> str:
     """The whole page."""
     rows = [
@@ -110,7 +185,7 @@ def models_docs() -> str:
     for name, reason in CANNOT_SKIP.items():
         reasons[reason].append(f"`{name}`")
     refused = [f"- {', '.join(names)}: {reason}.\n" for reason, names in reasons.items()]
-    return HEAD + "".join(rows) + NOTES + "".join(refused)
+    return HEAD + "".join(rows) + gguf_docs() + "".join(refused)
 
 
 if __name__ == "__main__":

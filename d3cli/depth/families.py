@@ -67,7 +67,7 @@ FAMILIES: Mapping[str, Family] = {
 # llama.cpp's names of the proven types that transformers can read from GGUF, as in
 # `general.architecture`; with transformers' own. tests/model proves each of them.
 GGUF_ARCHITECTURES: Mapping[str, str] = {
-    "llama": "llama",  # and Mistral
+    "llama": "llama",  # and Mistral; with experts it is Mixtral
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3moe": "qwen3_moe",
@@ -121,6 +121,22 @@ CANNOT_SKIP: Mapping[str, str] = {
         ),
         _WRAPPER,
     ),
+}
+
+# llama.cpp's names of such types, where they differ.
+GGUF_CANNOT_SKIP: Mapping[str, str] = {
+    "falcon-h1": "falcon_h1",
+    "granitehybrid": "granitemoehybrid",
+    "lfm2moe": "lfm2",
+    "nemotron_h_moe": "nemotron_h",
+    "qwen3next": "qwen3_next",
+    "qwen35": "qwen3_5_text",
+    "qwen35moe": "qwen3_5_text",
+    "qwen2vl": "qwen2_vl",
+    "qwen3vl": "qwen3_vl",
+    "rwkv6": "rwkv",
+    "rwkv7": "rwkv",
+    "t5encoder": "t5",
 }
 
 

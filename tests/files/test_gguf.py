@@ -7,7 +7,13 @@ import pytest
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
 from d3cli.base.errors import ModelError
-from d3cli.depth.families import FAMILIES, GGUF_ARCHITECTURES, GGUF_NOT_READ
+from d3cli.depth.families import (
+    CANNOT_SKIP,
+    FAMILIES,
+    GGUF_ARCHITECTURES,
+    GGUF_CANNOT_SKIP,
+    GGUF_NOT_READ,
+)
 from d3cli.files.fingerprint import gguf_fingerprint
 from d3cli.files.gguf import GgufModel, read_gguf, read_kind
 from tests.gguf_bytes import I32, U16, Gguf, f32, tiny, write_split
@@ -136,9 +142,9 @@ OTHERS = {
     "recurrent": (tiny(general__architecture="mamba"), "it is recurrent"),
     "hybrid": (tiny(general__architecture="nemotron_h"), "keep a recurrent state"),
     "hybrid too": (tiny(general__architecture="falcon-h1"), "keep a recurrent state"),
+    "hybrid, under another name": (tiny(general__architecture="qwen35"), "a recurrent state"),
     "shared keys": (tiny(general__architecture="gemma3n"), "keys and values of earlier ones"),
     "hostile": (tiny(general__architecture="\u202e" * 999), "which d3 does not support"),
-    "Mixtral": (tiny(llama__expert_count=8), "with several experts (as Mixtral)"),
 }
 
 
@@ -161,10 +167,18 @@ class TestArchitectures:
             assert model_type in FAMILIES
             assert {name, model_type} & set(GGUF_SUPPORTED_ARCHITECTURES)
 
+    def test_llama_with_experts_is_mixtral(self, tmp_path: Path) -> None:
+        assert read_gguf(tiny().write(tmp_path / "x")).model_type == "llama"
+        mixture = tiny(llama__expert_count=8).write(tmp_path / "x")
+        assert read_gguf(mixture).model_type == "mixtral"
+
     def test_the_other_proven_families_are_named(self) -> None:
         for name, model_type in GGUF_NOT_READ.items():
             assert model_type in FAMILIES
             assert name not in GGUF_ARCHITECTURES
+        for name, model_type in GGUF_CANNOT_SKIP.items():
+            assert name not in CANNOT_SKIP
+            assert model_type in CANNOT_SKIP
 
 
 class TestFingerprint:
