@@ -45,6 +45,20 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
     return path
 
 
+def cached_commits(hub_id: str) -> list[str]:
+    """The commits of a model of which the local cache holds files, the newest first."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repository = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=hub_id, repo_type="model"))
+    try:
+        found = [path for path in (repository / "snapshots").iterdir() if path.is_dir()]
+        found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+    return [path.name for path in found]
+
+
 def has_only_gguf(snapshot: Path) -> bool:
     """Whether a snapshot holds GGUF files, and no safetensors that a download would complete."""
     there = list(snapshot.iterdir())

@@ -23,6 +23,7 @@ from d3cli.files.gguf import GgufModel, is_gguf, read_gguf
 from d3cli.files.gguf_directory import first_part
 from d3cli.files.hub import (
     at_revision,
+    cached_commits,
     cached_snapshot,
     describe_repository,
     download,
@@ -131,11 +132,19 @@ def find_model(
                 Setting("offline"),
                 " forbids downloading it",
             ),
-            ("leave out ", Setting("offline"), f", or run: {command}"),
+            ("leave out ", Setting("offline"), f", or run: {command}", *_or_another_commit(hub_id)),
         )
     if check is not None:
         check(describe_repository(hub_id, revision))
     return _from_hub(name, hub_id, download(hub_id, revision))
+
+
+def _or_another_commit(hub_id: str) -> tuple[str | Setting, ...]:
+    """The end of a hint: a complete commit of a model in the cache, which nothing asked for."""
+    for commit in cached_commits(hub_id):
+        if cached_snapshot(hub_id, commit) is not None:
+            return (", or use the commit that is there: ", Setting("revision", commit))
+    return ()
 
 
 def find_on_disk(name: str, revision: str | None = None) -> ModelFiles | None:

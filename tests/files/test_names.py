@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from d3cli.base.errors import DownloadError
 from d3cli.base.settings import BUILTIN, state_dir
 from d3cli.files.names import find_model, model_identity
 from tests.conftest import hub_repository
@@ -36,3 +37,17 @@ class TestIdentity:
     def test_a_hub_models_revision_is_its_commit(self) -> None:
         with hub_repository("someone/tiny-fox"):
             assert find_model("someone/tiny-fox").revision == "0" * 40
+
+
+@pytest.mark.parametrize("revision", [None, "v2", "0000000"])
+def test_offline_another_commit_in_the_cache_is_named(revision: str | None) -> None:
+    with hub_repository("someone/tiny-fox") as snapshot:
+        (snapshot.parents[1] / "refs" / "main").unlink()  # as after a download by commit
+        with pytest.raises(DownloadError, match="not complete in the local cache") as refused:
+            find_model("someone/tiny-fox", offline=True, revision=revision)
+        assert snapshot.name in refused.value.hint
+        assert find_model("someone/tiny-fox", offline=True, revision=snapshot.name)
+        (snapshot / "model.safetensors").unlink()
+        with pytest.raises(DownloadError) as refused:
+            find_model("someone/tiny-fox", offline=True, revision=revision)
+        assert snapshot.name not in refused.value.hint
