@@ -153,6 +153,11 @@ def _stream(output: Output, reply: "Reply", shown: _Json | _Text) -> None:
         signals.stop_in_order()
         if len(reply.prompt_ids) >= PROGRESS_FROM:
             output.progress.track(reply.prefill(), len(reply.prompt_ids), "reading the prompt")
+        else:
+            for _ in reply.prefill():
+                signals.check()
+        for note in reply.notes:
+            output.note(note)
         shown.begin()
         for chunk in reply:
             shown.write(chunk.text)

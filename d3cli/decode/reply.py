@@ -54,7 +54,8 @@ class Reply:
 
     Attributes:
         prompt_ids: the whole prompt.
-        schedule: the depth schedule. If the prompt decides its order, `schedule` has none until
+        asked: the depth schedule asked for.
+        schedule: the depth schedule that runs. If the prompt decides its order, it has none until
             the prompt is read.
         notes: what the user should know about the order, once the prompt is read.
         tokens: the tokens so far.
@@ -79,7 +80,7 @@ class Reply:
         began: float | None,
     ) -> None:
         self.model = shared.model
-        self._asked = schedule
+        self.asked = schedule
         self.schedule: DepthSchedule = (
             schedule.without_order() if isinstance(schedule, PromptSchedule) else schedule
         )
@@ -122,13 +123,13 @@ class Reply:
             len(self.prompt_ids) - 1,
             reply_tokens=self._max_tokens,
             audit=self._audit,
-            measure=units_to_measure(self._asked),
+            measure=units_to_measure(self.asked),
         )
         for chunk in writer.read():
             yield chunk.start + len(chunk.hidden)
         with writer.step():
-            if isinstance(self._asked, PromptSchedule):
-                ordered = writer.order(self._asked)
+            if isinstance(self.asked, PromptSchedule):
+                ordered = writer.order(self.asked)
                 self.schedule = ordered.schedule
                 self.notes = () if ordered.note is None else (ordered.note,)
             self._logits = self.model.logits(chunk.hidden[-1])

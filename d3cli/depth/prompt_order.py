@@ -2,7 +2,7 @@
 
 A model without a calibration has no order of its own. Its prompt's prefill runs at full depth
 anyway, and tells how much each unit changes the residual stream: the unit's *influence*. The units
-with the least influence are dropped first.
+with the least influence for their weight are dropped first.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,19 @@ from d3cli.depth.units import UnitKind, parse_unit
 MIN_POSITIONS = 16
 
 
+class _Computed:
+    """Holds what follows from a schedule's fields, so that it is no field itself.
+
+    Attributes:
+        _in_model_order: the schedule that drops the units in the model's order.
+    """
+
+    __slots__ = ("_in_model_order",)
+    _in_model_order: DepthSchedule
+
+
 @dataclass(frozen=True, slots=True)
-class PromptSchedule:
+class PromptSchedule(_Computed):
     """A depth schedule without its skip order, which each prompt's prefill decides.
 
     The fields are those of `DepthSchedule`, except:
@@ -38,7 +49,7 @@ class PromptSchedule:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        checked = DepthSchedule(
+        in_model_order = DepthSchedule(
             self.num_layers,
             self.alpha,
             self.start,
@@ -47,7 +58,8 @@ class PromptSchedule:
             self.units,
             self.weights,
         )
-        object.__setattr__(self, "weights", checked.weights)
+        object.__setattr__(self, "weights", in_model_order.weights)
+        object.__setattr__(self, "_in_model_order", in_model_order)
 
     @property
     def kind(self) -> UnitKind:
@@ -58,22 +70,24 @@ class PromptSchedule:
     @property
     def floor(self) -> float:
         """The minimum depth: what remains when all `units` are dropped, in any order."""
-        return self._in_order(self.units).floor
+        return self._in_model_order.floor
 
     def depth(self, t: int) -> float:
         """About the layers that token `t` will use: exact for whole layers, which weigh alike."""
-        return self._in_order(self.units).depth(t)
+        return self._in_model_order.depth(t)
 
     def ordered(self, influence: Mapping[str, float]) -> DepthSchedule:
-        """The schedule that drops the units with the least influence first.
+        """The schedule that drops the units with the least influence per weight first.
 
-        Equal influences are dropped in the order of `units`, so the same influence always leads to
-        the same schedule.
+        Equal units are dropped in the order of `units`, so the same influence always leads to the
+        same schedule.
 
         Args:
             influence: of each unit; those of other units are ignored.
         """
-        return self._in_order(tuple(sorted(self.units, key=influence.__getitem__)))
+        weights = dict(zip(self.units, self.weights, strict=True))
+        order = sorted(self.units, key=lambda unit: influence[unit] / weights[unit])
+        return self._in_order(tuple(order))
 
     def without_order(self) -> DepthSchedule:
         """Full depth with the same settings: what runs if there is no order."""
@@ -81,7 +95,7 @@ class PromptSchedule:
 
     def in_words(self) -> str:
         """What it does: "alpha 0.97 from token 8, down to 9 of 16 layers"."""
-        return self._in_order(self.units).in_words()
+        return self._in_model_order.in_words()
 
     def _in_order(self, order: tuple[str, ...]) -> DepthSchedule:
         weights = dict(zip(self.units, self.weights, strict=True))

@@ -15,7 +15,7 @@ from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.decode.transcript import ChatMessage
-from d3cli.depth.choice import Source
+from d3cli.depth.choice import Source, resolve_schedule
 from d3cli.model.load import load_model
 from d3cli.scoring.compare_reply import compare_reply
 
@@ -28,8 +28,14 @@ FORGETFUL = (
 )
 
 
-def options(alpha: float | str = 0.9, max_tokens: int = 12, **others: Any) -> ReplyOptions:
+def options(
+    alpha: float | str = 0.9, max_tokens: int = 12, by_prompt: str = "", **others: Any
+) -> ReplyOptions:
+    """Options of a reply; `by_prompt` names the units that the prompt orders."""
     schedule = MODEL.schedule(alpha, start=None if alpha in ("off", "auto") else 2)
+    if by_prompt:
+        decay = alpha if isinstance(alpha, float) else 0.9
+        schedule = resolve_schedule(MODEL.weight_bytes, decay, start=1, units=by_prompt)
     return ReplyOptions(schedule, Source.FLAGS, **({"sampling": SamplingParams()} | others),
                         max_tokens=max_tokens)  # fmt: skip
 
@@ -80,12 +86,20 @@ class Chat(RuleBasedStateMachine):
         max_tokens=st.integers(1, 16),
         temperature=st.sampled_from([0.0, 0.0, 1.3]),
         penalty=st.sampled_from([1.0, 1.3]),
+        by_prompt=st.sampled_from(["", "layer", "layer", "sublayer"]),
     )
     def choose(
-        self, alpha: float | str, max_tokens: int, temperature: float, penalty: float
+        self,
+        alpha: float | str,
+        max_tokens: int,
+        temperature: float,
+        penalty: float,
+        by_prompt: str,
     ) -> None:
         sampling = SamplingParams(temperature=temperature, repetition_penalty=penalty, seed=4)
-        self.how = options(alpha, max_tokens, sampling=sampling, chat_template=self.template)
+        self.how = options(
+            alpha, max_tokens, by_prompt, sampling=sampling, chat_template=self.template
+        )
 
     @rule(text=st.sampled_from(TEXTS), interrupt_at=st.integers(1, 30))
     def turn(self, text: str, interrupt_at: int) -> None:
@@ -113,9 +127,11 @@ class Chat(RuleBasedStateMachine):
     def clear(self) -> None:
         self.conversation.clear()
 
-    @rule(chunk=st.integers(1, 40), chunks=st.integers(0, 6))
-    def read_ahead(self, chunk: int, chunks: int) -> None:
-        steps = self.conversation.engine.read_ahead(self.conversation.opening(self.how), chunk)
+    @rule(chunk=st.integers(1, 40), chunks=st.integers(0, 6), measure=st.booleans())
+    def read_ahead(self, chunk: int, chunks: int, measure: bool) -> None:
+        schedule = self.how.schedule if measure else None
+        opening = self.conversation.opening(self.how)
+        steps = self.conversation.engine.read_ahead(opening, chunk, schedule=schedule)
         for _, _position in zip(range(chunks), steps, strict=False):
             pass
 

@@ -15,18 +15,18 @@ SUBLAYERS = PromptSchedule(8, 0.9, 0, 3, 3, PARTS, (0.25, 0.75, 0.25, 0.75))
 
 @pytest.mark.parametrize("schedule", [LAYERS, SUBLAYERS])
 @given(st.data())
-def test_the_least_influence_is_dropped_first(
+def test_the_least_influence_per_weight_is_dropped_first(
     schedule: PromptSchedule, data: st.DataObject
 ) -> None:
     values = data.draw(st.lists(st.floats(0, 2), min_size=4, max_size=4))
     influence = dict(zip(schedule.units, values, strict=True))
     ordered = schedule.ordered(influence | {"99": 0.0})
-    ranks = [(influence[unit], schedule.units.index(unit)) for unit in ordered.skip_order]
+    weights = dict(zip(schedule.units, schedule.weights, strict=True))
+    rates = [influence[unit] / weights[unit] for unit in ordered.skip_order]
+    ranks = list(zip(rates, map(schedule.units.index, ordered.skip_order), strict=True))
     assert ranks == sorted(ranks)
     assert sorted(ordered.skip_order) == sorted(schedule.units)
-    assert dict(zip(ordered.skip_order, ordered.weights, strict=True)) == dict(
-        zip(schedule.units, schedule.weights, strict=True)
-    )
+    assert dict(zip(ordered.skip_order, ordered.weights, strict=True)) == weights
     assert ordered.floor == pytest.approx(schedule.floor)
     assert ordered.in_words() == schedule.in_words()
 

@@ -54,6 +54,7 @@ def switch_model(chat: "Chat", name: str) -> None:
     failure: Exception | None = None
     think = settings.think
     chat.replies.forget()
+    chat.comparisons.clear()
     del chat.conversation, chat.options
     gc.collect()
     signals.exit_at_once()  # everything is saved, and loading cannot be interrupted safely
@@ -79,7 +80,7 @@ def switch_model(chat: "Chat", name: str) -> None:
         chat.change()
     except UsageError:  # for example more core layers than the new model has
         chat.output.note("depth: the settings do not fit this model, so they are auto again")
-        chat.change(alpha="auto", start=None, core_first=None, core_last=None)
+        chat.change(alpha="auto", start=None, core_first=None, core_last=None, units="auto")
     if failure is not None:
         raise failure
 

@@ -8,6 +8,7 @@ from d3cli.cli.chat import views
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.setting_commands import set_
 from d3cli.cli.depth import parse_alpha
+from d3cli.cli.format import agreement
 from d3cli.decode.conversation import ReplyOptions
 from d3cli.text.reasoning import split_reasoning
 
@@ -16,8 +17,8 @@ SPEAK_FIRST = "say something first"
 
 def depth(chat: Chat, _: str) -> None:
     """Draws the depth schedule and the depth of each token of the last reply."""
-    curves = views.depth_curves(chat.options, chat.conversation.reply, chat.screen.width)
-    chat.screen.print(curves)
+    reply, width = chat.conversation.reply, chat.screen.width
+    chat.screen.print(views.depth_curves(chat.options, reply, width, chat.compared))
 
 
 def compare(chat: Chat, _: str) -> None:
@@ -40,6 +41,9 @@ def compare(chat: Chat, _: str) -> None:
     with chat.output.progress.waiting("comparing with full depth"):
         found = compare_reply(chat.conversation.engine, reply)
     signals.check()
+    chat.comparisons[reply.asked] = (
+        f"agreement in the last /compare: {agreement(found.agreement)} tokens"
+    )
     chat.screen.print_rows(views.comparison(reply, found))
 
 

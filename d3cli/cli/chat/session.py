@@ -20,6 +20,7 @@ from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.transcript import ChatMessage
+from d3cli.depth.prompt_order import Schedule
 
 if TYPE_CHECKING:
     from d3cli.decode.reply import Reply
@@ -38,6 +39,7 @@ class Chat:
         screen: standard output.
         model_name: what the user calls the model.
         options: how the next reply is written, by the present settings.
+        comparisons: what /compare found last, in words, for each depth schedule.
         draft: the text that the next prompt begins with.
     """
 
@@ -56,6 +58,7 @@ class Chat:
         self.models, self.model_name = models, model_name
         self.conversation, self.settings = conversation, settings
         self.draft = ""
+        self.comparisons: dict[Schedule, str] = {}
         self._noted: object = None  # the schedule whose notes were shown last
         self.options = self._choose_options(settings)
 
@@ -97,6 +100,11 @@ class Chat:
         settings = replace(self.settings, **changes)
         options = self._choose_options(settings)
         self.settings, self.options = settings, options
+
+    @property
+    def compared(self) -> str:
+        """What /compare found for the present depth schedule; empty if nothing yet."""
+        return self.comparisons.get(self.options.schedule, "")
 
     def options_with(self, **changes: Any) -> ReplyOptions:
         """The options that changed settings would lead to.

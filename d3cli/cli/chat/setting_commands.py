@@ -15,7 +15,7 @@ def alpha(chat: Chat, argument: str) -> None:
     """Changes alpha if one is given, and shows the depth schedule."""
     if argument:
         chat.change(alpha=parse_alpha(argument))
-    chat.screen.print(f"depth: {views.depth_in_words(chat.options)}", "dim")
+    chat.screen.print(f"depth: {views.depth_in_words(chat.options, chat.compared)}", "dim")
 
 
 def set_(chat: Chat, argument: str) -> None:
@@ -75,5 +75,5 @@ def show(chat: Chat, _: str) -> None:
         saved = str(transcript.path_of(chat.saving.id))
     if chat.saving.problem is not None:
         saved = f"NOT saved: {chat.saving.problem.message}"
-    overview = views.overview(chat.conversation, chat.settings, chat.options)
+    overview = views.overview(chat.conversation, chat.settings, chat.options, chat.compared)
     chat.screen.print_rows([*overview, ("saved", saved)])

@@ -10,6 +10,8 @@ from d3cli.cli.format import agreement, speed
 from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.transcript import ChatMessage
+from d3cli.depth.choice import Source
+from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.scoring.compare_reply import ReplyComparison
 
 if TYPE_CHECKING:
@@ -26,15 +28,34 @@ CURVE_MARGIN, WIDEST_CURVE, MOST_LINES, CURVE_TOKENS = 24, 72, 16, 64
 Rows = list[tuple[str, str]]  # names and values
 
 
-def depth_in_words(options: ReplyOptions) -> str:
-    """The depth schedule and where it comes from."""
+def depth_in_words(options: ReplyOptions, compared: str = "") -> str:
+    """The depth schedule, where it comes from and, if its order has no measured cost, that.
+
+    Args:
+        compared: what a comparison of a reply by this schedule with full depth has found.
+    """
     schedule, source = options.schedule, options.schedule_source
     if schedule.alpha == 1 or not schedule.units:
         return schedule.in_words()
-    return f"{schedule.in_words()} ({source.in_words})"
+    origin = str(source.in_words)
+    if source is Source.PROMPT:
+        origin += f"; {compared or 'nobody has measured what it costs'}"
+    return f"{schedule.in_words()} ({origin})"
 
 
-def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> str:
+def skip_order(options: ReplyOptions, reply: "Reply | None") -> str:
+    """The order in which units are dropped: the present one, or the last reply's."""
+    schedule = options.schedule
+    if isinstance(schedule, PromptSchedule):
+        if reply is None or not reply.schedule.skip_order:
+            return "skip order: each prompt decides it"
+        return f"skip order of the last reply: {', '.join(reply.schedule.skip_order)}"
+    return f"skip order: {', '.join(schedule.skip_order) or 'none'}"
+
+
+def depth_curves(
+    options: ReplyOptions, reply: "Reply | None", width: int, compared: str = ""
+) -> str:
     """A drawing of the layers per token, by the present schedule and in the last reply."""
     import plotille
 
@@ -52,13 +73,13 @@ def depth_curves(options: ReplyOptions, reply: "Reply | None", width: int) -> st
     figure.x_ticks_fkt = lambda value, _: f"{value:.0f}"
     figure.y_ticks_fkt = lambda value, _: f"{value:.0f}"
     figure.plot(range(tokens), [schedule.depth(t) for t in range(tokens)])
-    legend = f"line: {depth_in_words(options)}"
+    legend = f"line: {depth_in_words(options, compared)}"
     if used:
         every = max(1, len(used) // figure.width)
         figure.scatter(range(0, len(used), every), used[::every], marker="o")
         mean = sum(used[1:]) / max(1, len(used) - 1)
         legend += f"\no: last reply, {len(used):,} tokens, mean {mean:.1f} layers"
-    return f"{figure.show()}\n{legend}"
+    return f"{figure.show()}\n{legend}\n{skip_order(options, reply)}"
 
 
 def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
@@ -85,7 +106,9 @@ def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
     }
 
 
-def overview(conversation: Conversation, now: ChatSettings, options: ReplyOptions) -> Rows:
+def overview(
+    conversation: Conversation, now: ChatSettings, options: ReplyOptions, compared: str = ""
+) -> Rows:
     """The model, its depth and sampling, and how much of the context is used."""
     model, chosen = conversation.model, settings(now, options)
     sampling = ", ".join(
@@ -98,7 +121,7 @@ def overview(conversation: Conversation, now: ChatSettings, options: ReplyOption
     form = "" if model.origin.key is None else f", {model.origin.key.form}"
     return [
         ("model", f"{model.name}{form}, {model.num_layers} layers"),
-        ("depth", depth_in_words(options)),
+        ("depth", depth_in_words(options, compared)),
         ("sampling", "greedy" if options.sampling.is_greedy else sampling),
         ("max-tokens", chosen["max-tokens"]),
         ("system", conversation.system.partition("\n")[0][:60] or "none"),

@@ -161,6 +161,8 @@ class Replies:
         else:
             for _ in reply.prefill():
                 signals.check()
+        for note in reply.notes:
+            self._output.note(note)
         if before is not None and (text := self._agreement(before)) and settings.stats:
             self._output.note(text)
 
