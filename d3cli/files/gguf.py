@@ -59,11 +59,7 @@ class GgufModel:
     @property
     def model_type(self) -> str:
         """Its name in transformers: ``"llama"``, ``"gemma3_text"``."""
-<<<<<<< HEAD
         if self.architecture == "llama" and _is_mixture(self):
-=======
-        if self.architecture == "llama" and self.metadata.get("llama.expert_count"):
->>>>>>> 3a6a5db (docs: GGUF: how files are found, what is read and what is refused)
             return "mixtral"
         return GGUF_ARCHITECTURES[self.architecture]
 
@@ -215,14 +211,16 @@ def _refuse_other_architectures(model: GgufModel) -> None:
     where = f"{path} holds a model of the architecture {quoted(stated[:40])}"
     known = f"d3 reads these architectures from GGUF: {', '.join(sorted(GGUF_ARCHITECTURES))}"
     if stated in GGUF_ARCHITECTURES:
-<<<<<<< HEAD
         if _is_mixture(model) and stated not in MIXTURES:
             raise ModelError(f"{where} with several experts, which d3 does not know", OTHER_COPY)
-=======
->>>>>>> 3a6a5db (docs: GGUF: how files are found, what is read and what is refused)
         return
     if stated in GGUF_NOT_READ:
         raise ModelError(f"{where}, which transformers cannot read from GGUF", OTHER_COPY)
     reason = CANNOT_SKIP.get(GGUF_CANNOT_SKIP.get(stated, stated))
     why = f"which cannot skip layers: {reason}" if reason else "which d3 does not support in GGUF"
     raise ModelError(f"{where}, {why}", known)
+
+
+def _is_mixture(model: GgufModel) -> bool:
+    experts = model.metadata.get(f"{model.architecture}.expert_count", 0)
+    return isinstance(experts, int) and experts > 0
