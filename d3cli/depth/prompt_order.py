@@ -5,9 +5,12 @@ anyway, and tells how much each unit changes the residual stream: the unit's *in
 with the least influence for their weight are dropped first.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from d3cli.base.errors import ScheduleError
+from d3cli.base.json_rows import convert_json
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitKind, parse_unit
 
@@ -19,7 +22,7 @@ class _Computed:
     """Holds what follows from a schedule's fields, so that it is no field itself.
 
     Attributes:
-        _in_model_order: the schedule that drops the units in the model's order.
+        _in_model_order: the schedule that drops as many of the units as allowed, the first ones.
     """
 
     __slots__ = ("_in_model_order",)
@@ -35,9 +38,10 @@ class PromptSchedule(_Computed):
     Attributes:
         units: the units that may be dropped, in the model's order; all of one kind.
         weights: the weight of each of `units`, in layers; may be left out for whole layers.
+        max_dropped: how many of the units may be dropped at once; may be left out for all of them.
 
     Raises:
-        ScheduleError: as for `DepthSchedule`.
+        ScheduleError: as for `DepthSchedule`, or `max_dropped` is not a number of units.
     """
 
     num_layers: int
@@ -47,9 +51,10 @@ class PromptSchedule(_Computed):
     core_last: int = 0
     units: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    max_dropped: int = -1
 
     def __post_init__(self) -> None:
-        in_model_order = DepthSchedule(
+        checked = DepthSchedule(
             self.num_layers,
             self.alpha,
             self.start,
@@ -58,7 +63,14 @@ class PromptSchedule(_Computed):
             self.units,
             self.weights,
         )
-        object.__setattr__(self, "weights", in_model_order.weights)
+        object.__setattr__(self, "weights", checked.weights)
+        if self.max_dropped == -1:
+            object.__setattr__(self, "max_dropped", len(self.units))
+        if not 0 <= self.max_dropped <= len(self.units):
+            raise ScheduleError(
+                f"at most {self.max_dropped} units may be dropped, of {len(self.units)}"
+            )
+        in_model_order = self._in_order(self.units[: self.max_dropped])
         object.__setattr__(self, "_in_model_order", in_model_order)
 
     @property
@@ -69,12 +81,19 @@ class PromptSchedule(_Computed):
 
     @property
     def floor(self) -> float:
-        """The minimum depth: what remains when all `units` are dropped, in any order."""
+        """The minimum depth: what remains when as many units as allowed are dropped.
+
+        If these are some of the sublayers, it is about that: the prompt decides which.
+        """
         return self._in_model_order.floor
 
     def depth(self, t: int) -> float:
         """About the layers that token `t` will use: exact for whole layers, which weigh alike."""
         return self._in_model_order.depth(t)
+
+    def num_dropped(self, t: int) -> int:
+        """About how many units token `t` will drop: exact for whole layers."""
+        return self._in_model_order.num_dropped(t)
 
     def ordered(self, influence: Mapping[str, float]) -> DepthSchedule:
         """The schedule that drops the units with the least influence per weight first.
@@ -87,11 +106,26 @@ class PromptSchedule(_Computed):
         """
         weights = dict(zip(self.units, self.weights, strict=True))
         order = sorted(self.units, key=lambda unit: influence[unit] / weights[unit])
+        return self._in_order(tuple(order[: self.max_dropped]))
+
+    def in_order(self, order: Sequence[str]) -> DepthSchedule:
+        """The schedule in an order that `ordered` once chose; at full depth if that is empty.
+
+        Raises:
+            ScheduleError: the order has too many units, or others than `units`.
+        """
+        if len(order) > self.max_dropped or not set(order) <= set(self.units):
+            raise ScheduleError("the skip order does not fit the schedule of its prompt")
         return self._in_order(tuple(order))
 
     def without_order(self) -> DepthSchedule:
         """Full depth with the same settings: what runs if there is no order."""
         return self._in_order(())
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain object, in the same form wherever such a schedule is written."""
+        lists = {"units": list(self.units), "weights": list(self.weights)}
+        return asdict(self) | lists | {"order": "prompt"}
 
     def in_words(self) -> str:
         """What it does: "alpha 0.97 from token 8, down to 9 of 16 layers"."""
@@ -112,6 +146,34 @@ class PromptSchedule(_Computed):
 
 # What the depth options ask for: a schedule, or one that each prompt completes.
 Schedule = DepthSchedule | PromptSchedule
+
+
+def order_in_words(schedule: Schedule) -> str:
+    """The units in their skip order, or how many units each prompt's own order drops."""
+    if isinstance(schedule, DepthSchedule):
+        return " ".join(schedule.skip_order)
+    units = f"{len(schedule.units)} {schedule.kind}s"
+    return f"each prompt's own, of {units}: at most {schedule.max_dropped} are dropped"
+
+
+def schedule_from_json(data: Mapping[str, Any]) -> Schedule:
+    """Reads what `to_json` of either kind wrote. Unknown fields are ignored.
+
+    Raises:
+        ScheduleError: a field is missing, has the wrong type or is out of range.
+    """
+    order = data.get("order", "fixed")
+    if order == "fixed":
+        return DepthSchedule.from_json(data)
+    damaged = "the stored depth schedule is damaged"
+    if order != "prompt":
+        raise ScheduleError(f"{damaged}: its order is {order!r:.40}")
+    if missing := {field.name for field in fields(PromptSchedule)} - data.keys():
+        raise ScheduleError(f"{damaged}: it has no {min(missing)}")
+    try:
+        return convert_json(data, PromptSchedule)
+    except ValueError as error:
+        raise ScheduleError(f"{damaged}: {error}") from error
 
 
 def units_to_measure(schedule: Schedule | None) -> UnitKind | None:

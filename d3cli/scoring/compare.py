@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document, batch_rows, response_ids, split_by_document
@@ -44,9 +45,11 @@ class Comparison:
 
 
 def compare(
-    model: LoadedModel, documents: Sequence[Document], schedules: Sequence[DepthSchedule]
+    model: LoadedModel, documents: Sequence[Document], schedules: Sequence[Schedule]
 ) -> list[list[Comparison]]:
     """Compares schedules with full depth on the same tokens; returns one list per schedule.
+
+    Documents are read one by one if their prompts decide the order of a schedule.
 
     Memory: keys, values and hidden states of one batch, and a few chunks of logits of 64 MB.
 
@@ -55,13 +58,18 @@ def compare(
     """
     full = DepthSchedule.full(model.num_layers)
     found: list[dict[int, Comparison]] = [{} for _ in schedules]
-    for rows in batch_rows(model, documents, range(len(documents))):
+    kind = next((one.kind for one in schedules if isinstance(one, PromptSchedule)), None)
+    batches = [[row] for row in range(len(documents))]
+    if kind is None:
+        batches = batch_rows(model, documents, range(len(documents)))
+    for rows in batches:
         batch = [documents[row] for row in rows]
-        scorer = Scorer(model, batch)
+        scorer = Scorer(model, batch, kind)
         reference = scorer.states(full)
         for schedule, comparisons in zip(schedules, found, strict=True):
-            states = scorer.states(schedule)
-            each = _compare_states(model, states, reference, batch, schedule)
+            ordered = scorer.ordered(schedule)
+            states = scorer.states(ordered)
+            each = _compare_states(model, states, reference, batch, ordered)
             comparisons |= dict(zip(rows, each, strict=True))
     return [[comparisons[row] for row in range(len(documents))] for comparisons in found]
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.depth.units import parse_unit
+from d3cli.depth.units import UnitKind, parse_unit
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import (
     Document,
@@ -26,6 +27,7 @@ from d3cli.scoring.documents import (
     unpad,
 )
 from d3cli.scoring.head import log_probs_of, top_choices
+from d3cli.scoring.prompt_orders import MeasuredPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +42,26 @@ class ResponseScores:
 
 
 def score(
-    model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule
+    model: LoadedModel, documents: Sequence[Document], schedule: Schedule
 ) -> list[ResponseScores]:
     """Scores a batch of documents under a schedule, in one forward.
+
+    If each prompt decides the order, documents are scored one by one: the prompt at full depth,
+    which yields the order, and then the response in one pass. That is as much work as one forward.
 
     Memory grows with the number of documents times the longest prompt plus the longest response.
 
     Raises:
+        GenerationError: the order of a prompt is asked for, and its states are not finite.
         ScheduleError: the schedule does not fit the model.
         PromptError: a document has an empty prompt or response, or exceeds the model's context.
     """
     model.check_schedule(schedule)
     if not documents:
         return []
+    if isinstance(schedule, PromptSchedule):
+        scorers = (Scorer(model, [document], schedule.kind) for document in documents)
+        return [scorer.score(schedule)[0] for scorer in scorers]
     check_documents(model, documents)
     batch = pad(documents, model.device)
     hidden = model.hidden_states(
@@ -81,6 +90,12 @@ class Scorer:
     costs one pass over the response tokens. It costs less if its first layers run as they do under
     a remembered schedule.
 
+    A single document may decide its own order: a `PromptSchedule` is then allowed.
+
+    Args:
+        measure: the units whose influence on the prompt of a single document is measured while it
+            is read; others take another pass over the prompt.
+
     Memory: ``B * (P + N)`` positions of KV cache, for B documents, the longest prompt P and the
     longest response N, and ``B * N * H`` hidden states for each layer remembered.
 
@@ -88,23 +103,46 @@ class Scorer:
         PromptError: a document has an empty prompt or response, or exceeds the model's context.
     """
 
-    def __init__(self, model: LoadedModel, documents: Sequence[Document]) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        documents: Sequence[Document],
+        measure: UnitKind | None = None,
+    ) -> None:
         check_documents(model, documents)
         self.model, self.documents = model, list(documents)
         self._batch = batch = pad(documents, model.device)
-        prompt_len = batch.prompt_len
         self._cache = model.new_cache()
         self._cache.reserve(batch.ids.shape[1])
-        prefilled = model.hidden_states(
+        self._prompt = MeasuredPrompt(model, self.documents[0].prompt_ids)
+        # Predicts response token 0, [B, 1, H].
+        if measure is None:
+            self._first_hidden = self._read_prompts()
+        else:
+            assert len(self.documents) == 1
+            self._first_hidden = self._prompt.read(self._cache, measure)
+        self._remembered: dict[str, int] = {}
+        self._states: dict[int, Tensor] = {}  # layer -> its output under the remembered limits
+
+    def _read_prompts(self) -> Tensor:
+        """Prefills the cache with all prompts in one pass; returns their last states."""
+        batch = self._batch
+        prompt_len = batch.prompt_len
+        prefilled = self.model.hidden_states(
             batch.ids[:, :prompt_len],
             self._cache,
             attention_mask=None if batch.mask is None else batch.mask[:, :prompt_len],
             position_ids=None if batch.positions is None else batch.positions[:, :prompt_len],
         )
         self._cache.commit(prompt_len, full_depth=True)
-        self._first_hidden = prefilled[:, -1:]  # predicts response token 0, [B, 1, H]
-        self._remembered: dict[str, int] = {}
-        self._states: dict[int, Tensor] = {}  # layer -> its output under the remembered limits
+        return prefilled[:, -1:]
+
+    def ordered(self, schedule: Schedule) -> DepthSchedule:
+        """The schedule with its order; a `PromptSchedule` gets that of the single document."""
+        if isinstance(schedule, PromptSchedule):
+            assert len(self.documents) == 1
+            return self._prompt.ordered(schedule)
+        return schedule
 
     def remember(self, schedule: DepthSchedule, layers: Iterable[int]) -> None:
         """Runs a schedule once and keeps the outputs of the given layers, replacing earlier ones.
@@ -120,7 +158,7 @@ class Scorer:
         self._remembered, self._states = self._limits(schedule), {}
         self._states = self._outputs(self._remembered, layers)
 
-    def score(self, schedule: DepthSchedule) -> list[ResponseScores]:
+    def score(self, schedule: Schedule) -> list[ResponseScores]:
         """As the function `score`, for this scorer's documents.
 
         Raises:
@@ -128,13 +166,14 @@ class Scorer:
         """
         return _score_states(self.model, self.states(schedule), self.documents)
 
-    def states(self, schedule: DepthSchedule) -> Tensor:
+    def states(self, schedule: Schedule) -> Tensor:
         """Final hidden states that predict the response tokens, ``[T, H]``, document by document.
 
         Raises:
             ScheduleError: the schedule does not fit the model.
         """
         self.model.check_schedule(schedule)
+        schedule = self.ordered(schedule)
         hidden = self._first_hidden
         if self._batch.new_tokens > 1:
             limits = self._limits(schedule)
