@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.evaluator import WITH_REUSE
 from d3cli.calibrate.order import LEAST_INFLUENCE, PREVIOUS_BEST
 from d3cli.calibrate.race import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
 from d3cli.calibrate.texts import MIN_DOCUMENTS, MIN_TOKENS
+from d3cli.depth.prompt_order import MIN_POSITIONS
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
@@ -23,9 +24,23 @@ LONG = 2.0
 HOPELESS = 2.0
 # An interval over fewer documents means little.
 MIN_HALF = MIN_DOCUMENTS // 2
+# If a larger share of the prompts is too short to decide an order, such orders are not searched.
+MAX_SHORT = 0.5
 # Passes over the unseen half: full depth and what is shared, for the tests and again for the
 # comparison; then the tests, the chosen schedule, constant depth and decay.
 UNSEEN_PASSES = 2 * 2 + (4 + 2 + 3) * WITH_REUSE
+
+
+class _Orders(NamedTuple):
+    """The orders that are searched; see `Budget`."""
+
+    greedy: bool
+    fixed: bool
+    by_prompt: bool
+
+
+GREEDY, INFLUENCE = _Orders(True, True, False), _Orders(False, True, False)
+PROMPT = _Orders(False, False, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +51,9 @@ class Budget:
         search, unseen: the documents of the two halves.
         stages: the number of search documents in each round.
         kinds: the kinds of units to search.
-        greedy: whether the order is measured greedily; else it is by influence.
+        greedy: whether an order for all prompts is measured greedily; else it is by influence.
+        fixed: whether an order for all prompts is searched.
+        by_prompt: whether each prompt's own order is searched.
         positions: the work, in token positions at full depth.
         seconds: the time given.
         estimate: the seconds that it is expected to take.
@@ -49,6 +66,8 @@ class Budget:
     stages: tuple[int, int, int]
     kinds: tuple[UnitKind, ...]
     greedy: bool
+    fixed: bool
+    by_prompt: bool
     positions: float
     seconds: float
     estimate: float
@@ -98,7 +117,7 @@ def make_budget(
     unseen: Sequence[Document],
     *,
     units: Mapping[UnitKind, int],
-    order: Literal["influence", "greedy", "auto"],
+    order: Literal["influence", "greedy", "prompt", "auto"],
     pace: float,
     seconds: float,
     all_kinds: bool = True,
@@ -114,16 +133,17 @@ def make_budget(
 
     Raises:
         CalibrationError: even the smallest search would take far longer.
+        UsageError: each prompt's own order is asked for, and most prompts are too short for one.
     """
     halves = [len(search)]
     while not all_documents and _enough(search[: halves[-1] // 2], unseen[: halves[-1] // 2]):
         halves.append(halves[-1] // 2)
-    orders = {"greedy": [True], "influence": [False], "auto": [True, False]}[order]
+    orders = _orders(order, search)
     budgets = [
-        _budget(search[:half], unseen[:half], units, greedy, pace, seconds)
-        for greedy in orders
+        _budget(search[:half], unseen[:half], units, each, pace, seconds)
+        for each in orders
         # On very few documents, a greedy order is noise: influence on more of them comes first.
-        for half in (halves if not (greedy and order == "auto") else halves[:2])
+        for half in (halves if not (each.greedy and order == "auto") else halves[:2])
     ]
     if not all_kinds:
         first = dict(list(units.items())[:1])
@@ -144,6 +164,32 @@ def make_budget(
             ),
         )
     return replace(chosen, left_out=_left_out(budgets[0], chosen))
+
+
+def short_prompts(documents: Sequence[Document]) -> int:
+    """How many documents have prompts too short to decide an order; these run at full depth."""
+    return sum(len(document.prompt_ids) < MIN_POSITIONS for document in documents)
+
+
+def _orders(
+    order: Literal["influence", "greedy", "prompt", "auto"], search: Sequence[Document]
+) -> list[_Orders]:
+    """The orders to search, the most thorough choice first."""
+    short = short_prompts(search)
+    too_short = short > MAX_SHORT * len(search)
+    if order == "prompt" and too_short:
+        raise UsageError(
+            f"{short} of {len(search)} prompts have fewer than {MIN_POSITIONS} tokens, too few to "
+            "decide an order",
+            ("use other ", Setting("data"), ", or another ", Setting("order")),
+            field="order",
+        )
+    auto = [GREEDY, INFLUENCE]
+    if not too_short:
+        auto = [
+            orders._replace(by_prompt=by_prompt) for orders in auto for by_prompt in (True, False)
+        ]
+    return {"greedy": [GREEDY], "influence": [INFLUENCE], "prompt": [PROMPT], "auto": auto}[order]
 
 
 def _enough(*halves: Sequence[Document]) -> bool:
@@ -168,6 +214,8 @@ def _left_out(whole: Budget, chosen: Budget) -> str:
         left_out.append(f"only {chosen.kinds[0]}s are searched")
     if chosen.greedy != whole.greedy:
         left_out.append("the order is by influence instead of greedy")
+    if chosen.by_prompt != whole.by_prompt:
+        left_out.append("each prompt's own order is not searched")
     used, available = (len(budget.search) + len(budget.unseen) for budget in (chosen, whole))
     if used < available:
         left_out.append(f"{used} of {available} documents are used")
@@ -178,7 +226,7 @@ def _budget(
     search: Sequence[Document],
     unseen: Sequence[Document],
     units: Mapping[UnitKind, int],
-    greedy: bool,
+    orders: _Orders,
     pace: float,
     seconds: float,
 ) -> Budget:
@@ -189,20 +237,26 @@ def _budget(
     at_few, at_more, at_all = (sum(map(len, search[:stage])) for stage in stages)
     work = 2.2 * at_all
     for kind, count in units.items():
-        work += at_few * (1 if kind == "layer" else 3)  # influence: a sublayer's layer runs again
-        if greedy:
-            rounds = 0.5 * count
-            work += (count + rounds * (PREVIOUS_BEST + LEAST_INFLUENCE)) * WITH_REUSE * at_few
-        work += 0.5 * count * WITH_REUSE * at_more
-        work += (ENTRANTS * at_few + SECOND_ROUND * at_more) * WITH_REUSE
-        work += (FINALISTS + len(SAFE_SHARES)) * WITH_REUSE * at_all
+        race = 0.5 * count * WITH_REUSE * at_more
+        race += (ENTRANTS * at_few + SECOND_ROUND * at_more) * WITH_REUSE
+        race += (FINALISTS + len(SAFE_SHARES)) * WITH_REUSE * at_all
+        if orders.fixed:
+            work += at_few * (1 if kind == "layer" else 3)  # a sublayer's layer runs again
+            if orders.greedy:
+                rounds = 0.5 * count
+                work += (count + rounds * (PREVIOUS_BEST + LEAST_INFLUENCE)) * WITH_REUSE * at_few
+            work += race
+        if orders.by_prompt:  # influence, and what the documents share when scored one by one
+            work += 2.2 * at_all + race
     test = UNSEEN_PASSES * sum(map(len, unseen))
     return Budget(
         search=search,
         unseen=unseen,
         stages=stages,
         kinds=tuple(units),
-        greedy=greedy,
+        greedy=orders.greedy,
+        fixed=orders.fixed,
+        by_prompt=orders.by_prompt,
         positions=work + test,
         seconds=seconds,
         estimate=(work + test) / pace,

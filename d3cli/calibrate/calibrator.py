@@ -10,7 +10,7 @@ from typing import Literal
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.alternatives import alternatives
-from d3cli.calibrate.budget import Budget, check_halves, make_budget, measure_pace
+from d3cli.calibrate.budget import Budget, check_halves, make_budget, measure_pace, short_prompts
 from d3cli.calibrate.clock import SearchClock
 from d3cli.calibrate.confirm import confirm
 from d3cli.calibrate.judge import judge_replies
@@ -97,6 +97,7 @@ class Calibrator:
             yield CalibrationProgress("measuring the model's pace", 0.0)
         plan = self.plan
         self.outcome = Outcome(cut=[plan.left_out] if plan.left_out else [])
+        self.outcome.short_prompts = short_prompts(plan.search)
         clock = SearchClock(plan.search_deadline, plan.positions)
         search = Search(self.model, self.settings, plan, clock, self.outcome)
         yield from search

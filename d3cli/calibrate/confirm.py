@@ -18,9 +18,10 @@ from d3cli.calibrate.result import (
 )
 from d3cli.calibrate.search import Search
 from d3cli.calibrate.space import MIN_EVIDENCE, MIN_SAVED, Candidate, front, share_at_floor
+from d3cli.calibrate.unit_order import mean_ratios
 from d3cli.depth.schedule import TOLERANCE
 from d3cli.scoring.compare import Comparison, compare
-from d3cli.scoring.intervals import Losses, drop_by_position, mean_loss, measure_drop
+from d3cli.scoring.intervals import drop_by_position, mean_loss, measure_drop
 
 # A larger KL, in multiples of the target, means that the text does not suit the model: there, the
 # schedule makes it a different model, even where the perplexity hardly changes.
@@ -56,7 +57,7 @@ def confirm(search: Search) -> Iterator[CalibrationProgress]:
         return
     pair = _constant_and_decaying(search, held)
     yield CalibrationProgress("comparison with full depth", search.clock.share)
-    chosen, *measured = _measure(unseen, [held, *pair], settings.confidence)
+    chosen, *measured = _measure(unseen, [held, *pair], settings)
     if chosen.kl > MAX_KL * math.log1p(settings.target_drop):
         outcome.text_fits = False
         outcome.why_not = (
@@ -174,27 +175,36 @@ def _same_bytes(one: Candidate, other: Candidate) -> bool:
 
 
 def _measure(
-    unseen: Evaluator, candidates: Sequence[Candidate], confidence: float
+    unseen: Evaluator, candidates: Sequence[Candidate], settings: CalibrationSettings
 ) -> list[Measured]:
     """Candidates on the unseen half, beside full depth."""
-    losses = [unseen.losses(c.schedule, len(unseen.documents)) for c in candidates]
     compared = compare(unseen.model, unseen.documents, [c.schedule for c in candidates])
-    return [_measured(*one, confidence) for one in zip(candidates, losses, compared, strict=True)]
+    return [_measured(unseen, *one, settings) for one in zip(candidates, compared, strict=True)]
 
 
 def _measured(
-    candidate: Candidate, losses: Losses, compared: Sequence[Comparison], confidence: float
+    unseen: Evaluator,
+    candidate: Candidate,
+    compared: Sequence[Comparison],
+    settings: CalibrationSettings,
 ) -> Measured:
+    losses = unseen.losses(candidate.schedule, len(unseen.documents))
     tokens = sum(map(len, losses))
-    floor = candidate.schedule.floor + TOLERANCE
+    schedules = unseen.ordered(candidate.schedule)
     at_floor = np.concatenate(
-        [loss[c.depths.numpy() <= floor] for loss, c in zip(losses, compared, strict=True)]
+        [
+            loss[(c.depths <= schedule.floor + TOLERANCE).numpy() & bool(schedule.skip_order)]
+            for loss, c, schedule in zip(losses, compared, schedules, strict=True)
+        ]
+    )
+    layer_ratio, byte_ratio = mean_ratios(
+        schedules, settings.reply_tokens, unseen.model.weight_bytes
     )
     return Measured(
         candidate,
         len(losses),
         tokens,
-        measure_drop(losses, confidence),
+        measure_drop(losses, settings.confidence),
         tuple(drop_by_position(losses)),
         kl=sum(float(c.kl.sum()) for c in compared) / tokens,
         same_top=sum(int(c.same_top.sum()) for c in compared) / tokens,
@@ -202,4 +212,6 @@ def _measured(
         full_perplexity=math.exp(-sum(float(c.full_log_probs.sum()) for c in compared) / tokens),
         floor_tokens=len(at_floor),
         floor_drop=math.expm1(float(at_floor.mean())) if len(at_floor) else 0.0,
+        layer_ratio=layer_ratio,
+        byte_ratio=byte_ratio,
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from d3cli.base.amounts import readable_size
 from d3cli.base.errors import GenerationError, NotEnoughMemoryError, Setting
 from d3cli.calibrate.clock import SearchClock
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import activations, available_memory, kv_bytes_per_position
 from d3cli.model.model import LoadedModel
@@ -19,6 +20,7 @@ from d3cli.scoring.documents import Document, batch_positions, batch_rows
 from d3cli.scoring.head import head_chunk
 from d3cli.scoring.intervals import Losses
 from d3cli.scoring.one_pass import ResponseScores, Scorer, score
+from d3cli.scoring.prompt_orders import MeasuredPrompt
 
 # Loss charged, in nats, when D³'s log-probability is -inf or NaN.
 WORST = 100.0
@@ -68,6 +70,8 @@ class Evaluator:
                 for rows in batch_rows(model, documents, range(begin, stage))
             ]
             begin = stage
+        # Where each prompt decides the order, documents are scored one by one.
+        self._single = [_Batch(model, documents, [row]) for row in range(len(documents))]
 
     def remember(self, schedule: DepthSchedule, layers: Iterable[int]) -> None:
         """Makes schedules that agree with this one in its first layers cheap: `Scorer.remember`.
@@ -76,28 +80,49 @@ class Evaluator:
         """
         self._remember = (schedule, tuple(layers))
 
-    def share_first_layers(self, schedules: Iterable[DepthSchedule]) -> None:
+    def share_first_layers(self, schedules: Iterable[Schedule]) -> None:
         """Runs the first layers, which none of these schedules drops, once for all of them."""
         core_first = min(schedule.core_first for schedule in schedules)
         full = DepthSchedule.full(self.model.num_layers)
         self.remember(full, [core_first - 1] if core_first else [])
 
-    def losses(self, schedule: DepthSchedule, count: int) -> Losses:
+    def ordered(self, schedule: Schedule) -> list[DepthSchedule]:
+        """The schedule of each document; that in its prompt's own order where it has one.
+
+        Raises:
+            OutOfTime: the clock has run out.
+            GenerationError: the influence of a unit is not finite.
+        """
+        if not isinstance(schedule, PromptSchedule):
+            return [schedule] * len(self.documents)
+        found = []
+        for batch in self._single:
+            self.clock.check()
+            found.append(batch.ordered(schedule))
+        return found
+
+    def losses(self, schedule: Schedule, count: int) -> Losses:
         """The losses of the first `count` documents; `count` must be one of the stages.
 
         Raises:
             OutOfTime: the clock has run out.
             ScheduleError: the schedule does not fit the model.
+            GenerationError: a log-probability at full depth is not finite.
         """
         found: dict[int, NDArray[np.float64]] = {}
-        for stage in self.stages[: self.stages.index(count) + 1]:
-            for batch in self._batches[stage]:
+        if isinstance(schedule, PromptSchedule):
+            for batch in self._single[:count]:
                 found |= self._batch_losses(batch, schedule)
+        else:
+            for stage in self.stages[: self.stages.index(count) + 1]:
+                for batch in self._batches[stage]:
+                    found |= self._batch_losses(batch, schedule)
         return [found[row] for row in range(count)]
 
-    def _batch_losses(
-        self, batch: "_Batch", schedule: DepthSchedule
-    ) -> dict[int, NDArray[np.float64]]:
+    def _batch_losses(self, batch: "_Batch", asked: Schedule) -> dict[int, NDArray[np.float64]]:
+        if isinstance(asked, PromptSchedule):
+            self.clock.check()
+        schedule = batch.ordered(asked)
         effect = batch.effect(schedule)
         if effect not in batch.known:
             self.clock.check()
@@ -150,10 +175,18 @@ class _Batch:
         self.response = max(len(document.response_ids) for document in self.documents)
         self.positions = len(rows) * (self.prompt + self.response - 1)
         self.known: dict[object, dict[int, NDArray[np.float64]]] = {}
+        self._prompt = MeasuredPrompt(model, self.documents[0].prompt_ids)
         self._full: list[NDArray[np.float64]] | None = None
         self._scorer: Scorer | None = None
         self._remembered: tuple[DepthSchedule, tuple[int, ...]] | None = None
         self._kept = self._states = 0  # bytes kept: all, and those of remembered layers
+
+    def ordered(self, schedule: Schedule) -> DepthSchedule:
+        """The schedule with its order. A prompt decides it only where it is the only one."""
+        if isinstance(schedule, PromptSchedule):
+            assert len(self.documents) == 1
+            return self._prompt.ordered(schedule)
+        return schedule
 
     def effect(self, schedule: DepthSchedule) -> object:
         """A key; schedules that have it in common drop the same units at the same steps here."""

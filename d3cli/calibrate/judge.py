@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from d3cli.calibrate.own_replies import write_reply
 from d3cli.calibrate.result import CalibrationProgress, Judged
 from d3cli.calibrate.search import Search
+from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
@@ -38,7 +39,7 @@ def judge_replies(search: Search, deadline: float) -> Iterator[CalibrationProgre
         if number >= MIN_PROMPTS and time.monotonic() > deadline:
             outcome.cut.append(f"replies to {number} of {len(prompts)} prompts were judged")
             break
-        judged: dict[DepthSchedule, NDArray[np.float64]] = {}  # two writers may be the same
+        judged: dict[Schedule, NDArray[np.float64]] = {}  # two writers may be the same
         for name, schedule in writers.items():
             yield CalibrationProgress(f"reply {number + 1} of {len(prompts)}: {name}", 0.99)
             if schedule not in judged:
@@ -53,10 +54,10 @@ def judge_replies(search: Search, deadline: float) -> Iterator[CalibrationProgre
         outcome.verdict = replace(outcome.verdict, by_replies=rise)
 
 
-def _writers(search: Search) -> dict[str, DepthSchedule]:
+def _writers(search: Search) -> dict[str, Schedule]:
     chosen, verdict = search.outcome.chosen, search.outcome.verdict
     assert chosen is not None
-    writers = {
+    writers: dict[str, Schedule] = {
         FULL_DEPTH: DepthSchedule.full(search.model.num_layers),
         CHOSEN: chosen.candidate.schedule,
     }

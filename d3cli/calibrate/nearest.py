@@ -3,7 +3,8 @@
 Knows the search half; the unseen half has done its work.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+import math
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 from d3cli.calibrate.influence import measure_influence, order_by_influence
@@ -12,9 +13,8 @@ from d3cli.calibrate.race import Tried
 from d3cli.calibrate.result import CalibrationProgress, Nearest, Outcome
 from d3cli.calibrate.search import Search
 from d3cli.calibrate.space import MIN_SAVED, Candidate
-from d3cli.depth.schedule import DepthSchedule, static_schedule
+from d3cli.calibrate.unit_order import UnitOrder, fixed_order, kind_in_words
 from d3cli.depth.units import UnitKind
-from d3cli.model.model import LoadedModel
 from d3cli.scoring.intervals import measure_drop
 
 # Targets that are suggested, as fractions. The suggested one exceeds the upper bound of the drop by
@@ -34,21 +34,48 @@ def find_nearest(
     """
     outcome, documents = search.outcome, len(search.plan.search)
     for kind in kinds:
-        if kind not in search.plan.kinds:
-            if search.clock.elapsed > search.plan.seconds / 2:
-                continue
-            yield CalibrationProgress(f"{kind}s: influence", search.clock.share)
-            few = search.plan.search[: search.plan.stages[0]]
-            units = units_of(search.model, kind)
-            outcome.influence |= measure_influence(search.model, few, units)
-        candidate = _shortest_that_saves(search.model, kind, outcome, search.settings.reply_tokens)
-        if candidate is None or candidate.schedule in outcome.tried:
+        if kind not in search.plan.kinds and search.clock.elapsed > search.plan.seconds / 2:
             continue
-        yield CalibrationProgress(f"{kind}s: what anything saved costs", search.clock.share)
-        losses = search.evaluator.losses(candidate.schedule, documents)
-        drop = measure_drop(losses, search.settings.confidence)
-        outcome.tried[candidate.schedule] = Tried(candidate, documents, drop)
+        for order in _orders(search, kind):
+            doing = kind_in_words(kind, by_prompt=order.by_prompt)
+            yield CalibrationProgress(f"{doing}: what anything saved costs", search.clock.share)
+            candidate = _shortest_that_saves(order, search.settings.reply_tokens)
+            if candidate is not None and candidate.schedule not in outcome.tried:
+                losses = search.evaluator.losses(candidate.schedule, documents)
+                drop = measure_drop(losses, search.settings.confidence)
+                outcome.tried[candidate.schedule] = Tried(candidate, documents, drop)
     outcome.nearest = choose_nearest(outcome, search.settings.target_drop)
+
+
+def _orders(search: Search, kind: UnitKind) -> Iterator[UnitOrder]:
+    """The orders of a kind that the settings allow, as far as they go."""
+    if search.plan.fixed:
+        yield _fixed_order(search, kind)
+    if search.plan.by_prompt:
+        yield search.prompt_order(kind)
+
+
+def _fixed_order(search: Search, kind: UnitKind) -> UnitOrder:
+    """The search's own order; the units that it left out follow by influence."""
+    model, outcome, units = search.model, search.outcome, units_of(search.model, kind)
+    if not outcome.influence.keys() >= set(units):
+        few = search.plan.search[: search.plan.stages[0]]
+        outcome.influence |= measure_influence(model, few, units)
+    ranked = order_by_influence(model, {unit: outcome.influence[unit] for unit in units})
+    found = outcome.orders.get(kind, ())
+    return fixed_order(
+        model.weight_bytes, kind, [*found, *(unit for unit in ranked if unit not in found)]
+    )
+
+
+def _shortest_that_saves(order: UnitOrder, reply_tokens: int) -> Candidate | None:
+    """The constant depth that drops as few units of an order as save enough; None without one."""
+    for count in range(1, order.places + 1):
+        ratio = order.static_ratio(count, reply_tokens)
+        candidate = Candidate(order.static(count), order.kind, ratio, math.nan)
+        if candidate.saved >= MIN_SAVED:
+            return candidate
+    return None
 
 
 def choose_nearest(outcome: Outcome, missed: float) -> Nearest | None:
@@ -71,26 +98,3 @@ def choose_nearest(outcome: Outcome, missed: float) -> Nearest | None:
     least = max(missed, MARGIN * best.drop.high)
     target = next((target for target in TARGETS if target > least), None)
     return Nearest(best, best.candidate.schedule in tested, target)
-
-
-def _shortest_that_saves(
-    model: LoadedModel, kind: UnitKind, outcome: Outcome, reply_tokens: int
-) -> Candidate | None:
-    """The constant depth that drops as few units of an order as save enough; None without one.
-
-    The order is the search's own. Units that it left out follow by influence.
-    """
-    units = units_of(model, kind)
-    influence = {unit: outcome.influence[unit] for unit in units if unit in outcome.influence}
-    order = list(outcome.orders.get(kind, ()))
-    order += [unit for unit in order_by_influence(model, influence) if unit not in order]
-    for schedule in _prefixes(model, order):
-        ratio = schedule.byte_ratio(reply_tokens, model.weight_bytes, net_of_repair=True)
-        candidate = Candidate(schedule, kind, ratio, float("nan"))
-        if candidate.saved >= MIN_SAVED:
-            return candidate
-    return None
-
-
-def _prefixes(model: LoadedModel, order: list[str]) -> Iterable[DepthSchedule]:
-    return (static_schedule(model.weight_bytes, order[:n]) for n in range(1, len(order) + 1))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
@@ -16,7 +17,7 @@ from d3cli.scoring.documents import Document
 def write_reply(
     model: LoadedModel,
     prompt_ids: Sequence[int],
-    schedule: DepthSchedule,
+    schedule: Schedule,
     max_tokens: int,
     seed: int,
 ) -> Document:

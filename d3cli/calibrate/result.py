@@ -12,9 +12,8 @@ from d3cli.calibrate.race import Tried
 from d3cli.calibrate.space import Candidate
 from d3cli.calibrate.texts import hash_documents
 from d3cli.depth.calibration_record import Calibration, Unseen
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitKind
-from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop
 
@@ -26,7 +25,8 @@ class CalibrationSettings:
     Attributes:
         target_drop: the largest allowed rise of perplexity, as a fraction.
         units: what may be dropped; "auto" searches both kinds and keeps what saves more.
-        order: how units are ranked; "auto" is greedy where time allows.
+        order: how units are ranked: by influence, greedily, or for each prompt by its own
+            influence. "auto" is greedy where time allows, and each prompt's own order as well.
         confidence: of the one-sided bound that must be within the target.
         reply_tokens: the reply length that savings are computed for.
         seed: splits the documents.
@@ -39,7 +39,7 @@ class CalibrationSettings:
 
     target_drop: float
     units: Literal["layer", "sublayer", "auto"] = "auto"
-    order: Literal["influence", "greedy", "auto"] = "auto"
+    order: Literal["influence", "greedy", "prompt", "auto"] = "auto"
     confidence: float = 0.9
     reply_tokens: int = 256
     seed: int = 0
@@ -82,6 +82,8 @@ class Measured:
     """A candidate on the unseen half.
 
     Attributes:
+        layer_ratio, byte_ratio: for replies of the length asked for. If each prompt has its own
+            order, they are those of the mean layers and bytes.
         by_position: ``(begin, end, tokens, drop)`` of each stretch of the replies.
         kl: mean nats per response token.
         same_top: share of response tokens for which full depth has the same top choice.
@@ -102,6 +104,8 @@ class Measured:
     full_perplexity: float
     floor_tokens: int
     floor_drop: float
+    layer_ratio: float
+    byte_ratio: float
 
 
 class UnseenDrop(NamedTuple):
@@ -186,8 +190,11 @@ class Outcome:
             no schedule tried saves enough, or the text does not suit the model.
         alternatives: where nothing was chosen, what else makes the model faster here.
         tried: every candidate scored on the search half; each with its last measurement.
+        short_prompts: how many documents of the search half have prompts too short to decide an
+            order; where each prompt decides it, they run at full depth. If these are most, such
+            orders are not searched.
         tested: candidates on the unseen half, in the order of the test.
-        orders: the skip order of each kind of unit.
+        orders: the skip order of each kind of unit, for all prompts.
         influence: of every unit.
         verdict: whether decay paid; None where there was nothing to compare.
         no_verdict: why there is no verdict.
@@ -200,7 +207,8 @@ class Outcome:
     text_fits: bool = True
     nearest: Nearest | None = None
     alternatives: Sequence[Alternative] = ()
-    tried: dict[DepthSchedule, Tried] = field(default_factory=dict)
+    tried: dict[Schedule, Tried] = field(default_factory=dict)
+    short_prompts: int = 0
     tested: list[UnseenDrop] = field(default_factory=list)
     orders: dict[UnitKind, tuple[str, ...]] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
@@ -215,7 +223,6 @@ class Outcome:
         settings: CalibrationSettings,
         source: str,
         documents: Sequence[Document],
-        model: LoadedModel,
     ) -> Calibration:
         """The chosen schedule and its figures, to be stored.
 
@@ -223,10 +230,9 @@ class Outcome:
             source: where the text comes from.
         """
         assert self.chosen is not None
-        chosen, steps = self.chosen, settings.reply_tokens
-        schedule = chosen.candidate.schedule
+        chosen = self.chosen
         return Calibration(
-            schedule=schedule,
+            schedule=chosen.candidate.schedule,
             target_drop=settings.target_drop,
             confidence=settings.confidence,
             unseen=Unseen(
@@ -235,14 +241,14 @@ class Outcome:
                 drop_interval=(chosen.drop.low, chosen.drop.high),
                 kl=chosen.kl,
                 same_top=chosen.same_top,
-                layer_ratio=schedule.layer_ratio(steps),
-                byte_ratio=schedule.byte_ratio(steps, model.weight_bytes),
+                layer_ratio=chosen.layer_ratio,
+                byte_ratio=chosen.byte_ratio,
             ),
             settings={
                 "data": source,
                 "units": settings.units,
                 "order": settings.order,
-                "reply_tokens": steps,
+                "reply_tokens": settings.reply_tokens,
                 "seed": settings.seed,
                 "seconds": round(self.seconds, 1),
                 "cut": "; ".join(self.cut) or None,
@@ -252,9 +258,17 @@ class Outcome:
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def best(self, kind: UnitKind, target: float) -> Tried | None:
-        """The fastest candidate of a kind whose bound on the search half is within the target."""
+    def best(self, kind: UnitKind, target: float, *, by_prompt: bool = False) -> Tried | None:
+        """The fastest candidate of a kind whose bound on the search half is within the target.
+
+        Args:
+            by_prompt: of those whose order each prompt decides; else of the others.
+        """
         held = [
-            t for t in self.tried.values() if t.candidate.kind == kind and t.drop.high <= target
+            t
+            for t in self.tried.values()
+            if t.candidate.kind == kind
+            and t.candidate.by_prompt == by_prompt
+            and t.drop.high <= target
         ]
         return max(held, key=lambda t: t.candidate.byte_ratio, default=None)

@@ -1,4 +1,4 @@
-"""The search half of a calibration: a skip order for each kind of unit, and schedules over it.
+"""The search half of a calibration: skip orders for each kind of unit, and schedules over them.
 
 Knows nothing of the unseen half.
 """
@@ -13,6 +13,8 @@ from d3cli.calibrate.order import GreedyOrder, units_of
 from d3cli.calibrate.race import race
 from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Outcome
 from d3cli.calibrate.space import Candidate, StaticLosses, candidates, score_prefixes
+from d3cli.calibrate.unit_order import UnitOrder, fixed_order, kind_in_words, prompt_orders
+from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.intervals import Losses
@@ -49,17 +51,52 @@ class Search:
         self.ended_early = False
 
     def __iter__(self) -> Iterator[CalibrationProgress]:
-        for number, kind in enumerate(self.plan.kinds):
+        parts = [self._search_fixed] * self.plan.fixed + [self._search_by_prompt] * (
+            self.plan.by_prompt
+        )
+        searches = [(kind, part) for kind in self.plan.kinds for part in parts]
+        for number, (kind, part) in enumerate(searches):
             left = self.plan.search_deadline - self.clock.elapsed
-            ends = self.clock.elapsed + left / (len(self.plan.kinds) - number)
-            try:
-                order = yield from self._rank(kind, ends)
-                self.clock.deadline = ends
-                static = yield from self._score_prefixes(kind, order)
-                yield from self._race(kind, static)
-            except OutOfTime:
-                self.ended_early = True
-                self.outcome.cut.append(f"the search through {kind}s ended early")
+            yield from part(kind, self.clock.elapsed + left / (len(searches) - number))
+
+    def _search_fixed(self, kind: UnitKind, ends: float) -> Iterator[CalibrationProgress]:
+        """Schedules over one order for all prompts."""
+        try:
+            units = yield from self._rank(kind, ends)
+            self.clock.deadline = ends
+            order = fixed_order(self.model.weight_bytes, kind, units)
+            static = yield from self._score_prefixes(order)
+            self.outcome.orders[kind] = static.order.units
+            yield from self._race(static)
+        except OutOfTime:
+            self._cut(kind_in_words(kind, by_prompt=False))
+
+    def _search_by_prompt(self, kind: UnitKind, ends: float) -> Iterator[CalibrationProgress]:
+        """Schedules over each prompt's own order."""
+        doing = kind_in_words(kind, by_prompt=True)
+        yield self._progress(f"{doing}: influence")
+        self.clock.deadline = ends
+        try:
+            static = yield from self._score_prefixes(self.prompt_order(kind))
+            yield from self._race(static)
+        except OutOfTime:
+            self._cut(doing)
+
+    def _cut(self, what: str) -> None:
+        self.ended_early = True
+        self.outcome.cut.append(f"the search through {what} ended early")
+
+    def prompt_order(self, kind: UnitKind) -> UnitOrder:
+        """Each prompt's own order of a kind of units.
+
+        Raises:
+            OutOfTime: the clock has run out.
+        """
+        units, weight_bytes = units_of(self.model, kind), self.model.weight_bytes
+        weights = tuple(map(weight_bytes.weight, units))
+        schedule = PromptSchedule(self.model.num_layers, 0.5, 0, 1, 1, tuple(units), weights)
+        orders = [one.skip_order for one in self.evaluator.ordered(schedule)]
+        return prompt_orders(weight_bytes, kind, units, orders)
 
     def _progress(self, doing: str) -> CalibrationProgress:
         return CalibrationProgress(doing, self.clock.share)
@@ -84,22 +121,22 @@ class Search:
         return [*greedy.order, *(unit for unit in order if unit not in greedy.order)]
 
     def _score_prefixes(
-        self, kind: UnitKind, order: list[str]
+        self, order: UnitOrder
     ) -> Generator[CalibrationProgress, None, StaticLosses]:
         """Each prefix of the order as a constant depth, until one costs too much."""
         losses: list[Losses] = []
         documents, max_loss = self.plan.stages[1], MAX_LOSS * self.settings.target_drop
-        for prefix in score_prefixes(self.model, self.evaluator, order, documents, max_loss):
+        doing = kind_in_words(order.kind, by_prompt=order.by_prompt)
+        for prefix in score_prefixes(self.evaluator, order, documents, max_loss):
             losses.append(prefix)
-            yield self._progress(f"{kind}s: constant depth, {len(losses) - 1} dropped")
-        static = StaticLosses(tuple(order[: len(losses) - 1]), losses)
-        self.outcome.orders[kind] = static.order
-        return static
+            yield self._progress(f"{doing}: constant depth, {len(losses) - 1} dropped")
+        return StaticLosses(order.first(len(losses) - 1), losses)
 
-    def _race(self, kind: UnitKind, static: StaticLosses) -> Iterator[CalibrationProgress]:
+    def _race(self, static: StaticLosses) -> Iterator[CalibrationProgress]:
         """Scores the most promising schedules over the order."""
-        settings = self.settings
-        pool = candidates(self.model, kind, static, settings.reply_tokens)
+        settings, order = self.settings, static.order
+        doing = kind_in_words(order.kind, by_prompt=order.by_prompt)
+        pool = candidates(static, settings.reply_tokens)
         self.pool += pool
         if not pool:
             return
@@ -108,6 +145,6 @@ class Search:
             schedule = tried.candidate.schedule
             self.outcome.tried[schedule] = tried
             yield self._progress(
-                f"{kind}s: alpha {schedule.alpha:.6g} from {schedule.start} on "
+                f"{doing}: alpha {schedule.alpha:.6g} from {schedule.start} on "
                 f"{tried.documents} documents, {tried.drop.value:+.2%}"
             )

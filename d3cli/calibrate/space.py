@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.calibrate.evaluator import Evaluator
-from d3cli.depth.schedule import TOLERANCE, DepthSchedule, schedule_of, static_schedule
+from d3cli.calibrate.unit_order import UnitOrder
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
+from d3cli.depth.schedule import TOLERANCE
 from d3cli.depth.units import UnitKind
-from d3cli.model.model import LoadedModel
 from d3cli.scoring.intervals import Losses, mean_loss
 
 # Full-depth tokens before the decay, and the tokens over which it then reaches the floor. Each pace
@@ -39,7 +40,7 @@ class Candidate:
         predicted: nats lost per token, predicted from static depths.
     """
 
-    schedule: DepthSchedule
+    schedule: Schedule
     kind: UnitKind
     byte_ratio: float
     predicted: float
@@ -50,16 +51,21 @@ class Candidate:
         return 1 - 1 / self.byte_ratio
 
     @property
+    def by_prompt(self) -> bool:
+        """Whether each prompt decides its skip order."""
+        return isinstance(self.schedule, PromptSchedule)
+
+    @property
     def is_static(self) -> bool:
         """Whether it drops all of its units from token 1 on."""
-        return self.schedule.num_dropped(1) == len(self.schedule.skip_order)
+        return self.schedule.num_dropped(1) == self.schedule.max_dropped
 
 
 @dataclass(frozen=True, slots=True)
 class StaticLosses:
     """The losses of each prefix of an order at constant depth; the empty prefix loses nothing."""
 
-    order: tuple[str, ...]
+    order: UnitOrder
     losses: list[Losses]
 
     def by_step(self, documents: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -76,48 +82,43 @@ class StaticLosses:
 
 
 def score_prefixes(
-    model: LoadedModel,
-    evaluator: Evaluator,
-    order: Sequence[str],
-    documents: int,
-    max_loss: float,
+    evaluator: Evaluator, order: UnitOrder, documents: int, max_loss: float
 ) -> Iterator[Losses]:
     """Losses of static depth for each prefix of an order, until one loses more than `max_loss`.
 
     The first item is full depth, which loses nothing.
     """
     yield [np.zeros(len(d.response_ids)) for d in evaluator.documents[:documents]]
-    for length in range(1, len(order) + 1):
-        losses = evaluator.losses(static_schedule(model.weight_bytes, order[:length]), documents)
+    for count in range(1, order.places + 1):
+        losses = evaluator.losses(order.static(count), documents)
         yield losses
         if mean_loss(losses) > max_loss:
             return
 
 
-def candidates(
-    model: LoadedModel, kind: UnitKind, static: StaticLosses, reply_tokens: int
-) -> list[Candidate]:
+def candidates(static: StaticLosses, reply_tokens: int) -> list[Candidate]:
     """Every schedule of the space, with its byte ratio and its predicted loss.
 
     A token that drops k units is predicted to lose what it lost when all tokens dropped k. In fact
-    the tokens before it run deeper, so it loses a little less.
+    the tokens before it run deeper, so it loses a little less. If each prompt has its own order,
+    the byte ratio is that of the mean bytes.
     """
     sums, tokens = static.by_step(len(static.losses[0]))
-    weight_bytes, steps = model.weight_bytes, reply_tokens - 1
-    # Bytes that each prefix of the order saves per step, and the weight of each unit.
-    saved_by = np.cumsum([0, *(weight_bytes.of(unit) for unit in static.order)])
-    weights = [weight_bytes.weight(unit) for unit in static.order]
+    order, steps = static.order, reply_tokens - 1
+    weight_bytes = order.weight_bytes
+    num_layers = len(weight_bytes.layers)
+    saved_by = np.array(order.saved)
     full = weight_bytes.total * steps
     # Tokens 1, 2, …: after the last start and pace, every token runs at the floor.
     ts = np.arange(1, max(STARTS[-1] + PACES[-1] + 1, len(tokens)))
     scored = np.arange(1, len(tokens))
     found, seen = [], set[bytes]()
     for floor in range(1, len(sums)):
-        dropped_weight = np.cumsum([0.0, *weights[:floor]])
+        dropped_weight = np.cumsum([0.0, *order.weights[:floor]])
         for start, pace in _start_and_pace(reply_tokens):
-            alpha = _alpha(model.num_layers, dropped_weight[-2], pace)
+            alpha = _alpha(num_layers, order.before_last(floor), pace)
             # As in `DepthSchedule.num_dropped`, for all tokens at once.
-            needed = model.num_layers * (1 - alpha ** np.maximum(0, ts - start)) - TOLERANCE
+            needed = num_layers * (1 - alpha ** np.maximum(0, ts - start)) - TOLERANCE
             dropped = np.minimum(np.searchsorted(dropped_weight, needed), floor)
             in_reply, in_text = dropped[:steps], dropped[: len(scored)]
             evidence = tokens[1:][in_text == floor].sum() / tokens.sum()
@@ -128,14 +129,14 @@ def candidates(
             saved = saved_by[in_reply].sum() + at_floor * saved_by[floor]
             ratio = weight_bytes.ratio(steps, full - int(saved), repairs=1)
             lost = sums[in_text, scored].sum() / tokens.sum()
-            schedule = schedule_of(weight_bytes, static.order[:floor], alpha, start)
-            found.append(Candidate(schedule, kind, ratio or 1.0, float(lost)))
+            schedule = order.schedule(floor, alpha, start)
+            found.append(Candidate(schedule, order.kind, ratio or 1.0, float(lost)))
     return found
 
 
-def share_at_floor(schedule: DepthSchedule, responses: Sequence[int]) -> float:
+def share_at_floor(schedule: Schedule, responses: Sequence[int]) -> float:
     """The share of tokens that run at a schedule's minimum depth, in responses of these lengths."""
-    longest, units = max(responses), len(schedule.skip_order)
+    longest, units = max(responses), schedule.max_dropped
     first = next((t for t in range(longest) if schedule.num_dropped(t) == units), longest)
     return sum(max(0, length - first) for length in responses) / sum(responses)
 

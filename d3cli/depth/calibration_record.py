@@ -5,14 +5,14 @@ of how a calibration is made, or of torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Annotated, Any
 
 from msgspec import Meta
 
 from d3cli.base.json_rows import convert_json, refuse_unknown
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.prompt_order import Schedule, schedule_from_json
 
 LARGEST = 2**31 - 1  # no model or reply has more layers, tokens or documents
 Text = Annotated[str, Meta(min_length=1)]
@@ -77,11 +77,36 @@ class Unseen:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class _Head:
+    """The schedule as JSON, whose `order` tells which kind it is."""
+
+    schedule: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What is stored with a schedule; see `Calibration`."""
+
+    target_drop: Annotated[float, Meta(ge=0)]
+    confidence: Annotated[float, Meta(gt=0, lt=1)]
+    unseen: Unseen
+    settings: Mapping[Text, Scalar]
+    data_hash: Text
+    version: Text
+    date: Text
+
+    def __post_init__(self) -> None:
+        if datetime.fromisoformat(self.date).tzinfo is None:
+            raise ValueError("the date has no offset from UTC")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration(_Found):
     """A schedule that was found for one model, and what was measured of it.
 
     Attributes:
-        schedule: the schedule itself.
+        schedule: the schedule itself. If each prompt decides its order, the figures are those of
+            documents in the orders of their own prompts.
         target_drop: the relative rise of perplexity that was allowed: 0.01 is 1%.
         confidence: the confidence with which the target is met, in (0, 1).
         unseen: what was measured on text that the search did not see.
@@ -94,20 +119,24 @@ class Calibration:
         ValueError: the date has another form, or the schedule is absurdly long.
     """
 
-    schedule: DepthSchedule
-    target_drop: Annotated[float, Meta(ge=0)]
-    confidence: Annotated[float, Meta(gt=0, lt=1)]
-    unseen: Unseen
-    settings: Mapping[Text, Scalar]
-    data_hash: Text
-    version: Text
-    date: Text
+    schedule: Schedule
 
     def __post_init__(self) -> None:
+        _Found.__post_init__(self)
         if max(self.schedule.num_layers, self.schedule.start) > LARGEST:
             raise ValueError("the schedule has too many layers or tokens")
-        if datetime.fromisoformat(self.date).tzinfo is None:
-            raise ValueError("the date has no offset from UTC")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Calibration":
+        """Reads what `to_json` wrote. Unknown fields are ignored.
+
+        Raises:
+            ScheduleError, ValueError: a field is missing, or has a wrong value.
+        """
+        found = convert_json(data, _Found)
+        schedule = schedule_from_json(convert_json(data, _Head).schedule)
+        values = {field.name: getattr(found, field.name) for field in fields(found)}
+        return cls(schedule=schedule, **values)
 
     def to_json(self) -> dict[str, Any]:
         """A plain object."""
@@ -144,6 +173,6 @@ class Entry:
             ScheduleError, ValueError: it is anything else.
         """
         key = convert_json({**data, "model": model}, ModelKey)
-        entry = cls(key, convert_json(data, Calibration))
+        entry = cls(key, Calibration.from_json(data))
         refuse_unknown(data, entry.to_json())
         return entry

@@ -21,8 +21,11 @@ from d3cli.base.errors import ScheduleError, StoreError, one_line
 from d3cli.base.json_rows import convert_json, decode_json, refuse_unknown
 from d3cli.base.settings import state_dir
 from d3cli.depth.calibration_record import Calibration, Count, Entry, ModelKey, Text
+from d3cli.depth.prompt_order import PromptSchedule
 
-SCHEMA = 1
+# Schema 2 has schedules whose order each prompt decides. A file without one is written as schema 1,
+# which d3 0.1.0 reads.
+SCHEMAS = (1, 2)
 LARGEST_FILE = 1 << 20
 LOCK_SECONDS = 10.0  # a save takes milliseconds
 
@@ -160,7 +163,10 @@ def save(key: ModelKey, calibration: Calibration) -> Path:
         stored = calibrations_of(key.model)
         entries = {entry.key.form: entry for entry in (stored.entries if stored else ())}
         entries[key.form] = Entry(key, calibration)
-        file = _File(SCHEMA, key.model, [entry.to_json() for entry in entries.values()])
+        by_prompt = any(
+            isinstance(each.calibration.schedule, PromptSchedule) for each in entries.values()
+        )
+        file = _File(SCHEMAS[by_prompt], key.model, [entry.to_json() for entry in entries.values()])
         try:
             text = json.dumps(asdict(file), indent=1, allow_nan=False) + "\n"
             _parse(path, decode_json(text, dict[str, Any]))  # so that it can be read again
@@ -232,7 +238,7 @@ def _read(path: Path, remove_command: str = "") -> StoredFile | None:
         return None
     try:
         whole = decode_json(data, dict[str, Any])
-        if convert_json(whole, _Head).schema == SCHEMA:
+        if convert_json(whole, _Head).schema in SCHEMAS:
             return _parse(path, whole)
     except (ScheduleError, ValueError) as error:
         raise StoreError(f"{path} is damaged: {one_line(error)[:120]}", remedy) from error

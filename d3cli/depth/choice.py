@@ -4,7 +4,7 @@ Returns notes that explain the choice, and prints nothing. Knows nothing of load
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -56,7 +56,7 @@ def choose(
     core_first: int | None = None,
     core_last: int | None = None,
     units: UnitChoice = "auto",
-    stored: DepthSchedule | None = None,
+    stored: Schedule | None = None,
     calibration: Calibration | Stale | None = None,
     builtin: bool = False,
     calibrate_with: str = "d3 calibrate",
@@ -90,7 +90,7 @@ def choose(
         )
     changed = (start, core_first, core_last) != (None, None, None)
     if alpha != "auto" or (changed and stored is not None):
-        if isinstance(schedule, PromptSchedule):
+        if isinstance(schedule, PromptSchedule) and stored is None:
             if isinstance(calibration, Stale):
                 notes.append(_stale(calibration, "", calibrate_with))
             return Choice(schedule, Source.PROMPT, (*notes, _by_prompt(schedule, calibrate_with)))
@@ -127,7 +127,7 @@ def _by_prompt(schedule: PromptSchedule, calibrate_with: str) -> str:
     )
 
 
-def _notes_on_flags(schedule: Schedule, stored: DepthSchedule | None) -> tuple[Words, ...]:
+def _notes_on_flags(schedule: Schedule, stored: Schedule | None) -> tuple[Words, ...]:
     notes: list[Words] = []
     if schedule.alpha < 1 and not schedule.units:
         notes.append("depth: every layer is a core layer, so no layer is dropped")
@@ -165,7 +165,7 @@ def resolve_schedule(
     core_first: int | None = None,
     core_last: int | None = None,
     units: UnitChoice = "auto",
-    stored: DepthSchedule | None = None,
+    stored: Schedule | None = None,
 ) -> Schedule:
     """The schedule that the depth options mean for one model.
 
@@ -201,22 +201,31 @@ def resolve_schedule(
         raise ScheduleError(
             f"the stored schedule is for {stored.num_layers} layers, the model has {num_layers}"
         )
+    return _changed(stored, decay, start, core_first, core_last)
+
+
+def _changed(
+    stored: Schedule,
+    alpha: float | None,
+    start: int | None,
+    core_first: int | None,
+    core_last: int | None,
+) -> Schedule:
+    """A stored schedule with other settings; core sizes filter its units."""
     first = stored.core_first if core_first is None else core_first
     last = stored.core_last if core_last is None else core_last
     kept = [
         (name, weight)
-        for name, weight in zip(stored.skip_order, stored.weights, strict=True)
-        if first <= parse_unit(name).layer < num_layers - last
+        for name, weight in zip(stored.units, stored.weights, strict=True)
+        if first <= parse_unit(name).layer < stored.num_layers - last
     ]
-    return replace(
-        stored,
-        alpha=stored.alpha if decay is None else decay,
-        start=stored.start if start is None else start,
-        core_first=first,
-        core_last=last,
-        skip_order=tuple(name for name, _ in kept),
-        weights=tuple(weight for _, weight in kept),
-    )
+    names, weights = tuple(name for name, _ in kept), tuple(weight for _, weight in kept)
+    decay = stored.alpha if alpha is None else alpha
+    begin = stored.start if start is None else start
+    if isinstance(stored, PromptSchedule):
+        most = min(stored.max_dropped, len(names))
+        return PromptSchedule(stored.num_layers, decay, begin, first, last, names, weights, most)
+    return DepthSchedule(stored.num_layers, decay, begin, first, last, names, weights)
 
 
 def _by_influence(

@@ -131,6 +131,11 @@ class DepthSchedule(_Computed):
         return self.skip_order
 
     @property
+    def max_dropped(self) -> int:
+        """How many units may be dropped at once."""
+        return len(self.skip_order)
+
+    @property
     def floor(self) -> float:
         """The minimum depth, ``C``: what remains when the whole skip order is dropped."""
         return self.num_layers - self._dropped_weight[-1]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from d3cli.base.errors import ScheduleError, StoreError
 from d3cli.depth.calibration_record import Calibration, ModelKey
 from d3cli.depth.calibration_store import Stale, find
+from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles
@@ -29,7 +30,7 @@ class Origin:
     builtin: bool = False
 
     @property
-    def schedule(self) -> DepthSchedule | None:
+    def schedule(self) -> Schedule | None:
         """The model's own depth schedule: calibrated here, else shipped with it, else none."""
         if isinstance(self.calibration, Calibration):
             return self.calibration.schedule
@@ -44,7 +45,7 @@ def shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
 
 
 def find_calibration(
-    key: ModelKey, check: Callable[[DepthSchedule], None]
+    key: ModelKey, check: Callable[[Schedule], None]
 ) -> Calibration | Stale | None:
     """What the store holds for a model, or why that is not used.
 

@@ -1,4 +1,4 @@
-"""Documents whose prompts decide the order: scores are those of the replies that decoding writes."""
+"""Documents whose prompts decide the order: scores are those of decoding."""
 
 import pytest
 import torch

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         Outcome,
     )
     from d3cli.calibrate.space import Candidate
-    from d3cli.depth.units import WeightBytes
     from d3cli.scoring.intervals import Drop
 
 SCHEMA = 1
@@ -28,11 +27,10 @@ SCHEMA = 1
 def as_json(
     outcome: "Outcome",
     settings: "CalibrationSettings",
-    weight_bytes: "WeightBytes",
     stored: Path | None,
 ) -> dict[str, Any]:
     """The object that ``--json`` prints; `stored` is the file that holds the result."""
-    chosen, steps = outcome.chosen, settings.reply_tokens
+    chosen = outcome.chosen
     schedule = None
     if chosen is not None:
         schedule = chosen.candidate.schedule.to_json() | {"source": Source.CALIBRATION}
@@ -42,14 +40,14 @@ def as_json(
         "stored": None if stored is None else str(stored),
         "target_drop": settings.target_drop,
         "confidence": settings.confidence,
-        "unseen": None if chosen is None else _measured(chosen, steps, weight_bytes),
+        "unseen": None if chosen is None else _measured(chosen),
         "frontier": [_tried(tried) for tried in _by_byte_ratio(outcome)],
         "tested": [
             _candidate(candidate) | _drop(drop) | {"held": held}
             for candidate, drop, held in outcome.tested
         ],
         "no_verdict": outcome.no_verdict or None,
-        "decay": _decay(outcome.verdict, steps, weight_bytes) if outcome.verdict else None,
+        "decay": _decay(outcome.verdict) if outcome.verdict else None,
         "replies": {
             name: {"prompts": j.prompts, "tokens": j.tokens, "perplexity": j.perplexity}
             | {"rise": None if j.rise is None else _drop(j.rise)}
@@ -57,6 +55,7 @@ def as_json(
         },
         "orders": {kind: list(order) for kind, order in outcome.orders.items()},
         "influence": outcome.influence,
+        "short_prompts": outcome.short_prompts,
         "settings": asdict(settings),
         "why_not": spelled(outcome.why_not, flag) or None,
         "nearest": None if outcome.nearest is None else _nearest(outcome.nearest),
@@ -69,9 +68,8 @@ def as_json(
     }
 
 
-def _measured(measured: "Measured", steps: int, weight_bytes: "WeightBytes") -> dict[str, Any]:
-    """A schedule on the unseen half; ratios are for replies of `steps` tokens."""
-    schedule = measured.candidate.schedule
+def _measured(measured: "Measured") -> dict[str, Any]:
+    """A schedule on the unseen half."""
     return {
         "documents": measured.documents,
         "tokens": measured.tokens,
@@ -82,8 +80,8 @@ def _measured(measured: "Measured", steps: int, weight_bytes: "WeightBytes") -> 
         "mean_rank": measured.mean_rank,
         "full_perplexity": measured.full_perplexity,
         "least_depth": {"tokens": measured.floor_tokens, "drop": measured.floor_drop},
-        "layer_ratio": schedule.layer_ratio(steps),
-        "byte_ratio": schedule.byte_ratio(steps, weight_bytes),
+        "layer_ratio": measured.layer_ratio,
+        "byte_ratio": measured.byte_ratio,
         "byte_ratio_net": measured.candidate.byte_ratio,
         "by_position": [
             {"begin": begin, "end": end, "tokens": tokens, "drop": drop}
@@ -92,11 +90,11 @@ def _measured(measured: "Measured", steps: int, weight_bytes: "WeightBytes") -> 
     }
 
 
-def _decay(verdict: "DecayVerdict", steps: int, weight_bytes: "WeightBytes") -> dict[str, Any]:
+def _decay(verdict: "DecayVerdict") -> dict[str, Any]:
     static, decaying = verdict.static, verdict.decaying
     return {
-        "constant": _candidate(static.candidate) | _measured(static, steps, weight_bytes),
-        "decaying": _candidate(decaying.candidate) | _measured(decaying, steps, weight_bytes),
+        "constant": _candidate(static.candidate) | _measured(static),
+        "decaying": _candidate(decaying.candidate) | _measured(decaying),
         "difference": _drop(verdict.difference),
         "verdict": verdict.words,
         "by_replies": None if verdict.by_replies is None else _drop(verdict.by_replies),
@@ -121,6 +119,7 @@ def csv_rows(outcome: "Outcome") -> Iterator[tuple[object, ...]]:
         "drop_low",
         "drop_high",
         "chosen",
+        "order",
     )
     chosen = None if outcome.chosen is None else outcome.chosen.candidate.schedule
     for tried in _by_byte_ratio(outcome):
@@ -130,13 +129,14 @@ def csv_rows(outcome: "Outcome") -> Iterator[tuple[object, ...]]:
             schedule.alpha,
             schedule.start,
             round(schedule.floor, 6),
-            " ".join(schedule.skip_order),
+            " ".join(() if candidate.by_prompt else schedule.units),
             candidate.byte_ratio,
             tried.documents,
             tried.drop.value,
             tried.drop.low,
             tried.drop.high,
             int(schedule == chosen),
+            "prompt" if candidate.by_prompt else "fixed",
         )
 
 

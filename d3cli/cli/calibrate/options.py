@@ -24,6 +24,7 @@ class OrderName(StrEnum):
     auto = "auto"
     influence = "influence"
     greedy = "greedy"
+    prompt = "prompt"
 
 
 class Format(StrEnum):
@@ -89,8 +90,9 @@ class SearchOptions:
         OrderName,
         typer.Option(
             rich_help_panel=SEARCH,
-            help="How units are ranked: by Block Influence, or greedily by loss per byte. auto: "
-            "greedy if time allows.",
+            help="How units are ranked: by Block Influence, greedily by loss per byte, or for each "
+            "prompt by its own influence. auto: greedy if time allows, and each prompt's own as "
+            "well.",
         ),
     ] = OrderName.auto
     reply_tokens: Annotated[

@@ -10,6 +10,7 @@ from d3cli.base.errors import spelled
 from d3cli.cli.calibrate.machine_report import as_json, csv_rows
 from d3cli.cli.calibrate.options import Format
 from d3cli.cli.output import Output, flag
+from d3cli.depth.prompt_order import order_in_words
 
 if TYPE_CHECKING:
     from d3cli.calibrate.result import (
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         Nearest,
         Outcome,
     )
-    from d3cli.depth.units import WeightBytes
+    from d3cli.calibrate.space import Candidate
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.intervals import Drop
 
@@ -29,6 +30,12 @@ HEIGHT, MAX_WIDTH, MIN_WIDTH = 14, 72, 20  # of the plot, in characters
 MARGIN = 36  # for the labels of both axes
 MIN_SAVED = 0.02  # as in `d3cli.calibrate.space`, which takes long to import
 KINDS = {"layer": "whole layers", "sublayer": "sublayers"}
+MARKERS = (
+    ("layer", False, "o"),
+    ("sublayer", False, "x"),
+    ("layer", True, "@"),
+    ("sublayer", True, "*"),
+)
 Rows = Iterator[tuple[str, str]]
 
 
@@ -48,22 +55,17 @@ def write_report(
         command: the command that was given, without the target.
     """
     if form is Format.json:
-        output.json(as_json(outcome, settings, model.weight_bytes, stored))
+        output.json(as_json(outcome, settings, stored))
     elif form is Format.csv:
         output.csv(csv_rows(outcome))
     else:
-        rows = list(report_rows(outcome, settings, model.weight_bytes, command))
+        rows = list(report_rows(outcome, settings, command))
         output.table(("calibration", model.name), rows)
         if picture := plot(outcome, settings, output.stdout_width):
             output.write(f"\n{picture}\n")
 
 
-def report_rows(
-    outcome: "Outcome",
-    settings: "CalibrationSettings",
-    weight_bytes: "WeightBytes",
-    command: str,
-) -> Rows:
+def report_rows(outcome: "Outcome", settings: "CalibrationSettings", command: str) -> Rows:
     """Everything that the calibration found; `command` as for `write_report`."""
     yield (
         "target",
@@ -74,7 +76,7 @@ def report_rows(
         yield "chosen", f"nothing: {spelled(outcome.why_not, flag)}"
         yield from _instead(outcome, command)
     else:
-        yield from _chosen(outcome.chosen, settings, weight_bytes)
+        yield from _chosen(outcome.chosen, settings)
     yield from _best_of_kinds(outcome, settings)
     yield from _decay(outcome)
     for kind, order in outcome.orders.items():
@@ -95,10 +97,10 @@ def _instead(outcome: "Outcome", command: str) -> Rows:
         yield (
             "smallest drop",
             f"{_bounds(drop)} perplexity for bytes {candidate.byte_ratio:.2f}× net of repair "
-            f"({KINDS[candidate.kind]}: {candidate.schedule.in_words()}; "
+            f"({_in_words(candidate)}; "
             f"{'unseen text' if nearest.on_unseen_text else 'search half'})",
         )
-        yield "  skip order", " ".join(candidate.schedule.skip_order)
+        yield "  skip order", order_in_words(candidate.schedule)
         yield "  to allow it", accepting(nearest, command)
     elif outcome.text_fits:
         yield "smallest drop", f"no schedule tried saves {MIN_SAVED:.0%} of the bytes"
@@ -117,16 +119,13 @@ def accepting(nearest: "Nearest", command: str) -> str:
     return f"{command} --target-drop {100 * nearest.target_drop:g}%"
 
 
-def _chosen(
-    chosen: "Measured", settings: "CalibrationSettings", weight_bytes: "WeightBytes"
-) -> Rows:
+def _chosen(chosen: "Measured", settings: "CalibrationSettings") -> Rows:
     schedule, steps = chosen.candidate.schedule, settings.reply_tokens
-    yield "chosen", f"{KINDS[chosen.candidate.kind]}: {schedule.in_words()}"
-    yield "skip order", " ".join(schedule.skip_order)
+    yield "chosen", _in_words(chosen.candidate)
+    yield "skip order", order_in_words(schedule)
     yield (
         f"replies of {steps} tokens",
-        f"layers {schedule.layer_ratio(steps):.2f}×, bytes "
-        f"{schedule.byte_ratio(steps, weight_bytes):.2f}×, "
+        f"layers {chosen.layer_ratio:.2f}×, bytes {chosen.byte_ratio:.2f}×, "
         f"{chosen.candidate.byte_ratio:.2f}× net of repair",
     )
     yield (
@@ -191,11 +190,25 @@ def _influence(outcome: "Outcome") -> Iterator[tuple[str, list[tuple[str, float]
 
 
 def _best_of_kinds(outcome: "Outcome", settings: "CalibrationSettings") -> Rows:
-    for kind in outcome.orders:
+    tried = {(one.candidate.kind, one.candidate.by_prompt) for one in outcome.tried.values()}
+    tried |= {(kind, False) for kind in outcome.orders}
+    for kind, by_prompt in sorted(tried):
         text = "none within the target"
-        if best := outcome.best(kind, settings.target_drop):
+        if best := outcome.best(kind, settings.target_drop, by_prompt=by_prompt):
             text = f"bytes {best.candidate.byte_ratio:.2f}× net, {_bounds(best.drop)}"
-        yield f"best of {KINDS[kind]}", f"{text} (search half)"
+        order = " by prompt" if by_prompt else ""
+        yield f"best of {KINDS[kind]}{order}", f"{text} (search half)"
+    if outcome.short_prompts and any(by_prompt for _, by_prompt in tried):
+        yield (
+            "  note",
+            f"{outcome.short_prompts} documents of the search half have prompts too short to "
+            "decide an order; they run at full depth there",
+        )
+
+
+def _in_words(candidate: "Candidate") -> str:
+    order = ", each prompt's own order" if candidate.by_prompt else ""
+    return f"{KINDS[candidate.kind]}{order}: {candidate.schedule.in_words()}"
 
 
 def _bounds(drop: "Drop") -> str:
@@ -209,7 +222,7 @@ def _measured(measured: "Measured") -> str:
     return (
         f"{_bounds(measured.drop)}, KL {measured.kl:.4f}, same top choice "
         f"{measured.same_top:.1%}, bytes {candidate.byte_ratio:.2f}× net "
-        f"({KINDS[candidate.kind]}: {candidate.schedule.in_words()})"
+        f"({_in_words(candidate)})"
     )
 
 
@@ -239,12 +252,20 @@ def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str
     figure.x_ticks_fkt = lambda value, _: f"{value:.2f}×"
     figure.y_ticks_fkt = lambda value, _: signed_percent(value)
     figure.plot([min(ratios), max(ratios)], [settings.target_drop] * 2)
-    for kind, marker in (("layer", "o"), ("sublayer", "x")):
-        points = [t for t in tried if t.candidate.kind == kind and math.isfinite(t.drop.value)]
+    for kind, by_prompt, marker in MARKERS:
+        points = [
+            t
+            for t in tried
+            if (t.candidate.kind, t.candidate.by_prompt) == (kind, by_prompt)
+            and math.isfinite(t.drop.value)
+        ]
         figure.scatter(
             [t.candidate.byte_ratio for t in points], [t.drop.value for t in points], marker=marker
         )
-    legend = "o whole layers, x sublayers (search half); the line is the target"
+    legend = "o whole layers, x sublayers"
+    if any(t.candidate.by_prompt for t in tried):
+        legend += ", @ and * the same in each prompt's own order"
+    legend += " (search half); the line is the target"
     if outcome.chosen is not None:
         figure.scatter(
             [outcome.chosen.candidate.byte_ratio], [outcome.chosen.drop.value], marker="#"

@@ -198,7 +198,7 @@ def _finish(
         )
     try:
         assert model.origin.key is not None
-        stored = save(model.origin.key, outcome.record(settings, source, texts, model))
+        stored = save(model.origin.key, outcome.record(settings, source, texts))
     except StoreError:
         write_report(output, outcome, settings, model, None, form, command)
         raise

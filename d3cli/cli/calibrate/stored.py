@@ -17,6 +17,7 @@ from d3cli.depth.calibration_store import (
     find,
     remove,
 )
+from d3cli.depth.prompt_order import order_in_words
 from d3cli.files.names import find_local, find_on_disk, model_identity
 
 SCHEMA = 1
@@ -71,7 +72,7 @@ def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
         *([("not used", reason)] if reason else []),
         ("schedule", schedule.in_words()),
         ("core layers", f"{schedule.core_first} first, {schedule.core_last} last"),
-        ("skip order", " ".join(schedule.skip_order)),
+        ("skip order", order_in_words(schedule)),
         *_measured(calibration),
         *settings,
         ("data hash", calibration.data_hash),

@@ -1,0 +1,129 @@
+"""Orders in which units are dropped: one for all prompts, or each prompt's own.
+
+To a search, an order is what the unit at each of its places weighs and saves, and the schedules
+over it. Runs nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
+from d3cli.depth.schedule import DepthSchedule, schedule_of, static_schedule
+from d3cli.depth.units import UnitKind, WeightBytes
+
+
+def kind_in_words(kind: UnitKind, *, by_prompt: bool) -> str:
+    """Units of a kind in words, with where their order comes from."""
+    return f"{kind}s by prompt" if by_prompt else f"{kind}s"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOrder:
+    """An order of units of one kind, as far as it may be dropped.
+
+    Attributes:
+        units: in their order; if each prompt has its own, all that may be dropped, in the model's.
+        by_prompt: whether each prompt has its own order.
+        weights: of the unit at each place, in layers. If each prompt has its own order, these are
+            means over documents.
+        saved: bytes that a step saves without the first ``0 .. places`` units. Means as well;
+            a document whose prompt is too short for an order saves nothing.
+    """
+
+    weight_bytes: WeightBytes
+    kind: UnitKind
+    units: tuple[str, ...]
+    by_prompt: bool
+    weights: tuple[float, ...]
+    saved: tuple[float, ...]
+
+    @property
+    def places(self) -> int:
+        """How many units may be dropped."""
+        return len(self.weights)
+
+    def first(self, places: int) -> "UnitOrder":
+        """The same order, of which no more than this many units may be dropped."""
+        units = self.units if self.by_prompt else self.units[:places]
+        weights, saved = self.weights[:places], self.saved[: places + 1]
+        return UnitOrder(self.weight_bytes, self.kind, units, self.by_prompt, weights, saved)
+
+    def schedule(self, count: int, alpha: float, start: int) -> Schedule:
+        """The schedule that drops up to `count` units."""
+        if not self.by_prompt:
+            return schedule_of(self.weight_bytes, self.units[:count], alpha, start)
+        num_layers = len(self.weight_bytes.layers)
+        weights = tuple(map(self.weight_bytes.weight, self.units))
+        return PromptSchedule(num_layers, alpha, start, 1, 1, self.units, weights, count)
+
+    def static(self, count: int) -> Schedule:
+        """A constant depth: drops `count` units from token 1 on."""
+        if not self.by_prompt:
+            return static_schedule(self.weight_bytes, self.units[:count])
+        num_layers = len(self.weight_bytes.layers)
+        return self.schedule(count, 1 - (self.before_last(count) + 1e-4) / num_layers, 0)
+
+    def static_ratio(self, count: int, new_tokens: int) -> float:
+        """The byte ratio, net of repair, of replies that drop `count` units from token 1 on."""
+        steps = new_tokens - 1
+        read = steps * (self.weight_bytes.total - self.saved[count])
+        return self.weight_bytes.ratio(steps, round(read), repairs=1) or 1.0
+
+    def before_last(self, count: int) -> float:
+        """What the first ``count - 1`` units weigh at most, in layers."""
+        if not self.by_prompt:
+            return sum(self.weights[: count - 1])
+        heaviest = sorted(map(self.weight_bytes.weight, self.units), reverse=True)
+        return sum(heaviest[: count - 1])
+
+
+def fixed_order(weight_bytes: WeightBytes, kind: UnitKind, units: Sequence[str]) -> UnitOrder:
+    """One order for all prompts."""
+    weights = tuple(map(weight_bytes.weight, units))
+    saved = tuple(accumulate(map(weight_bytes.of, units), initial=0))
+    return UnitOrder(weight_bytes, kind, tuple(units), False, weights, saved)
+
+
+def prompt_orders(
+    weight_bytes: WeightBytes,
+    kind: UnitKind,
+    units: Sequence[str],
+    orders: Sequence[Sequence[str]],
+) -> UnitOrder:
+    """Each prompt's own order.
+
+    Args:
+        units: all that may be dropped, in the model's order.
+        orders: of the documents, all of `units` each; empty where the prompt is too short. At least
+            one must not be empty.
+    """
+    weights = [list(map(weight_bytes.weight, order)) for order in orders if order]
+    saved = [
+        list(accumulate(map(weight_bytes.of, order), initial=0))
+        if order
+        else [0] * (len(units) + 1)
+        for order in orders
+    ]
+    return UnitOrder(
+        weight_bytes,
+        kind,
+        tuple(units),
+        True,
+        tuple(np.mean(weights, axis=0).tolist()),
+        tuple(np.mean(saved, axis=0).tolist()),
+    )
+
+
+def mean_ratios(
+    schedules: Sequence[DepthSchedule], new_tokens: int, weight_bytes: WeightBytes
+) -> tuple[float, float]:
+    """The layer ratio and the byte ratio of replies of `new_tokens`, one under each schedule."""
+    if len(set(schedules)) == 1:
+        [one] = set(schedules)
+        return one.layer_ratio(new_tokens), one.byte_ratio(new_tokens, weight_bytes)
+    layers = [1 / one.layer_ratio(new_tokens) for one in schedules]
+    nbytes = [1 / one.byte_ratio(new_tokens, weight_bytes) for one in schedules]
+    return 1 / float(np.mean(layers)), 1 / float(np.mean(nbytes))
