@@ -75,8 +75,8 @@ def profile(
 def whole_trace() -> Trace:
     """Two replies of the built-in model, with every measurement."""
     schedule = builtin().schedule(0.97, start=4)
-    order = nested_family(builtin(), schedule, Source.FLAGS)
-    return profile(STORY, SUM, max_tokens=40, compare=True, needed_order=order, layers=True)[1]
+    along = nested_family(builtin(), schedule)
+    return profile(STORY, SUM, max_tokens=40, compare=True, needed_along=along, layers=True)[1]
 
 
 @cache

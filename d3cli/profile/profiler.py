@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
-from d3cli.base.errors import Setting, UsageError
+from d3cli.base.errors import Setting, UsageError, Words
 from d3cli.decode.session import Engine
 from d3cli.decode.stats import peak_memory
-from d3cli.depth.choice import Source
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.model.model import LoadedModel
 from d3cli.profile.record import clock_trace, layers_trace, record_trace
 from d3cli.profile.run import Profiled, ProfileOptions, Prompt, Run
@@ -22,6 +21,7 @@ from d3cli.scoring.compare import compare
 from d3cli.scoring.documents import Document
 from d3cli.scoring.needed_depth import constant_depth_choices, needed_depths, saturation_layers
 from d3cli.scoring.one_pass import Scorer
+from d3cli.scoring.prompt_orders import MeasuredPrompt
 from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache
 
 # The comparison with full depth times this many decode steps, this many ABBA rounds each. A round
@@ -30,27 +30,24 @@ TIMED_STEPS, ROUNDS = 16, 6
 PART_STEPS = 24  # decode steps whose parts are timed
 
 
-def nested_family(model: LoadedModel, schedule: DepthSchedule, source: Source) -> tuple[str, ...]:
-    """The skip order along which needed depths are searched.
+def nested_family(model: LoadedModel, schedule: Schedule) -> Schedule:
+    """The schedule along whose order needed depths are searched.
 
-    It is the schedule's own order. For the cautious default and for full depth, it is every unit
-    that an explicit alpha would drop.
+    It is the run's own. For full depth, it is the one of an explicit alpha.
 
     Raises:
         UsageError: nothing can be dropped.
     """
-    order = schedule.skip_order
-    if not model.gate.family.can_skip:
-        order = ()
-    elif not order or source == Source.DEFAULT:
-        order = model.schedule(0.5).units
-    if not order:
+    family = schedule
+    if not schedule.units and model.gate.family.can_skip:
+        family = model.schedule(0.5)
+    if not family.units or not model.gate.family.can_skip:
         raise UsageError(
             "no layer of this model may be dropped, so no needed depth can be found",
             ("leave out ", Setting("needed"), ", or choose a smaller core"),
             field="needed",
         )
-    return order
+    return family
 
 
 class Profiler:
@@ -68,7 +65,7 @@ class Profiler:
                 field="layers",
             )
         self.model, self.options = model, options
-        self.notes: list[str] = []
+        self.notes: list[Words] = []
         self._engine = Engine(model)
         self._profiled: list[Profiled] = []
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -100,6 +97,9 @@ class Profiler:
                 profiled.warm_up = run
             yield run
             self._peak = max(self._peak, peak_memory(self.model.device))
+            self.notes += [note for note in run.reply.notes if note not in self.notes]
+            if run.is_whole and profiled.runs and profiled.runs[0].is_whole:
+                assert run.reply.schedule == profiled.runs[0].reply.schedule
             if number > 1 and not _same_tokens(run, profiled.runs[0]):
                 profiled.runs.pop()
                 self.notes.append(f"repeat {number} generated different tokens, so it is left out")
@@ -133,7 +133,7 @@ class Profiler:
         found = [(one, one.document) for one in self._profiled]
         whole = [(one, document) for one, document in found if document is not None]
         options = self.options
-        asked = options.compare or options.layers or options.needed_order is not None
+        asked = options.compare or options.layers or options.needed_along is not None
         if asked and len(whole) < len(found):
             self.notes.append(
                 f"{len(found) - len(whole)} of {len(found)} replies have no decode step, so only "
@@ -146,16 +146,19 @@ class Profiler:
 
     def _examine(self, profiled: Profiled, document: Document) -> Iterator[tuple[str, float]]:
         options, model = self.options, self.model
+        assert profiled.first is not None
+        schedule = profiled.first.reply.schedule  # in the order that ran
         if options.compare:
             yield "full depth's values", 0.0
-            [[profiled.comparison]] = compare(model, [document], [options.schedule])
-        if options.needed_order is not None:
-            yield from self._find_needed(profiled, document, options.needed_order)
+            [[profiled.comparison]] = compare(model, [document], [schedule])
+        if options.needed_along is not None:
+            profiled.needed_order = order = self._order_of(document, options.needed_along)
+            yield from self._find_needed(profiled, document, order)
         if not (options.compare or options.layers):
             return
         cache = fill_cache(model, document)
         if options.compare:
-            times = StepTimes(model, cache, document, options.schedule, ROUNDS, TIMED_STEPS)
+            times = StepTimes(model, cache, document, schedule, ROUNDS, TIMED_STEPS)
             for share in times:
                 yield "full depth's time", share
             profiled.clock = clock_trace(times)
@@ -166,6 +169,13 @@ class Profiler:
             for share in parts:
                 yield "time by layer", share
             profiled.layers = layers_trace(parts)
+
+    def _order_of(self, document: Document, along: Schedule) -> tuple[str, ...]:
+        """The order for a reply's needed depths; that of the model if its prompt is too short."""
+        if not isinstance(along, PromptSchedule):
+            return along.skip_order
+        ordered = MeasuredPrompt(self.model, document.prompt_ids).ordered(along)
+        return ordered.skip_order or along.units[: along.max_dropped]
 
     def _find_needed(
         self, profiled: Profiled, document: Document, order: Sequence[str]

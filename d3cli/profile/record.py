@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.decode.reply import Reply
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
@@ -41,6 +42,7 @@ def record_trace(
         for name, value in options.sampling.rules.changed().items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+    along = options.needed_along
     return Trace(
         created=created,
         interrupted=interrupted,
@@ -54,7 +56,7 @@ def record_trace(
         raw=options.raw,
         think=options.think,
         compared=options.compare,
-        needed_order=options.needed_order,
+        needed_order=None if along is None or _is_own(along) else along.units,
         peak_memory_bytes=peak_memory_bytes,
         replies=tuple(_reply_trace(options, one) for one in profiled if one.first is not None),
     )
@@ -67,7 +69,8 @@ def _reply_trace(options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
     full_ids = [] if profiled.comparison is None else profiled.comparison.full_top_ids.tolist()
     full_choices = list(zip(full_ids, texts_instead(reply, full_ids), strict=True))
     whole = [run for run in profiled.runs if run.is_whole] or [run] * bool(reply.tokens)
-    times, active = [run.ms for run in whole], active_layers(options.schedule)
+    times, active = [run.ms for run in whole], active_layers(reply.schedule)
+    by_prompt = isinstance(options.schedule, PromptSchedule)
     return ReplyTrace(
         prompt=profiled.prompt.text,
         prompt_sha256=sha256(" ".join(map(str, reply.prompt_ids)).encode()).hexdigest(),
@@ -75,13 +78,20 @@ def _reply_trace(options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
         finish_reason=reply.finish_reason,
         seed=None if profiled.sampling.is_greedy else profiled.sampling.seed,
         tokens=tuple(
-            _token_trace(options, profiled, reply, step, times, active, full_choices)
+            _token_trace(profiled, reply, step, times, active, full_choices)
             for step in range(len(reply.tokens))
         ),
         repeats=tuple(run.record() for run in whole),
         clock=profiled.clock,
         layers=profiled.layers,
+        skip_order=reply.schedule.skip_order if by_prompt else None,
+        needed_order=profiled.needed_order if _is_own(options.needed_along) else None,
     )
+
+
+def _is_own(along: Schedule | None) -> bool:
+    """Whether each reply has its own order for needed depths."""
+    return isinstance(along, PromptSchedule)
 
 
 def texts_instead(reply: Reply, token_ids: Sequence[int]) -> list[str]:
@@ -95,7 +105,6 @@ def texts_instead(reply: Reply, token_ids: Sequence[int]) -> list[str]:
 
 
 def _token_trace(
-    options: ProfileOptions,
     profiled: Profiled,
     reply: Reply,
     step: int,
@@ -103,7 +112,7 @@ def _token_trace(
     active: Sequence[int],
     full_choices: Sequence[tuple[int, str]],
 ) -> TokenTrace:
-    token, dropped = reply.tokens[step], options.schedule.num_dropped(step)
+    token, dropped = reply.tokens[step], reply.schedule.num_dropped(step)
     assert token.entropy is not None  # the profiler asks for it
     # A signal may arrive after a token is stored and before its time is.
     ms = [each[step - 1] for each in times if 0 < step <= len(each)]

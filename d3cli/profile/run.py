@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from d3cli.decode.reply import GenerationChunk, Reply
 from d3cli.decode.sampling import SamplingParams
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.prompt_order import Schedule
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, RepeatTrace
 from d3cli.scoring.compare import Comparison
 from d3cli.scoring.documents import Document
@@ -27,15 +27,16 @@ class ProfileOptions:
     """How replies are made, and what is measured.
 
     Attributes:
+        schedule: if each prompt decides its order, so does each reply's.
         source: where the schedule comes from, in one word.
         repeats: timed runs of each prompt. Two or more come after one warm-up run.
         compare: compare each reply with full depth, by value and by the clock.
-        needed_order: the skip order along which each token's needed depth is searched; None skips
-            the search.
+        needed_along: the schedule along whose order each token's needed depth is searched; None
+            skips the search.
         layers: time each part of a decode step.
     """
 
-    schedule: DepthSchedule
+    schedule: Schedule
     source: str
     sampling: SamplingParams
     max_tokens: int | None = None
@@ -45,7 +46,7 @@ class ProfileOptions:
     raw: bool = False
     repeats: int = 1
     compare: bool = False
-    needed_order: tuple[str, ...] | None = None
+    needed_along: Schedule | None = None
     layers: bool = False
 
 
@@ -110,6 +111,7 @@ class Profiled:
     runs: list[Run] = field(default_factory=list)
     comparison: Comparison | None = None
     needed: list[float] | None = None
+    needed_order: tuple[str, ...] | None = None
     saturation: list[int] | None = None
     clock: ClockTrace | None = None
     layers: LayersTrace | None = None

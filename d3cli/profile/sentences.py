@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from d3cli.base.amounts import readable_size
 from d3cli.base.inert import quoted
 from d3cli.depth.choice import Source
+from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.profile.summary import TOLERANCE, Needed, Spread, Summary
 from d3cli.profile.trace import ReplyTrace, Trace
 
@@ -29,6 +30,8 @@ def schedule(trace: Trace) -> str:
     """What the depth schedule does, and its source."""
     words = trace.depth_schedule.in_words()
     source = trace.schedule.get("source")
+    if isinstance(trace.depth_schedule, PromptSchedule) and source != Source.PROMPT:
+        words += ", in each prompt's own order"
     if source not in tuple(Source):  # a newer d3 may know others
         return words
     return f"{words} ({Source(str(source)).in_words})"
@@ -106,6 +109,8 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
             f"{ratios(summary, replies)}. Including the repair of the KV cache afterwards, it is "
             f"{summary.byte_ratio_net:.2f}× by bytes."
         )
+    if len(replies) == 1 and replies[0].skip_order is not None:
+        yield _own_order(trace, replies[0])
     if trace.compared and summary.perplexity is not None:
         yield _quality(summary)
     if summary.needed is not None:
@@ -123,6 +128,17 @@ def _lengths(summary: Summary, replies: Sequence[ReplyTrace]) -> str:
     [reply] = replies
     end = ENDS.get(reply.finish_reason, f"ended: {reply.finish_reason}")
     return f"The prompt has {prompt}. The reply has {tokens} and {end}."
+
+
+def _own_order(trace: Trace, reply: ReplyTrace) -> str:
+    """The order that the prompt decided, as far as the reply went in it."""
+    order = trace.schedule_of(reply).skip_order
+    if not order:
+        return "The prompt was too short to decide an order of layers."
+    most = max((token.dropped_units or 0 for token in reply.tokens), default=0)
+    if not most:
+        return f"By its prompt, {order[0]} would have been dropped first."
+    return f"In the order of its prompt, the reply dropped {' '.join(order[:most])}."
 
 
 def _quality(summary: Summary) -> str:

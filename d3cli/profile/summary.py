@@ -215,8 +215,7 @@ def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:
     if not known:
         return None
     needed = [depth for _, _, depth, _ in known]
-    weights = map(trace.model.weight_bytes.weight, trace.needed_order or ())
-    floor = trace.model.num_layers - math.fsum(weights)
+    floor = min(_needed_floor(trace, reply) for reply in replies)
     early = [depth for is_late, _, depth, _ in known if not is_late]
     late = [depth for is_late, _, depth, _ in known if is_late]
     enough = min(len(early), len(late)) >= FEWEST_STEPS
@@ -233,6 +232,12 @@ def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:
         if enough
         else None,
     )
+
+
+def _needed_floor(trace: Trace, reply: ReplyTrace) -> float:
+    """The minimum depth that was tried for a reply's tokens."""
+    weights = map(trace.model.weight_bytes.weight, trace.needed_order_of(reply) or ())
+    return trace.model.num_layers - math.fsum(weights)
 
 
 def _stretches(steps: Sequence[TokenTrace]) -> Iterator[Stretch]:

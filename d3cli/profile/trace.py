@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from d3cli.base.errors import ScheduleError
+from d3cli.depth.prompt_order import Schedule, schedule_from_json
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import LayerBytes, WeightBytes
 from d3cli.profile.trace_fields import (
@@ -94,6 +95,9 @@ class ReplyTrace:
         seed: the seed of its sampling; None if it was greedy.
         repeats: its timed runs; an interrupted run may have none.
         clock, layers: None if not asked for.
+        skip_order: the order that the prompt decided, empty if the reply ran at full depth; None if
+            the run has one order for all replies.
+        needed_order: as in `Trace`, if each reply has its own.
     """
 
     prompt: str
@@ -105,6 +109,8 @@ class ReplyTrace:
     repeats: tuple[RepeatTrace, ...]
     clock: ClockTrace | None = None
     layers: LayersTrace | None = None
+    skip_order: tuple[str, ...] | None = None
+    needed_order: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         steps = [token.step for token in self.tokens]
@@ -162,7 +168,8 @@ class Trace:
         created: ISO 8601 in UTC.
         interrupted: whether the run was stopped before its end.
         versions: of d3cli, torch, transformers and others, by name.
-        schedule: the depth schedule as JSON, with its source.
+        schedule: the depth schedule as JSON, with its source. If its `order` is "prompt", each
+            reply has its own `skip_order`.
         sampling: the settings used; the seed is in `ReplyTrace.seed`.
         max_tokens: None if the context was the limit.
         stop: texts that ended a reply; its tokens include them.
@@ -170,7 +177,7 @@ class Trace:
         think: whether thinking was asked for (True), forbidden (False) or left to the model (None).
         compared: whether full depth's values were asked for.
         needed_order: the skip order along which `needed_depth` was searched; None if it was not
-            asked for.
+            asked for, or each reply has its own.
         peak_memory_bytes: during the timed runs, before any comparison; of the GPU if the model is
             on one.
     """
@@ -193,42 +200,63 @@ class Trace:
     replies: tuple[ReplyTrace, ...]
 
     def __post_init__(self) -> None:
-        schedule = self.depth_schedule
-        layers, weights = self.model.num_layers, self.model.weight_bytes
-        require(schedule.num_layers == layers, "the schedule is for another number of layers")
+        asked, layers, weights = self.depth_schedule, self.model.num_layers, self.model.weight_bytes
+        require(asked.num_layers == layers, "the schedule is for another number of layers")
         require(len(weights.layers) == layers, "layer_bytes does not have one entry for each layer")
         require(weights.total > 0, "the model has no weights")
-        _check_order(self.needed_order or (), weights)
-        read_by_dropped = weights.read_by_dropped(schedule.skip_order)
         for reply in self.replies:
+            schedule, needed_order = self.schedule_of(reply), self.needed_order_of(reply)
+            read_by_dropped = weights.read_by_dropped(schedule.skip_order)
+            _check_order(needed_order or (), weights)
             times = layers if reply.layers is None else len(reply.layers.layers)
             require(times == layers, "layers does not have one time for each layer")
             for token in reply.tokens:
                 dropped = token.dropped_units or 0
                 fits = dropped <= len(schedule.skip_order) and token.depth <= layers
                 require(fits, f"step {token.step} does not fit the schedule")
-                known = token.needed_depth is None or self.needed_order is not None
+                known = token.needed_depth is None or needed_order is not None
                 require(known, "needed_depth is given without needed_order")
                 _check_bytes(token, weights, read_by_dropped)
 
     @property
-    def depth_schedule(self) -> DepthSchedule:
-        """The schedule.
+    def depth_schedule(self) -> Schedule:
+        """The schedule that was asked for.
 
         Raises:
             ValueError: it is damaged.
         """
         return schedule_from(self.schedule)
 
+    def schedule_of(self, reply: ReplyTrace) -> DepthSchedule:
+        """The schedule of one reply, in the order that ran.
 
-def schedule_from(data: dict[str, Any]) -> DepthSchedule:
+        Raises:
+            ValueError: it is damaged, or the reply's order does not fit it.
+        """
+        asked, order = self.depth_schedule, reply.skip_order
+        if isinstance(asked, DepthSchedule):
+            require(order is None, "a reply has a skip_order, but the schedule has one for all")
+            return asked
+        if order is None:
+            raise ValueError("a reply has no skip_order, and the schedule has none for all")
+        try:
+            return asked.in_order(order)
+        except ScheduleError as error:
+            raise ValueError(error.message) from error
+
+    def needed_order_of(self, reply: ReplyTrace) -> tuple[str, ...] | None:
+        """The skip order of one reply's needed depths; None if they were not asked for."""
+        return self.needed_order if reply.needed_order is None else reply.needed_order
+
+
+def schedule_from(data: dict[str, Any]) -> Schedule:
     """A trace's schedule.
 
     Raises:
         ValueError: it is damaged.
     """
     try:
-        return DepthSchedule.from_json(data)
+        return schedule_from_json(data)
     except ScheduleError as error:
         raise ValueError(error.message) from error
 

@@ -101,7 +101,7 @@ class _Trace1:
         weights, schedule = self.model.weight_bytes, schedule_from(self.schedule)
         fits = len(weights.layers) == schedule.num_layers
         require(fits, "layer_bytes does not have one entry for each layer")
-        return weights.read_by_dropped(schedule.skip_order)
+        return weights.read_by_dropped(schedule.units)
 
 
 def _upgraded(data: bytes) -> bytes:

@@ -7,7 +7,6 @@ import torch
 
 from d3cli.base.errors import UsageError
 from d3cli.decode.loop import decode_step
-from d3cli.depth.choice import Source
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.profiler import nested_family
 from d3cli.profile.record import clock_trace
@@ -107,12 +106,14 @@ class TestFullDepth:
 
     def test_full_depth_searches_all_units_that_may_be_dropped(self) -> None:
         model = tiny("llama").gated
-        every = model.schedule(0.5).units
-        assert nested_family(model, model.schedule(), Source.DEFAULT) == every
+        every = model.schedule(0.5)
+        assert nested_family(model, model.schedule()) == every
         explicit = DepthSchedule(model.num_layers, 0.9, 0, 2, 2, ("3", "2"))
-        assert nested_family(model, explicit, Source.FLAGS) == explicit.skip_order
+        assert nested_family(model, explicit) == explicit
+        by_prompt = model.schedule(0.9)
+        assert nested_family(model, by_prompt) == by_prompt
         nothing = model.schedule(0.9, core_first=model.num_layers, core_last=0)
-        assert nested_family(model, nothing, Source.FLAGS) == every
+        assert nested_family(model, nothing) == every
 
     def test_needed_depth_is_refused_if_nothing_can_be_dropped(self) -> None:
         model = tiny("llama").gated
@@ -124,7 +125,7 @@ class TestFullDepth:
         family, gate.family = gate.family, replace(UNLISTED)
         try:
             with pytest.raises(UsageError, match="no needed depth can be found"):
-                nested_family(model, model.schedule("off"), Source.OFF)
+                nested_family(model, model.schedule("off"))
         finally:
             gate.family = family
 

@@ -51,7 +51,7 @@ class Page(HTMLParser):
 def test_what_each_layer_did() -> None:
     trace = whole_trace()
     reply = trace.replies[0]
-    table = cells(trace, reply.tokens)
+    table = cells(trace, reply, reply.tokens)
     assert (len(table), {len(row) for row in table}) == (16, {len(reply.tokens)})
     for at, token in enumerate(reply.tokens):
         column = [row[at] for row in table]
@@ -71,7 +71,7 @@ def test_dropped_sublayers_have_their_own_states() -> None:
     )
     reply = replace(made.replies[0], tokens=tokens)
     trace = replace(made, schedule=schedule.to_json(), replies=(reply,))
-    assert cells(trace, reply.tokens) == [
+    assert cells(trace, reply, reply.tokens) == [
         [RUN] * 4,
         [RUN, NO_ATTENTION, NO_ATTENTION, SKIPPED],
         [RUN, RUN, NO_MLP, NO_MLP],
@@ -83,7 +83,7 @@ def test_a_token_without_dropped_units_has_empty_cells() -> None:
     made = made_trace([4, 3], [1.0])
     [reply] = made.replies
     tokens = (reply.tokens[0], replace(reply.tokens[1], dropped_units=None))
-    assert cells(made, tokens) == [[RUN, None]] * 4
+    assert cells(made, reply, tokens) == [[RUN, None]] * 4
     assert html_report(replace(made, replies=(replace(reply, tokens=tokens),)))
 
 

@@ -84,7 +84,7 @@ def _differs(ours: Trace, theirs: Trace) -> Iterator[str]:
             f"{theirs.model.dtype} {theirs.model.quantization or ''}".strip(),
         ),
         "depth": (ours.depth_schedule.in_words(), theirs.depth_schedule.in_words()),
-        "skip order": (ours.depth_schedule.skip_order, theirs.depth_schedule.skip_order),
+        "skip order": (_orders(ours), _orders(theirs)),
         "sampling": (sentences.sampling(ours), sentences.sampling(theirs)),
         "options": (sentences.options(ours), sentences.options(theirs)),
         "machine": (sentences.machine(ours), sentences.machine(theirs)),
@@ -98,6 +98,11 @@ def _differs(ours: Trace, theirs: Trace) -> Iterator[str]:
         if one != other:
             short = isinstance(one, str) and name not in ("weights", "versions")
             yield f"{name}: {one or 'none'} | {other or 'none'}" if short else name
+
+
+def _orders(trace: Trace) -> list[tuple[str, ...]]:
+    """The skip orders of the replies that ran, without repetition."""
+    return list(dict.fromkeys(trace.schedule_of(reply).skip_order for reply in trace.replies))
 
 
 def _first_difference(ours: ReplyTrace, theirs: ReplyTrace) -> dict[str, Any]:

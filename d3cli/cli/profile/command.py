@@ -13,7 +13,6 @@ from d3cli.cli.profile.result import choose_destination
 from d3cli.cli.profile.running import run_profile
 from d3cli.cli.prompts import PromptRow, read_prompt, read_prompts
 from d3cli.cli.request import Ready, prepare, system_prompt
-from d3cli.depth.prompt_order import PromptSchedule
 
 if TYPE_CHECKING:
     from d3cli.profile.profiler import Profiler
@@ -66,14 +65,11 @@ def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
     from d3cli.profile.run import ProfileOptions
 
     measure = settings.measure
-    schedule = ready.schedule
-    if isinstance(schedule, PromptSchedule):  # a trace has one order, so the shallowest goes first
-        schedule = schedule.ordered(dict.fromkeys(schedule.units, 0.0))
-    order = nested_family(ready.model, schedule, ready.source) if measure.needed else None
+    along = nested_family(ready.model, ready.schedule) if measure.needed else None
     return Profiler(
         ready.model,
         ProfileOptions(
-            schedule=schedule,
+            schedule=ready.schedule,
             source=ready.source,
             sampling=ready.sampling,
             max_tokens=ready.request.max_tokens,
@@ -83,7 +79,7 @@ def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
             raw=settings.prompts.raw,
             repeats=measure.repeat,
             compare=measure.compare,
-            needed_order=order,
+            needed_along=along,
             layers=measure.layers,
         ),
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
-    from d3cli.depth.schedule import DepthSchedule
+    from d3cli.depth.prompt_order import Schedule
     from d3cli.model.model import LoadedModel
     from d3cli.profile.run import Run
 
@@ -64,7 +64,7 @@ class ProfileView:
 
     live: "Live | None"
     model: "LoadedModel"
-    schedule: "DepthSchedule"
+    schedule: "Schedule"
     limit: int | None
     prompts: int
     repeats: int
@@ -149,13 +149,19 @@ class ProfileView:
             prompt += f" · layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g}"
         lines = [
             " · ".join([name, *place]),
-            f"depth: {self.schedule.in_words()}",
+            f"depth: {self._shown.in_words()}",
             prompt,
             self._progress(done, width),
         ]
         if self._usage is not None:
             lines.append(self._usage.words())
         return lines
+
+    @property
+    def _shown(self) -> "Schedule":
+        """The run's schedule; one whose order the prompt decides has it from the first token on."""
+        started = self._run is not None and self._run.reply.tokens
+        return self._run.reply.schedule if self._run and started else self.schedule
 
     def _progress(self, done: int, width: int) -> str:
         rate = self._rows[-1].rate if self._rows else None
@@ -169,13 +175,13 @@ class ProfileView:
     def _curve(self, width: int, blocks: str) -> list[_Line]:
         """The depth by token from left to right, and the reply's position."""
         layers, step = self.model.num_layers, self._rows[-1].step if self._rows else 0
-        tokens = max(CURVE_TOKENS, 2 * self.schedule.start, 1 << step.bit_length())
+        tokens = max(CURVE_TOKENS, 2 * self._shown.start, 1 << step.bit_length())
         tokens = max(2, tokens if self.limit is None else min(tokens, self.limit))
         columns = max(1, width - 1)
         now = min(columns - 1, step * columns // tokens)
-        depths = [self.schedule.depth(column * tokens // columns) for column in range(columns)]
+        depths = [self._shown.depth(column * tokens // columns) for column in range(columns)]
         marks = "".join(blocks[max(1, round(depth / layers * 8))] for depth in depths)
-        words = f"token {step:,}: {self.schedule.depth(step):.4g} of {layers} layers"
+        words = f"token {step:,}: {self._shown.depth(step):.4g} of {layers} layers"
         label = f"{'':{now}}^ {words}"
         if len(label) > width:
             label = f"{words} ^".rjust(now + 1)

@@ -34,12 +34,12 @@ def charts_of(trace: Trace, reply: ReplyTrace, summary: Summary) -> Iterator[dic
         yield _parts(reply)
 
 
-def cells(trace: Trace, tokens: Sequence[TokenTrace]) -> list[list[int | None]]:
-    """What each layer did for each token, ``[layers][tokens]``, as an index of `STATES`.
+def cells(trace: Trace, reply: ReplyTrace, tokens: Sequence[TokenTrace]) -> list[list[int | None]]:
+    """What each layer did for a reply's tokens, ``[layers][tokens]``, as an index of `STATES`.
 
     None for a token whose dropped units are not recorded.
     """
-    units = [parse_unit(name) for name in trace.depth_schedule.skip_order]
+    units = [parse_unit(name) for name in trace.schedule_of(reply).skip_order]
     columns: dict[int | None, list[int | None]] = {None: [None] * trace.model.num_layers}
     for count in {token.dropped_units for token in tokens} - {None}:
         column = columns[count] = [RUN] * trace.model.num_layers
@@ -70,7 +70,7 @@ def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
                 "type": "heatmap",
                 "x": [token.step for token in shown],
                 "y": list(range(layers)),
-                "z": cells(trace, shown),
+                "z": cells(trace, reply, shown),
                 "zmin": -0.5,
                 "zmax": last + 0.5,
                 "colorscale": scale,

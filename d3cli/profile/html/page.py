@@ -83,9 +83,15 @@ def _foot(trace: Trace) -> list[tuple[str, str]]:
         ("peak memory", readable_size(trace.peak_memory_bytes)),
         ("schedule", json.dumps(trace.schedule)),
         ("options", sentences.options(trace)),
-        ("needed-depth order", " ".join(trace.needed_order or ())),
+        ("needed-depth order", _needed_order(trace)),
     ]
     return [row for row in rows if row[1]]
+
+
+def _needed_order(trace: Trace) -> str:
+    if any(reply.needed_order is not None for reply in trace.replies):
+        return "each prompt's own"
+    return " ".join(trace.needed_order or ())
 
 
 def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str, str, str]]:
