@@ -32,10 +32,14 @@ class InfluenceMeter:
     Args:
         gate: the gate of the model that will run.
         kind: which units to measure.
+
+    Attributes:
+        units: their names, in the order of the columns of `rows`.
     """
 
     def __init__(self, gate: LayerGate, kind: UnitKind) -> None:
         self._gate, self._kind = gate, kind
+        self.units = unit_names(len(gate.layers), kind)
         self._values: list[Tensor] = []  # [B, S] each, in the order of the units
         self._norms: list[tuple[Tensor, Tensor]] = []  # states and their norms, the last ones
         self._branch = _Branches()
