@@ -129,6 +129,31 @@ class TestGenerate:
         assert "not calibrated" in note
         assert f"d3 calibrate {fox} --dtype float32 may find something faster" in note
 
+    def test_without_one_an_alpha_takes_its_order_from_the_prompt(self, d3: D3, fox: Path) -> None:
+        prompt = "Tell me a story about a fox and an owl who share a den in the wood."
+        arguments = ("generate", fox, prompt, "--json", "--alpha", "0.9", *TAIL)
+        result = d3(*arguments)
+        schedule = json.loads(result.out)["schedule"]
+        assert schedule["source"] == "prompt"
+        assert sorted(map(int, schedule["skip_order"])) == list(range(4, 12))
+        assert (
+            "ordered by the prompt; nobody has measured what it costs: d3 calibrate" in result.err
+        )
+        assert json.loads(d3(*arguments).out)["schedule"] == schedule
+        parts = json.loads(d3(*arguments, "--units", "sublayer").out)["schedule"]
+        assert {name.partition(".")[2] for name in parts["skip_order"]} == {"attn", "mlp"}
+        assert len(parts["weights"]) == 16
+
+    def test_a_prompt_too_short_to_order_the_layers_runs_at_full_depth(
+        self, d3: D3, fox: Path
+    ) -> None:
+        result = d3("generate", fox, "--raw", "Hi.", "--json", "--alpha", "0.9", *TAIL)
+        data = json.loads(result.out)
+        assert (data["schedule"]["source"], data["schedule"]["skip_order"]) == ("prompt", [])
+        assert "at least 16 are needed to order its layers: this reply runs at full depth" in (
+            result.err
+        )
+
     def test_an_alias_and_its_hub_id_share_a_calibration(self, d3: D3) -> None:
         (state_dir() / "config.toml").write_text('[aliases]\nfoxy = "someone/tiny-fox"\n')
         with hub_repository("someone/tiny-fox"):
