@@ -156,10 +156,11 @@ def chat() -> Any:
 
 def model_json(data: bytes) -> object:
     from d3cli.files.json_files import read_json
+    from d3cli.files.safetensors import Description
     from d3cli.files.vet_config import vet_config
 
     config = read_json(file_of(data, "config.json"))
-    return vet_config("fuzz", config)
+    return vet_config(Description("fuzz", config, ()))
 
 
 def weights(data: bytes) -> object:

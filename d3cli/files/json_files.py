@@ -15,6 +15,7 @@ from d3cli.base.errors import ModelError, one_line
 # Each hint is for one cause. This one is for bytes that no program would have written.
 BROKEN_FILES = "its files may be damaged or incomplete: download the model again"
 BAD_CONFIG = "correct config.json, or copy the one that came with the weights"
+BAD_METADATA = "download it again, or get another conversion of the model"
 BROKEN_LINK = "the file that it points to is gone: restore it, or download the model again"
 BAD_JSON = "correct it, or download it again if it was cut short"
 LFS_HINT = "run git lfs pull in its directory"

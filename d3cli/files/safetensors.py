@@ -12,7 +12,15 @@ from typing import IO, Any
 
 from d3cli.base.errors import ModelError
 from d3cli.base.json_rows import convert_json
-from d3cli.files.json_files import DO_NOT_USE, LFS_HINT, no_name_twice, read_json, unreadable
+from d3cli.files.json_files import (
+    BAD_CONFIG,
+    BAD_METADATA,
+    DO_NOT_USE,
+    LFS_HINT,
+    no_name_twice,
+    read_json,
+    unreadable,
+)
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -75,13 +83,24 @@ class Description:
         name: what to call it in messages.
         config: the content of its config.json.
         tensors: its weights.
-        read_in_chunks: whether a weight that is converted is never in memory as the file has it.
+        is_gguf: whether its config is made from a GGUF file's metadata. Weights of such a file are
+            unpacked in small parts, so that no weight is in memory twice.
     """
 
     name: str
     config: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
-    read_in_chunks: bool = False
+    is_gguf: bool = False
+
+    @property
+    def stated_in(self) -> str:
+        """What an error calls its config."""
+        return f"the {'metadata' if self.is_gguf else 'config.json'} of {self.name}"
+
+    @property
+    def config_hint(self) -> str:
+        """What to do about a config that makes no sense."""
+        return BAD_METADATA if self.is_gguf else BAD_CONFIG
 
 
 def describe_directory(name: str, directory: Path) -> Description:

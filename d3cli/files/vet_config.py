@@ -1,12 +1,12 @@
 """Checks a stranger's config.json before transformers sees it; see `vet_files`."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from d3cli.base.errors import ModelError
-from d3cli.files.json_files import BAD_CONFIG, DO_NOT_USE
-from d3cli.files.safetensors import SINGLE_FILE, TensorInfo
+from d3cli.files.json_files import DO_NOT_USE
+from d3cli.files.safetensors import SINGLE_FILE, Description
 
 # What may compute attention or experts. transformers loads any other name as a code repository.
 IMPLEMENTATIONS = {
@@ -46,13 +46,13 @@ TOKENIZER_CLASS = re.compile(
 )
 
 
-def vet_config(name: str, config: dict[str, Any]) -> None:
+def vet_config(model: Description) -> None:
     """Refuses references to other code or files, and absurd counts, at any depth of a config.
 
     Raises:
         ModelError: the model should not be used.
     """
-    where = f"the config.json of {name}"
+    where, config = model.stated_in, model.config
     if config.get("configuration_files"):
         raise ModelError(f"{where} names another config to use instead", DO_NOT_USE)
     vet_tokenizer_class(where, config)
@@ -71,16 +71,17 @@ def vet_config(name: str, config: dict[str, Any]) -> None:
                         f"{where} names other code to run: {key} {wanted!r:.100}", DO_NOT_USE
                     )
         if isinstance(value, int | float):
-            _vet_number(where, key, value)
+            _vet_number(model, key, value)
 
 
-def _vet_number(where: str, key: str, value: float) -> None:
+def _vet_number(model: Description, key: str, value: float) -> None:
     """Comparisons are written so that NaN fails them."""
+    where, hint = model.stated_in, model.config_hint
     if key in SIZES and not value >= 1:
-        raise ModelError(f"{where} has the {key} {value!r:.40}", BAD_CONFIG)
+        raise ModelError(f"{where} has the {key} {value!r:.40}", hint)
     most = MOST_LAYERS if key in LAYERS else MOST
     if COUNTS.match(key) and not abs(value) <= most:
-        raise ModelError(f"{where} has the {key} {value!r:.40}; the limit is {most:,}", BAD_CONFIG)
+        raise ModelError(f"{where} has the {key} {value!r:.40}; the limit is {most:,}", hint)
 
 
 def vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:
@@ -92,7 +93,7 @@ def vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:
         )
 
 
-def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> None:
+def refuse_other_sizes(model: Description, built: Any) -> None:
     """Refuses a config that describes another or a larger model than the files hold.
 
     transformers would build it, fill the missing weights with random numbers, and report that
@@ -100,16 +101,17 @@ def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> Non
 
     Args:
         built: the model as its config describes it, on torch's meta device.
-        held: the tensors in the files.
 
     Raises:
         ModelError: config and weights do not belong together.
     """
     wrong = "config.json and the weights do not belong together"
+    if model.is_gguf:
+        wrong = model.config_hint
     expected = {key: tuple(value.shape) for key, value in built.state_dict().items()}
     quantized = bool(getattr(built.config, "quantization_config", None))
     there = 0
-    for tensor in held:
+    for tensor in model.tensors:
         # 4-bit weights have another shape: at most eight of them are stored as one float32.
         there += 8 * tensor.numel if quantized else tensor.numel
         shape = tensor.shape
@@ -119,20 +121,18 @@ def refuse_other_sizes(name: str, built: Any, held: Iterable[TensorInfo]) -> Non
             shape = expected.get(tensor.name, shape)
         if tensor.shape != shape:
             raise ModelError(
-                f"{name} has the wrong shape for {tensor.name}: {list(tensor.shape)}, but its "
-                f"config.json asks for {list(shape)}",
+                f"{model.name} has the wrong shape for {tensor.name}: {list(tensor.shape)}, but "
+                f"{model.stated_in} asks for {list(shape)}",
                 wrong,
             )
     # Tied weights count once. Experts may be stored one by one, under other names.
     asked = sum(parameter.numel() for parameter in built.parameters())
     computed = sum(buffer.numel() for buffer in built.buffers())
     if computed > 4 * asked + MOST_COMPUTED:
-        raise ModelError(
-            f"the config.json of {name} asks for tables of {computed:,} numbers", DO_NOT_USE
-        )
+        raise ModelError(f"{model.stated_in} asks for tables of {computed:,} numbers", DO_NOT_USE)
     if asked > there + there // 4:
         raise ModelError(
-            f"the config.json of {name} asks for {asked:,} weights, but there are {there:,}", wrong
+            f"{model.stated_in} asks for {asked:,} weights, but there are {there:,}", wrong
         )
 
 

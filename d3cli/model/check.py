@@ -16,7 +16,6 @@ from d3cli.depth.families import (
     find_family,
     not_proven,
 )
-from d3cli.files.json_files import BAD_CONFIG
 from d3cli.files.safetensors import Description
 from d3cli.files.vet_config import refuse_other_sizes, vet_config
 from d3cli.kernels.bnb_linear import Quantization, check_quantization
@@ -55,9 +54,9 @@ def check_config(
         ModelError: the stack is not supported, or the config cannot be right.
     """
     name, model_type = model.name, model.config.get("model_type")
-    vet_config(name, model.config)
+    vet_config(model)
     if not isinstance(model_type, str):
-        raise ModelError(f"the config.json of {name} names no model_type", BAD_CONFIG)
+        raise ModelError(f"{model.stated_in} names no model_type", model.config_hint)
     family = find_family(model_type)
     if family is UNLISTED:
         parsed = _check_unlisted(model)
@@ -136,14 +135,13 @@ def _check_counts(model: Description, family: Family) -> None:
         value = model.config.get(key)
         unused = value is None or (family is UNLISTED and key == "sliding_window" and value == 0)
         if not unused and (type(value) is not int or not 1 <= value <= LARGEST):
-            raise ModelError(f"the config.json of {model.name} sets {key} to {value!r}", BAD_CONFIG)
+            raise ModelError(f"{model.stated_in} sets {key} to {value!r}", model.config_hint)
     wanted = model.config.get("num_hidden_layers", model.config.get("n_layer"))
     layers = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
     held = 1 + max(layers, default=-1)
     if wanted is not None and held and wanted != held:
         raise ModelError(
-            f"the config.json of {model.name} asks for {wanted:,} layers, but the weights hold "
-            f"{held:,}",
+            f"{model.stated_in} asks for {wanted:,} layers, but the weights hold {held:,}",
             "config.json and the weights do not belong together",
         )
 
@@ -166,7 +164,7 @@ def check_sizes(model: Description, config: Any, family: Family) -> None:
         raise
     except Exception as error:  # transformers and torch may raise anything
         raise ModelError(
-            f"no model can be built from the config.json of {model.name}: {one_line(error)}",
-            BAD_CONFIG,
+            f"no model can be built from {model.stated_in}: {one_line(error)}",
+            model.config_hint,
         ) from error
-    refuse_other_sizes(model.name, built, model.tensors)
+    refuse_other_sizes(model, built)

@@ -16,6 +16,7 @@ from d3cli.files.lazy_weights import lazy_state_dict, read_again
 from d3cli.files.names import ModelFiles
 from d3cli.files.safetensors import Description, describe_directory
 from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_tokenizer
+from d3cli.kernels.ggml_blocks import PLAIN
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import silent_stderr
 from d3cli.model.config import parse_config
@@ -79,12 +80,21 @@ class Checkpoint:
     def name(self) -> str:
         return self.files.name
 
-    @property
-    def notes(self) -> tuple[Words, ...]:
-        """What a user should know about the files."""
-        if self.files.gguf is None:
-            return tuple(self.files.notes())
-        return (*self.files.notes(), *tokenizer_notes(self.files.gguf.metadata))
+    def notes(self, plan: KernelPlan) -> tuple[Words, ...]:
+        """What a user should know about the files, and about the form of a GGUF file's weights."""
+        notes: tuple[Words, ...] = tuple(self.files.notes())
+        gguf = self.files.gguf
+        if gguf is None:
+            return notes
+        notes += tokenizer_notes(gguf.metadata)
+        kind = next(iter(gguf.types), "F32")
+        if kind in PLAIN:
+            return notes
+        if plan.form.quantization is not None:
+            bits = "4" if plan.form.quantization == "bnb-4bit" else "8"
+            return (*notes, f"its {kind} weights are unpacked and quantized again, to {bits} bits")
+        dtype = str(plan.form.dtype).removeprefix("torch.")
+        return (*notes, f"its {kind} weights are unpacked to {dtype}")
 
     def config(self) -> Any:
         """The parsed config, to build the model from."""

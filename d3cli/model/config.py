@@ -8,11 +8,10 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from d3cli.base.errors import ModelError, one_line
 from d3cli.depth.families import OTHER_TYPE
-from d3cli.files.json_files import BAD_CONFIG
 from d3cli.files.safetensors import Description
 
 
-def parse_config(model: Description, hint: str = BAD_CONFIG) -> Any:
+def parse_config(model: Description, hint: str = "") -> Any:
     """The config with transformers' own names for its fields, and its defaults.
 
     Raises:
@@ -24,12 +23,12 @@ def parse_config(model: Description, hint: str = BAD_CONFIG) -> Any:
         raise
     except Exception as error:  # odd values may raise anything
         raise ModelError(
-            f"the config.json of {model.name} cannot be read: {one_line(error)[:200]}", hint
+            f"{model.stated_in} cannot be read: {one_line(error)[:200]}", hint or model.config_hint
         ) from error
 
 
 @contextmanager
-def config_errors(name: str) -> Iterator[None]:
+def config_errors(model: Description) -> Iterator[None]:
     """Turns errors caused by contradictory or wrongly typed values in a config into ModelError.
 
     Raises:
@@ -39,7 +38,7 @@ def config_errors(name: str) -> Iterator[None]:
         yield
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(
-            f"the config.json of {name} makes no sense: {one_line(error)}", BAD_CONFIG
+            f"{model.stated_in} makes no sense: {one_line(error)}", model.config_hint
         ) from error
 
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from d3cli.base.errors import ModelError, one_line
 from d3cli.depth.families import OTHER_TYPE
 from d3cli.files.gguf import GgufModel, GgufTensor
-from d3cli.files.json_files import BAD_CONFIG, OTHER_FORMAT
+from d3cli.files.json_files import BAD_METADATA, OTHER_FORMAT
 from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.files.vet_config import vet_config
 from d3cli.model.config import model_class, parse_config, without_choices
@@ -82,16 +83,17 @@ def describe_gguf(name: str, model: GgufModel) -> tuple[Description, dict[str, R
         ModelError: transformers does not know the model, or does not use all of its tensors.
     """
     config = gguf_config(name, model)
-    vet_config(name, config)
+    model_of = partial(Description, name, config, is_gguf=True)
+    vet_config(model_of(tensors=()))
     blocks = {int(found[1]) for t in model.tensors if (found := re.match(r"blk\.(\d+)\.", t))}
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     if layers != 1 + max(blocks, default=-1):
         raise ModelError(
             f"the metadata of {name} asks for {layers!r:.20} layers, but the file holds "
             f"{1 + max(blocks, default=-1):,}",
-            "download it again, or convert it again",
+            BAD_METADATA,
         )
-    built = _build(name, config)
+    built = _build(model_of(tensors=()))
     processor = _processor(model, config)
     sources = _sources(name, model, built, processor)
     linears = {
@@ -101,12 +103,12 @@ def describe_gguf(name: str, model: GgufModel) -> tuple[Description, dict[str, R
         key: _recipe(key, found, processor, linear=key in linears) for key, found in sources.items()
     }
     infos = tuple(recipe.info for recipe in recipes.values())
-    return Description(name, config, infos, read_in_chunks=True), recipes
+    return model_of(tensors=infos), recipes
 
 
-def _build(name: str, config: dict[str, Any]) -> Any:
+def _build(model: Description) -> Any:
     """The model without weights, on torch's meta device."""
-    parsed = without_choices(parse_config(Description(name, config, ())))
+    parsed = without_choices(parse_config(model))
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -115,7 +117,7 @@ def _build(name: str, config: dict[str, Any]) -> Any:
         raise
     except Exception as error:  # odd values may raise anything
         raise ModelError(
-            f"no model can be built from the metadata of {name}: {one_line(error)}", BAD_CONFIG
+            f"no model can be built from {model.stated_in}: {one_line(error)}", model.config_hint
         ) from error
 
 

@@ -26,7 +26,7 @@ def plan_for(model: Description, config: Any, form: Form) -> KernelPlan:
     Raises:
         ModelError: the config makes no sense.
     """
-    with config_errors(model.name):
+    with config_errors(model):
         return plan_kernels(model, head_shape(config), form)
 
 
@@ -55,7 +55,7 @@ class HeldWeights:
     @property
     def while_loading(self) -> int:
         """The most that converting or packing a weight takes for a moment, beside the weights."""
-        if self._model.read_in_chunks:
+        if self._model.is_gguf:
             return self._while_unpacking
         plan, tensors = self._plan, self._model.tensors
         converted = [t for t in tensors if plan.converts(t)]
@@ -96,7 +96,7 @@ class HeldWeights:
         A weight that is converted and packed counts twice.
         """
         packed = self._plan.packs or self._plan.form.quantization == "bnb-4bit"
-        if self._model.read_in_chunks:
+        if self._model.is_gguf:
             item = self._plan.form.dtype.itemsize
             return sum(
                 t.numel * item * (1 + (packed and len(t.shape) == 2))

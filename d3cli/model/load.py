@@ -87,7 +87,7 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     full_depth_only = options.get("full_depth_only", False)
     family, config = check_config(model, quantization, full_depth_only=full_depth_only)
     check_sizes(model, config, family)
-    with config_errors(model.name):
+    with config_errors(model):
         context = choose_context(model.name, config, options.get("context"))
     form = _form(options)
     if not options.get("force", False):
@@ -155,7 +155,7 @@ def load_model(
         tokenizer,
         name=files.name,
         generation_settings=checkpoint.generation_settings(),
-        notes=[*checkpoint.notes, *_notes(causal_lm, plan, unfit)],
+        notes=[*checkpoint.notes(plan.kernels), *_notes(causal_lm, plan, unfit)],
         full_depth_only=not plan.family.can_skip,
         context=options.get("context"),
         renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),

@@ -80,7 +80,7 @@ def predict_memory(
     """
     form = Form(dtype, device or torch.device("cpu"), quantization, quantize_head)
     config = parse_config(model)
-    with config_errors(model.name):
+    with config_errors(model):
         longest = choose_context(model.name, config, context).length
     return _predict(model, config, form, min(prompt_tokens + reply_tokens, longest), prompt_tokens)
 
@@ -88,7 +88,7 @@ def predict_memory(
 def _predict(
     model: Description, config: Any, form: Form, positions: int, prompt_tokens: int
 ) -> MemoryNeed:
-    with config_errors(model.name):
+    with config_errors(model):
         held = HeldWeights(model, config, plan_for(model, config, form))
         chunk = min(max(prompt_tokens, 1), PREFILL_CHUNK)
         return MemoryNeed(

@@ -28,6 +28,9 @@ CONTROL, USER_DEFINED = 3, 4
 _QWEN_2 = GGUF_PRE_TOKENIZER_SPLITS["qwen2"]
 # Expressions that transformers lacks, by ggml's names (`tokenizer.ggml.pre`).
 _SPLITS = {**GGUF_PRE_TOKENIZER_SPLITS, "stablelm2": _QWEN_2, "hunyuan": _QWEN_2}
+# Several expressions are applied one after another, each to what the last one left.
+_DEEPSEEK_CODER = ("[\\r\\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+_SERIES = {"deepseek-coder": _DEEPSEEK_CODER}
 # Each digit is a word; the rest is split as by GPT-2.
 _DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"}
 _LIKE_GPT_2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "dbrx"}
@@ -141,13 +144,11 @@ def _byte_level(tokens: Any, types: Any, merges: Any, pre: Any) -> Tokenizer:
 
 def _word_splitter(pre: Any) -> Any:
     """Splits a text into the words that are tokenized one by one."""
-    if pre in _SPLITS:
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_SPLITS[pre]), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+    if pre in _SPLITS or pre in _SERIES:
+        expressions = _SERIES.get(pre) or (_SPLITS[pre],)
+        splits = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in expressions]
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([*splits, as_bytes])
     like_gpt_2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if pre in _DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
@@ -160,7 +161,7 @@ def tokenizer_notes(metadata: Mapping[str, Any]) -> tuple[Words, ...]:
     pre = metadata.get("tokenizer.ggml.pre")
     if metadata.get("tokenizer.ggml.model") != "gpt2":
         return ()
-    if pre in _SPLITS or pre in _DIGITS or pre in _LIKE_GPT_2:
+    if any(pre in known for known in (_SPLITS, _SERIES, _DIGITS, _LIKE_GPT_2)):
         return ()
     if pre in (None, "default"):
         return ("the file does not say how text is split into words, so d3 splits it as GPT-2",)
