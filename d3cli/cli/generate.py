@@ -13,6 +13,7 @@ from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.prompts import read_prompt
 from d3cli.cli.request import prepare, system_prompt
 from d3cli.depth.choice import Source
+from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.text.reasoning import AnswerStream, split_reasoning
 
 if TYPE_CHECKING:
@@ -186,13 +187,14 @@ def _figures(reply: "Reply") -> str:
 
 def _as_json(reply: "Reply", inside: str, source: Source) -> dict[str, Any]:
     reasoning, answer = split_reasoning(inside + reply.text)
+    by_prompt = {"order": "prompt"} if isinstance(reply.asked, PromptSchedule) else {}
     return {
         "schema": SCHEMA,
         "text": reply.text,  # all of it, with reasoning and tags
         "reasoning": reasoning or None,
         "answer": answer,
         "finish_reason": reply.finish_reason,
-        "schedule": reply.schedule.to_json() | {"source": source},
+        "schedule": reply.schedule.to_json() | by_prompt | {"source": source},
         "stats": asdict(reply.stats),
         "tokens": [
             {

@@ -147,6 +147,7 @@ def _measured(calibration: Calibration, schedule: Schedule) -> str:
     return (
         f"depth: calibrated: {signed_percent(calibration.unseen.drop)} perplexity "
         f"({100 * calibration.target_drop:g}% was allowed), {schedule.in_words()}"
+        + (", in each prompt's own order" if isinstance(schedule, PromptSchedule) else "")
     )
 
 

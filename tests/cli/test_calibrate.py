@@ -63,7 +63,7 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
     assert found.keys() == {
         *("schema", "schedule", "stored", "target_drop", "confidence", "unseen", "frontier"),
         *("tested", "decay", "no_verdict", "replies", "orders", "influence", "settings"),
-        *("why_not", "nearest", "alternatives", "cut", "seconds"),
+        *("why_not", "nearest", "alternatives", "short_prompts", "cut", "seconds"),
     }
     assert found["target_drop"] == 0.05
     unseen = found["unseen"]
