@@ -136,9 +136,12 @@ def _own_order(trace: Trace, reply: ReplyTrace) -> str:
     if not order:
         return "The prompt was too short to decide an order of layers."
     most = max((token.dropped_units or 0 for token in reply.tokens), default=0)
+    asked = trace.depth_schedule
+    kind = asked.kind if isinstance(asked, PromptSchedule) else "unit"
     if not most:
-        return f"By its prompt, {order[0]} would have been dropped first."
-    return f"In the order of its prompt, the reply dropped {' '.join(order[:most])}."
+        return f"In the order of its prompt, {kind} {order[0]} would have been dropped first."
+    units = f"{kind}{'s' * (most > 1)} {' '.join(order[:most])}"
+    return f"In the order of its prompt, the reply dropped {units}."
 
 
 def _quality(summary: Summary) -> str:

@@ -95,6 +95,39 @@ def test_generate_uses_what_was_stored(
     assert "it was made in float32" in other.err
 
 
+def test_each_prompts_own_order_is_stored_shown_and_used(
+    d3: D3, planted: Path, text: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in text.read_text().splitlines()]
+    path = tmp_path / "long.jsonl"
+    long = "Tell me about the fox in the wood by the river, who saw the moon, the sun and number"
+    path.write_text(
+        "\n".join(json.dumps(row | {"prompt": f"{long} {n}."}) for n, row in enumerate(rows))
+    )
+    made = d3("calibrate", planted, *QUICK, "--order", "prompt", "--data", path, "--json")
+    assert made.code == 0, made
+    schedule = json.loads(made.out)["schedule"]
+    assert (schedule["order"], schedule["source"]) == ("prompt", "calibration")
+    assert schedule["units"] == ["1", "2", "3", "4"] and "skip_order" not in schedule
+    assert json.loads(made.out)["short_prompts"] == 0
+    assert "each prompt's own, of 4 layers" in d3("calibrate", "show", planted).out
+    options = ("--max-tokens", "9", "--dtype", "float32", "--json")
+    orders = set()
+    for prompt in (f"{long} 5.", "What do you know? " * 9):
+        ran = d3("generate", planted, prompt, *options)
+        found = json.loads(ran.out)["schedule"]
+        assert (found["order"], found["source"]) == ("prompt", "calibration")
+        assert "in each prompt's own order" in ran.err
+        orders.add(tuple(found["skip_order"]))
+        profiled = json.loads(d3("profile", planted, prompt, *options, "--compare").out)
+        assert profiled["schedule"] == schedule
+        assert profiled["replies"][0]["skip_order"] == found["skip_order"]
+    assert all(len(order) == schedule["max_dropped"] for order in orders)
+    explicit = d3("generate", planted, f"{long} 5.", *options, "--alpha", "0.9")
+    found = json.loads(explicit.out)["schedule"]
+    assert (found["order"], found["source"], found["alpha"]) == ("prompt", "flags", 0.9)
+
+
 @pytest.mark.parametrize(
     ("show", "remove"), [(("show",), ("remove",)), (("--show",), ("--remove",))]
 )

@@ -162,7 +162,7 @@ def test_reports_tell_the_order(trace: Trace) -> None:
     for reply in trace.replies[1:]:
         most = max(token.dropped_units for token in reply.tokens)
         order = " ".join(reply.skip_order[:most])
-        assert f"the reply dropped {order}." in " ".join(
+        assert f"the reply dropped layers {order}." in " ".join(
             report(replace(trace, replies=(reply,)), 300).split()
         )
         assert order in html_report(trace)
