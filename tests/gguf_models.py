@@ -174,6 +174,7 @@ def write_gguf(
     tokenizer: Mapping[str, Any] | None = None,
     parts: int = 1,
     extra: Mapping[str, Any] | None = None,
+    without: Sequence[str] = (),
 ) -> GgufFile:
     """Writes a small model.
 
@@ -184,6 +185,7 @@ def write_gguf(
         tokenizer: as `metadata`, for the keys of the tokenizer.
         parts: writes a split model of so many files; `path` is the first one.
         extra: tensors to add.
+        without: tensors to leave out.
     """
     architecture, config = deepcopy(FAMILIES[name])
     torch.manual_seed(7)
@@ -195,7 +197,9 @@ def write_gguf(
     keys |= dict(tokenizer or {}) | dict(metadata or {})
     keys = {key: value for key, value in keys.items() if value is not None}
     tensors = _quantized(architecture, model, Type[kind])
-    _write(path, architecture, keys, tensors | _rope_tensors(config) | dict(extra or {}), parts)
+    tensors |= _rope_tensors(config) | dict(extra or {})
+    kept = {name: tensor for name, tensor in tensors.items() if name not in without}
+    _write(path, architecture, keys, kept, parts)
     return GgufFile(path, model, architecture, keys)
 
 

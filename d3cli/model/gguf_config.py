@@ -17,7 +17,7 @@ import numpy as np
 
 from d3cli.base.errors import ModelError, one_line
 from d3cli.files.gguf import GgufModel
-from d3cli.files.json_files import BROKEN_FILES
+from d3cli.files.json_files import BAD_METADATA
 from d3cli.model.gguf_rope import rope_scaling
 
 LONGEST_ARRAY = 1_000  # values of a key of the model itself: one a layer
@@ -57,14 +57,13 @@ def gguf_config(name: str, model: GgufModel) -> dict[str, Any]:
         ModelError: transformers cannot read the metadata, or a value that it needs is missing.
     """
     try:
-        config = _by_transformers(model)
-    except MemoryError:
+        return _corrected(name, model, _by_transformers(model))
+    except (ModelError, MemoryError):
         raise
     except Exception as error:  # odd values may raise anything
         raise ModelError(
-            f"the metadata of {name} cannot be read: {one_line(error)[:200]}", BROKEN_FILES
+            f"the metadata of {name} cannot be read: {one_line(error)[:200]}", BAD_METADATA
         ) from error
-    return _corrected(name, model, config)
 
 
 def eos_token_ids(model: GgufModel) -> list[int]:
@@ -81,6 +80,8 @@ def gguf_generation_settings(model: GgufModel) -> dict[str, Any]:
     for key, wanted in _SAMPLING.items():
         if (value := model.metadata.get(f"general.sampling.{key}")) is not None:
             settings[wanted] = value
+    if settings.get("temperature") == 0:
+        return {"eos_token_id": settings["eos_token_id"], "do_sample": False}
     if "temperature" in settings:
         settings["do_sample"] = True
     return settings
@@ -143,11 +144,16 @@ def _corrected(name: str, model: GgufModel, config: dict[str, Any]) -> dict[str,
 
     config = {k: v for k, v in config.items() if k != "_model_name_or_path"}
     for suffix, wanted in _IGNORED.get(architecture, {}).items():
-        if key(suffix) is not None:
+        if key(suffix):  # zero means none: Phi-4 has a sliding window of 0
             config[wanted] = key(suffix)
     if _EMBEDDINGS not in tensors:
-        raise ModelError(f"{name} lacks the tensor {_EMBEDDINGS}", BROKEN_FILES)
-    config["vocab_size"] = tensors[_EMBEDDINGS].shape[0]  # it may be padded
+        raise ModelError(f"{name} lacks the tensor {_EMBEDDINGS}", BAD_METADATA)
+    rows = tensors[_EMBEDDINGS].shape[0]
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, tuple) and len(tokens) > rows:
+        sizes = f"{len(tokens):,} tokens, but embeddings for {rows:,}"
+        raise ModelError(f"{name} has {sizes}", BAD_METADATA)
+    config["vocab_size"] = rows  # some are padding
     config["tie_word_embeddings"] = _HEAD not in tensors
     # A missing token must not become the default of a config class, which is another model's.
     config["bos_token_id"] = model.metadata.get("tokenizer.ggml.bos_token_id")

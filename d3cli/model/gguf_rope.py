@@ -47,12 +47,15 @@ def rope_scaling(name: str, model: GgufModel, config: dict[str, Any]) -> dict[st
     kind, factor = key("scaling.type"), key("scaling.factor") or key("scale_linear")
     if kind in (None, "none") and not key("scale_linear"):
         return None
-    if not isinstance(factor, float) or factor <= 0 or not math.isfinite(factor):
+    if not isinstance(factor, int | float) or factor in (0, 1) or not math.isfinite(factor):
         return None  # llama.cpp does not scale without a factor
     if kind in (None, "linear"):
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         scaling = {"rope_type": "yarn", "factor": factor}
+        if (times := key("scaling.attn_factor")) is not None and times != 1:
+            # llama.cpp multiplies the factor of YaRN by it, and transformers takes the product.
+            scaling["attention_factor"] = times * (0.1 * math.log(factor) + 1)
         for suffix, wanted in (
             ("scaling.original_context_length", "original_max_position_embeddings"),
             ("scaling.yarn_beta_fast", "beta_fast"),

@@ -31,6 +31,7 @@ from d3cli.model.config import model_class, parse_config, without_choices
 from d3cli.model.gguf_config import gguf_config
 from d3cli.model.gguf_rope import ROPE_TENSORS
 
+HEAD = "lm_head.weight"
 # llama.cpp's names, where transformers has several types for one of them.
 _ARCHITECTURES = {"mixtral": "llama"}
 # Tensors that the processors of Llama and GPT-2 change.
@@ -174,7 +175,19 @@ def _sources(
         )
     for found in sources.values():
         found.sort(key=lambda tensor: tensor.name)  # the gate comes before the up projection
+    _refuse_incomplete(name, built, sources)
     return sources
+
+
+def _refuse_incomplete(name: str, built: Any, sources: dict[str, list[GgufTensor]]) -> None:
+    """Raises ModelError if the file has no tensor for a weight, or only one of two."""
+    tied = built.config.tie_word_embeddings
+    lacking = [key for key in built.state_dict() if key not in sources]
+    lacking = [key for key in lacking if not (tied and key.endswith(HEAD))]
+    lacking += [key for key in sources if key.endswith("gate_up_proj") and len(sources[key]) == 1]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ModelError(f"{name} lacks tensors for {', '.join(lacking[:3])}{more}", BAD_METADATA)
 
 
 def _recipe(

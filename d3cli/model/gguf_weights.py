@@ -7,6 +7,7 @@ memory of the weights and of one weight more.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,7 @@ from d3cli.kernels.ggml_blocks import (
 )
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import return_freed_memory
-from d3cli.model.gguf_tensors import Change, Recipe
-
-HEAD = "lm_head.weight"
+from d3cli.model.gguf_tensors import HEAD, Change, Recipe
 
 OnRead = Callable[[int], None]
 
@@ -71,11 +70,17 @@ class GgufWeights:
         """The weight for which a tensor is a placeholder; None if it holds the values."""
         if not tensor.is_cpu or tensor.is_mkldnn:
             return None
-        for weight in self.state.values():
-            placeholder = weight.placeholder
-            if placeholder is not None and placeholder.data_ptr() == tensor.data_ptr():
-                return weight
-        return None
+        return self._placed_later.get(tensor.data_ptr())
+
+    @cached_property
+    def _placed_later(self) -> dict[int, "GgufWeight"]:
+        """The weights with a placeholder, by its address; once transformers has asked for all."""
+        placeholders = [(weight.placeholder, weight) for weight in self.state.values()]
+        return {
+            placeholder.data_ptr(): weight
+            for placeholder, weight in placeholders
+            if placeholder is not None
+        }
 
 
 class GgufWeight:

@@ -33,7 +33,7 @@ _DEEPSEEK_CODER = ("[\\r\\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-�
 _SERIES = {"deepseek-coder": _DEEPSEEK_CODER}
 # Each digit is a word; the rest is split as by GPT-2.
 _DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"}
-_LIKE_GPT_2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "dbrx"}
+_LIKE_GPT_2 = {"gpt-2", "phi-2", "olmo", "mpt", "jais"}
 # A word that is a token is not merged from its parts, and a text begins with BOS unless the file
 # says otherwise.
 _WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"}
@@ -62,6 +62,7 @@ def gguf_tokenizer(architecture: str, metadata: Mapping[str, Any]) -> Any:
     else:
         raise ModelError(f"it is of the kind {kind!r:.40}, which d3 cannot use", OTHER_FORMAT)
     _add_tokens(backend, tokens, types)
+    template = metadata.get("tokenizer.chat_template")
     begins = kind == "llama" or key("pre") in _WHOLE_WORDS
     named = {
         f"{name}_token": tokens[id_]
@@ -78,7 +79,7 @@ def gguf_tokenizer(architecture: str, metadata: Mapping[str, Any]) -> Any:
         **{"bos_token": None, "eos_token": None, **named},
         add_bos_token=begins if key("add_bos_token") is None else key("add_bos_token"),
         add_eos_token=bool(key("add_eos_token")),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) else None,
         clean_up_tokenization_spaces=False,
         # GGUF states the length after scaling.
         model_max_length=metadata.get(f"{architecture}.context_length"),

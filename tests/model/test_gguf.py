@@ -14,7 +14,7 @@ from d3cli.files.names import find_model
 from d3cli.model.checkpoint import open_checkpoint
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
-from tests.gguf_models import EOS, EOT, FAMILIES, GgufFile, write_gguf
+from tests.gguf_models import EOS, EOT, FAMILIES, GgufFile, tokenizer_keys, write_gguf
 
 # Families that transformers' own reader loads right, with values that it would not lose. Phi-3 is
 # not among them: the reader keeps a padding token that small models do not have.
@@ -222,6 +222,7 @@ def test_tensors_that_would_be_ignored_are_refused(
         ("attention.head_count", 0, "head"),
         ("block_count", 5, "asks for 5 layers"),
         ("context_length", None, ""),
+        ("attention.head_count", "many", "many|head"),
         ("rope.scaling.type", "spiral", "spiral"),
     ],
 )
@@ -237,6 +238,27 @@ def test_metadata_that_cannot_be_right_is_one_clear_error(
         return
     with pytest.raises(ModelError, match=message):
         load(file.path)
+
+
+def test_a_missing_tensor_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf", without=("blk.1.ffn_up.weight",))
+    with pytest.raises(ModelError, match=r"lacks tensors for model\.layers\.1\.mlp\.up_proj"):
+        load(file.path)
+
+
+def test_more_tokens_than_embeddings_are_refused(tmp_path: Path) -> None:
+    keys = tokenizer_keys()
+    keys["tokenizer.ggml.tokens"] += ["one more"]
+    file = write_gguf(tmp_path / "model.gguf", tokenizer=keys)
+    with pytest.raises(ModelError, match="289 tokens, but embeddings for 288"):
+        load(file.path)
+
+
+def test_a_sliding_window_of_zero_is_none(tmp_path: Path) -> None:
+    """As llama.cpp writes it for Phi-4."""
+    keys = {"phi3.attention.sliding_window": 0}
+    model = load(write_gguf(tmp_path / "model.gguf", "phi3", metadata=keys).path)
+    assert model.causal_lm.config.sliding_window is None
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
