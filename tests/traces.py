@@ -117,9 +117,12 @@ def hostile_trace() -> Trace:
 
 
 def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
-    """A written trace as 0.1.0 would have written it: tokens have no `bytes_read`."""
+    """A written trace as 0.1.0 would have written it.
+
+    There, tokens have no `bytes_read`, and no reply has an order of its own.
+    """
     replies = [
-        reply
+        {name: value for name, value in reply.items() if name not in ("skip_order", "needed_order")}
         | {
             "tokens": [
                 {name: value for name, value in token.items() if name != "bytes_read"}
