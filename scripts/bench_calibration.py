@@ -18,6 +18,8 @@ from d3cli.base.settings import BUILTIN
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.result import CalibrationSettings, Outcome
 from d3cli.calibrate.texts import builtin_samples, encode_samples
+from d3cli.calibrate.unit_order import kind_in_words
+from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -35,7 +37,7 @@ def calibrated(
     return calibrator.outcome, calibrator
 
 
-def drop_on(model: LoadedModel, texts: list[Document], schedule: DepthSchedule) -> float:
+def drop_on(model: LoadedModel, texts: list[Document], schedule: Schedule) -> float:
     losses: Losses = []
     for text in texts:
         full, ours = (
@@ -52,7 +54,7 @@ def words(outcome: Outcome) -> str:
     candidate, drop = outcome.chosen.candidate, outcome.chosen.drop
     schedule = candidate.schedule
     return (
-        f"{candidate.kind}s, alpha {schedule.alpha:.4f} from {schedule.start}, floor "
+        f"{kind_in_words(candidate.kind, by_prompt=candidate.by_prompt)}, alpha {schedule.alpha:.4f} from {schedule.start}, floor "
         f"{schedule.floor:.2f} | {drop.value:+.2%} ({drop.low:+.2%} to {drop.high:+.2%}) | "
         f"{outcome.chosen.kl:.4f}, {outcome.chosen.same_top:.1%} | {candidate.byte_ratio:.2f} | "
         f"{outcome.verdict.words if outcome.verdict else ''}"
