@@ -53,8 +53,9 @@ def words(outcome: Outcome) -> str:
         return "nothing |  |  |  | "
     candidate, drop = outcome.chosen.candidate, outcome.chosen.drop
     schedule = candidate.schedule
+    units = kind_in_words(candidate.kind, by_prompt=candidate.by_prompt)
     return (
-        f"{kind_in_words(candidate.kind, by_prompt=candidate.by_prompt)}, alpha {schedule.alpha:.4f} from {schedule.start}, floor "
+        f"{units}, alpha {schedule.alpha:.4f} from {schedule.start}, floor "
         f"{schedule.floor:.2f} | {drop.value:+.2%} ({drop.low:+.2%} to {drop.high:+.2%}) | "
         f"{outcome.chosen.kl:.4f}, {outcome.chosen.same_top:.1%} | {candidate.byte_ratio:.2f} | "
         f"{outcome.verdict.words if outcome.verdict else ''}"
