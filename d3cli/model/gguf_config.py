@@ -165,7 +165,8 @@ def _corrected(name: str, model: GgufModel, config: dict[str, Any]) -> dict[str,
         config |= _partial_rotary(config, key("rope.dimension_count"))
     if architecture in ("gemma2", "gemma3"):
         config |= _gemma_scale(architecture, config)
-    scaling = rope_scaling(name, model, config)
+    with np.errstate(all="ignore"):  # absurd numbers fit no table
+        scaling = rope_scaling(name, model, config)
     if scaling is not None:
         config["rope_scaling"] = scaling
     if scaling is not None and scaling["rope_type"] == "longrope":

@@ -20,14 +20,16 @@ def test_aliases_the_built_in_model_and_the_cache() -> None:
     assert complete_model("nothing-like-this") == []
 
 
-def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_and_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fox").mkdir()
     (tmp_path / "fox" / "config.json").write_text("{}")
     (tmp_path / "foxes" / "inner").mkdir(parents=True)
     (tmp_path / "fo.txt").write_text("")
+    (tmp_path / "fog.gguf").write_text("GGUF")
     monkeypatch.chdir(tmp_path)
-    assert complete_model("fo") == ["fox"]  # a bare word: models only
-    assert complete_model("./fo") == ["./fox", "./foxes/"]  # a path: other directories as well
+    assert complete_model("fo") == ["fog.gguf", "fox"]  # a bare word: models only
+    # A path: other directories as well.
+    assert complete_model("./fo") == ["./fog.gguf", "./fox", "./foxes/"]
     assert complete_model(f"{tmp_path}/foxes/") == [f"{tmp_path}/foxes/inner/"]
     assert complete_model("./none/x") == []
 
