@@ -84,6 +84,8 @@ def test_decoding_by_the_prompts_order_equals_the_slow_reference(
     expected, _ = reference.generate(prompt, schedule, new_tokens)
     assert ids(reply) == expected
     assert reply.schedule == schedule
+    (scores,) = score(real, [Document(prompt, expected)], asked)
+    assert largest_difference([scores.log_probs], [log_probs(reply)]) < TOLERANCE
 
 
 def influence(reference: Reference, prompt: list[int], kind: UnitKind) -> dict[str, float]:
