@@ -40,7 +40,8 @@ class InfluenceMeter:
     def __init__(self, gate: LayerGate, kind: UnitKind) -> None:
         self._gate, self._kind = gate, kind
         self.units = unit_names(len(gate.layers), kind)
-        self._values: list[Tensor] = []  # [B, S] each, in the order of the units
+        # For each unit in order: the norms [B, S] of what it adds, and of the states around it.
+        self._sides: list[tuple[Tensor, Tensor, Tensor]] = []
         self._norms: list[tuple[Tensor, Tensor]] = []  # states and their norms, the last ones
         self._branch = _Branches()
 
@@ -60,34 +61,36 @@ class InfluenceMeter:
             self._norms.clear()
 
     def rows(self) -> Tensor:
-        """The influence of each unit at each position, ``[B, S, units]`` float32 on the CPU."""
-        return torch.stack(self._values, dim=-1).cpu()
+        """The influence of each unit at each position, ``[B, S, units]`` float32 on the CPU.
+
+        It is computed from norms, since a cosine of nearly parallel states would be inexact:
+        ``1 - cos = (|after - before|² - (|after| - |before|)²) / (2 |before| |after|)``.
+        """
+        distance, before, after = (
+            torch.stack(norms, dim=-1).cpu() for norms in zip(*self._sides, strict=True)
+        )
+        longer = (after - before).abs()
+        product = 2 * before * after
+        change = ((distance - longer) * (distance + longer)).clamp_(min=0) / product
+        return torch.where(product == 0, 1.0, change)  # a state of zeros has no direction
 
     def _after_layer(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         before, after = _input(args, kwargs), _states(output)
         if self._kind == "layer":
-            self._values.append(self._change(before, after, after - before))
+            self._compare(before, after, after - before)
         else:
             attn, mlp, between = self._branch.take()
             if between is before:  # both read the layer's input
-                self._values.append(self._change(before, before + attn, attn))
-                self._values.append(self._change(before, before + mlp, mlp))
+                self._compare(before, before + attn, attn)
+                self._compare(before, before + mlp, mlp)
             else:
-                self._values.append(self._change(before, between, between - before))
-                self._values.append(self._change(between, after, after - between))
+                self._compare(before, between, between - before)
+                self._compare(between, after, after - between)
         self._norms = [(after, self._norm(after))]  # the next layer begins with it
 
-    def _change(self, before: Tensor, after: Tensor, difference: Tensor) -> Tensor:
-        """One minus the cosine of two states ``[B, S, H]``, at each position: ``[B, S]``.
-
-        From the difference, since the states are nearly parallel:
-        ``1 - cos = (|after - before|² - (|after| - |before|)²) / (2 |before| |after|)``.
-        """
-        distance, a, b = _norm(difference), self._norm(before), self._norm(after)
-        longer = (a - b).abs()
-        product = 2 * a * b
-        change = ((distance - longer) * (distance + longer)).clamp_(min=0) / product
-        return torch.where(product == 0, 1.0, change)  # a state of zeros has no direction
+    def _compare(self, before: Tensor, after: Tensor, difference: Tensor) -> None:
+        """Notes the norms of two states ``[B, S, H]`` and of their difference."""
+        self._sides.append((_norm(difference), self._norm(before), self._norm(after)))
 
     def _norm(self, states: Tensor) -> Tensor:
         """The norm ``[B, S]`` of states ``[B, S, H]``, which neighbouring units share."""
