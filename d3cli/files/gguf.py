@@ -18,7 +18,8 @@ from d3cli.depth.families import (
     GGUF_CANNOT_SKIP,
     GGUF_NOT_READ,
 )
-from d3cli.files.gguf_header import GgufTensor, Header, Value, is_gguf, read_header
+from d3cli.files.gguf_header import GgufTensor, Header, is_gguf, read_header
+from d3cli.files.gguf_metadata import Value
 
 __all__ = ["GgufModel", "GgufTensor", "is_gguf", "read_gguf", "read_kind"]
 

@@ -11,7 +11,6 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +18,17 @@ from typing import NoReturn
 from d3cli.base.errors import ModelError
 from d3cli.base.inert import quoted
 from d3cli.base.settings import GGUF_MAGIC
+from d3cli.files.gguf_metadata import (
+    ARRAY,
+    DOWNLOAD_AGAIN,
+    FIXED,
+    STRING,
+    U64,
+    GgufList,
+    Metadata,
+    Value,
+    damaged,
+)
 from d3cli.files.gguf_types import NOT_READABLE, READABLE, RETIRED, GgufType
 from d3cli.files.json_files import DO_NOT_USE, unreadable
 
@@ -32,16 +42,9 @@ LONGEST_STRING, LONGEST_ITEM = 16 << 20, 64 << 10  # bytes; of a value, and of a
 LARGEST_ALIGNMENT, DEFAULT_ALIGNMENT = 1 << 16, 32
 MOST_DIMENSIONS = 4
 
-DOWNLOAD_AGAIN = "download it again"
 CONVERT_AGAIN = "get a newer conversion of the model"
 
-Scalar = str | int | float | bool
-Value = Scalar | tuple[Scalar, ...]
-
-_STRING, _ARRAY = 8, 9
-# By number, the types of values that have a fixed size, as `struct` names them.
-_FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_U32 = struct.Struct("<I")
 _TENSOR_END = struct.Struct("<IQ")  # a tensor's type and offset
 _SMALLEST_KEY, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 12  # bytes in the header
 
@@ -65,66 +68,6 @@ class GgufTensor:
     path: Path
     offset: int
     nbytes: int
-
-
-class Metadata(Mapping[str, Value]):
-    """A file's metadata. Lists become tuples when they are first asked for.
-
-    Raises:
-        ModelError: when a list of strings is asked for that is not UTF-8.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._values: dict[str, Value | _List] = {}
-
-    def __getitem__(self, key: str) -> Value:
-        value = self._values[key]
-        if isinstance(value, _List):
-            value = self._values[key] = self._unpack(key, value)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._values
-
-    def length(self, key: str) -> int | None:
-        """The length of a list, which is not unpacked for it; None if the key is no list."""
-        value = self._values.get(key)
-        if isinstance(value, _List):
-            return value.count
-        return len(value) if isinstance(value, tuple) else None
-
-    def _unpack(self, key: str, value: "_List") -> tuple[Scalar, ...]:
-        if value.type != _STRING:
-            return struct.unpack(f"<{value.count}{_FIXED[value.type]}", value.data)
-        try:
-            return tuple(_strings(value.data, value.count))
-        except UnicodeDecodeError as error:
-            _refuse(self._path, f"{key} is not UTF-8 text")
-            raise AssertionError from error
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    """A list as it stands in the file: the type of its items, their number and their bytes."""
-
-    type: int
-    count: int
-    data: bytes
-
-
-def _strings(data: bytes, count: int) -> Iterator[str]:
-    at = 0
-    for _ in range(count):
-        start = at + 8
-        at = start + _U64.unpack_from(data, at)[0]
-        yield data[start:at].decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +115,6 @@ def read_header(path: Path) -> Header:
         raise unreadable(path, error) from error
 
 
-def _refuse(path: Path, problem: str, hint: str = DOWNLOAD_AGAIN) -> NoReturn:
-    raise ModelError(f"the GGUF file {path} is damaged: {problem}", hint)
-
-
 class _Parser:
     """Reads a file from its beginning; every read is compared with what is left of it."""
 
@@ -187,15 +126,16 @@ class _Parser:
 
     def header(self) -> Header:
         self._check_version(self._number(_U32))
-        tensors, keys = self._number(_U64), self._number(_U64)
+        tensors, keys = self._number(U64), self._number(U64)
         self._check_count("tensors", tensors, MOST_TENSORS, _SMALLEST_TENSOR)
         self._check_count("keys", keys, MOST_KEYS, _SMALLEST_KEY)
-        metadata = Metadata(self._path)
+        values: dict[str, Value | GgufList] = {}
         for _ in range(keys):
             key = self._name("a key", LONGEST_KEY)
-            if key in metadata:
+            if key in values:
                 self._refuse(f"it has the key {quoted(key)} twice")
-            metadata._values[key] = self._value(key, self._number(_U32))
+            values[key] = self._value(key, self._number(_U32))
+        metadata = Metadata(self._path, values)
         rows = [self._tensor_row() for _ in range(tensors)]
         return Header(metadata, self._placed(rows, self._alignment(metadata)))
 
@@ -242,7 +182,7 @@ class _Parser:
         )
 
     def _refuse(self, problem: str, hint: str = DOWNLOAD_AGAIN) -> NoReturn:
-        _refuse(self._path, problem, hint)
+        raise damaged(self._path, problem, hint)
 
     def _number(self, form: struct.Struct) -> int:
         self._need(form.size)
@@ -256,7 +196,7 @@ class _Parser:
         return self._data[start : self._at]
 
     def _text(self, what: str, longest: int) -> str:
-        length = self._number(_U64)
+        length = self._number(U64)
         if length > longest:
             self._refuse(f"{what} claims to have {length:,} bytes", DO_NOT_USE)
         try:
@@ -270,31 +210,31 @@ class _Parser:
             self._refuse(f"{what} is empty")
         return name
 
-    def _value(self, key: str, kind: int) -> "Value | _List":
-        if kind == _STRING:
+    def _value(self, key: str, kind: int) -> Value | GgufList:
+        if kind == STRING:
             return self._text(quoted(key), LONGEST_STRING)
-        if kind == _ARRAY:
-            return self._list(key, self._number(_U32), self._number(_U64))
-        if kind not in _FIXED:
+        if kind == ARRAY:
+            return self._list(key, self._number(_U32), self._number(U64))
+        if kind not in FIXED:
             self._refuse(f"{quoted(key)} has a value of the unknown type {kind}")
-        (value,) = struct.unpack(f"<{_FIXED[kind]}", self._bytes(struct.calcsize(_FIXED[kind])))
+        (value,) = struct.unpack(f"<{FIXED[kind]}", self._bytes(struct.calcsize(FIXED[kind])))
         return value  # type: ignore[no-any-return]
 
-    def _list(self, key: str, kind: int, count: int) -> _List:
-        if kind == _ARRAY:
+    def _list(self, key: str, kind: int, count: int) -> GgufList:
+        if kind == ARRAY:
             raise ModelError(
                 f"the GGUF file {self._path} has a list of lists, {quoted(key)}, which no model "
                 "needs",
                 DO_NOT_USE,
             )
-        if kind == _STRING:
-            return _List(kind, count, self._strings(key, count))
-        if kind not in _FIXED:
+        if kind == STRING:
+            return GgufList(kind, count, self._strings(key, count))
+        if kind not in FIXED:
             self._refuse(f"{quoted(key)} is a list of the unknown type {kind}")
-        size = struct.calcsize(f"<{_FIXED[kind]}")
+        size = struct.calcsize(f"<{FIXED[kind]}")
         if count > (self._end - self._at) // size:
             self._need(count * size)
-        return _List(kind, count, self._bytes(count * size))
+        return GgufList(kind, count, self._bytes(count * size))
 
     def _strings(self, key: str, count: int) -> bytes:
         """The bytes of a list of strings. Each string's length is checked."""
@@ -306,7 +246,7 @@ class _Parser:
         self._strings_left -= count
         self._need(8 * count)
         start = at = self._at
-        data, last, unpack_from = self._data, self._end - 8, _U64.unpack_from
+        data, last, unpack_from = self._data, self._end - 8, U64.unpack_from
         for _ in range(count):
             if at > last:
                 self._at = self._end

@@ -228,7 +228,7 @@ class TestBrokenHeaders:
     def test_a_list_that_is_not_text_is_refused_when_it_is_read(self, tmp_path: Path) -> None:
         path = with_key(key_bytes("x.list", ARRAY, (STRING, [b"\xff"]))).write(tmp_path / "x")
         metadata = read_header(path).metadata
-        with pytest.raises(ModelError, match=r"x\.list is not UTF-8"):
+        with pytest.raises(ModelError, match=r"x\.list\" is not UTF-8"):
             metadata["x.list"]
 
     def test_a_header_beyond_the_limit(
