@@ -21,7 +21,7 @@ Written by `scripts/write_models_docs.py` from the tables in `d3cli/depth/famili
 Each family is proven by `tests/model/test_families.py` on a tiny random model, in float32: full
 depth gives the tokens of `model.generate`; decayed decoding equals a slow reference without gate
 and cache; one-pass scoring equals token-by-token decoding, alone and in unequal batches; a repaired
-cache equals the full model's. No real checkpoint of these families was run.
+cache equals the full model's. Of real checkpoints, only SmolLM2-135M-Instruct (`llama`) was run.
 
 | `model_type` | models | units | attention |
 |---|---|---|---|
