@@ -174,11 +174,26 @@ def calibrate(args: argparse.Namespace) -> None:
     print("| target | s | found | on unseen text | bytes, net of repair |")
     for target in args.targets:
         home = args.save / target
-        options = ("--target-drop", target, "--documents", str(2 * args.documents))
-        options += ("--max-time", args.max_time, "--json")
+        options = ["--target-drop", target, "--max-time", args.max_time, "--json"]
+        if args.short_text:
+            options += ["--data", str(short_text(args)), "--documents", str(2 * args.documents)]
         text = d3(args, "calibrate", *options, home=home, capture=True)
         (home / "calibration.json").write_text(text, encoding="utf-8")
         print(f"| {target} | {calibration_row(json.loads(text))} |", flush=True)
+
+
+def short_text(args: argparse.Namespace) -> Path:
+    """The pairs with their responses cut, for a machine with little time."""
+    model = load_model(args.model, threads=args.threads)
+    args.save.mkdir(parents=True, exist_ok=True)
+    path: Path = args.save / "pairs.jsonl"
+    rows = []
+    for sample in builtin_samples(model):
+        ids = model.tokenizer(sample.response, add_special_tokens=False)["input_ids"]
+        last = {"role": "assistant", "content": model.tokenizer.decode(ids[: args.tokens])}
+        rows.append({"messages": [*sample.messages, last]})
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
 
 
 def calibration_row(found: dict[str, Any]) -> str:
@@ -295,6 +310,7 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=ORDERS)
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--max-time", default="10m", help="of each calibration")
+    parser.add_argument("--short-text", action="store_true", help="calibrate on --tokens of each")
     parser.add_argument("--reply-tokens", type=int, default=256, help="of each timed reply")
     parser.add_argument("--rounds", type=int, default=5, help="of timed replies")
     parser.add_argument("--save", type=Path, default=Path("build/real-model"))
