@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from d3cli.decode.sampling import SamplingParams
     from d3cli.decode.session import Engine
     from d3cli.decode.stats import RunStats
+    from d3cli.depth.prompt_order import PromptSchedule
     from d3cli.depth.schedule import DepthSchedule
     from d3cli.model.load import load_model
     from d3cli.model.model import LoadedModel
@@ -35,6 +36,7 @@ __all__ = [
     "Engine",
     "GenerationChunk",
     "LoadedModel",
+    "PromptSchedule",
     "Reply",
     "RunStats",
     "SamplingParams",
@@ -47,6 +49,7 @@ __all__ = [
 
 _HOMES = {
     "base.errors": ("D3Error",),
+    "depth.prompt_order": ("PromptSchedule",),
     "depth.schedule": ("DepthSchedule",),
     "model.load": ("load_model",),
     "model.model": ("LoadedModel",),
