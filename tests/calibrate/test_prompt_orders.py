@@ -48,6 +48,12 @@ def by_prompt(model: LoadedModel, kind: UnitKind = "layer", most: int = 3) -> Pr
     return PromptSchedule(model.num_layers, 0.97, 2, 1, 1, units, weights, most)
 
 
+def few_entrants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short race: documents are scored one by one, which takes long with a small model."""
+    for name, count in {"ENTRANTS": 4, "SECOND_ROUND": 3, "FINALISTS": 2}.items():
+        monkeypatch.setattr(f"d3cli.calibrate.race.{name}", count)
+
+
 @pytest.fixture(scope="module")
 def calibrated() -> Calibrator:
     calibrator = Calibrator(planted(), texts(), SETTINGS)
@@ -138,8 +144,12 @@ def log_probs_by_decoding(
     return found
 
 
-def test_the_drop_found_is_that_of_decoding_each_prompt_in_its_own_order() -> None:
-    settings = replace(SETTINGS, target_drop=0.2, units="sublayer")
+@pytest.mark.slow
+def test_the_drop_found_is_that_of_decoding_each_prompt_in_its_own_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_entrants(monkeypatch)
+    settings = replace(SETTINGS, target_drop=0.2)
     calibrator = Calibrator(planted(), texts()[-34:], settings)
     list(calibrator)
     model, chosen = calibrator.model, calibrator.outcome.chosen
@@ -154,7 +164,8 @@ def test_the_drop_found_is_that_of_decoding_each_prompt_in_its_own_order() -> No
     assert drop == pytest.approx(chosen.drop.value, abs=1e-5)
 
 
-def test_both_kinds_of_orders_stand_in_one_search() -> None:
+def test_both_kinds_of_orders_stand_in_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_entrants(monkeypatch)
     settings = replace(SETTINGS, order="auto")
     calibrator = Calibrator(planted(), texts(), settings)
     list(calibrator)

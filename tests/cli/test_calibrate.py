@@ -95,8 +95,10 @@ def test_generate_uses_what_was_stored(
 
 
 def test_each_prompts_own_order_is_stored_shown_and_used(
-    d3: D3, planted: Path, text: Path, tmp_path: Path
+    d3: D3, planted: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("ENTRANTS", "SECOND_ROUND", "FINALISTS"):  # a short race
+        monkeypatch.setattr(f"d3cli.calibrate.race.{name}", 3)
     rows = [json.loads(line) for line in text.read_text().splitlines()]
     path = tmp_path / "long.jsonl"
     long = "Tell me about the fox in the wood by the river, who saw the moon, the sun and number"
