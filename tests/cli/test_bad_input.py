@@ -93,7 +93,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("name", ["./my-modle", "/nope/x", "../my-modle", "~/nope"])
     def test_a_path_that_is_not_there_is_no_prompt(self, d3: D3, name: str) -> None:
-        check(d3("generate", name, stdin=b"Summarise."), 2, f"there is no directory {name}")
+        check(d3("generate", name, stdin=b"Summarise."), 2, f"there is no file or directory {name}")
 
     def test_an_empty_model_name_is_no_model(self, d3: D3) -> None:
         check(d3("generate", "", "Hello."), 2, 'no model or directory called ""')
