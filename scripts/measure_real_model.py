@@ -34,6 +34,7 @@ from d3cli.calibrate.own_replies import self_replies
 from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.depth.calibration_record import Calibration
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import UnitKind
@@ -265,7 +266,7 @@ def speed_rows(args: argparse.Namespace) -> Iterator[tuple[str, LoadedModel, Sch
         assert model.origin.key is not None
         found = find_calibration(model.origin.key, model.check_schedule)
         calibrated = replace(model, origin=replace(model.origin, calibration=found))
-        if calibrated.origin.schedule is not None:
+        if isinstance(found, Calibration):
             yield f"calibrated at {target}", model, calibrated.schedule()
     for kind in KINDS:
         yield f"alpha 0.99, {kind}s by the prompt", model, model.schedule(0.99, units=kind)
