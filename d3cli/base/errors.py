@@ -145,6 +145,12 @@ class ModelError(D3Error):
     """A model was found but cannot be used: its files are broken, or its type is unsupported."""
 
 
+class SeveralModelsError(ModelError):
+    """A directory holds several models, so that its path does not tell which one to use."""
+
+    exit_code = UsageError.exit_code
+
+
 class DownloadError(D3Error):
     """A model's files could not be downloaded from the hub."""
 

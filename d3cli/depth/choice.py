@@ -102,17 +102,21 @@ def choose(
             instead = "the schedule that ships with the model" if builtin else ""
             notes.append(_stale(calibration, instead, calibrate_with))
         return Choice(schedule, Source.SHIPPED, tuple(notes))
-    if calibration is not None:
-        notes.append(_stale(calibration, "full depth", calibrate_with))
-    else:
-        notes.append(
-            "depth: full depth, since this model is not calibrated; "
-            f"{calibrate_with} may find something faster"
-        )
-    idle = {"start": start, "core_first": core_first, "core_last": core_last}
-    names = [name for name, value in idle.items() if value is not None]
-    names += ["units"] if units != "auto" else []
-    return Choice(schedule, Source.DEFAULT, (*notes, *map(_needs_alpha, names)))
+    given = {"start": start, "core_first": core_first, "core_last": core_last}
+    idle = [name for name, value in given.items() if value is not None]
+    idle += ["units"] if units != "auto" else []
+    why = _not_calibrated(calibration, calibrate_with)
+    return Choice(schedule, Source.DEFAULT, (*notes, why, *map(_needs_alpha, idle)))
+
+
+def _not_calibrated(stale: Stale | None, calibrate_with: str) -> str:
+    """Why a model runs at full depth."""
+    if stale is not None:
+        return _stale(stale, "full depth", calibrate_with)
+    return (
+        "depth: full depth, since this model is not calibrated; "
+        f"{calibrate_with} may find something faster"
+    )
 
 
 def _needs_alpha(name: str) -> Words:

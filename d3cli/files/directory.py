@@ -6,7 +6,7 @@ from pathlib import Path
 from d3cli.base.errors import ModelError
 from d3cli.files.fingerprint import same_weights
 from d3cli.files.gguf_directory import only_gguf
-from d3cli.files.json_files import BROKEN_LINK, read_json, unreadable
+from d3cli.files.json_files import BROKEN_LINK, OLLAMA, read_json, unreadable
 from d3cli.files.safetensors import (
     INDEX,
     SINGLE_FILE,
@@ -97,6 +97,8 @@ def _other_directory(directory: Path) -> str:
     if inside:
         newest = max(inside, key=lambda path: path.stat().st_mtime)
         return f"{newest} has one: give that directory"
+    if any(directory.glob("blobs/sha256*")):
+        return f"it is ollama's: {OLLAMA.format('NAME')}"
     files = sorted(directory.glob("*/*.gguf"))
     return f"{files[0].parent} holds {files[0].name}: give that file" if files else ""
 

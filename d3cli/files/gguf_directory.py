@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import ModelError, SeveralModelsError
 from d3cli.files.gguf import PART, is_gguf, read_kind
 
 MOST_HEADERS = 64  # a header of a large vocabulary takes a tenth of a second
@@ -43,14 +43,14 @@ def only_gguf(directory: Path) -> Path | None:
     """The one GGUF model in a directory; None if there is none.
 
     Raises:
-        ModelError: there are several.
+        SeveralModelsError: there are several.
         OSError: the directory cannot be read.
     """
     found = gguf_models(directory)
     if len(found) > 1:
         names = [path.name for path in found[:NAMED]]
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-        raise ModelError(
+        raise SeveralModelsError(
             f"{directory} holds {len(found)} models in GGUF: {', '.join(names)}{more}",
             f"give the path of one, such as {found[0]}",
         )

@@ -19,6 +19,7 @@ BAD_METADATA = "download it again, or get another conversion of the model"
 BROKEN_LINK = "the file that it points to is gone: restore it, or download the model again"
 BAD_JSON = "correct it, or download it again if it was cut short"
 LFS_HINT = "run git lfs pull in its directory"
+OLLAMA = "`ollama show --modelfile {}` prints the path of a model's file; give that file"
 DO_NOT_USE = "do not use this model"
 OTHER_FORMAT = "use the safetensors of the model that it was converted from"
 

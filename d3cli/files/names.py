@@ -29,13 +29,17 @@ from d3cli.files.hub import (
     download,
     has_only_gguf,
 )
-from d3cli.files.json_files import read_json
+from d3cli.files.json_files import OLLAMA, read_json
 from d3cli.files.other_formats import no_such_file, not_a_model
 from d3cli.files.safetensors import Description, missing_weights
 from d3cli.files.vet_files import files_read, vet_files
 
 # A revision becomes a part of URLs and of paths in the cache.
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,200}")
+
+
+# As ollama names models: smollm2:135m, or user/name:tag.
+OLLAMA_NAME = re.compile(r"[a-z0-9][\w.-]*(/[\w.-]+)*:[\w.-]+", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,11 @@ def find_local(name: str) -> ModelFiles | None:
         return ModelFiles(name, place, str(place.resolve()), gguf=gguf)
     if looks_like_hub_id(target):
         return None
+    if OLLAMA_NAME.fullmatch(target):
+        raise UnknownModelError(
+            f'"{target}" is the form of a name in ollama, which d3 does not know',
+            f"if ollama has it, {OLLAMA.format(target)}",
+        )
     near = nearest_aliases(name)
     stands_for = "" if target == name else f', which "{name}" stands for'
     raise UnknownModelError(

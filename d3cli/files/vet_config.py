@@ -33,6 +33,13 @@ SIZES = {
 COUNTS = re.compile(
     r"(num|n)_.*(layers?|heads?|experts?|groups?|blocks?|stages?|labels)$|n_layer|n_head"
 )
+# Numbers that change every computation, by the range outside of which none makes sense. A larger
+# or smaller one would only show after loading, as states that are not finite or text without sense.
+RANGES = {
+    re.compile(r".*(_eps|_epsilon)"): (0.0, 1.0),
+    re.compile(r"rope_theta|rotary_emb_base|rope_local_base_freq"): (1.0, 1e15),
+    re.compile(r"factor"): (1.0, 1e6),  # of rope scaling
+}
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 MOST_LAYERS, MOST = 1_000, 10_000  # of layers, and of anything else that is built one by one
 
@@ -82,6 +89,11 @@ def _vet_number(model: Description, key: str, value: float) -> None:
     most = MOST_LAYERS if key in LAYERS else MOST
     if COUNTS.match(key) and not abs(value) <= most:
         raise ModelError(f"{where} has the {key} {value!r:.40}; the limit is {most:,}", hint)
+    for names, (least, greatest) in RANGES.items():
+        if names.fullmatch(key) and not least <= value <= greatest:
+            raise ModelError(
+                f"{where} has the {key} {value!r:.40}, outside {least:g} to {greatest:g}", hint
+            )
 
 
 def vet_tokenizer_class(where: str, config: dict[str, Any]) -> None:

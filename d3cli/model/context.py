@@ -79,36 +79,33 @@ def choose_context(
         )
     if wanted is not None:
         return Context(wanted)
+    return Context(own, note=_note(stated, own, longest, kind, factor))
+
+
+def _note(stated: int, own: int, longest: int, kind: str, factor: float) -> Words | None:
+    """What a user should know about a context that the config chose."""
+    scaling = f"{SCALINGS.get(kind, kind)} scaling"
     if longest > own and kind not in CHANGING:
-        return Context(
-            own,
-            note=(
-                f"the context is {own:,} tokens, as the tokenizer says; if config.json states the "
-                f"length before {scaling} with the factor {factor:g}, ",
-                Setting("context", str(longest)),
-                " uses all of it",
-            ),
+        return (
+            f"the context is {own:,} tokens, as the tokenizer says; if config.json states the "
+            f"length before {scaling} with the factor {factor:g}, ",
+            Setting("context", str(longest)),
+            " uses all of it",
         )
     if longest > own:
-        return Context(
-            own,
-            note=(
-                f"the context is {own:,} tokens: beyond, {scaling} would change what the KV cache "
-                "already holds; ",
-                Setting("context", str(longest)),
-                " fixes the scaling for that length",
-            ),
+        return (
+            f"the context is {own:,} tokens: beyond, {scaling} would change what the KV cache "
+            "already holds; ",
+            Setting("context", str(longest)),
+            " fixes the scaling for that length",
         )
     if own > stated:
-        return Context(
-            own,
-            note=(
-                f"the context is {own:,} tokens, by {scaling} with the factor {factor:g}; ",
-                Setting("context"),
-                " sets a shorter one",
-            ),
+        return (
+            f"the context is {own:,} tokens, by {scaling} with the factor {factor:g}; ",
+            Setting("context"),
+            " sets a shorter one",
         )
-    return Context(own)
+    return None
 
 
 def _check(name: str, wanted: int | None, own: int, longest: int) -> None:

@@ -47,7 +47,7 @@ def rope_scaling(name: str, model: GgufModel, config: dict[str, Any]) -> dict[st
     kind, factor = key("scaling.type"), key("scaling.factor") or key("scale_linear")
     if kind in (None, "none") and not key("scale_linear"):
         return None
-    if not isinstance(factor, int | float) or factor in (0, 1) or not math.isfinite(factor):
+    if not isinstance(factor, int | float) or factor in (0, 1):
         return None  # llama.cpp does not scale without a factor
     if kind in (None, "linear"):
         return {"rope_type": "linear", "factor": factor}

@@ -63,6 +63,8 @@ def gguf_tokenizer(architecture: str, metadata: Mapping[str, Any]) -> Any:
         raise ModelError(f"it is of the kind {kind!r:.40}, which d3 cannot use", OTHER_FORMAT)
     _add_tokens(backend, tokens, types)
     template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ModelError("its chat template is not text", OTHER_FORMAT)
     begins = kind == "llama" or key("pre") in _WHOLE_WORDS
     named = {
         f"{name}_token": tokens[id_]
@@ -79,7 +81,7 @@ def gguf_tokenizer(architecture: str, metadata: Mapping[str, Any]) -> Any:
         **{"bos_token": None, "eos_token": None, **named},
         add_bos_token=begins if key("add_bos_token") is None else key("add_bos_token"),
         add_eos_token=bool(key("add_eos_token")),
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=template,
         clean_up_tokenization_spaces=False,
         # GGUF states the length after scaling.
         model_max_length=metadata.get(f"{architecture}.context_length"),

@@ -91,7 +91,23 @@ class TestDirectories:
             find_local(str(fox.parent))
         assert "fox.Q0_0.gguf, fox.Q1_0.gguf" in got.value.message
         assert got.value.message.endswith("and 2 more")
+        assert got.value.exit_code == 2
         assert str(fox.parent / "fox.Q0_0.gguf") in got.value.hint
+
+    def test_ollamas_directory_leads_to_ollamas_file(self, fox: Path) -> None:
+        blobs = fox.parent / "models" / "blobs"
+        blobs.mkdir(parents=True)
+        fox.rename(blobs / f"sha256-{'0' * 64}")
+        with pytest.raises(ModelError) as got:
+            find_local(str(blobs.parent))
+        assert "ollama show --modelfile" in got.value.hint
+        assert find_model(str(blobs)).gguf is not None
+
+    @pytest.mark.parametrize("name", ["smollm2:135m", "user/llama3.2:1b-instruct-q4_K_M"])
+    def test_ollamas_names_lead_to_ollamas_file(self, name: str) -> None:
+        with pytest.raises(UnknownModelError) as got:
+            find_local(name)
+        assert f"ollama show --modelfile {name}" in got.value.hint
 
     def test_a_split_model_counts_once(self, fox: Path) -> None:
         write_split(fox.parent, "vixen")

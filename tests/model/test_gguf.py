@@ -224,20 +224,33 @@ def test_tensors_that_would_be_ignored_are_refused(
         ("context_length", None, ""),
         ("attention.head_count", "many", "many|head"),
         ("rope.scaling.type", "spiral", "spiral"),
+        ("rope.freq_base", 0.0, "rope_theta 0.0, outside"),
+        ("rope.freq_base", float("nan"), "rope_theta nan, outside"),
+        ("rope.freq_base", -5.0, "rope_theta -5.0, outside"),
+        ("attention.layer_norm_rms_epsilon", float("nan"), "rms_norm_eps nan, outside"),
+        ("attention.layer_norm_rms_epsilon", 1e30, "rms_norm_eps 1.*outside"),
+        ("rope.scaling.factor", float("inf"), "factor inf, outside"),
+        ("rope.scaling.factor", 1e-30, "factor 1.*outside"),
     ],
 )
 def test_metadata_that_cannot_be_right_is_one_clear_error(
     key: str, value: Any, message: str, tmp_path: Path
 ) -> None:
     keys = {f"llama.{key}": value}
-    if key == "rope.scaling.type":
-        keys["llama.rope.scaling.factor"] = 2.0
+    if key.startswith("rope.scaling."):
+        keys = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0} | keys
     file = write_gguf(tmp_path / "model.gguf", metadata=keys)
     if not message:
         load(file.path)
         return
     with pytest.raises(ModelError, match=message):
         load(file.path)
+
+
+def test_a_chat_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    keys = tokenizer_keys() | {"tokenizer.chat_template": 5}
+    with pytest.raises(ModelError, match="chat template is not text"):
+        load(write_gguf(tmp_path / "model.gguf", tokenizer=keys).path)
 
 
 def test_a_missing_tensor_is_named_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def compare(chat: Chat, _: str) -> None:
         UsageError: the last message is not a reply of this session.
     """
     reply = chat.conversation.reply
+    if not chat.conversation.messages:
+        raise UsageError("there is no reply yet", SPEAK_FIRST)
     if reply is None:
         raise UsageError(
             "the last message was not written in this session", f"{SPEAK_FIRST}, or /regen"

@@ -19,6 +19,7 @@ from tests.cli.chat.desk import NewDesk
 from tests.conftest import BUILTIN_PATH
 
 REFUSES = "{{ raise_exception('no') }}"
+EARLY = ("/regen", "/undo", "/stats", "/save", "/compare")  # before the first message
 THINKS = "{{ messages[-1].content }}{% if enable_thinking %} Well.{% endif %}"
 
 
@@ -65,8 +66,7 @@ def test_the_help_lists_every_command_once(desk: NewDesk) -> None:
         ("/load", "/load needs a file"),
         ("/load nothing.jsonl", "there is no conversation"),
         ("/load 'x", "is not a file name"),
-        *((early, "say something first") for early in ("/regen", "/undo", "/stats", "/save")),
-        ("/compare", "was not written in this session"),
+        *((early, "say something first") for early in EARLY),
     ],
 )
 def test_what_a_command_does_not_accept(line: str, says: str, desk: NewDesk) -> None:
