@@ -12,6 +12,7 @@ from torch import nn
 from d3cli.base.errors import Setting
 from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.kernels.plan import Form, plan_kernels
+from d3cli.kernels.quantization import Quantization
 from d3cli.model.held_weights import head_shape
 from d3cli.model.model import LoadedModel
 
@@ -35,20 +36,24 @@ def alternatives(model: LoadedModel) -> list[Alternative]:
     """The settings that make this model faster on this device, the best one first."""
     if not _can_quantize(model):
         return []
-    ratio = _byte_ratio(model, Form(model.causal_lm.dtype, model.device, "bnb-4bit"))
-    found = [Alternative(Setting("quantization", "bnb-4bit"), ratio)]
+    kind: Quantization = "int4" if model.device.type == "cpu" else "bnb-4bit"
+    ratio = _byte_ratio(model, Form(model.causal_lm.dtype, model.device, kind))
+    found = [Alternative(Setting("quantization", kind), ratio)]
     return [one for one in found if one.byte_ratio >= MIN_RATIO]
 
 
 def _can_quantize(model: LoadedModel) -> bool:
-    """Whether 4-bit weights load and are fast: bitsandbytes is slow without AVX512-BF16."""
+    """Whether the model can be loaded with 4-bit weights, and is not."""
     config = model.causal_lm.config
+    if not any(isinstance(part, nn.Linear) for part in model.gate.layers.modules()):
+        return False  # it is quantized, or has no linears
     if getattr(config, "quantization_config", None) is not None:
         return False
     if getattr(config, "num_experts_per_tok", None) is not None:
-        return False  # bitsandbytes does not quantize experts
-    fast = model.device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16")
-    return bool(fast) and all(find_spec(name) for name in ("bitsandbytes", "accelerate"))
+        return False  # experts are not quantized
+    if model.device.type == "cpu":
+        return model.gate.family.can_skip and model.causal_lm.dtype != torch.float16
+    return all(find_spec(name) for name in ("bitsandbytes", "accelerate"))
 
 
 def _byte_ratio(model: LoadedModel, form: Form) -> float:

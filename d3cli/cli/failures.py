@@ -72,7 +72,7 @@ def _describe(error: BaseException) -> tuple[Words, Words]:
     if _is_out_of_memory(error):
         return (
             f"out of memory: {str(error) or type(error).__name__}",
-            "use --quantization bnb-4bit, shorter prompts and replies, or a smaller model",
+            "use --quantization int4, or bnb-4bit on a GPU; shorter prompts; or a smaller model",
         )
     return (
         f"internal error: {type(error).__name__}: {error}",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 # By the name of the setting; each is a hint.
 REPLACEMENTS = {
     "prompt_tokens": "leave it out: a passage's first 64 tokens are its prompt",
-    "quantize_head": "leave it out: 4-bit layers have an 8-bit head, others do not",
+    "quantize_head": "leave it out: quantized layers have an 8-bit head where that pays",
     "system_file": 'use -s "$(cat FILE)"',
     "verify": "to verify a model's files, use d3 models verify MODEL",
 }

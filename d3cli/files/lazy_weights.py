@@ -18,6 +18,7 @@ def lazy_state_dict(
     directory: Path,
     is_converted: Callable[[TensorInfo], bool],
     on_read: Callable[[int], None],
+    placeholder: Callable[[TensorInfo], Any] = lambda _: None,
 ) -> dict[str, "LazyTensor"]:
     """The weights by name, in the form of a state dict that transformers accepts.
 
@@ -26,6 +27,8 @@ def lazy_state_dict(
             mappings that end after `REOPEN_AFTER` bytes. All others share one mapping per file,
             which lasts as long as the model uses it.
         on_read: is called with the size of each converted tensor as it is read.
+        placeholder: what transformers gets instead of a tensor, of the same shape; None for the
+            tensor itself. `read_again` returns the tensor for its placeholder.
     """
     state: dict[str, LazyTensor] = {}
     for file in weight_files(directory):
@@ -33,7 +36,9 @@ def lazy_state_dict(
         lasting, passing = MappedFile(path, math.inf), MappedFile(path, REOPEN_AFTER)
         for tensor in read_header(path):
             mapping = passing if is_converted(tensor) else lasting
-            state[tensor.name] = LazyTensor(tensor, mapping, passing, on_read)
+            lazy = LazyTensor(tensor, mapping, passing, on_read)
+            lazy.placeholder = placeholder(tensor)
+            state[tensor.name] = lazy
     return state
 
 
@@ -43,6 +48,8 @@ def read_again(state: dict[str, "LazyTensor"], tensor: Any) -> Any:
     The pages read into memory are freed together with the returned tensor.
     """
     for lazy in state.values():
+        if lazy.placeholder is not None and lazy.placeholder.data_ptr() == tensor.data_ptr():
+            return lazy.again()
         # A part or a view of another tensor may begin at the same address.
         same = lazy.address == tensor.data_ptr() and tuple(lazy.get_shape()) == tuple(tensor.shape)
         if same and tensor.is_contiguous():
@@ -80,6 +87,7 @@ class LazyTensor:
 
     Attributes:
         address: where it is mapped for as long as the model lives; None if it is converted.
+        placeholder: what ``[...]`` returns instead of the tensor, if anything.
     """
 
     def __init__(
@@ -92,8 +100,11 @@ class LazyTensor:
         self._info, self._mapping, self._passing = info, mapping, passing
         self._on_read = on_read
         self.address: int | None = None
+        self.placeholder: Any = None
 
     def __getitem__(self, _: object) -> Any:
+        if self.placeholder is not None:
+            return self.placeholder
         tensor = self._mapping.read(self._info.name, self._info.nbytes)
         if self._mapping is self._passing:
             self._on_read(self._info.nbytes)
@@ -103,6 +114,8 @@ class LazyTensor:
 
     def again(self) -> Any:
         """The tensor from the mapping that ends soon."""
+        if self.placeholder is not None:
+            self._on_read(self._info.nbytes)
         return self._passing.read(self._info.name, self._info.nbytes)
 
     def get_dtype(self) -> str:

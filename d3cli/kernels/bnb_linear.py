@@ -4,55 +4,16 @@ NF4 with double quantization and a 16-bit compute dtype (Dettmers et al., arXiv 
 LLM.int8() (arXiv 2208.07339). Knows nothing of files or depth.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from d3cli.base.errors import ModelError, Setting
-
-Quantization = Literal["bnb-4bit", "bnb-8bit"]
+from d3cli.kernels.quantization import Quantization
 
 # bitsandbytes' 4-bit CPU kernel asserts that these divide out_features and in_features.
 CPU_MULTIPLES = (32, 64)
-
-
-def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantization | None) -> None:
-    """Refuses a model that cannot be quantized, or is quantized already.
-
-    Args:
-        name: what to call the model in a message.
-        stored: its config.json.
-        wanted: the quantization asked for.
-
-    Raises:
-        ModelError: with the reason.
-    """
-    found = stored.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else None
-        if method != "bitsandbytes":
-            raise ModelError(
-                f"{name} is quantized by {method or 'an unknown method'}, which d3 cannot read",
-                ("get the same model in bfloat16, and use ", Setting("quantization", "bnb-4bit")),
-            )
-        kind = found.get("bnb_4bit_quant_type")
-        if kind not in (None, "nf4", "fp4"):
-            raise ModelError(
-                f"{name} is quantized to {kind!r:.40}, which bitsandbytes does not know",
-                "get the same model in bfloat16",
-            )
-        if wanted is not None:
-            raise ModelError(
-                f"{name} is already quantized", ("leave out ", Setting("quantization"))
-            )
-    if wanted is not None and stored.get("num_experts_per_tok") is not None:
-        raise ModelError(
-            f"{name} is a mixture of experts, and bitsandbytes does not quantize experts",
-            ("quantizing it would save almost nothing: leave out ", Setting("quantization")),
-        )
 
 
 def quantization_config(
@@ -79,6 +40,11 @@ def fits_cpu_kernel(out_features: int, in_features: int) -> bool:
     """Whether the 4-bit CPU kernel takes a linear of this shape."""
     out_multiple, in_multiple = CPU_MULTIPLES
     return out_features % out_multiple == 0 and in_features % in_multiple == 0
+
+
+def bnb_is_fast() -> bool:
+    """Whether this processor has what the 4-bit CPU kernel needs."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def quantized_bytes(numel: int, wanted: Quantization) -> int:

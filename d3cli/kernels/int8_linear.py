@@ -1,10 +1,10 @@
-"""The LM head in 8 bits: a row of int8 and one scale for each token of the vocabulary.
+"""A linear in 8 bits on torch's own kernel for CPUs: a row of int8 and one scale for each output.
 
-Every decode step reads the whole head, at any depth, so the head matters most where the layers are
-small: it is a fifth of Llama 3.2 1B in bfloat16, and half of it with layers in 4 bits. Each row is
-rounded to 255 evenly spaced values, as LLM.int8() rounds weights (arXiv 2208.07339). Activations
-are not rounded. ``scripts/bench_head.py`` measures cost and benefit. Knows nothing of layers or
-depth.
+Each row is rounded to 255 evenly spaced values, as LLM.int8() rounds weights (arXiv 2208.07339).
+Activations are not rounded. The layers' linears and the LM head can have this form. Every decode
+step reads the whole head, at any depth, so the head matters most where the layers are small: it is
+a fifth of Llama 3.2 1B in bfloat16, and half of it with layers in 4 bits. ``scripts/bench_head.py``
+measures cost and benefit. Knows nothing of layers or depth.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,11 @@ CHUNK, FEW = 1024, 16
 _Read = Callable[[Tensor], Any]
 
 
+def as_it_is(weight: Tensor) -> Tensor:
+    """The `read` for a weight that holds its values."""
+    return weight
+
+
 class EightBitLinear(nn.Module):
     """A linear with int8 weights.
 
@@ -32,6 +37,7 @@ class EightBitLinear(nn.Module):
         bias: ``[out]``.
         read: returns a weight by rows: ``[first:last]`` reads these rows into memory that is freed
             with them.
+        dtype: of the activations; None is the weight's.
 
     Attributes:
         weight: ``[out, in]``, int8.
@@ -41,21 +47,26 @@ class EightBitLinear(nn.Module):
         ValueError: the length of a row is not a multiple of 32.
     """
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, read: _Read) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: nn.Parameter | None,
+        read: _Read = as_it_is,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dtype = dtype or weight.dtype
         self.out_features, self.in_features = weight.shape
         if self.in_features % MULTIPLE:
             raise ValueError(f"the kernel would read past the end of rows of {self.in_features}")
         rounded = torch.empty(weight.shape, dtype=torch.int8)
-        scales = torch.empty(len(weight), dtype=weight.dtype)
+        scales = torch.empty(len(weight), dtype=dtype)
         for start in range(0, len(weight), CHUNK):
             chosen = slice(start, start + CHUNK)
             # Reading again frees the pages of the last chunk.
             rows = read(weight)[chosen].to(torch.float32, copy=True)
             # Rounded first, so that the scale's own rounding adds no error.
-            scales[chosen] = (rows.abs().amax(dim=1) / 127).clamp(
-                min=torch.finfo(weight.dtype).tiny
-            )
+            scales[chosen] = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(dtype).tiny)
             rows /= scales[chosen].float()[:, None]
             rounded[chosen] = rows.round_().clamp_(-127, 127).to(torch.int8)
         self.weight = nn.Parameter(rounded, requires_grad=False)
@@ -67,13 +78,21 @@ class EightBitLinear(nn.Module):
         rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
         if len(rows) <= FEW:
             output = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scales)
+            if self.bias is not None:
+                output = output + self.bias
         else:
             chunks = torch.split(self.weight, CHUNK)
             parts = [linear(rows, chunk.to(rows.dtype)) for chunk in chunks]
-            output = torch.cat(parts, dim=-1) * self.scales
-        if self.bias is not None:
-            output = output + self.bias
+            output = torch.cat(parts, dim=-1)
+            if self.bias is None:
+                output *= self.scales
+            else:  # in one operation, which rounds once
+                output = torch.addcmul(self.bias, output, self.scales)
         return output.reshape(*hidden.shape[:-1], self.out_features)
+
+    def dequantized(self) -> Tensor:
+        """The weights that the rows stand for, ``[out, in]`` float32."""
+        return self.weight.float() * self.scales.float()[:, None]
 
 
 @torch.inference_mode()

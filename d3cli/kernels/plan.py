@@ -2,10 +2,11 @@
 
 | weight                      | kernel            | when                                     |
 |-----------------------------|-------------------|------------------------------------------|
-| linear of a layer           | bitsandbytes NF4  | 4 bits; on a CPU, if the shape fits      |
-| linear of a layer           | bitsandbytes int8 | 8 bits                                   |
-| LM head                     | torch int8        | 4-bit layers, or on request; on a CPU,   |
-|                             |                   | if the head is a large part of a step    |
+| linear of a layer           | torch int4, int8  | int4, int8, if the shape fits            |
+| linear of a layer           | bitsandbytes NF4  | bnb-4bit; on a CPU, if the shape fits    |
+| linear of a layer           | bitsandbytes int8 | bnb-8bit                                 |
+| LM head                     | torch int8        | int4, int8, bnb-4bit or on request; on a |
+|                             |                   | CPU, if it is a large part of a step     |
 | any other linear, LM head   | oneDNN packed     | bfloat16 on a CPU with AVX512-BF16       |
 | any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D   |
 
@@ -26,9 +27,11 @@ import torch
 
 from d3cli.depth.families import FAMILIES
 from d3cli.files.safetensors import FLOATS, Description, TensorInfo
-from d3cli.kernels.bnb_linear import Quantization, fits_cpu_kernel, quantized_bytes
+from d3cli.kernels.bnb_linear import fits_cpu_kernel, quantized_bytes
 from d3cli.kernels.device import onednn_takes_bfloat16
+from d3cli.kernels.int4_linear import fits_int4, int4_bytes
 from d3cli.kernels.int8_linear import MULTIPLE, HeadChoice, int8_bytes
+from d3cli.kernels.quantization import OWN_KINDS, Quantization
 
 # The LM head gets 8 bits if it is at least this share of what a full-depth step reads.
 LEAST_HEAD = 1 / 16
@@ -40,8 +43,17 @@ class Kernel(StrEnum):
     TORCH = "torch"
     PACKED = "oneDNN packed"
     TORCH_INT8 = "torch int8"
+    TORCH_INT4 = "torch int4"
     BNB_NF4 = "bitsandbytes NF4"
     BNB_INT8 = "bitsandbytes int8"
+
+
+_KERNELS: Mapping[Quantization, Kernel] = {
+    "int8": Kernel.TORCH_INT8,
+    "int4": Kernel.TORCH_INT4,
+    "bnb-4bit": Kernel.BNB_NF4,
+    "bnb-8bit": Kernel.BNB_INT8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class Form:
         dtype: of weights that are not quantized, and of activations.
         quantization: quantizes the layers' linears while loading.
         quantize_head: "auto" puts the LM head into 8 bits if that pays, "off" does not. None is
-            "auto" with layers in 4 bits, else "off".
+            "auto" with layers in int8, int4 or bnb-4bit, else "off".
     """
 
     dtype: torch.dtype
@@ -77,6 +89,7 @@ class KernelPlan:
         plain: the kernel of other linears.
         head: the kernel of the LM head.
         stored_quantized: whether the files hold quantized weights.
+        transposed: whether linears are stored as ``[in, out]``, as in GPT-2.
     """
 
     form: Form
@@ -84,6 +97,7 @@ class KernelPlan:
     plain: Kernel
     head: Kernel
     stored_quantized: bool = False
+    transposed: bool = False
 
     @property
     def packs(self) -> bool:
@@ -98,15 +112,24 @@ class KernelPlan:
         """The kernel of a linear of a layer."""
         if self.quantized is None:
             return self.plain
-        if self.form.in_4_bits_on_cpu and not fits_cpu_kernel(out_features, in_features):
-            return self.plain
-        return self.quantized
+        fits = True
+        if self.quantized is Kernel.TORCH_INT4:
+            fits = fits_int4(out_features, in_features)
+        elif self.quantized is Kernel.TORCH_INT8:
+            fits = in_features % MULTIPLE == 0
+        elif self.form.in_4_bits_on_cpu:
+            fits = fits_cpu_kernel(out_features, in_features)
+        return self.quantized if fits else self.plain
 
     def quantizes(self, tensor: TensorInfo) -> bool:
         """Whether loading quantizes this tensor."""
         return self._is_read_to_quantize(tensor) and (
-            self.of_linear(*tensor.shape) is self.quantized
+            self.of_linear(*self._out_in(tensor)) is self.quantized
         )
+
+    def quantizes_itself(self, tensor: TensorInfo) -> bool:
+        """Whether d3 quantizes this tensor after transformers has built the model."""
+        return self.form.quantization in OWN_KINDS and self.quantizes(tensor)
 
     def converts(self, tensor: TensorInfo) -> bool:
         """Whether loading copies this tensor into another form, instead of leaving it mapped."""
@@ -120,7 +143,7 @@ class KernelPlan:
     def held_bytes(self, tensor: TensorInfo) -> int:
         """Bytes of this tensor once it is loaded."""
         if self.form.quantization is not None and self.quantizes(tensor):
-            return quantized_bytes(tensor.numel, self.form.quantization)
+            return self._quantized_bytes(tensor)
         return tensor.numel * self.form.dtype.itemsize if tensor.is_float else tensor.nbytes
 
     def head_bytes(self, out_features: int, in_features: int) -> int:
@@ -128,6 +151,19 @@ class KernelPlan:
         if self.head_in_8_bits:
             return int8_bytes(out_features, in_features, self.form.dtype)
         return out_features * in_features * self.form.dtype.itemsize
+
+    def _quantized_bytes(self, tensor: TensorInfo) -> int:
+        assert self.form.quantization is not None
+        if self.quantized is Kernel.TORCH_INT4:
+            return int4_bytes(*self._out_in(tensor), self.form.dtype)
+        if self.quantized is Kernel.TORCH_INT8:
+            return int8_bytes(*self._out_in(tensor), self.form.dtype)
+        return quantized_bytes(tensor.numel, self.form.quantization)
+
+    def _out_in(self, tensor: TensorInfo) -> tuple[int, int]:
+        """The outputs and inputs of a linear's weight."""
+        first, second = tensor.shape
+        return (second, first) if self.transposed else (first, second)
 
     def _is_read_to_quantize(self, tensor: TensorInfo) -> bool:
         is_linear = tensor.layer is not None and len(tensor.shape) == 2
@@ -142,11 +178,19 @@ def plan_kernels(model: Description, head: tuple[int, int], form: Form) -> Kerne
     """
     stored = model.config.get("quantization_config")
     kind = form.quantization or _stored_kind(stored)
-    quantized = {None: None, "bnb-4bit": Kernel.BNB_NF4, "bnb-8bit": Kernel.BNB_INT8}[kind]
+    quantized = None if kind is None else _KERNELS[kind]
     is_listed = model.config.get("model_type") in FAMILIES  # other code may access its weights
     plain = Kernel.PACKED if is_listed and can_pack(form.dtype, form.device) else Kernel.TORCH
-    plan = KernelPlan(form, quantized, plain, plain, "quantization_config" in model.config)
-    choice = form.quantize_head or ("auto" if kind == "bnb-4bit" else "off")
+    plan = KernelPlan(
+        form,
+        quantized,
+        plain,
+        plain,
+        stored_quantized="quantization_config" in model.config,
+        transposed=model.config.get("model_type") == "gpt2",
+    )
+    is_small = kind == "bnb-4bit" or kind in OWN_KINDS
+    choice = form.quantize_head or ("auto" if is_small else "off")
     if is_listed and choice == "auto" and _head_fits_8_bits(plan, model, head):
         return replace(plan, head=Kernel.TORCH_INT8)
     return plan

@@ -20,6 +20,8 @@ from d3cli.kernels.int8_linear import quantize_head
 from d3cli.kernels.packed_linear import pack_linears
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import import_bitsandbytes, no_progress_bar, prepare_quantization
+from d3cli.kernels.quantization import OWN_KINDS
+from d3cli.kernels.quantized_linears import quantize_linears
 from d3cli.model.check import OLD_BUFFERS
 from d3cli.model.checkpoint import Checkpoint
 from d3cli.model.config import model_class, without_choices
@@ -66,6 +68,8 @@ def load_weights(
     _refuse_wrong_tensors(name, report)
     if not options:
         model = model.to(plan.form.device)
+    if plan.form.quantization in OWN_KINDS:
+        unfit = quantize_linears(model, plan, weights.read)
     if plan.head_in_8_bits:
         quantize_head(model, weights.rows)
     if plan.packs:
@@ -89,7 +93,7 @@ def _hint_on_loading(error: Exception, device: torch.device) -> Words:
 def _quantization(config: Any, plan: KernelPlan) -> tuple[dict[str, Any], list[str]]:
     """Options of transformers for quantized weights, and the linears that are not quantized."""
     form = plan.form
-    if form.quantization is None:
+    if form.quantization is None or form.quantization in OWN_KINDS:
         if not plan.stored_quantized:
             return {}, []
         import_bitsandbytes()

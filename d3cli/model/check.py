@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING
 
-from d3cli.base.errors import ModelError, one_line
+from d3cli.base.errors import ModelError, Setting, one_line
 from d3cli.depth.families import (
     ENCODER_DECODER,
     OTHER_TYPE,
@@ -18,7 +18,7 @@ from d3cli.depth.families import (
 )
 from d3cli.files.safetensors import Description
 from d3cli.files.vet_config import refuse_other_sizes, vet_config
-from d3cli.kernels.bnb_linear import Quantization, check_quantization
+from d3cli.kernels.quantization import OWN_KINDS, Quantization, check_quantization
 from d3cli.model.config import model_class, parse_config, without_choices
 from d3cli.model.kv_cache import KVCache
 
@@ -64,6 +64,12 @@ def check_config(
             raise not_proven(model_type)
     _refuse_unmerged(model)
     check_quantization(name, model.config, quantization)
+    if family is UNLISTED and quantization in OWN_KINDS:
+        raise ModelError(
+            f'{name} is of the type "{model_type}", which d3 cannot quantize itself: its code may '
+            "need the weights as they are",
+            ("leave out ", Setting("quantization")),
+        )
     _check_stored_form(model)
     _check_counts(model, family)
     if family is not UNLISTED:

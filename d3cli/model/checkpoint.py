@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
@@ -14,7 +15,7 @@ from d3cli.base.errors import ModelError, Words, is_panic, one_line
 from d3cli.files.json_files import OTHER_FORMAT, read_json
 from d3cli.files.lazy_weights import lazy_state_dict, read_again
 from d3cli.files.names import ModelFiles
-from d3cli.files.safetensors import Description, describe_directory
+from d3cli.files.safetensors import Description, TensorInfo, describe_directory
 from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_tokenizer
 from d3cli.kernels.ggml_blocks import PLAIN
 from d3cli.kernels.plan import KernelPlan
@@ -49,7 +50,9 @@ class SafetensorsWeights:
     """The weights in a directory; see `StoredWeights`."""
 
     def __init__(self, files: ModelFiles, plan: KernelPlan, on_read: OnRead) -> None:
-        self.state = lazy_state_dict(files.path, plan.converts, on_read)
+        self.state = lazy_state_dict(
+            files.path, plan.converts, on_read, partial(_placeholder, plan)
+        )
 
     def read(self, tensor: Tensor) -> Tensor:
         """The tensor from a mapping that ends soon."""
@@ -59,7 +62,26 @@ class SafetensorsWeights:
     rows = read
 
     def fill(self, model: Any) -> None:
-        """Does nothing: the model holds all its weights."""
+        """Reads the weights that d3 would quantize but that no linear holds."""
+        places = {
+            lazy.placeholder.data_ptr(): lazy
+            for lazy in self.state.values()
+            if lazy.placeholder is not None
+        }
+        for parameter in model.parameters() if places else ():
+            lazy = None if parameter.is_mkldnn else places.get(parameter.data_ptr())
+            if lazy is not None:
+                parameter.data = lazy.again().to(parameter.dtype)
+
+
+def _placeholder(plan: KernelPlan, tensor: TensorInfo) -> Tensor | None:
+    """What stands for a weight that d3 quantizes, until it is read; None for other weights.
+
+    It takes no memory. Its values are NaN, so that one that stays by mistake cannot go unnoticed.
+    """
+    if not plan.quantizes_itself(tensor):
+        return None
+    return torch.full((1,), torch.nan, dtype=plan.form.dtype).expand(tensor.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from typing import Any
 from d3cli.files.lazy_weights import REOPEN_AFTER
 from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
+from d3cli.kernels.quantization import OWN_KINDS
 from d3cli.model.config import config_errors
 
 # Bytes for each weight that bitsandbytes takes while it reorders a 4-bit weight for its CPU kernel,
-# and bytes that quantizing takes in any case.
-REORDERING, QUANTIZING = 6.5, 32 << 20
+# and bytes that quantizing takes in any case, for bitsandbytes and for torch's kernels.
+REORDERING, QUANTIZING, ROUNDING = 6.5, 32 << 20, 24 << 20
 # Bytes that unpacking a GGUF file's weights takes, in four threads at once.
 UNPACKING = 48 << 20
 
@@ -64,6 +65,9 @@ class HeldWeights:
         # These are read before the LM head is packed or quantized, so its copy does not exist yet.
         outside = max((t.nbytes for t in converted if t.layer is None), default=0)
         outside -= max(0, self._beside_the_files)
+        if plan.form.quantization in OWN_KINDS:
+            head = self._head if plan.packs and not plan.head_in_8_bits else 0
+            return max(head, outside, in_layers + REOPEN_AFTER + ROUNDING)
         if plan.form.quantization is not None:
             # The LM head is packed after the layers are loaded.
             head = self._head if plan.packs and not plan.head_in_8_bits else 0
@@ -95,16 +99,22 @@ class HeldWeights:
 
         A weight that is converted and packed counts twice.
         """
-        packed = self._plan.packs or self._plan.form.quantization == "bnb-4bit"
-        if self._model.is_gguf:
-            item = self._plan.form.dtype.itemsize
+        model, plan = self._model, self._plan
+        packs = plan.packs or plan.form.quantization == "bnb-4bit"
+        if model.is_gguf:
+            item = plan.form.dtype.itemsize
             return sum(
-                t.numel * item * (1 + (packed and len(t.shape) == 2))
-                for t in self._model.tensors
-                if packed or self._plan.converts(t)
+                t.numel * item * (1 + (packs and self._is_packed(t)))
+                for t in model.tensors
+                if packs or plan.converts(t)
             )
-        converted = sum(t.nbytes for t in self._model.tensors if self._plan.converts(t))
-        return converted + packed * sum(t.nbytes for t in self._model.tensors if len(t.shape) == 2)
+        converted = sum(t.nbytes for t in model.tensors if plan.converts(t))
+        return converted + packs * sum(t.nbytes for t in model.tensors if self._is_packed(t))
+
+    def _is_packed(self, tensor: TensorInfo) -> bool:
+        """Whether a linear is packed, if linears are."""
+        is_linear = len(tensor.shape) == 2 and not self._plan.quantizes_itself(tensor)
+        return is_linear and (tensor.layer is not None or not self._plan.head_in_8_bits)
 
     @property
     def _head(self) -> int:

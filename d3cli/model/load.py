@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
-from d3cli.base.errors import Words
+from d3cli.base.errors import Setting, Words
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.families import Family
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.files.safetensors import Description
-from d3cli.kernels.bnb_linear import Quantization
+from d3cli.kernels.bnb_linear import bnb_is_fast
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form, KernelPlan
 from d3cli.kernels.process import prepare_process
+from d3cli.kernels.quantization import Quantization, check_hardware
 from d3cli.model.build import load_weights
 from d3cli.model.check import check_config, check_sizes
 from d3cli.model.checkpoint import load_tokenizer, open_checkpoint
@@ -39,9 +40,11 @@ class LoadOptions(TypedDict, total=False):
 
     Attributes:
         dtype: "auto", the default, is bfloat16 if the processor or GPU multiplies it, else float32.
-        quantization: "bnb-4bit" or "bnb-8bit" quantizes the layers' linears while loading.
+        quantization: quantizes the layers' linears while loading: "int8" and "int4" on a CPU, with
+            torch's own kernels; "bnb-4bit" and "bnb-8bit" with bitsandbytes.
         quantize_head: "auto" puts the LM head into 8 bits on a CPU, if it is a large part of what a
-            step reads. None, the default, is "auto" with 4-bit layers, else "off".
+            step reads. None, the default, is "auto" with layers in int8, int4 or bnb-4bit, else
+            "off".
         device: "auto", the default, is the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
         full_depth_only: nothing will be dropped, so an untested decoder may run as well.
         context: how many tokens the model shall hold; None is as many as its config says.
@@ -167,15 +170,13 @@ def _form(options: LoadOptions) -> Form:
     """The form of weights that the options ask for, on this machine.
 
     Raises:
-        UsageError: the device is not available here, or the dtype has another name.
+        UsageError: the device is not available here, the dtype has another name, or the
+            quantization does not run on the device or in the dtype.
     """
     device = pick_device(options.get("device", "auto"))
-    return Form(
-        dtype=pick_dtype(options.get("dtype", "auto"), device),
-        device=device,
-        quantization=options.get("quantization"),
-        quantize_head=options.get("quantize_head"),
-    )
+    dtype, wanted = pick_dtype(options.get("dtype", "auto"), device), options.get("quantization")
+    check_hardware(wanted, dtype, device)
+    return Form(dtype, device, quantization=wanted, quantize_head=options.get("quantize_head"))
 
 
 def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
@@ -185,8 +186,16 @@ def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
         notes.append("the LM head is in 8 bits")
     if unfit:
         notes.append(
-            f"{len(unfit)} linears are not quantized, since the 4-bit CPU kernel does not take "
-            f"their shapes: {', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
+            f"{len(unfit)} linears are not quantized, since the kernel does not take their shapes: "
+            f"{', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
+        )
+    if plan.kernels.form.in_4_bits_on_cpu and not bnb_is_fast():
+        notes.append(
+            (
+                "bitsandbytes' 4-bit kernel is slow on this processor, which lacks AVX512-BF16: ",
+                Setting("quantization", "int4"),
+                " is faster",
+            )
         )
     stored = getattr(causal_lm.config, "quantization_config", None)
     if getattr(stored, "load_in_8bit", False) and plan.kernels.form.device.type == "cpu":

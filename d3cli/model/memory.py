@@ -18,9 +18,9 @@ from d3cli.base.amounts import readable_size
 from d3cli.base.cgroups import own_groups
 from d3cli.base.errors import ModelError, NotEnoughMemoryError, Setting, Words
 from d3cli.files.safetensors import Description
-from d3cli.kernels.bnb_linear import Quantization, check_quantization
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form
+from d3cli.kernels.quantization import OWN_KINDS, Quantization, check_quantization
 from d3cli.model.config import config_errors, parse_config
 from d3cli.model.context import choose_context
 from d3cli.model.held_weights import HeldWeights, plan_for
@@ -99,7 +99,7 @@ def _predict(
             program=PROGRAM
             + (CUDA_BUILD if torch.version.cuda else 0)
             + TOKENIZER_ENTRY * int(config.vocab_size)
-            + (0 if form.quantization is None else BITSANDBYTES),
+            + (0 if form.quantization in (None, *OWN_KINDS) else BITSANDBYTES),
         )
 
 
@@ -207,11 +207,12 @@ def check_memory(
         half = predict(replace(form, dtype=torch.bfloat16)).total
         if half <= available:
             ways.append((Setting("dtype", "bfloat16"), f" ({readable_size(half)})"))
+        kind: Quantization = "int4" if form.device.type == "cpu" else "bnb-4bit"
         with suppress(ModelError):  # it cannot be quantized
-            check_quantization(model.name, model.config, "bnb-4bit")
-            small = predict(replace(form, quantization="bnb-4bit")).total
+            check_quantization(model.name, model.config, kind)
+            small = predict(replace(form, dtype=torch.bfloat16, quantization=kind)).total
             if small <= available:
-                ways.append((Setting("quantization", "bnb-4bit"), f" ({readable_size(small)})"))
+                ways.append((Setting("quantization", kind), f" ({readable_size(small)})"))
     room = available - (need.total - need.kv_cache)
     fits = int(0.95 * room * need.positions / max(need.kv_cache, 1)) - prompt_tokens
     if 0 < fits < reply_tokens:

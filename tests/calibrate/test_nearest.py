@@ -2,13 +2,11 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from d3cli.base.errors import Setting
-from d3cli.calibrate import alternatives as alternatives_module
 from d3cli.calibrate.alternatives import alternatives
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.nearest import MARGIN, choose_nearest
@@ -115,27 +113,15 @@ def test_a_drop_on_unseen_text_counts_more_than_one_on_the_search_half() -> None
     assert nearest.tried.drop == Drop(0.05, 0.04, 0.06)
 
 
-def capable(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
-    monkeypatch.setattr(alternatives_module, "find_spec", lambda name: SimpleNamespace())
-
-
-def test_4_bits_are_an_alternative_where_their_kernel_is_fast(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("bitsandbytes")
-    builtin = load_model(dtype="bfloat16", device="cpu")
-    capable(monkeypatch, bf16=True)
-    [found] = alternatives(builtin)
-    assert found.setting == Setting("quantization", "bnb-4bit")
-    quantized = load_model(dtype="bfloat16", device="cpu", quantization="bnb-4bit")
-    measured = builtin.weight_bytes.total / quantized.weight_bytes.total
+def test_4_bits_are_an_alternative_on_a_cpu() -> None:
+    plain = load_model(dtype="bfloat16", device="cpu")
+    [found] = alternatives(plain)
+    assert found.setting == Setting("quantization", "int4")
+    quantized = load_model(dtype="bfloat16", device="cpu", quantization="int4")
+    measured = plain.weight_bytes.total / quantized.weight_bytes.total
     assert found.byte_ratio == pytest.approx(measured, rel=0.02)
     assert alternatives(quantized) == []
-    capable(monkeypatch, bf16=False)
-    assert alternatives(builtin) == []
 
 
-def test_a_mixture_of_experts_has_no_4_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    capable(monkeypatch, bf16=True)
+def test_a_mixture_of_experts_has_no_4_bits() -> None:
     assert alternatives(tiny("mixtral").gated) == []

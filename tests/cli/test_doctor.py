@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from d3cli.base.errors import ModelError
 from d3cli.cli.doctor.probe import SHAPES, expected_speeds, forms, kernels, read_bandwidth
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.kernels.int4_linear import int4_bytes
 from d3cli.kernels.packed_linear import PackedLinear
 from d3cli.model.load import load_model
 from d3cli.model.origin import Origin
@@ -95,12 +96,10 @@ def test_the_bytes_are_those_of_the_model() -> None:
 
 
 def test_the_4_bit_bytes_are_those_of_a_loaded_model() -> None:
-    model = load_model(quantization="bnb-4bit", dtype="bfloat16", device="cpu")
+    model = load_model(quantization="int4", dtype="bfloat16", device="cpu")
     layer = model.weight_bytes.layers[0]
-    from d3cli.kernels.bnb_linear import quantized_bytes
-
     weights = 4 * 128 * 128 + 3 * 128 * 384
-    assert layer.attn + layer.mlp == pytest.approx(quantized_bytes(weights, "bnb-4bit"), rel=0.02)
+    assert layer.attn + layer.mlp == pytest.approx(int4_bytes(weights, 1, torch.bfloat16), rel=0.02)
 
 
 def test_the_head_beside_4_bit_layers_is_in_8_bits_where_it_is_large() -> None:
@@ -116,7 +115,7 @@ def test_the_head_beside_4_bit_layers_is_in_8_bits_where_it_is_large() -> None:
 def test_the_kernels_are_those_of_a_loaded_model() -> None:
     used = kernels(CPU)
     assert used["float32"] == {"layers": "torch", "lm_head": "torch"}
-    assert used["4-bit"] == {"layers": "bitsandbytes NF4", "lm_head": "torch int8"}
+    assert used["4-bit"] == {"layers": "torch int4", "lm_head": "torch int8"}
     model = load_model(dtype="bfloat16", device="cpu").causal_lm
     packed = type(model.lm_head) is PackedLinear
     assert used["bfloat16"]["lm_head"] == ("oneDNN packed" if packed else "torch")

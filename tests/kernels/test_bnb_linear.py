@@ -16,8 +16,9 @@ from d3cli.base.errors import ModelError, spelled
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.kernels.bnb_linear import check_quantization, quantization_config
+from d3cli.kernels.bnb_linear import quantization_config
 from d3cli.kernels.process import import_bitsandbytes
+from d3cli.kernels.quantization import check_quantization
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document

@@ -61,6 +61,10 @@ def with_avx512_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         (Form(FP16, CPU, "bnb-4bit"), Kernel.BNB_NF4, Kernel.TORCH),
         (Form(BF16, GPU, "bnb-4bit"), Kernel.BNB_NF4, Kernel.TORCH),
         (Form(BF16, CPU, "bnb-8bit"), Kernel.BNB_INT8, Kernel.PACKED),
+        (Form(BF16, CPU, "int4"), Kernel.TORCH_INT4, Kernel.TORCH_INT8),
+        (Form(FP32, CPU, "int4"), Kernel.TORCH_INT4, Kernel.TORCH_INT8),
+        (Form(BF16, CPU, "int8"), Kernel.TORCH_INT8, Kernel.TORCH_INT8),
+        (Form(BF16, CPU, "int4", "off"), Kernel.TORCH_INT4, Kernel.PACKED),
         (Form(BF16, CPU, None, "auto"), Kernel.PACKED, Kernel.TORCH_INT8),
         (Form(BF16, GPU, None, "auto"), Kernel.TORCH, Kernel.TORCH),
     ],
@@ -78,6 +82,18 @@ class TestExceptions:
         on_cpu, on_gpu = (planned(described(), Form(BF16, d, "bnb-4bit")) for d in (CPU, GPU))
         assert on_cpu.of_linear(400, 2048) is Kernel.PACKED
         assert on_gpu.of_linear(400, 2048) is Kernel.BNB_NF4
+
+    def test_shapes_that_torchs_kernels_do_not_take(self) -> None:
+        four, eight = (planned(described(), Form(BF16, CPU, kind)) for kind in ("int4", "int8"))
+        assert four.of_linear(40, 2048) is four.of_linear(64, 2000) is Kernel.PACKED
+        assert eight.of_linear(40, 2048) is Kernel.TORCH_INT8
+        assert eight.of_linear(64, 2000) is Kernel.PACKED
+
+    def test_gpt2_stores_inputs_first(self) -> None:
+        config = {"model_type": "gpt2", "hidden_size": 64, "vocab_size": 131}
+        tensor = TensorInfo("transformer.h.0.mlp.c_fc.weight", "F32", (64, 40))
+        found = planned(Description("m", config, (tensor,)), Form(BF16, CPU, "int4"))
+        assert not found.quantizes(tensor)
 
     def test_a_family_outside_the_allow_list_stays_as_transformers_loads_it(self) -> None:
         model = described(model_type="gemma")

@@ -94,15 +94,15 @@ def test_weights_and_cache_are_predicted_to_the_byte(name: str, tmp_path: Path) 
     assert need.kv_cache == sum(keys.nbytes + values.nbytes for keys, values in held)
 
 
-@pytest.mark.parametrize("kind", ["bnb-4bit", "bnb-8bit"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "bnb-4bit", "bnb-8bit"])
 def test_quantized_weights_are_predicted(kind: str) -> None:
     model = load_model(dtype="bfloat16", device="cpu", quantization=kind)
     need = predict_memory(
         describe_directory("demo", BUILTIN_PATH), dtype=torch.bfloat16, quantization=kind
     )
     embeddings = model.causal_lm.model.embed_tokens.weight.nbytes  # tied: they are also the head
-    # On a processor with the 4-bit kernel, the scales take 1/17 of the bytes, as predicted. On
-    # others they take half as much.
+    # On a processor with the kernel of bnb-4bit, its scales take 1/17 of the bytes, as predicted.
+    # On others they take half as much.
     assert need.weights == pytest.approx(model.weight_bytes.total, rel=0.03)
     assert embeddings < need.weights
 

@@ -104,7 +104,7 @@ def forms(device: torch.device) -> dict[str, Form]:
     return {
         "bfloat16": Form(torch.bfloat16, device),
         "float32": Form(torch.float32, device),
-        "4-bit": Form(torch.bfloat16, device, "bnb-4bit"),
+        "4-bit": Form(torch.bfloat16, device, "int4" if device.type == "cpu" else "bnb-4bit"),
     }
 
 

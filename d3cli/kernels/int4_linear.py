@@ -1,0 +1,188 @@
+"""A linear in 4 bits on torch's own kernel for CPUs, which needs no special instructions.
+
+Weights are rounded in groups along the inputs (`int4_rounding`) and stored in the order in which
+the kernel reads them. That order depends on the processor's vector instructions, so it is found by
+a probe: many tokens are multiplied by weights that are unpacked again, block by block. Knows
+nothing of layers or depth.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from d3cli.kernels.int4_rounding import CENTER, round_to_groups
+
+# The kernel's blocks of outputs are at most this long; the last ones may be shorter.
+BLOCK = 64
+OUT_MULTIPLE = 16
+# Weights that share a scale. Groups of 64 would save a tenth of the bytes, but cost a small model
+# half as much quality again; and GGUF's own 4-bit blocks have 32 weights.
+GROUP = 32
+# Weights that are packed or unpacked at once.
+CHUNK = 1 << 20
+# The most tokens for which the kernel is faster than unpacking the weights.
+FEW = 64
+
+
+def fits_int4(out_features: int, in_features: int) -> bool:
+    """Whether the kernel takes a linear of this shape."""
+    return out_features % OUT_MULTIPLE == 0 and in_features % GROUP == 0
+
+
+def int4_bytes(out_features: int, in_features: int, dtype: torch.dtype) -> int:
+    """Bytes of a `FourBitLinear` without bias: codes, and two numbers for each group."""
+    numel = out_features * in_features
+    return numel // 2 + 2 * dtype.itemsize * (numel // GROUP)
+
+
+class FourBitLinear(nn.Module):
+    """A linear with weights in 4 bits.
+
+    Args:
+        weight: ``[out, in]``, any float dtype.
+        bias: ``[out]``.
+        dtype: of the activations.
+        group: weights that share a scale: 32, 64, 128 or 256.
+
+    Attributes:
+        weight: the codes in the kernel's order, uint8 ``[out, in / 2]``.
+        scales_and_zeros: ``[in / group, out, 2]``, in the dtype of the activations.
+
+    Raises:
+        ValueError: the kernel does not take this shape.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+        group: int = GROUP,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        if self.out_features % OUT_MULTIPLE or self.in_features % group:
+            raise ValueError(f"the 4-bit kernel does not take {tuple(weight.shape)}")
+        self.group = group
+        packed = torch.empty(self.out_features, self.in_features // 2, dtype=torch.uint8)
+        shape = (self.in_features // group, self.out_features, 2)
+        scales_and_zeros = torch.empty(shape, dtype=dtype)
+        rows = BLOCK * max(1, CHUNK // (BLOCK * self.in_features))
+        for start in range(0, self.out_features, rows):
+            part = slice(start, start + rows)
+            groups = round_to_groups(weight[part], group, dtype)
+            packed[part] = pack_codes(groups.codes)
+            scales_and_zeros[:, part, 0] = groups.scales.T
+            scales_and_zeros[:, part, 1] = groups.zeros.T
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
+        self.bias = bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
+        output: Tensor
+        if len(rows) <= FEW:
+            output = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                rows.contiguous(), self.weight, self.group, self.scales_and_zeros
+            )
+            if self.bias is not None:
+                output = output + self.bias
+        else:
+            output = self._multiply_many(rows)
+        return output.reshape(*hidden.shape[:-1], self.out_features)
+
+    def dequantized(self) -> Tensor:
+        """The weights that the codes stand for, ``[out, in]`` float32."""
+        weight = torch.empty(self.out_features, self.in_features)
+        for part, block in self._unpacked(torch.float32):
+            weight[part] = block.T
+        return weight
+
+    def _multiply_many(self, rows: Tensor) -> Tensor:
+        """As `forward`, with unpacked weights; ``[M, in]`` to ``[M, out]``."""
+        output = rows.new_empty(len(rows), self.out_features)
+        for part, block in self._unpacked(rows.dtype):
+            if self.bias is None:
+                output[:, part] = rows @ block
+            else:  # in one operation, which rounds once
+                output[:, part] = torch.addmm(self.bias[part], rows, block)
+        return output
+
+    def _unpacked(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Some outputs, and their weights ``[in, n]``, which the next ones overwrite."""
+        size = block_size()
+        whole = self.out_features - self.out_features % size
+        step = size * max(1, CHUNK // (size * self.in_features))
+        buffer = torch.empty(self.in_features * min(step, self.out_features), dtype=dtype)
+        for start in range(0, whole, step):
+            part = slice(start, min(start + step, whole))
+            yield part, self._unpack(part, size, buffer)
+        if whole < self.out_features:
+            part = slice(whole, self.out_features)
+            yield part, self._unpack(part, self.out_features - whole, buffer)
+
+    def _unpack(self, part: slice, size: int, buffer: Tensor) -> Tensor:
+        """The weights ``[in, n]`` of the outputs in some blocks of one size, in `buffer`."""
+        half, group, count = size // 2, self.group, (part.stop - part.start) // size
+        per_row = self.in_features // group
+        codes = self.weight[part].view(count, self.in_features, half)
+        low, high = block_order(size)
+        found = buffer[: count * size * self.in_features]
+        # [blocks, groups, weights of a group, low or high, half]
+        target = found.view(per_row, group, count, 2, half).permute(2, 0, 1, 3, 4)
+        for number, (places, nibbles) in enumerate(((low, codes & 15), (high, codes >> 4))):
+            values = nibbles.view(torch.int8).sub_(CENTER).to(buffer.dtype)
+            values = values.view(count, per_row, group, half)
+            # [blocks, groups, 1, half]
+            scales, zeros = (
+                self.scales_and_zeros[:, part, which]
+                .view(per_row, count, size)[..., places]
+                .transpose(0, 1)[:, :, None]
+                .to(buffer.dtype)
+                for which in (0, 1)
+            )
+            torch.addcmul(zeros, values, scales, out=target[:, :, :, number])
+        matrix = found.view(self.in_features, count, size)
+        order = torch.cat([low, high])
+        if not torch.equal(order, torch.arange(size)):
+            matrix = matrix[..., order.argsort()]
+        return matrix.reshape(self.in_features, count * size)
+
+
+def pack_codes(codes: Tensor) -> Tensor:
+    """Codes ``[out, in]`` uint8 in the kernel's order, ``[out, in / 2]`` uint8."""
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    return packed
+
+
+@cache
+def block_size() -> int:
+    """How many outputs the kernel stores together, on this processor.
+
+    A block holds, for each input, the codes of its outputs, two in a byte. If the number of outputs
+    is not a multiple, the rest is one smaller block.
+    """
+    low, high = _probe(BLOCK)
+    for size in (BLOCK, 32, 16):
+        first = torch.cat([low[: size // 2], high[: size // 2]])  # of the first input
+        if torch.equal(first.sort().values, torch.arange(size)):
+            return size
+    raise RuntimeError("torch stores 4-bit weights in an unknown order")
+
+
+@cache
+def block_order(size: int) -> tuple[Tensor, Tensor]:
+    """Which outputs of a block are in the low halves of its bytes, and which in the high ones."""
+    low, high = _probe(size)
+    return low[: size // 2], high[: size // 2]
+
+
+def _probe(size: int) -> tuple[Tensor, Tensor]:
+    """Packs a matrix whose codes are the numbers of its outputs; the numbers in each half byte."""
+    outputs = torch.arange(size, dtype=torch.uint8)[:, None].expand(size, 32)
+    packed = [pack_codes(part).flatten() for part in (outputs & 15, outputs >> 4)]
+    low, high = ([part >> 4 * half & 15 for part in packed] for half in (0, 1))
+    return (low[0] + 16 * low[1]).long(), (high[0] + 16 * high[1]).long()

@@ -1,0 +1,58 @@
+"""Puts the linears of a model's layers into 8 or 4 bits, one by one, for torch's own kernels.
+
+Knows nothing of files.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from d3cli.kernels.int4_linear import FourBitLinear
+from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.plan import Kernel, KernelPlan
+
+IN_LAYER = re.compile(r"\.\d+\.")
+
+
+@torch.inference_mode()
+def quantize_linears(
+    causal_lm: Any, plan: KernelPlan, read: Callable[[Tensor], Tensor]
+) -> list[str]:
+    """Replaces the linears of the layers; returns the names of those whose shapes do not fit.
+
+    Args:
+        read: returns the values of a weight, in memory that is freed with the result.
+    """
+    found = [
+        (name, module)
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and IN_LAYER.search(f".{name}")
+    ]
+    unfit = []
+    while found:
+        name, linear = found.pop(0)
+        small = _quantized(linear, plan, read)
+        if small is None:
+            unfit.append(name)
+        else:
+            causal_lm.set_submodule(name, small.train(linear.training))
+    return unfit
+
+
+def _quantized(linear: Any, plan: KernelPlan, read: Callable[[Tensor], Tensor]) -> nn.Module | None:
+    """A linear in 8 or 4 bits; None if the kernel does not take its shape."""
+    weight = linear.weight.detach()
+    is_transposed = isinstance(linear, Conv1D)  # GPT-2's, [in, out]
+    shape = reversed(weight.shape) if is_transposed else weight.shape
+    kernel, dtype = plan.of_linear(*shape), weight.dtype
+    if kernel is not plan.quantized:
+        return None
+    values = read(weight)
+    values = values.T if is_transposed else values
+    if kernel is Kernel.TORCH_INT4:
+        return FourBitLinear(values, linear.bias, dtype)
+    return EightBitLinear(values, linear.bias, dtype=dtype)
