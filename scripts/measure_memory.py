@@ -15,11 +15,16 @@ import sys
 from pathlib import Path
 
 DEFAULT_SHAPES = ("smollm2-135m", "tinyllama-1.1b", "llama-3.2-1b")
-ARMS = (("bfloat16", None), ("float32", None), ("bfloat16", "bnb-4bit"), ("bfloat16", "bnb-8bit"))
+ARMS = (
+    ("bfloat16", None),
+    ("float32", None),
+    *(("bfloat16", kind) for kind in ("int4", "int8", "bnb-4bit", "bnb-8bit")),
+)
 # Shape, dtype, quantization and prompt tokens.
 CHECKED = (
     ("wide", "bfloat16", None, 64),
     ("wide", "float32", None, 64),
+    ("wide", "bfloat16", "int4", 64),
     ("wide", "bfloat16", "bnb-4bit", 64),
     ("deep", "bfloat16", None, 64),
     ("cache", "bfloat16", None, 3000),

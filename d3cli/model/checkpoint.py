@@ -5,6 +5,7 @@ The two formats, a directory of safetensors and a GGUF file, differ only here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch

@@ -155,7 +155,7 @@ class GgufWeight:
 def _is_placed_later(recipe: Recipe, plan: KernelPlan) -> bool:
     """Whether the model's own copy of a weight is made after transformers has loaded it."""
     if not recipe.linear or plan.quantizes(recipe.info):
-        return False
+        return recipe.linear and plan.quantizes_itself(recipe.info)
     return plan.packs or (plan.head_in_8_bits and recipe.info.name == HEAD)
 
 
