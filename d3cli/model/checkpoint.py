@@ -114,7 +114,7 @@ class Checkpoint:
         if kind in PLAIN:
             return notes
         if plan.form.quantization is not None:
-            bits = "4" if plan.form.quantization == "bnb-4bit" else "8"
+            bits = "4" if plan.form.quantization in ("int4", "bnb-4bit") else "8"
             return (*notes, f"its {kind} weights are unpacked and quantized again, to {bits} bits")
         dtype = str(plan.form.dtype).removeprefix("torch.")
         return (*notes, f"its {kind} weights are unpacked to {dtype}")

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import ModelError, spelled
 from d3cli.files.names import find_model
+from d3cli.kernels.int4_linear import FourBitLinear
+from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.model.checkpoint import open_checkpoint
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -171,6 +173,27 @@ def test_quantizing_starts_from_the_unpacked_weights(
     assert (logits(model) - expected).abs().max() < 0.05 * expected.abs().max()
     layer = sum(parameter.nbytes for parameter in file.model.model.layers[0].parameters())
     assert model.weight_bytes.layers[0].total < layer
+
+
+@pytest.mark.parametrize("quantization", ["int4", "int8"])
+@pytest.mark.parametrize(("name", "stored"), [("llama", "Q4_0"), ("gpt2", "Q8_0")])
+def test_d3_quantizes_the_unpacked_weights(
+    name: str, stored: str, quantization: Any, tmp_path: Path
+) -> None:
+    """Each linear equals that of the unpacked weight; the note names the bits."""
+    file = write_gguf(tmp_path / "model.gguf", name, stored)
+    model = load(file.path, quantization=quantization)
+    replaced = 0
+    for path, module in model.gate.layers.named_modules():
+        if isinstance(module, (FourBitLinear, EightBitLinear)):
+            plain = file.model.get_decoder().get_submodule(f"{model.gate.family.stack}.{path}")
+            weight = plain.weight if isinstance(plain, torch.nn.Linear) else plain.weight.T
+            again = type(module)(weight.detach().float(), None, dtype=torch.float32)
+            assert torch.equal(module.weight, again.weight), path
+            replaced += 1
+    assert replaced >= 4 * model.num_layers
+    bits = {"int4": "4", "int8": "8"}[quantization]
+    assert any(f"quantized again, to {bits} bits" in spelled(note) for note in model.notes)
 
 
 def test_the_end_of_a_reply_comes_from_the_metadata(tmp_path: Path) -> None:
