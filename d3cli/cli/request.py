@@ -25,7 +25,7 @@ from d3cli.kernels.process import stay_offline
 from d3cli.text.stop_strings import unescaped
 
 if TYPE_CHECKING:
-    from d3cli.model.load import LoadOptions
+    from d3cli.model.load import CheckText, LoadOptions
     from d3cli.model.model import LoadedModel
 
 
@@ -88,6 +88,27 @@ class Request:
             needs["reply_tokens"] = self.max_tokens
         return needs
 
+    def check_text(self, system: str | None) -> "CheckText":
+        """Returns what refuses a chat template that cannot do what is asked for.
+
+        The result raises ModelError if the template cannot render a conversation, and UsageError if
+        it has no switch for thinking that is to be on or off.
+        """
+
+        def check(tokenizer: Any, renderer: Any) -> None:
+            template_check(system, self.chat_template)(tokenizer, renderer)
+            resolve_think(tokenizer, renderer, self.think, self.chat_template)
+
+        return check
+
+
+def template_check(system: str | None, chat_template: str | None = None) -> "CheckText":
+    """Returns what raises ModelError if a chat template cannot render a conversation."""
+    from d3cli.text.chat_template import check_template
+
+    roles = ["system", "user"] if system else ["user"]
+    return partial(check_template, roles=roles, chat_template=chat_template)
+
 
 def _read_template(path: Path) -> str:
     text = read_text(path, "chat template")
@@ -146,7 +167,8 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     request, loading = Request.read(settings.reply), settings.reply.loading
     needs = request.needs
     needs["prompt_tokens"] = estimate_tokens(longest_prompt, system or "")
-    model = load(output, name, loading, **needs)
+    check_text = None if raw else request.check_text(system)
+    model = load(output, name, loading, check_text, **needs)
     command = calibrate_command(name, loading)
     choice = choose_schedule(
         model, request.alpha, request.start, request.core, request.units, command
@@ -158,12 +180,14 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     if not raw:
         note_turn_end(output, model, request.chat_template, request.stop)
     sampling = SamplingParams.resolve(request.sampling, model.text.generation_settings)
-    think = None if raw else resolve_think(model, request.think, request.chat_template)
+    text, think = model.text, None
+    if not raw:
+        think = resolve_think(text.tokenizer, text.renderer, request.think, request.chat_template)
     return Ready(model, choice.schedule, choice.source, sampling, request, think)
 
 
 def resolve_think(
-    model: "LoadedModel", think: Think | None, chat_template: str | None
+    tokenizer: Any, renderer: Any, think: Think | None, chat_template: str | None
 ) -> bool | None:
     """A choice of thinking as the library takes it.
 
@@ -177,10 +201,9 @@ def resolve_think(
         return None
     from d3cli.text.chat_template import check_thinking_switch, thinking_switch
 
-    text = model.text
     if think is Think.hide:
-        return thinking_switch(text.tokenizer, text.renderer, chat_template) is not None or None
-    check_thinking_switch(text.tokenizer, text.renderer, chat_template)
+        return thinking_switch(tokenizer, renderer, chat_template) is not None or None
+    check_thinking_switch(tokenizer, renderer, chat_template)
     return think is Think.on
 
 
@@ -196,9 +219,17 @@ def note_turn_end(
 
 
 def load(
-    output: Output, name: str, options: ModelOptions, **needs: Unpack["LoadOptions"]
+    output: Output,
+    name: str,
+    options: ModelOptions,
+    check_text: "CheckText | None" = None,
+    **needs: Unpack["LoadOptions"],
 ) -> "LoadedModel":
-    """Says which model runs, finds it and loads it, with progress on a terminal."""
+    """Says which model runs, finds it and loads it, with progress on a terminal.
+
+    Args:
+        check_text: is called with the tokenizer and the renderer before weights are read.
+    """
     check_address_space()
     settings: LoadOptions = {**options.load_options, **needs}
     threads, reason = options.threads, ""
@@ -224,7 +255,9 @@ def load(
         check=partial(check_model, **settings),
     )
     with output.progress.waiting("loading") as show:
-        loaded = load_model(files, threads=threads, on_progress=show, **settings)
+        loaded = load_model(
+            files, threads=threads, on_progress=show, check_text=check_text, **settings
+        )
     ignored = ignored_settings(loaded.text.generation_settings, loaded.context_length)
     for note in (*loaded.notes, *([] if ignored is None else [ignored])):
         output.note(note)

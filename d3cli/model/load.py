@@ -3,6 +3,7 @@
 Knows nothing of replies or terminals.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
@@ -33,6 +34,9 @@ from d3cli.model.origin import Origin, find_calibration, shipped_schedule
 from d3cli.model.wrap import wrap_model
 from d3cli.text.chat_template import own_template
 from d3cli.text.renderer import Renderer
+
+# Is called with a tokenizer and the renderer of its chat template.
+CheckText = Callable[[Any, Renderer], object]
 
 
 class LoadOptions(TypedDict, total=False):
@@ -112,6 +116,7 @@ def load_model(
     offline: bool = False,
     revision: str | None = None,
     on_progress: OnProgress | None = None,
+    check_text: CheckText | None = None,
     **options: Unpack[LoadOptions],
 ) -> LoadedModel:
     """Loads a model from an alias, a hub id, a directory or a GGUF file. Never runs remote code.
@@ -124,6 +129,8 @@ def load_model(
         offline: never touch the network.
         revision: a branch, a tag or a commit of a model on the hub; None for the default branch.
         on_progress: is called with the share of the weights that is quantized or packed.
+        check_text: is called with the tokenizer and the renderer of its chat template before any
+            weights are read. Loading ends with the error that it raises.
         options: see `LoadOptions`.
 
     Raises:
@@ -142,14 +149,17 @@ def load_model(
             name, offline=offline, revision=revision, check=partial(check_model, **options)
         )
     files.vet()
-    checkpoint = open_checkpoint(files)
-    plan = check_model(checkpoint.description, **options)
-    to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
     renderer = None
     if not files.is_known:
         renderer = Renderer()
-        renderer.start()  # while the weights are read
-    tokenizer = load_tokenizer(files)  # first, since it is quick to refuse
+        renderer.start()  # it becomes ready while the files are checked
+    checkpoint = open_checkpoint(files)
+    plan = check_model(checkpoint.description, **options)
+    to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
+    tokenizer = load_tokenizer(files)
+    renderer = renderer or Renderer(trusted=[own_template(tokenizer)])
+    if check_text is not None:
+        check_text(tokenizer, renderer)
     causal_lm, unfit = load_weights(
         checkpoint, plan.family, plan.kernels, progress=ByteProgress(to_convert, on_progress)
     )
@@ -161,7 +171,7 @@ def load_model(
         notes=[*checkpoint.notes(plan.kernels), *_notes(causal_lm, plan, unfit)],
         full_depth_only=not plan.family.can_skip,
         context=options.get("context"),
-        renderer=renderer or Renderer(trusted=[own_template(tokenizer)]),
+        renderer=renderer,
     )
     return replace(model, origin=_origin(files, model, plan.kernels.form))
 

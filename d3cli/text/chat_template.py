@@ -81,6 +81,22 @@ def encode_chat(
     return ids
 
 
+def check_template(
+    tokenizer: Any,
+    renderer: Renderer,
+    roles: Sequence[str],
+    chat_template: str | None = None,
+) -> None:
+    """Refuses a chat template that cannot render any conversation of messages with these roles.
+
+    Raises:
+        ModelError: as for `encode_chat`.
+    """
+    if chat_template or own_template(tokenizer):
+        probe = [{"role": role, "content": "Hello."} for role in roles]
+        encode_chat(tokenizer, probe, renderer, chat_template=chat_template)
+
+
 def _named(chat_template: str | None) -> tuple[str | Setting, ...]:
     """What an error calls the template: the one given, or the model's own."""
     if chat_template:

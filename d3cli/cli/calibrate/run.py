@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from d3cli.base.amounts import signed_percent
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from d3cli.calibrate.calibrator import Calibrator
     from d3cli.calibrate.result import CalibrationSettings, Outcome
     from d3cli.calibrate.texts import Sample
+    from d3cli.model.load import CheckText
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.documents import Document
 
@@ -45,7 +47,8 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
     data, count = given.text.data, given.text.documents
     samples = None if data is None else read_samples(data)
     # Documents are scored in one pass each, so for memory they are prompts.
-    model = load(output, name, given.loading, prompt_tokens=2048, reply_tokens=1)
+    check_text = _template_check(samples)
+    model = load(output, name, given.loading, check_text, prompt_tokens=2048, reply_tokens=1)
     if given.search.reply_tokens is None:
         settings = replace(settings, reply_tokens=min(REPLY_TOKENS, model.context_length))
     began = time.monotonic()
@@ -93,6 +96,21 @@ def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettin
             max_seconds=seconds,
             replies=given.replies,
         )
+
+
+def _template_check(samples: Sequence["Sample"] | None) -> "CheckText | None":
+    """Returns what refuses a chat template that cannot render the text; None if it needs none.
+
+    The built-in text, which stands for None, consists of conversations.
+    """
+    from d3cli.text.chat_template import check_template
+
+    if samples is None:
+        return partial(check_template, roles=("user",))
+    first = next((sample.messages for sample in samples if sample.messages), None)
+    if first is None:
+        return None
+    return partial(check_template, roles=[message["role"] for message in first])
 
 
 def _documents(

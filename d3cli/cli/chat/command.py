@@ -11,7 +11,7 @@ from d3cli.cli.chat.saving import Saving
 from d3cli.cli.command_line import command
 from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
-from d3cli.cli.request import Request, load, note_turn_end
+from d3cli.cli.request import Request, load, note_turn_end, template_check
 from d3cli.cli.terminal import is_dumb
 from d3cli.decode import transcript
 from d3cli.files.names import find_local
@@ -56,14 +56,16 @@ def chat(settings: ChatCommandSettings) -> int:
     if settings.model is None and loading.revision is None:
         loading = replace(loading, revision=transcript.last_revision(messages))
     find_local(name)  # a wrong name is reported before the slow part
-    loaded = load(output, name, loading, **request.needs)
+    # A conversation that continues keeps its own system prompt, unless one was typed.
+    system = request.system or ""
+    if messages and "system" not in settings.typed:
+        system = messages[0].content if messages[0].role == "system" else ""
+    loaded = load(output, name, loading, request.check_text(system), **request.needs)
 
     from d3cli.decode.conversation import Conversation
 
     conversation = Conversation(loaded, messages, revision=loading.revision)
-    # A conversation that continues keeps its own system prompt, unless one was typed.
-    if "system" in settings.typed or not messages:
-        conversation.system = request.system or ""
+    conversation.system = system
     if not (keep.no_save or id_):
         saving.save_as(transcript.new_id())
     return _run(
@@ -81,11 +83,12 @@ def _models(output: Output, loading: "ModelOptions", first: str) -> "Models":
     """How a chat loads another model; a revision is one of the `first`, which may come back."""
     from d3cli.cli.chat.model_switch import Models
 
-    def load_another(name: str, now: "ChatSettings") -> "LoadedModel":
+    def load_another(name: str, now: "ChatSettings", system: str | None) -> "LoadedModel":
         needs: LoadOptions = {"full_depth_only": now.alpha == "off"}
         if now.max_tokens is not None:
             needs["reply_tokens"] = now.max_tokens
-        model = load(output, name, options_for(name), **needs)
+        check_text = None if system is None else template_check(system, now.chat_template)
+        model = load(output, name, options_for(name), check_text, **needs)
         note_turn_end(output, model, now.chat_template, now.stop)
         return model
 

@@ -25,12 +25,13 @@ class Models:
     """How this chat loads models.
 
     Attributes:
-        load: loads the model of this name for these settings.
+        load: loads the model of this name for these settings; given a system prompt, also an empty
+            one, it first checks that the chat template can render a conversation.
         calibrate_with: returns the command that calibrates the model of this name.
         revision_of: returns the revision that was asked for of the model of this name, if any.
     """
 
-    load: Callable[[str, ChatSettings], "LoadedModel"]
+    load: Callable[[str, ChatSettings, str | None], "LoadedModel"]
     calibrate_with: Callable[[str], str]
     revision_of: Callable[[str], str | None]
 
@@ -50,7 +51,8 @@ def switch_model(chat: "Chat", name: str) -> None:
         NoModelLeftError: nor can the present one.
     """
     find_local(name)  # a wrong name is reported before anything is released
-    record, old_name, settings = chat.conversation.record(), chat.model_name, chat.settings
+    record, system = chat.conversation.record(), chat.conversation.system
+    old_name, settings = chat.model_name, chat.settings
     failure: Exception | None = None
     think = settings.think
     chat.replies.forget()
@@ -60,7 +62,7 @@ def switch_model(chat: "Chat", name: str) -> None:
     signals.exit_at_once()  # everything is saved, and loading cannot be interrupted safely
     try:
         with line_mode(True):  # the mode to leave behind if a signal ends the process
-            model = chat.models.load(name, settings)
+            model = chat.models.load(name, settings, system)
         # Checked while the present model can still come back.
         SamplingParams.resolve(settings.sampling, model.text.generation_settings)
         think = _fitting_think(model, settings)
@@ -88,7 +90,8 @@ def switch_model(chat: "Chat", name: str) -> None:
 def _fitting_think(model: "LoadedModel", settings: ChatSettings) -> Think | None:
     """The choice of thinking, or None if this model cannot follow it."""
     try:
-        resolve_think(model, settings.think, settings.chat_template)
+        text = model.text
+        resolve_think(text.tokenizer, text.renderer, settings.think, settings.chat_template)
     except UsageError:
         return None
     return settings.think
@@ -96,7 +99,7 @@ def _fitting_think(model: "LoadedModel", settings: ChatSettings) -> Think | None
 
 def _load_again(chat: "Chat", name: str, failure: Exception) -> "LoadedModel":
     try:
-        return chat.models.load(name, chat.settings)
+        return chat.models.load(name, chat.settings, None)
     except Exception as error:
         chat.output.failure(failure)
         raise NoModelLeftError(

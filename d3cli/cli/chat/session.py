@@ -154,7 +154,8 @@ class Chat:
             UsageError: the settings do not fit the model.
         """
         model = self.conversation.model
-        think = resolve_think(model, settings.think, settings.chat_template)
+        text = model.text
+        think = resolve_think(text.tokenizer, text.renderer, settings.think, settings.chat_template)
         choice = choose_schedule(
             model,
             settings.alpha,

@@ -58,7 +58,7 @@ class Desk:
             Replies(self._output, screen, self.saving, show_above=self._output.note),
             self.saving,
             Models(
-                load=lambda name, _: load_model(
+                load=lambda name, *_: load_model(
                     find_model(name), dtype="float32", device="cpu", threads=1
                 ),
                 calibrate_with=calibrate_command,
