@@ -21,6 +21,7 @@ from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitChoice
 from d3cli.files.hub import at_revision
 from d3cli.files.names import find_model
+from d3cli.kernels.lean_imports import import_libraries
 from d3cli.kernels.process import stay_offline
 from d3cli.text.stop_strings import unescaped
 
@@ -239,6 +240,7 @@ def load(
     if options.offline:
         stay_offline()
     with output.progress.waiting("loading"):
+        import_libraries()
         from d3cli.kernels.threads import pick_threads
         from d3cli.model.load import check_model, load_model
 

@@ -22,6 +22,7 @@ from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
 from d3cli.cli.request import load
 from d3cli.depth.calibration_store import check_writable, save
+from d3cli.kernels.lean_imports import import_libraries
 
 if TYPE_CHECKING:
     from d3cli.calibrate.calibrator import Calibrator
@@ -84,6 +85,7 @@ def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettin
     target, seconds = parse_target(given.target_drop), parse_duration(given.max_time)
     with output.progress.waiting("loading"):
         output.quiet_libraries()
+        import_libraries()
         from d3cli.calibrate.result import CalibrationSettings
 
         return CalibrationSettings(

@@ -6,6 +6,7 @@ from d3cli.base.amounts import readable_size
 from d3cli.base.hardware import check_address_space
 from d3cli.cli import options
 from d3cli.cli.output import Output
+from d3cli.kernels.lean_imports import import_libraries
 
 SCHEMA = 1
 
@@ -24,6 +25,7 @@ def doctor(
     output = Output()
     output.quiet_libraries()
     with output.progress.waiting("measuring"):
+        import_libraries()
         from d3cli.cli.doctor.probe import examine
 
         found = examine()
