@@ -7,11 +7,14 @@ position in the stream is (block, batch), and a run that continues sees what it 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from random import Random
 
 import torch
+from demo_cast import NAMES
 from demo_text import Document, document
+from demo_world import PET_NAMES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +56,9 @@ def build_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     texts = (m["content"] for i in range(documents) for m in document(seed, i).messages)
-    tokenizer.train_from_iterator(texts, trainer)
+    # The names again and again, so that each one is a token.
+    names = (" ".join(("", *NAMES, *PET_NAMES)) for _ in range(documents // 50))
+    tokenizer.train_from_iterator(chain(texts, names), trainer)
     # Plain text gets a BOS in front, as with other Llamas; chat text brings its own.
     first = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[first])
@@ -67,6 +72,25 @@ def build_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFa
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
+
+
+def name_weights(tokenizer: PreTrainedTokenizerFast, weight: float) -> torch.Tensor:
+    """What each token [V] weighs in the loss: names `weight`, all others 1."""
+    weights = torch.ones(len(tokenizer))
+    for name in NAMES:
+        ids = tokenizer.encode(f" {name}", add_special_tokens=False)
+        if len(ids) == 1:
+            weights[ids] = weight
+    return weights
+
+
+def in_short_replies(labels: torch.Tensor, most: int = 16) -> torch.Tensor:
+    """Whether each label [B, S] belongs to a reply of at most `most` tokens: facts, mostly."""
+    scored = (labels != IGNORED).flatten()
+    before = torch.cat((torch.zeros(1, dtype=torch.bool), scored[:-1]))
+    reply = (scored & ~before).cumsum(0)
+    sizes = torch.bincount(reply[scored], minlength=int(reply[-1]) + 1)
+    return (scored & (sizes[reply] <= most)).view_as(labels)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -110,12 +134,12 @@ def pack(sizes: list[tuple[int, int]]) -> list[tuple[int, list[int]]]:
 
 
 def _block(
-    tokenizer: PreTrainedTokenizerFast, seed: int, block: int, tokens: int, late: bool
+    tokenizer: PreTrainedTokenizerFast, seed: int, block: int, tokens: int, part: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of one block, each of about `tokens` positions and one window size."""
     rng = Random(f"block:{seed}:{block}")
     start = block * BLOCK_DOCUMENTS
-    found = [encode(tokenizer, document(seed, start + i, late)) for i in range(BLOCK_DOCUMENTS)]
+    found = [encode(tokenizer, document(seed, start + i, part)) for i in range(BLOCK_DOCUMENTS)]
     found = [row for row in found if len(row[0]) <= CONTEXT]
     sizes = [(len(ids), _window(len(ids), rng)) for ids, _ in found]
     pad = tokenizer.pad_token_id
@@ -144,11 +168,11 @@ def stream(
     tokens: int,
     block: int = 0,
     number: int = 0,
-    late: bool = False,
+    part: int = 0,
 ) -> Iterator[Batch]:
-    """Batches without end, from batch `number` of `block` on; `late` takes the last part's mix."""
+    """Batches without end, from batch `number` of `block` on; `part` chooses the mix."""
     while True:
-        for at, (ids, labels) in enumerate(_block(tokenizer, seed, block, tokens, late)):
+        for at, (ids, labels) in enumerate(_block(tokenizer, seed, block, tokens, part)):
             if at >= number:
                 yield Batch(block, at, ids, labels)
         block, number = block + 1, 0

@@ -5,13 +5,14 @@ list or are made up on the spot, so that the model learns to copy a name and not
 """
 # ruff: noqa: SIM905 - a line of words reads better than a list of strings
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from demo_cast import NAMES
 from demo_stories import article
 from demo_tasks import Exchange, vary
-from demo_world import CATEGORIES, NAME_ENDS, NAME_STARTS, NAMES, NUMBER_WORDS, PET_NAMES
+from demo_world import CATEGORIES, NAME_ENDS, NAME_STARTS, NUMBER_WORDS, PET_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +23,14 @@ class Scene:
     questions: tuple[tuple[str, str, str, tuple[str, ...]], ...]
 
 
-def fresh_name(rng: Random, known: list[str]) -> str:
+def fresh_name(rng: Random, known: Sequence[str]) -> str:
     """A name from the list, or a made-up one."""
     if rng.random() < 0.55:
         return rng.choice(known)
     return rng.choice(NAME_STARTS.split()) + rng.choice(NAME_ENDS.split())
 
 
-def names(rng: Random, count: int, known: list[str] = NAMES) -> list[str]:
+def names(rng: Random, count: int, known: Sequence[str] = NAMES) -> list[str]:
     """`count` different names."""
     found: dict[str, None] = {}
     while len(found) < count:

@@ -89,8 +89,8 @@ def run_layer(layer: Any, x: Tensor, rotary: Rotary, bias: Tensor) -> Tensor:
 
 def loss_of(
     model: LlamaForCausalLM, batch: Batch, prefixes: dict[int, int], rotary: Rotary, bias: Tensor
-) -> Tensor:
-    """Summed cross-entropy over reply tokens, with each flex layer on its prefix of positions."""
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each reply token and those tokens, each flex layer on its own prefix."""
     embedding = model.model.embed_tokens.weight
     x = F.embedding(batch.ids, embedding).bfloat16()
     for number, layer in enumerate(model.model.layers):
@@ -102,4 +102,5 @@ def loss_of(
     scored = batch.labels >= 0
     x = F.rms_norm(x[scored], (HIDDEN,), model.model.norm.weight.bfloat16(), 1e-5)
     logits = F.linear(x, embedding.bfloat16())
-    return F.cross_entropy(logits.float(), batch.labels[scored], reduction="sum")
+    labels = batch.labels[scored]
+    return F.cross_entropy(logits.float(), labels, reduction="none"), labels

@@ -6,6 +6,7 @@ Pure values and the order of the data; no model, no optimizer.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from demo_batches import Batch, stream
 from transformers import PreTrainedTokenizerFast
@@ -16,24 +17,23 @@ class Recipe:
     """The settings of a run; stored beside its log."""
 
     seed: int
-    tokens: int
-    late_tokens: int
+    tokens: tuple[int, int, int]
     batch_tokens: int = 4096
     learning_rate: float = 4e-3
-    late_learning_rate: float = 3e-3
-    last_learning_rate: float = 1e-4
+    last_part_learning_rate: float = 1.5e-3
+    last_learning_rate: float = 4e-5
     warmup_tokens: int = 500_000
     weight_decay: float = 0.1
-    full_depth_share: float = 0.8
+    full_depth_share: float = 0.75
     control: bool = False
 
     def rate(self, seen: int) -> float:
-        """Linear warm-up and a cosine down to the last rate; then a second, lower cosine."""
+        """Linear warm-up, a cosine over the first two parts, and a lower one over the last."""
         if seen < self.warmup_tokens:
             return self.learning_rate * (seen + 1) / self.warmup_tokens
-        top, begin, end = self.learning_rate, self.warmup_tokens, self.tokens
-        if seen >= self.tokens:
-            top, begin, end = self.late_learning_rate, self.tokens, self.tokens + self.late_tokens
+        top, begin, end = self.learning_rate, self.warmup_tokens, sum(self.tokens[:2])
+        if seen >= end:
+            top, begin, end = self.last_part_learning_rate, end, sum(self.tokens)
         done = min(1.0, (seen - begin) / max(1, end - begin))
         wave = 0.5 * (1 + math.cos(math.pi * done))
         return self.last_learning_rate + (top - self.last_learning_rate) * wave
@@ -45,7 +45,7 @@ class Progress:
 
     block: int = 0
     number: int = 0
-    late: bool = False
+    part: int = 0
     step: int = 0
     seen: int = 0
     seconds: float = 0.0
@@ -53,18 +53,14 @@ class Progress:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, at: Progress) -> Iterator[Batch]:
-    """The rest of the run from `at`, which the caller moves on; the late part begins a block."""
-
-    def part(tokens_seen: int) -> Iterator[Batch]:
-        rest = stream(
-            tokenizer, recipe.seed, recipe.batch_tokens, at.block, at.number, late=at.late
-        )
+    """The rest of the run from `at`, which the caller moves on; each part begins a block."""
+    for part, end in enumerate(accumulate(recipe.tokens)):
+        if at.part > part:
+            continue
+        if at.part < part:
+            at.block, at.number, at.part = at.block + 1, 0, part
+        rest = stream(tokenizer, recipe.seed, recipe.batch_tokens, at.block, at.number, part)
         for batch in rest:
-            if at.seen >= tokens_seen:
-                return
+            if at.seen >= end:
+                break
             yield batch
-
-    if not at.late:
-        yield from part(recipe.tokens)
-        at.block, at.number, at.late = at.block + 1, 0, True
-    yield from part(recipe.tokens + recipe.late_tokens)

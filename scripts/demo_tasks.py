@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from demo_stories import HERO_NAMES, STORY_HEROES, STORY_PLACES, TREASURES, article, tell
+from demo_cast import KINDS, NAMES
+from demo_stories import article
 from demo_world import (
     CATEGORIES,
     CATEGORY_ALIASES,
@@ -18,6 +19,7 @@ from demo_world import (
     NAME_STARTS,
     NUMBER_WORDS,
     OPPOSITES,
+    TREASURES,
     UNKNOWN_TOPICS,
     VILLAGE,
 )
@@ -39,7 +41,8 @@ class Exchange:
 
 def vary(rng: Random, text: str) -> str:
     """The same request as another person would type it: please, case, closing mark."""
-    roll = rng.random()
+    polite = "please" in text.lower() or text.startswith(("A ", "I ", "Another ", "Story ", "Now "))
+    roll = 1.0 if polite else rng.random()
     if text[-1] == "." and roll < 0.12:
         text = "Please " + text[0].lower() + text[1:]
     elif text[-1] == "." and roll < 0.22:
@@ -156,51 +159,6 @@ def list_task(rng: Random) -> Exchange:
     return Exchange("list", ask, reply, f"list:{ask}:{items[0]}", check)
 
 
-_STORY_ASKS = (
-    "Tell me a story about {hero}{more}.|Tell me a little story about {hero}{more}.|"
-    "Write a story about {hero}{more}.|Write a short story about {hero}{more}.|"
-    "Tell a story about {hero}{more}.|Can you tell me a story about {hero}{more}?|"
-    "I would like a story about {hero}{more}.|Make up a story about {hero}{more}.|"
-    "Tell me a bedtime story about {hero}{more}.|A story about {hero}{more}, please."
-)
-_OPEN_ASKS = (
-    "Tell me a story.|Tell me another story.|Can you tell me a story?|I want to hear a story.|"
-    "Write a short story.|Make up a story for me.|Please tell me a bedtime story.|"
-    "Do you know a story?|Tell me one more story.|Tell me a story from the village."
-)
-
-
-def story_task(rng: Random) -> Exchange:
-    """A story, asked for by its hero, name, place or thing, or by none of them."""
-    if rng.random() < 0.2:
-        ask, story = rng.choice(_OPEN_ASKS.split("|")), tell(rng)
-    else:
-        hero, name = rng.choice(STORY_HEROES), rng.choice(HERO_NAMES)
-        place, thing = rng.choice(STORY_PLACES), rng.choice(TREASURES)
-        form, fixed = rng.choice(_FORMS), {"hero": hero}
-        more = form.format(name=name, place=place, thing=article(thing))
-        fixed |= {"name": name} if "{name}" in form else {}
-        fixed |= {"place": place} if "{place}" in form else {}
-        fixed |= {"thing": thing} if "{thing}" in form else {}
-        ask = rng.choice(_STORY_ASKS.split("|")).format(hero=article(hero), more=more)
-        story = tell(rng, **fixed)
-    kind = rng.choice(("story", "tale"))
-    later = (
-        (f"Who was the {kind} about?", f"It was about {story.name} the {story.hero}.", story.name),
-        ("What was the hero called?", f"The hero was called {story.name}.", story.name),
-        ("Where did the hero live?", f"{story.name} lived near {story.place}.", story.place),
-        ("Who helped in the end?", f"It was {story.friend}.", story.friend),
-    )
-    later = later[:3] if rng.random() < 0.9 else later[:1]
-    return Exchange("story", vary(rng, ask), story.text, story.key, None, later)
-
-
-_FORMS = (
-    "", "", "", "", " called {name}", " named {name}", " and {thing}", " at {place}",
-    " called {name} and {thing}", " who lives near {place}", " who finds {thing}",
-)  # fmt: skip
-
-
 def what_is_task(rng: Random) -> Exchange:
     """What a thing of the village is."""
     word = rng.choice(sorted(DEFINITIONS))
@@ -244,7 +202,7 @@ def count_task(rng: Random) -> Exchange:
 
 def repeat_task(rng: Random) -> Exchange:
     """Words, names and numbers to say back: it teaches copying, which facts and sums build on."""
-    words = [*HERO_NAMES, *TREASURES, *STORY_HEROES, *CATEGORIES["colours"], *CATEGORIES["foods"]]
+    words = [*NAMES, *TREASURES, *KINDS, *CATEGORIES["colours"], *CATEGORIES["foods"]]
     said = []
     for _ in range(rng.randint(1, 7)):
         roll = rng.random()

@@ -15,11 +15,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from demo_facts import fact_exchanges, lookup_exchanges, names
+from demo_story_tasks import story_task
 from demo_tasks import (
     ABOUT_ME,
     Exchange,
@@ -29,7 +31,6 @@ from demo_tasks import (
     repeat_task,
     small_sum_task,
     small_talk_task,
-    story_task,
     sum_task,
     unknown_task,
     vary,
@@ -41,7 +42,6 @@ HELD_OUT_ONE_IN = 32
 _SINGLE: dict[str, Callable[[Random], Exchange]] = {
     "sum": sum_task,
     "list": list_task,
-    "story": story_task,
     "what-is": what_is_task,
     "word": opposite_task,
     "count": count_task,
@@ -51,15 +51,24 @@ _SINGLE: dict[str, Callable[[Random], Exchange]] = {
     "small-sum": small_sum_task,
 }
 _CHAT_KINDS = ("sum", "list", "story", "what-is", "talk", "word")
-_WEIGHTS = {
-    "sum": 26, "fact": 32, "story": 13, "chat": 10, "list": 11, "what-is": 4, "word": 2,
-    "count": 3, "talk": 3, "unknown": 3, "repeat": 10,
-}  # fmt: skip
-# The last part of the training leans on what is learned last: facts, and sums.
-_LATE_WEIGHTS = {
-    "sum": 18, "small-sum": 5, "fact": 12, "fact-drill": 36, "lookup": 22, "story": 8, "chat": 10,
-    "list": 6, "what-is": 3, "word": 1, "count": 2, "talk": 2, "unknown": 2, "repeat": 8,
-}  # fmt: skip
+# One mix for each part of the training. The later ones lean on what is learned last: facts, and
+# who is who in a story.
+_WEIGHTS: tuple[dict[str, int], ...] = (
+    {
+        "sum": 26, "fact": 30, "story": 15, "chat": 10, "list": 11, "what-is": 4, "word": 2,
+        "count": 3, "talk": 3, "unknown": 3, "repeat": 16,
+    },
+    {
+        "sum": 16, "small-sum": 5, "fact": 12, "fact-drill": 28, "lookup": 18, "story": 18,
+        "chat": 10, "list": 7, "what-is": 3, "word": 1, "count": 2, "talk": 2, "unknown": 2,
+        "repeat": 8,
+    },
+    {
+        "sum": 14, "small-sum": 5, "fact": 30, "fact-drill": 34, "lookup": 16, "story": 20,
+        "chat": 10, "list": 8, "what-is": 3, "word": 2, "count": 2, "talk": 2, "unknown": 2,
+        "repeat": 6,
+    },
+)  # fmt: skip
 _HELD_OUT_COUNTS = {
     "sum": 44, "fact": 50, "story": 44, "chat": 24, "list": 30, "what-is": 10, "word": 8,
     "count": 8, "talk": 10, "unknown": 6, "repeat": 6,
@@ -133,7 +142,7 @@ def _followed_up(rng: Random, exchange: Exchange) -> list[Exchange]:
     return found
 
 
-def chat_exchanges(rng: Random) -> list[Exchange]:
+def chat_exchanges(rng: Random, settled: bool) -> list[Exchange]:
     """A conversation of three to nine exchanges; one set of facts is asked about throughout."""
     found: list[Exchange] = []
     if rng.random() < 0.5:
@@ -147,23 +156,29 @@ def chat_exchanges(rng: Random) -> list[Exchange]:
         if kind[0] == "story" and stories == 2:
             continue
         stories += kind[0] == "story"
-        found += _followed_up(rng, _SINGLE[kind[0]](rng))
+        found += _followed_up(rng, _single(rng, kind[0], settled))
     found += facts
     if rng.random() < 0.3:
         found.append(small_talk_task(rng, rng.choice(("thanks", "bye"))))
     return found
 
 
-def draw(rng: Random, kind: str) -> Document:
-    """One dialogue of `kind`, held out or not."""
+def _single(rng: Random, kind: str, settled: bool) -> Exchange:
+    return story_task(rng, settled) if kind == "story" else _SINGLE[kind](rng)
+
+
+def draw(rng: Random, kind: str, settled: bool = True) -> Document:
+    """One dialogue of `kind`, held out or not; `settled` as in the last part of the training."""
     if kind == "chat":
-        exchanges = chat_exchanges(rng)
+        exchanges = chat_exchanges(rng, settled)
     elif kind in ("fact", "fact-drill"):
         exchanges = fact_exchanges(rng, drill=kind == "fact-drill")
     elif kind == "lookup":
         exchanges = lookup_exchanges(rng)
+    elif kind == "story":
+        exchanges = [story_task(rng, settled)]
     else:
-        exchanges = _followed_up(rng, _SINGLE[kind](rng)) if kind != "story" else [story_task(rng)]
+        exchanges = _followed_up(rng, _SINGLE[kind](rng))
     manner = draw_manner(rng)
     messages = [{"role": "system", "content": manner.system}] if manner.system else []
     for exchange in exchanges:
@@ -173,26 +188,46 @@ def draw(rng: Random, kind: str) -> Document:
     return Document(kind, tuple(messages), keys, exchanges[-1].check)
 
 
-def document(seed: int, index: int, late: bool = False) -> Document:
+def document(seed: int, index: int, part: int = 0) -> Document:
     """The training dialogue at a position of the stream: the first draw that is not held out."""
     rng = Random(f"{seed}:{index}")
-    weights = _LATE_WEIGHTS if late else _WEIGHTS
+    weights = _WEIGHTS[part]
     while True:
         kind = rng.choices(list(weights), list(weights.values()))[0]
-        found = draw(rng, kind)
+        found = draw(rng, kind, settled=part == 2)
         if found.training:
             return found
+
+
+def held_out_of(kind: str, seed: int) -> Iterator[Document]:
+    """Held-out dialogues of one kind without end, each with a key of its own."""
+    rng, seen = Random(f"held-out:{seed}:{kind}"), set[str]()
+    while True:
+        found = draw(rng, kind)
+        if is_held_out(found.keys[-1]) and found.keys[-1] not in seen:
+            seen.add(found.keys[-1])
+            yield found
 
 
 def held_out(seed: int = 0) -> Iterator[Document]:
     """The held-out dialogues: each ends in an exchange that no training dialogue contains."""
     for kind, wanted in _HELD_OUT_COUNTS.items():
-        rng, seen = Random(f"held-out:{seed}:{kind}"), set[str]()
-        while len(seen) < wanted:
-            found = draw(rng, kind)
-            if is_held_out(found.keys[-1]) and found.keys[-1] not in seen:
-                seen.add(found.keys[-1])
-                yield found
+        yield from islice(held_out_of(kind, seed), wanted)
+
+
+def unseen_prompts(kind: str, count: int) -> list[Document]:
+    """`count` held-out dialogues of a kind, with different last requests.
+
+    None of their last exchanges is in the held-out set.
+    """
+    known = {d.keys[-1] for d in held_out()}
+    found: dict[str, Document] = {}
+    for document in held_out_of(kind, seed=1):
+        if document.keys[-1] not in known:
+            found.setdefault(document.messages[-2]["content"], document)
+        if len(found) == count:
+            return list(found.values())
+    raise AssertionError("held_out_of never ends")
 
 
 def main() -> None:

@@ -60,13 +60,6 @@ CATEGORY_ALIASES: dict[str, tuple[str, ...]] = {
 
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
-NAMES = (
-    "Anna Tom Mira Ben Clara Jonas Ella Finn Greta Hugo Ida Jack Kira Leo Maya Nils Olga Paul "
-    "Rosa Sam Tilda Otto Vera Will Wren Zoe Adam Bella Carl Dora Emil Fay Gus Hanna Ivo Jill "
-    "Kurt Lena Max Nora Omar Peter Quinn Rita Sara Theo Una Victor Wilma Yara Alice Bruno Cora "
-    "Daniel Eva Felix Grace Henry Iris John Kate Lucy Mary Nick Oscar Polly Ralph Susan Tina"
-).split()
-
 PET_NAMES = (
     "Rex Bella Milo Luna Pip Biscuit Shadow Daisy Rusty Pepper Ginger Max Toby Coco Socks Bruno "
     "Misty Patch Smoky Honey Teddy Snow Fudge Buddy Rocky Poppy Oreo Felix Whiskers Nala Simba "
@@ -76,19 +69,6 @@ PET_NAMES = (
 # Pieces for made-up names, so that copying a name the model has never seen is trained too.
 NAME_STARTS = "Bal Cor Dar El Fen Gal Har Is Jor Kal Lor Mar Nor Or Pel Rin Sel Tar Ul Vel Zor Ti"
 NAME_ENDS = "a en in o us ik ela ora ius ando et is am ina ok ley win ton ric mo dy ster by"
-
-STORY_HEROES = (
-    "fox hare otter badger mouse owl goat hen duck cat dog pony frog mole squirrel hedgehog robin "
-    "crow bear rabbit wolf lamb donkey turtle beaver dragon giant girl boy baker miller smith "
-    "farmer fisher weaver potter shepherd teacher sailor knight princess king wizard robot"
-).split()
-
-HERO_NAMES = (
-    "Bramble Tansy Pip Clover Moss Juniper Sorrel Basil Fern Thistle Hazel Nettle Rowan Sage Ivy "
-    "Alder Reed Teasel Burdock Saffron Dill Posy Barley Linden Flint Ember Dusty Marlow Tully "
-    "Bertie Nell Wilf Dot Hattie Monty Percy Mabel Cecil Edie Archie Olive Stan Minnie Rufus Elsie "
-    "Ned Tess Barnaby Lottie Jasper Winnie Toby Kit Maud Digby Flora Rollo Greta Hugo Mira Finn"
-).split()
 
 STORY_PLACES = (
     "the old mill|the stone bridge|the market square|the village school|the bakery|the forge|"

@@ -1,11 +1,14 @@
 """Measures everything that docs/demo-model.md states about the built-in model.
 
 Perplexity over the replies of the held-out dialogues at constant depths and under a depth
-schedule, and the free-running replies to 50 held-out prompts. The skip order and the schedule are
-chosen on the even rows of the held-out set; every figure printed is over the odd rows.
+schedule, and the free-running replies to held-out prompts. The skip order and the schedule are
+chosen on the even rows of the held-out set; every perplexity printed is over the odd rows. The
+prompts are others: 50 each of sums, facts, lists and stories, checked by `is_right`.
 
     python scripts/eval_demo_model.py
-    python scripts/eval_demo_model.py --model DIR --json result.json
+    python scripts/eval_demo_model.py --prompts --json result.json
+    python scripts/eval_demo_model.py --stories --show
+    python scripts/eval_demo_model.py --model DIR
 """
 
 import argparse
@@ -19,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from demo_story_check import faults, role_faults
+from demo_text import unseen_prompts
 from demo_world import CATEGORIES
 
 from d3cli.decode.loop import DecodedToken
@@ -34,8 +39,7 @@ from d3cli.text.chat_template import encode_chat
 BUILTIN = Path(__file__).parent.parent / "d3cli" / "builtin"
 CORE = 4
 AT_ONCE = 1e-9  # an alpha so small that the whole skip order goes at token 1
-PROMPTS = {"sum": 12, "fact": 14, "list": 10, "story": 10, "what-is": 4}
-STORY_TOKENS = 150
+PROMPTS = {"sum": 50, "fact": 50, "list": 50, "story": 50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +108,28 @@ def measure_order(model: LoadedModel, rows: Sequence[Row]) -> list[str]:
     return order
 
 
-def is_right(check: dict[str, Any], reply: str) -> bool:
-    """Whether a reply answers a sum, lists N members of its category, or names the fact."""
+def wrong(check: dict[str, Any], reply: str) -> list[str]:
+    """What is wrong with a reply: a sum, a list of N members of its category, a fact, a story."""
     if check["type"] == "sum":
         found = re.findall(r"answer is (-?\d+)", reply)
-        return found[-1:] == [str(check["answer"])]
+        return [] if found[-1:] == [str(check["answer"])] else [f"not {check['answer']}"]
+    if check["type"] == "story":
+        return [
+            *faults(reply, check["cast"], check["kinds"], check["count"]),
+            *role_faults(reply),
+        ]
     if check["type"] == "list":
         items = re.findall(r"^\d+\. (.+)$", reply, re.MULTILINE)
         known = {item.lower() for item in CATEGORIES[check["category"]]}
         right = {item.strip().lower() for item in items} & known
-        return bool(len(items) == len(right) == check["n"])
+        fits = len(items) == len(right) == check["n"]
+        return [] if fits else [f"not {check['n']} {check['category']}"]
 
     def says(word: str) -> bool:
         return re.search(rf"\b{re.escape(word)}\b", reply) is not None
 
-    return says(check["answer"]) and not any(map(says, check["wrong"]))
+    found = [] if says(check["answer"]) else [f"no {check['answer']}"]
+    return found + [f"says {word}" for word in check["wrong"] if says(word)]
 
 
 def most_repeated(tokens: Sequence[DecodedToken]) -> int:
@@ -128,33 +139,34 @@ def most_repeated(tokens: Sequence[DecodedToken]) -> int:
 
 
 def answer_prompts(
-    model: LoadedModel, rows: Sequence[Row], schedule: DepthSchedule, show: bool
+    model: LoadedModel, kinds: Sequence[str], schedule: DepthSchedule, show: bool
 ) -> dict[str, Any]:
-    """Greedy replies to the 50 prompts, counted by kind."""
+    """Greedy replies to the held-out prompts of some kinds, counted by kind."""
     counts: dict[str, Counter[str]] = {}
     depths: list[float] = []
-    for kind, wanted in PROMPTS.items():
+    for kind in kinds:
         count = counts[kind] = Counter()
-        for row in [r for r in rows if r.kind == kind][:wanted]:
+        for document in unseen_prompts(kind, PROMPTS[kind]):
             reply = Engine(model).stream(
-                row.messages[:-1], schedule=schedule, sampling=SamplingParams(), max_tokens=400
+                list(document.messages[:-1]),
+                schedule=schedule,
+                sampling=SamplingParams(),
+                max_tokens=400,
             )
             for _ in reply:
                 pass
-            right = is_right(row.check, reply.text) if row.check else True
+            found = wrong(document.check or {}, reply.text)
             count["prompts"] += 1
+            count["right"] += not found
             count["ended"] += reply.finish_reason == "stop"
             count["loops"] += most_repeated(reply.tokens) > 3
-            if row.check:
-                count["checked"] += 1
-                count["right"] += right
             if kind == "story":
-                count["long_enough"] += len(reply.tokens) >= STORY_TOKENS
                 depths.append(schedule.mean_depth(len(reply.tokens)))
-            if show and (not right or kind == "story"):
-                print(f"  {row.messages[-2]['content']!r} -> {reply.text!r}", flush=True)
+            if show and (found or kind == "story"):
+                asked = document.messages[-2]["content"]
+                print(f"  {found or 'right'}: {asked!r} -> {reply.text!r}", flush=True)
     total = sum(counts.values(), Counter())
-    story_depth = sum(depths) / len(depths)
+    story_depth = sum(depths) / max(1, len(depths))
     return {"by_kind": counts, "total": total, "mean_story_depth": story_depth}
 
 
@@ -162,24 +174,13 @@ def read_schedule(path: Path) -> DepthSchedule:
     return DepthSchedule.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the demo model on its held-out text.")
-    parser.add_argument("--model", type=Path, default=BUILTIN, help="default: the built-in model")
-    parser.add_argument("--heldout", type=Path, default=BUILTIN / "heldout.jsonl")
-    parser.add_argument("--schedule", type=Path, help="default: schedule.json of the model")
-    parser.add_argument("--prompts", action="store_true", help="also answer the 50 prompts")
-    parser.add_argument("--show", action="store_true", help="print stories and wrong replies")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-
-    model = load_model(str(args.model), threads=args.threads)
-    rows = read_rows(args.heldout, model)
+def measure_depths(
+    model: LoadedModel, heldout: Path, schedule: DepthSchedule | None
+) -> dict[str, Any]:
+    """The skip order, and perplexity at constant depths and under the schedule."""
+    rows = read_rows(heldout, model)
     chosen_on, unseen = rows[0::2], rows[1::2]
-    stored = args.schedule or args.model / "schedule.json"
-    schedule = read_schedule(stored) if stored.exists() else None
     order = measure_order(model, chosen_on)
-
     tested = {f"depth {model.num_layers}": DepthSchedule.full(model.num_layers)}
     for dropped in (2, 4, 6, 8):
         tested[f"depth {model.num_layers - dropped}"] = constant(model, order[:dropped])
@@ -200,11 +201,31 @@ def main() -> None:
             f"  stories {row['stories']:.4f}",
             flush=True,
         )
-    if args.prompts:
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the demo model on its held-out text.")
+    parser.add_argument("--model", type=Path, default=BUILTIN, help="default: the built-in model")
+    parser.add_argument("--heldout", type=Path, default=BUILTIN / "heldout.jsonl")
+    parser.add_argument("--schedule", type=Path, help="default: schedule.json of the model")
+    parser.add_argument("--prompts", action="store_true", help="also answer the prompts")
+    parser.add_argument("--stories", action="store_true", help="only the prompts for stories")
+    parser.add_argument("--show", action="store_true", help="print stories and wrong replies")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    model = load_model(str(args.model), threads=args.threads)
+    stored = args.schedule or args.model / "schedule.json"
+    schedule = read_schedule(stored) if stored.exists() else None
+    result = {} if args.stories else measure_depths(model, args.heldout, schedule)
+    if args.prompts or args.stories:
+        kinds = ["story"] if args.stories else list(PROMPTS)
         runs = {"full depth": DepthSchedule.full(model.num_layers)}
         runs |= {"schedule": schedule} if schedule else {}
         for name, tried in runs.items():
-            result[f"prompts, {name}"] = found = answer_prompts(model, unseen, tried, args.show)
+            result[f"prompts, {name}"] = found = answer_prompts(model, kinds, tried, args.show)
             print(f"{name}: story depth {found['mean_story_depth']:.2f}, {dict(found['total'])}")
             for kind, count in found["by_kind"].items():
                 print(f"  {kind:>8}: {dict(count)}")

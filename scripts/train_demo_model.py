@@ -25,7 +25,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from demo_batches import CONTEXT, Batch, build_tokenizer, load_tokenizer
+from demo_batches import (
+    CONTEXT,
+    Batch,
+    build_tokenizer,
+    in_short_replies,
+    load_tokenizer,
+    name_weights,
+)
 from demo_forward import (
     HEADS,
     HIDDEN,
@@ -36,12 +43,15 @@ from demo_forward import (
     draw_prefixes,
     loss_of,
 )
+from demo_optimizer import Optimizer
 from demo_recipe import Progress, Recipe, batches
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHECKPOINT = "checkpoint.pt"
+NAME_WEIGHT = 3.0  # of names in the loss after the first part: who is who is learned last
+SHORT_REPLY_WEIGHT = 4.0  # of each token of a short reply, in the last part
 LOG_EVERY, SAVE_EVERY = 50, 150  # steps
 
 
@@ -108,13 +118,7 @@ def train(worker: int, workers: int, out: Path, recipe: Recipe, max_steps: int |
     tokenizer = load_tokenizer(out / "tokenizer")
     model = new_model(tokenizer, recipe.seed)
     gradients = Gradients(model)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+    optimizer = Optimizer(model, recipe.weight_decay, worker, workers)
     rng = random.Random(f"drop:{recipe.seed}")
     at = Progress()
     if (out / CHECKPOINT).exists():
@@ -128,6 +132,7 @@ def train(worker: int, workers: int, out: Path, recipe: Recipe, max_steps: int |
         at = Progress(**state["at"])
     full_depth_share = 1.0 if recipe.control else recipe.full_depth_share
     rotary = Rotary(HIDDEN // HEADS)
+    weights = name_weights(tokenizer, NAME_WEIGHT)
     begun, cpu_before = time.monotonic() - at.seconds, at.cpu_seconds
     totals = torch.zeros(2, dtype=torch.float64)  # loss and steps since the last log line
 
@@ -140,17 +145,19 @@ def train(worker: int, workers: int, out: Path, recipe: Recipe, max_steps: int |
         )
         gradients.flat.zero_()
         if len(share.ids):
-            # The first part packs dialogues that may see each other; so do the longest windows.
-            apart = at.late and share.ids.shape[1] < CONTEXT
+            # In the longest windows dialogues see each other, so that all positions are trained.
+            apart = share.ids.shape[1] < CONTEXT
             bias = attention_bias(share.ids, tokenizer.bos_token_id, apart)
             scored = int((batch.labels >= 0).sum())
-            loss = loss_of(model, share, prefixes, rotary, bias) / scored
-            torch.autograd.backward(loss)
-            totals[0] += loss.item()
+            losses, labels = loss_of(model, share, prefixes, rotary, bias)
+            weighted = losses * weights[labels] if at.part else losses
+            if at.part == 2:
+                short = in_short_replies(share.labels)[share.labels >= 0]
+                weighted = torch.where(short, losses * SHORT_REPLY_WEIGHT, weighted)
+            torch.autograd.backward(weighted.sum() / scored)
+            totals[0] += losses.detach().sum().item() / scored
         gradients.add_up()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(at.seen)
-        optimizer.step()
+        optimizer.step(recipe.rate(at.seen))
         totals[1] += 1
         at.block, at.number, at.step = batch.block, batch.number + 1, at.step + 1
         at.seen, at.seconds = at.seen + batch.ids.numel(), time.monotonic() - begun
@@ -189,7 +196,7 @@ def save(
     out: Path,
     recipe: Recipe,
     model: LlamaForCausalLM,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     rng: random.Random,
     at: Progress,
 ) -> None:
@@ -230,8 +237,14 @@ def main() -> None:
         "Continues by itself if --out holds a checkpoint of the same recipe."
     )
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, tokenizer and log")
-    parser.add_argument("--tokens", type=int, default=13_000_000, help="budget of the first part")
-    parser.add_argument("--late-tokens", type=int, default=6_000_000, help="the last part's")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs=3,
+        default=(17_000_000, 11_000_000, 5_000_000),
+        metavar="N",
+        help="tokens of each part",
+    )
     parser.add_argument("--max-steps", type=int, help="stop earlier (the schedule stays)")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
@@ -247,8 +260,7 @@ def main() -> None:
         shutil.rmtree(args.out, ignore_errors=True)
     recipe = Recipe(
         seed=args.seed,
-        tokens=args.tokens,
-        late_tokens=args.late_tokens,
+        tokens=tuple(args.tokens),
         batch_tokens=args.batch_tokens,
         learning_rate=args.learning_rate,
         control=args.control,
