@@ -170,7 +170,9 @@ def test_the_built_in_model_is_calibrated_and_then_runs_so(d3: D3) -> None:
 
 
 def test_no_worthwhile_schedule_exits_3_and_stores_nothing(d3: D3) -> None:
-    result = d3("calibrate", *QUICK, "--dtype", "bfloat16", "--target-drop", "0.0001%", "--json")
+    # With seed 0, the model does better without a layer on so few documents: nothing is nearest.
+    options = ("--dtype", "bfloat16", "--target-drop", "0.0001%", "--seed", "1", "--json")
+    result = d3("calibrate", *QUICK, *options)
     assert result.code == 3
     found = json.loads(result.out)
     assert found["schedule"] is None and found["stored"] is None and found["unseen"] is None

@@ -191,7 +191,8 @@ def test_the_agreement_is_told_once(desk: NewDesk) -> None:
     assert one.type("Go on.").count("agreement with full depth") == 1  # of the reply before
     shown = one.type("/stats")
     assert "all replies 2:" in shown
-    assert re.search(r"agreement \d+\.\d% of 2\d tokens", shown)
+    # Of the 40 tokens of the first reply, all but the first ran at less than full depth.
+    assert re.search(r"agreement \d+\.\d% of 39 tokens", shown)
 
 
 def test_reading_ahead_tells_the_agreement(desk: NewDesk) -> None:
@@ -209,7 +210,11 @@ def test_reading_ahead_tells_the_agreement(desk: NewDesk) -> None:
 def test_thinking_at_the_minimum_depth_is_warned_of_once(desk: NewDesk, tmp_path: Path) -> None:
     template = "{{ messages[-1].content }}<think>"
     one = desk(alpha=0.5, start=0, max_tokens=20, chat_template=template)
-    assert "reached its minimum depth before it was done: /set start 20 " in one.type("Hello.")
+    shown = one.type("Hello.")
+    thought = re.search(r"the model thought for (\d+) tokens and reached its minimum depth", shown)
+    assert thought is not None
+    assert f"before it was done: /set start {thought[1]} keeps full depth" in shown
+    assert f" {thought[1]} tokens · " in shown  # all of them thoughts
     assert "minimum depth" not in one.type("Hello.")
 
 
