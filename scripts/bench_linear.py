@@ -16,7 +16,7 @@ import torch
 from shapes import SHAPES
 from torch import Tensor
 
-from d3cli.kernels.packed_linear import ROWS
+from d3cli.kernels.products import ROWS
 
 MOST_BYTES, MOST_COPIES = 600 << 20, 16
 

@@ -19,6 +19,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # No test sees its user's models. huggingface_hub reads this once, when it is imported.
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="d3-tests-hub-")
+# No test measures kernels, except those that set this to "auto".
+os.environ["D3_KERNELS"] = "torch"
 # For module-wide fixtures that load a model, which run before `_own_home`.
 os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="d3-tests-home-")
 
@@ -51,6 +53,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     home = tmp_path_factory.mktemp("home")
     for name in [name for name in os.environ if name.startswith("D3_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("D3_KERNELS", "torch")
     monkeypatch.setenv("D3_HOME", str(home))
 
 

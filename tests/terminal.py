@@ -52,7 +52,12 @@ class Terminal:
             for name, value in os.environ.items()
             if not name.startswith("D3_") and name not in ("COLUMNS", "LINES")
         }
-        kept |= {"D3_HOME": str(home), "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+        kept |= {
+            "D3_HOME": str(home),
+            "D3_KERNELS": "torch",
+            "TERM": "xterm-256color",
+            "OMP_NUM_THREADS": "1",
+        }
         kept |= environment
         self.is_dumb = kept["TERM"] in ("", "dumb", "unknown") or "INSIDE_EMACS" in kept
         words = [str(argument) for argument in arguments]

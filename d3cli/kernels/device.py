@@ -38,6 +38,8 @@ def pick_device(device: str) -> torch.device:
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The dtype with this name; "auto" is bfloat16 if the hardware multiplies it, else float32.
 
+    On a CPU, loading may still choose bfloat16 where float32 is found here: `choices` measures.
+
     Raises:
         UsageError: the name is unknown.
     """

@@ -7,19 +7,20 @@
 | linear of a layer           | bitsandbytes int8 | bnb-8bit                                 |
 | LM head                     | torch int8        | int4, int8, bnb-4bit or on request; on a |
 |                             |                   | CPU, if it is a large part of a step     |
-| any other linear, LM head   | oneDNN packed     | bfloat16 on a CPU with AVX512-BF16       |
+| any other linear, LM head   | torch, torch mv,  | bfloat16 on a CPU: whichever was         |
+|                             | oneDNN packed     | measured to be the fastest (`choices`)   |
 | any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D   |
 
 Embeddings are not multiplied: single rows are looked up. Layers of a family outside the allow-list
 stay as transformers loads them, and so does its LM head.
 
-Loading, the prediction of memory and ``d3 doctor`` all ask a `KernelPlan`. The choice depends on
-the processor, not on a measurement: kernels round differently, so a choice that changed from run to
-run would change replies. Knows the shapes of weights, not their values.
+Loading, the prediction of memory and ``d3 doctor`` all ask a `KernelPlan`. Kernels round
+differently, so a choice that changed from run to run would change replies: each is measured once
+and kept. Knows the shapes of weights, not their values.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -28,25 +29,34 @@ import torch
 from d3cli.depth.families import FAMILIES
 from d3cli.files.safetensors import FLOATS, Description, TensorInfo
 from d3cli.kernels.bnb_linear import fits_cpu_kernel, quantized_bytes
-from d3cli.kernels.device import onednn_takes_bfloat16
+from d3cli.kernels.choices import choices_here
 from d3cli.kernels.int4_linear import fits_int4, int4_bytes
 from d3cli.kernels.int8_linear import MULTIPLE, HeadChoice, int8_bytes
+from d3cli.kernels.products import Products
 from d3cli.kernels.quantization import OWN_KINDS, Quantization
 
 # The LM head gets 8 bits if it is at least this share of what a full-depth step reads.
 LEAST_HEAD = 1 / 16
+# Of fewer weights, such as a router's, a product costs less than calling it: torch's own will do.
+TINY = 1 << 14
 
 
 class Kernel(StrEnum):
     """What computes a product with a weight."""
 
     TORCH = "torch"
+    TORCH_MV = "torch mv"
     PACKED = "oneDNN packed"
+    PACKED_FOUR = "oneDNN packed, four rows"
     TORCH_INT8 = "torch int8"
     TORCH_INT4 = "torch int4"
     BNB_NF4 = "bitsandbytes NF4"
     BNB_INT8 = "bitsandbytes int8"
 
+
+PACKED_KERNELS = (Kernel.PACKED, Kernel.PACKED_FOUR)
+# The products of a bfloat16 weight by its outputs and inputs.
+ProductsOf = Callable[[int, int], Products]
 
 _KERNELS: Mapping[Quantization, Kernel] = {
     "int8": Kernel.TORCH_INT8,
@@ -86,32 +96,49 @@ class KernelPlan:
         form: what was asked for.
         quantized: the kernel of quantized linears, whether the files hold them so or loading
             quantizes them; None if no linear is quantized.
-        plain: the kernel of other linears.
-        head: the kernel of the LM head.
+        head: the kernel of the LM head, for one token.
+        float_products: the products of a bfloat16 weight by its shape; None if all are torch's.
         stored_quantized: whether the files hold quantized weights.
         transposed: whether linears are stored as ``[in, out]``, as in GPT-2.
     """
 
     form: Form
     quantized: Kernel | None
-    plain: Kernel
     head: Kernel
+    float_products: ProductsOf | None = field(default=None, compare=False)
     stored_quantized: bool = False
     transposed: bool = False
 
+    def products_of(self, out_features: int, in_features: int) -> Products:
+        """The products of a linear that is not quantized."""
+        if self.float_products is None or out_features * in_features < TINY:
+            return Products()
+        return self.float_products(out_features, in_features)
+
     @property
-    def packs(self) -> bool:
-        """Whether linears that are not quantized are packed."""
-        return self.plain is Kernel.PACKED
+    def packs_head(self) -> bool:
+        """Whether the LM head is packed."""
+        return self.head in PACKED_KERNELS
+
+    def packs(self, tensor: TensorInfo) -> bool:
+        """Whether loading packs this tensor, if it is the weight of a linear in a layer."""
+        return (
+            len(tensor.shape) == 2
+            and tensor.layer is not None
+            and not self.transposed
+            and not self.quantizes(tensor)
+            and self.products_of(*tensor.shape).packed
+        )
 
     @property
     def head_in_8_bits(self) -> bool:
         return self.head is Kernel.TORCH_INT8
 
     def of_linear(self, out_features: int, in_features: int) -> Kernel:
-        """The kernel of a linear of a layer."""
+        """The kernel of a linear of a layer, for one token."""
+        plain = Kernel(self.products_of(out_features, in_features).one)
         if self.quantized is None:
-            return self.plain
+            return plain
         fits = True
         if self.quantized is Kernel.TORCH_INT4:
             fits = fits_int4(out_features, in_features)
@@ -119,7 +146,7 @@ class KernelPlan:
             fits = in_features % MULTIPLE == 0
         elif self.form.in_4_bits_on_cpu:
             fits = fits_cpu_kernel(out_features, in_features)
-        return self.quantized if fits else self.plain
+        return self.quantized if fits else plain
 
     def quantizes(self, tensor: TensorInfo) -> bool:
         """Whether loading quantizes this tensor."""
@@ -170,25 +197,36 @@ class KernelPlan:
         return self.form.quantization is not None and is_linear
 
 
-def plan_kernels(model: Description, head: tuple[int, int], form: Form) -> KernelPlan:
+def plan_kernels(
+    model: Description,
+    head: tuple[int, int],
+    form: Form,
+    products_of: ProductsOf | None = None,
+) -> KernelPlan:
     """Chooses the kernels for a model; see the table above.
 
     Args:
         head: the shape of the LM head, ``(vocabulary, inputs)``.
+        products_of: the products of bfloat16 weights on a CPU. By default those that are known
+            without measuring: `KernelChoices.known`.
     """
     stored = model.config.get("quantization_config")
     kind = form.quantization or _stored_kind(stored)
     quantized = None if kind is None else _KERNELS[kind]
     is_listed = model.config.get("model_type") in FAMILIES  # other code may access its weights
-    plain = Kernel.PACKED if is_listed and can_pack(form.dtype, form.device) else Kernel.TORCH
+    if not (is_listed and form.dtype == torch.bfloat16 and form.device.type == "cpu"):
+        products_of = None
+    elif products_of is None:
+        products_of = choices_here().known
     plan = KernelPlan(
         form,
         quantized,
-        plain,
-        plain,
+        Kernel.TORCH,
+        products_of,
         stored_quantized="quantization_config" in model.config,
         transposed=model.config.get("model_type") == "gpt2",
     )
+    plan = replace(plan, head=Kernel(plan.products_of(*head).one))
     is_small = kind == "bnb-4bit" or kind in OWN_KINDS
     choice = form.quantize_head or ("auto" if is_small else "off")
     if is_listed and choice == "auto" and _head_fits_8_bits(plan, model, head):
@@ -205,14 +243,20 @@ def _stored_kind(stored: Any) -> Quantization | None:
     return "bnb-8bit" if stored.get("load_in_8bit") else None
 
 
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN's packed kernel is the faster one for this dtype on this device."""
-    return (
-        dtype == torch.bfloat16
-        and device.type == "cpu"
-        and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        and onednn_takes_bfloat16()
-    )
+def float_shapes(
+    model: Description, head: tuple[int, int], plan: KernelPlan
+) -> list[tuple[int, int]]:
+    """The shapes of the weights that multiply with the products of `KernelChoices`."""
+    if plan.float_products is None:
+        return []
+    shapes = set() if plan.head_in_8_bits else {head}
+    if not plan.transposed:  # GPT-2's layers have no linears
+        shapes |= {
+            (tensor.shape[0], tensor.shape[1])
+            for tensor in model.tensors
+            if tensor.layer is not None and len(tensor.shape) == 2 and not plan.quantizes(tensor)
+        }
+    return sorted(shape for shape in shapes if shape[0] * shape[1] >= TINY)
 
 
 def _head_fits_8_bits(plan: KernelPlan, model: Description, head: tuple[int, int]) -> bool:

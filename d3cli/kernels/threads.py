@@ -1,8 +1,7 @@
 """How many CPU threads to compute with.
 
 One for each physical core that this process may use. After each product, all threads wait for the
-slowest one. On a machine that is busy with other work, fewer threads can therefore be faster: a
-short probe decides.
+slowest one. While other programs run, fewer threads can therefore be faster: a short probe decides.
 """
 
 import os
@@ -15,7 +14,8 @@ import torch
 
 from d3cli.base.cgroups import own_groups
 
-BUSY = 0.5  # the load average of the last minute from which the probe is worth its time
+BUSY = 0.5  # of a core: what other programs may use before this machine counts as busy
+LOOK_S = 0.1  # how long to look at what they use
 PROBE_BYTES, ROUNDS = 64 << 20, 5
 GAIN = 1.1  # fewer threads must be this many times as fast
 
@@ -28,7 +28,8 @@ def pick_threads() -> tuple[int, str]:
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads(), ""
     cores = usable_cores()
-    if cores == 1 or psutil.getloadavg()[0] < BUSY:
+    # The load average costs nothing, but it stays high for minutes after a job has ended.
+    if cores == 1 or psutil.getloadavg()[0] < BUSY or not machine_is_busy():
         return cores, ""
     chosen = fastest(sorted({cores, cores - 1, cores // 2}, reverse=True))
     if chosen == cores:
@@ -36,13 +37,29 @@ def pick_threads() -> tuple[int, str]:
     return chosen, f"this machine is busy: d3 uses {chosen} of {cores} cores"
 
 
+def machine_is_busy() -> bool:
+    """Whether other programs use a core now that this process would use. Looks for 0.1 s."""
+    allowed = _allowed()
+    used = psutil.cpu_percent(LOOK_S, percpu=True)
+    busy = sum(share for number, share in enumerate(used) if number in allowed) / 100
+    return _cores(allowed) - busy <= usable_cores() - BUSY
+
+
 def usable_cores() -> int:
     """Physical cores that this process may use. A container may limit them."""
-    logical = os.cpu_count() or 1
+    return max(1, min([_cores(_allowed()), *_quotas()]))
+
+
+def _allowed() -> set[int]:
+    """The logical processors on which this process may run."""
     if hasattr(os, "sched_getaffinity"):
-        logical = len(os.sched_getaffinity(0))
-    cores = min(logical, psutil.cpu_count(logical=False) or logical)
-    return max(1, min([cores, *_quotas()]))
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _cores(allowed: set[int]) -> int:
+    """The physical cores among some logical processors."""
+    return min(len(allowed), psutil.cpu_count(logical=False) or len(allowed))
 
 
 def _quotas() -> list[int]:

@@ -156,7 +156,8 @@ def _is_placed_later(recipe: Recipe, plan: KernelPlan) -> bool:
     """Whether the model's own copy of a weight is made after transformers has loaded it."""
     if not recipe.linear or plan.quantizes(recipe.info):
         return recipe.linear and plan.quantizes_itself(recipe.info)
-    return plan.packs or (plan.head_in_8_bits and recipe.info.name == HEAD)
+    is_changed_head = recipe.info.name == HEAD and (plan.head_in_8_bits or plan.packs_head)
+    return is_changed_head or plan.packs(recipe.info)
 
 
 def _map_files(weights: list[GgufWeight], plan: KernelPlan) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from d3cli.files.lazy_weights import REOPEN_AFTER
 from d3cli.files.safetensors import Description, TensorInfo
-from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
+from d3cli.kernels.choices import KernelChoices
+from d3cli.kernels.plan import Form, KernelPlan, float_shapes, plan_kernels
 from d3cli.kernels.quantization import OWN_KINDS
 from d3cli.model.config import config_errors
 
@@ -18,17 +19,26 @@ REORDERING, QUANTIZING, ROUNDING = 6.5, 32 << 20, 24 << 20
 UNPACKING = 48 << 20
 
 
-def plan_for(model: Description, config: Any, form: Form) -> KernelPlan:
+def plan_for(
+    model: Description, config: Any, form: Form, choices: KernelChoices | None = None
+) -> KernelPlan:
     """The kernels for a model.
 
     Args:
         config: its parsed config.
+        choices: measures the products that are not known yet. By default nothing is measured, and
+            weights with unknown products count as packed, which takes the most memory.
 
     Raises:
         ModelError: the config makes no sense.
     """
     with config_errors(model):
-        return plan_kernels(model, head_shape(config), form)
+        head = head_shape(config)
+        if choices is None:
+            return plan_kernels(model, head, form)
+        plan = plan_kernels(model, head, form, choices.known)
+        choices.prepare(float_shapes(model, head, plan))
+        return plan_kernels(model, head, form, choices.of)
 
 
 def head_shape(config: Any) -> tuple[int, int]:
@@ -60,18 +70,17 @@ class HeldWeights:
             return self._while_unpacking
         plan, tensors = self._plan, self._model.tensors
         converted = [t for t in tensors if plan.converts(t)]
-        read = tensors if plan.packs else converted
+        read = [t for t in tensors if plan.converts(t) or plan.packs(t)]
         in_layers = max((t.nbytes for t in read if t.layer is not None), default=0)
+        packed_head = self._head if plan.packs_head else 0
         # These are read before the LM head is packed or quantized, so its copy does not exist yet.
         outside = max((t.nbytes for t in converted if t.layer is None), default=0)
         outside -= max(0, self._beside_the_files)
         if plan.form.quantization in OWN_KINDS:
-            head = self._head if plan.packs and not plan.head_in_8_bits else 0
-            return max(head, outside, in_layers + REOPEN_AFTER + ROUNDING)
+            return max(packed_head, outside, in_layers + REOPEN_AFTER + ROUNDING)
         if plan.form.quantization is not None:
             # The LM head is packed after the layers are loaded.
-            head = self._head if plan.packs and not plan.head_in_8_bits else 0
-            return max(head, outside, self._reordering, QUANTIZING)
+            return max(packed_head, outside, self._reordering, QUANTIZING)
         return max(in_layers, outside) + REOPEN_AFTER if converted or in_layers else 0
 
     @property
@@ -79,9 +88,9 @@ class HeldWeights:
         """As `while_loading`, for weights that are unpacked one by one and packed at once."""
         plan, item = self._plan, self._plan.form.dtype.itemsize
         matrices = [t for t in self._model.tensors if t.layer is not None and len(t.shape) == 2]
-        copied_again = plan.packs or plan.quantized is not None
-        largest = max((t.numel * item for t in matrices), default=0) if copied_again else 0
-        if plan.packs and not plan.head_in_8_bits:
+        copied = [t for t in matrices if plan.quantized is not None or plan.packs(t)]
+        largest = max((t.numel * item for t in copied), default=0)
+        if plan.packs_head:
             # It is packed first, while the layers do not take memory yet.
             largest = max(largest, self._head - sum(map(self._held, matrices)))
         return max(largest + UNPACKING, self._reordering)
@@ -100,21 +109,23 @@ class HeldWeights:
         A weight that is converted and packed counts twice.
         """
         model, plan = self._model, self._plan
-        packs = plan.packs or plan.form.quantization == "bnb-4bit"
         if model.is_gguf:
             item = plan.form.dtype.itemsize
             return sum(
-                t.numel * item * (1 + (packs and self._is_packed(t)))
+                t.numel * item * (1 + self._is_packed(t))
                 for t in model.tensors
-                if packs or plan.converts(t)
+                if self._is_packed(t) or plan.converts(t)
             )
         converted = sum(t.nbytes for t in model.tensors if plan.converts(t))
-        return converted + packs * sum(t.nbytes for t in model.tensors if self._is_packed(t))
+        return converted + sum(t.nbytes for t in model.tensors if self._is_packed(t))
 
     def _is_packed(self, tensor: TensorInfo) -> bool:
-        """Whether a linear is packed, if linears are."""
-        is_linear = len(tensor.shape) == 2 and not self._plan.quantizes_itself(tensor)
-        return is_linear and (tensor.layer is not None or not self._plan.head_in_8_bits)
+        """Whether a weight is packed after it was read, by oneDNN or by bitsandbytes."""
+        plan = self._plan
+        if tensor.layer is None:
+            return plan.packs_head and tensor.shape == head_shape(self._config)
+        in_4_bits = plan.form.quantization == "bnb-4bit" and plan.quantizes(tensor)
+        return in_4_bits or plan.packs(tensor)
 
     @property
     def _head(self) -> int:
@@ -134,7 +145,7 @@ class HeldWeights:
         tables = [t for t in self._model.tensors if t.shape == shape]
         mapped = plan.form.device.type == "cpu" and not any(map(plan.converts, tables))
         if self._config.tie_word_embeddings:
-            if not plan.head_in_8_bits and not plan.packs:
+            if not plan.head_in_8_bits and not plan.packs_head:
                 return 0  # embeddings and head are the same tensor
             return taken - self._head if mapped else taken
         return taken - self._head - (self._head if mapped and len(tables) == 2 else 0)

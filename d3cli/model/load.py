@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
+import torch
+
 from d3cli.base.errors import Setting, Words
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
@@ -16,6 +18,7 @@ from d3cli.depth.families import Family
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.files.safetensors import Description
 from d3cli.kernels.bnb_linear import bnb_is_fast
+from d3cli.kernels.choices import choices_here
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form, KernelPlan
@@ -43,7 +46,8 @@ class LoadOptions(TypedDict, total=False):
     """How to load a model, and how much of it.
 
     Attributes:
-        dtype: "auto", the default, is bfloat16 if the processor or GPU multiplies it, else float32.
+        dtype: "auto", the default, is bfloat16 if the GPU multiplies it, or if it is no slower than
+            float32 on this processor; else float32.
         quantization: quantizes the layers' linears while loading: "int8" and "int4" on a CPU, with
             torch's own kernels; "bnb-4bit" and "bnb-8bit" with bitsandbytes.
         quantize_head: "auto" puts the LM head into 8 bits on a CPU, if it is a large part of what a
@@ -140,8 +144,8 @@ def load_model(
         UsageError: the device or thread count is not possible here, or only models of the hub have
             revisions.
     """
-    _form(options)  # refuses an impossible device before anything is fetched
     prepare_process(threads)
+    _form(options)  # refuses an impossible device before anything is fetched
     if isinstance(name, ModelFiles):
         files = name
     else:
@@ -155,11 +159,12 @@ def load_model(
         renderer.start()  # it becomes ready while the files are checked
     checkpoint = open_checkpoint(files)
     plan = check_model(checkpoint.description, **options)
-    to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
     tokenizer = load_tokenizer(files)
     renderer = renderer or Renderer(trusted=[own_template(tokenizer)])
     if check_text is not None:
         check_text(tokenizer, renderer)
+    plan = _measured(checkpoint.description, plan)
+    to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
     causal_lm, unfit = load_weights(
         checkpoint, plan.family, plan.kernels, progress=ByteProgress(to_convert, on_progress)
     )
@@ -168,12 +173,25 @@ def load_model(
         tokenizer,
         name=files.name,
         generation_settings=checkpoint.generation_settings(),
-        notes=[*checkpoint.notes(plan.kernels), *_notes(causal_lm, plan, unfit)],
+        notes=[
+            *checkpoint.notes(plan.kernels),
+            *_notes(causal_lm, plan, unfit),
+            *choices_here().take_notes(),
+        ],
         full_depth_only=not plan.family.can_skip,
         context=options.get("context"),
         renderer=renderer,
     )
     return replace(model, origin=_origin(files, model, plan.kernels.form))
+
+
+def _measured(model: Description, plan: LoadPlan) -> LoadPlan:
+    """The plan with kernels that were measured on this machine.
+
+    This takes a second or two if a shape of weights is new here. The check of memory has come
+    before, and expects the kernels that need the most.
+    """
+    return replace(plan, kernels=plan_for(model, plan.config, plan.kernels.form, choices_here()))
 
 
 def _form(options: LoadOptions) -> Form:
@@ -184,7 +202,11 @@ def _form(options: LoadOptions) -> Form:
             quantization does not run on the device or in the dtype.
     """
     device = pick_device(options.get("device", "auto"))
-    dtype, wanted = pick_dtype(options.get("dtype", "auto"), device), options.get("quantization")
+    asked, wanted = options.get("dtype", "auto"), options.get("quantization")
+    dtype = pick_dtype(asked, device)
+    if asked == "auto" and (device.type, dtype) == ("cpu", torch.float32):
+        # The processor does not multiply bfloat16, but reading half the bytes may still be faster.
+        dtype = torch.bfloat16 if choices_here().bfloat16_is_fast() else dtype
     check_hardware(wanted, dtype, device)
     return Form(dtype, device, quantization=wanted, quantize_head=options.get("quantize_head"))
 

@@ -1,5 +1,6 @@
 """The kernel plan: which kernel serves which weight, and that a loaded model follows it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,20 +8,22 @@ import torch
 from torch import nn
 
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
-from d3cli.kernels import plan
-from d3cli.kernels.packed_linear import PackedLinear
-from d3cli.kernels.plan import Form, Kernel, KernelPlan, can_pack
+from d3cli.kernels.float_linear import FloatLinear
+from d3cli.kernels.plan import Form, Kernel, KernelPlan, float_shapes, plan_kernels
+from d3cli.kernels.products import PACKED, Product, Products
 from d3cli.model.config import parse_config
-from d3cli.model.held_weights import plan_for
+from d3cli.model.held_weights import head_shape, plan_for
 from d3cli.model.load import load_model
 from tests.conftest import BUILTIN_PATH
+from tests.kernels.conftest import KeepChoices, needs_packing
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 def planned(model: Description, form: Form) -> KernelPlan:
-    return plan_for(model, parse_config(model), form)
+    """The plan of a machine on which packed weights are the fastest for every shape."""
+    return plan_kernels(model, head_shape(parse_config(model)), form, lambda *_: PACKED)
 
 
 def described(hidden: int = 2048, heads: int = 32, layers: int = 16, **more: Any) -> Description:
@@ -41,13 +44,6 @@ def described(hidden: int = 2048, heads: int = 32, layers: int = 16, **more: Any
     return Description("m", config | more, tensors)
 
 
-@pytest.fixture
-def with_avx512_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    monkeypatch.setattr(plan, "onednn_takes_bfloat16", lambda: True)
-
-
-@pytest.mark.usefixtures("with_avx512_bf16")
 @pytest.mark.parametrize(
     ("form", "linear", "head"),
     [
@@ -76,7 +72,6 @@ def test_the_table(form: Form, linear: Kernel, head: Kernel) -> None:
     assert found.head is head
 
 
-@pytest.mark.usefixtures("with_avx512_bf16")
 class TestExceptions:
     def test_a_shape_that_the_4_bit_kernel_for_cpus_does_not_take(self) -> None:
         on_cpu, on_gpu = (planned(described(), Form(BF16, d, "bnb-4bit")) for d in (CPU, GPU))
@@ -98,7 +93,7 @@ class TestExceptions:
     def test_a_family_outside_the_allow_list_stays_as_transformers_loads_it(self) -> None:
         model = described(model_type="gemma")
         found = planned(model, Form(BF16, CPU, None, "auto"))
-        assert found.plain is found.head is Kernel.TORCH
+        assert found.of_linear(2048, 2048) is found.head is Kernel.TORCH
 
     def test_weights_that_are_stored_in_4_bits_get_the_head_of_4_bits(self) -> None:
         stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -124,23 +119,54 @@ class TestExceptions:
             )
             assert planned(model, Form(BF16, CPU, None, "auto")).head_in_8_bits == fits
 
-
-def test_only_bfloat16_on_a_processor_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_pack(FP32, CPU)
-    assert not can_pack(FP16, CPU)
-    assert not can_pack(BF16, GPU)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert not can_pack(BF16, CPU)
-    model = load_model(dtype="bfloat16", device="cpu").causal_lm
-    assert type(model.lm_head) is nn.Linear
+    def test_weights_that_are_too_small_to_matter(self) -> None:
+        found = planned(described(), Form(BF16, CPU))
+        assert found.of_linear(4, 2048) is Kernel.TORCH
 
 
-@pytest.mark.parametrize("form", [Form(BF16, CPU), Form(FP32, CPU)], ids=str)
-def test_a_loaded_model_follows_its_plan(form: Form) -> None:
-    found = planned(describe_directory("demo", BUILTIN_PATH), form)
-    name = str(form.dtype).removeprefix("torch.")
-    model = load_model(dtype=name, device="cpu").causal_lm
-    kinds = {Kernel.PACKED: PackedLinear, Kernel.TORCH: nn.Linear}
-    layer = model.model.layers[0].mlp.up_proj
-    assert type(layer) is kinds[found.of_linear(layer.out_features, layer.in_features)]
-    assert type(model.lm_head) is kinds[found.head]
+def test_the_shapes_to_measure_are_those_of_bfloat16_products() -> None:
+    model, head = described(), (128256, 2048)
+    linear = (8 * 2048, 4 * 2048)
+    for form, shapes in (
+        (Form(BF16, CPU), [linear, head]),
+        (Form(FP32, CPU), []),
+        (Form(BF16, GPU), []),
+        (Form(BF16, CPU, "int4"), []),
+        (Form(BF16, CPU, "int4", "off"), [head]),
+    ):
+        assert float_shapes(model, head, planned(model, form)) == shapes
+
+
+def test_unless_they_were_measured_packed_weights_are_expected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They take the most memory."""
+    monkeypatch.setattr("d3cli.kernels.choices.can_pack", lambda *_: True)
+    model = described()
+    assert plan_for(model, parse_config(model), Form(BF16, CPU)).head is Kernel.TORCH
+    monkeypatch.setenv("D3_KERNELS", "auto")
+    assert plan_for(model, parse_config(model), Form(BF16, CPU)).head is Kernel.PACKED
+
+
+@pytest.mark.parametrize(
+    "products",
+    [
+        Products(),
+        Products(one=Product.MV),
+        Products(many=Product.FLOAT32),
+        pytest.param(PACKED, marks=needs_packing),
+        pytest.param(replace(PACKED, one=Product.PACKED_FOUR), marks=needs_packing),
+    ],
+    ids=lambda products: f"{products.one}, {products.many}",
+)
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_a_loaded_model_follows_its_plan(
+    products: Products, dtype: torch.dtype, keep_choices: KeepChoices
+) -> None:
+    model = describe_directory("demo", BUILTIN_PATH)
+    keep_choices(model, products)
+    loaded = load_model(dtype=str(dtype).removeprefix("torch."), device="cpu").causal_lm
+    is_plain = dtype == FP32 or products == Products()
+    for module in (loaded.model.layers[0].mlp.up_proj, loaded.lm_head):
+        assert type(module) is (nn.Linear if is_plain else FloatLinear)
+        assert is_plain or module.products == products

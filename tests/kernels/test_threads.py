@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from d3cli.kernels import threads
-from d3cli.kernels.threads import fastest, pick_threads, usable_cores
+from d3cli.kernels.threads import fastest, machine_is_busy, pick_threads, usable_cores
 from tests.conftest import D3
 
 
@@ -21,10 +21,17 @@ def _simulated_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
     monkeypatch.setattr(psutil, "getloadavg", lambda: (0.1, 0.1, 0.1))
+    others_use(monkeypatch, 0)
     monkeypatch.setattr("d3cli.base.cgroups.OWN_GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr("d3cli.base.cgroups.GROUPS", tmp_path / "fs")
     yield
     torch.set_num_threads(before)
+
+
+def others_use(monkeypatch: pytest.MonkeyPatch, processors: float) -> None:
+    """Has other programs use some of the logical processors, the first ones, now."""
+    shares = [100 * min(1, max(0, processors - number)) for number in range(16)]
+    monkeypatch.setattr(psutil, "cpu_percent", lambda _seconds, percpu: shares)
 
 
 def test_physical_cores() -> None:
@@ -65,10 +72,42 @@ def test_only_a_busy_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     probed = []
     monkeypatch.setattr(threads, "fastest", lambda counts: probed.append(counts) or 4)
     assert pick_threads() == (8, "")
-    assert probed == []
     monkeypatch.setattr(psutil, "getloadavg", lambda: (3.0, 0.1, 0.1))
+    assert pick_threads() == (8, "")  # the load average lingers, but nothing runs now
+    assert probed == []
+    others_use(monkeypatch, 3)
     assert pick_threads() == (4, "this machine is busy: d3 uses 4 of 8 cores")
     assert probed == [[8, 7, 4]]
+
+
+@pytest.mark.parametrize(("used", "busy"), [(0, False), (0.4, False), (1, True), (9, True)])
+def test_what_runs_now_makes_a_machine_busy(
+    monkeypatch: pytest.MonkeyPatch, used: float, busy: bool
+) -> None:
+    others_use(monkeypatch, used)
+    assert machine_is_busy() == busy
+
+
+def test_other_programs_on_other_processors_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others_use(monkeypatch, 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4})
+    assert not machine_is_busy()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
+    assert machine_is_busy()
+
+
+def test_a_container_with_fewer_cores_than_are_free_is_not_busy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cgroup").write_text("0::/app\n")
+    (tmp_path / "fs/app").mkdir(parents=True)
+    (tmp_path / "fs/app/cpu.max").write_text("200000 100000\n")
+    others_use(monkeypatch, 5)
+    assert not machine_is_busy()
+    others_use(monkeypatch, 7)
+    assert machine_is_busy()
 
 
 @pytest.mark.parametrize(
@@ -93,6 +132,7 @@ def test_fewer_threads_only_if_they_are_10_percent_faster(
 
 def test_the_command_says_so(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "getloadavg", lambda: (3.0, 0.1, 0.1))
+    others_use(monkeypatch, 3)
     monkeypatch.setattr(threads, "fastest", lambda _: 1)
     arguments = ["generate", "Hello.", "--max-tokens", "2", "--device", "cpu"]
     busy = d3(*arguments)

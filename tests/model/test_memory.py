@@ -13,9 +13,9 @@ from transformers import LlamaConfig
 
 from d3cli.base.amounts import readable_size
 from d3cli.files.safetensors import describe_directory
-from d3cli.kernels.packed_linear import PackedLinear
-from d3cli.kernels.plan import can_pack
+from d3cli.kernels.float_linear import FloatLinear
 from d3cli.kernels.process import KERNEL_CACHES, KERNELS_KEPT
+from d3cli.kernels.products import PACKED, can_pack
 from d3cli.model import memory
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.load import load_model
@@ -151,7 +151,7 @@ def multiply_many_lengths(load_first: str) -> None:
     if load_first:
         load_model(threads=1, device="cpu")
     weight = torch.randn(64, 64, dtype=torch.bfloat16)
-    packed = PackedLinear(weight, None)
+    packed = FloatLinear(weight, None, PACKED)
     with torch.inference_mode(), torch.backends.mkldnn.verbose(2):  # on creation
         for length in [*range(2, 3 + KERNELS_KEPT), 2]:
             print(f"length {length}", flush=True)

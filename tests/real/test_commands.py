@@ -24,7 +24,7 @@ def d3(home: Path, *arguments: str | Path, stdin: str = "") -> subprocess.Comple
         input=stdin,
         capture_output=True,
         text=True,
-        env=environment | {"D3_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        env=environment | {"D3_HOME": str(home), "D3_KERNELS": "torch", "OMP_NUM_THREADS": "1"},
         timeout=150,
         check=False,
     )

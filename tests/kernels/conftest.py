@@ -1,0 +1,36 @@
+"""What tests of kernels share: choices that are kept as if they had been measured."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from d3cli.files.safetensors import Description
+from d3cli.kernels.choices import KernelChoices
+from d3cli.kernels.measure import Measured
+from d3cli.kernels.plan import TINY
+from d3cli.kernels.products import Products, can_pack
+
+needs_packing = pytest.mark.skipif(
+    not can_pack(torch.bfloat16, torch.device("cpu")), reason="oneDNN takes no bfloat16 here"
+)
+
+KeepChoices = Callable[[Description, Products], None]
+
+
+def measured(products: Products, *, steady: bool = True) -> Measured:
+    """As if a shape had been measured."""
+    return Measured(products, seconds=1e-3, torch_seconds=2e-3, steady=steady, failed={})
+
+
+@pytest.fixture
+def keep_choices(monkeypatch: pytest.MonkeyPatch) -> KeepChoices:
+    """Keeps the same products for every weight of a model, in the home of the test."""
+
+    def keep(model: Description, products: Products) -> None:
+        monkeypatch.setenv("D3_KERNELS", "auto")
+        shapes = [tensor.shape for tensor in model.tensors if len(tensor.shape) == 2]
+        choices = KernelChoices(lambda *_: measured(products), lambda: False)
+        choices.prepare((a, b) for a, b in shapes if a * b >= TINY)
+
+    return keep
