@@ -22,7 +22,7 @@ from d3cli.depth.units import UnitChoice
 from d3cli.files.hub import at_revision
 from d3cli.files.names import find_model
 from d3cli.kernels.lean_imports import import_libraries
-from d3cli.kernels.process import stay_offline
+from d3cli.kernels.process import stay_offline, use_threads
 from d3cli.text.stop_strings import unescaped
 
 if TYPE_CHECKING:
@@ -246,6 +246,7 @@ def load(
 
         if threads is None:
             threads, reason = pick_threads()
+        use_threads(threads)  # the check before a download may measure kernels with them
     if reason:
         output.note(f"{reason}; --threads overrides")
 

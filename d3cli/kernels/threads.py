@@ -16,7 +16,8 @@ from d3cli.base.cgroups import own_groups
 
 BUSY = 0.5  # of a core: what other programs may use before this machine counts as busy
 LOOK_S = 0.1  # how long to look at what they use
-PROBE_BYTES, ROUNDS = 64 << 20, 5
+# The probe reads parts of the size of a weight. After each, all threads wait for the slowest.
+PROBE_BYTES, PART_BYTES, ROUNDS, LIMIT_S = 16 << 20, 1 << 20, 5, 1.0
 GAIN = 1.1  # fewer threads must be this many times as fast
 
 
@@ -80,18 +81,22 @@ def _quotas() -> list[int]:
 
 
 def fastest(counts: Sequence[int]) -> int:
-    """The first of some numbers of threads, unless another reads memory at least 10% faster.
+    """The first of some numbers of threads, unless another reads parts of memory at least 10% faster.
 
     Leaves torch set to the number chosen.
     """
-    data = torch.ones(PROBE_BYTES // 4)
+    parts = torch.ones(PROBE_BYTES // PART_BYTES, PART_BYTES // 4)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
+    end = time.perf_counter() + LIMIT_S
     for number in range(ROUNDS + 1):
+        if number > 1 and time.perf_counter() > end:
+            break
         for count in counts if number % 2 else reversed(counts):
             torch.set_num_threads(count)
             for _ in range(2):  # the first starts and wakes the threads
                 began = time.perf_counter()
-                data.sum().item()
+                for part in parts:
+                    part.sum()
                 took = time.perf_counter() - began
             if number:
                 seconds[count].append(took)
