@@ -56,10 +56,10 @@ def build_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     texts = (m["content"] for i in range(documents) for m in document(seed, i).messages)
-    # The names again and again, so that each one is a token.
+    # Repeats the names so often that each becomes one token.
     names = (" ".join(("", *NAMES, *PET_NAMES)) for _ in range(documents // 50))
     tokenizer.train_from_iterator(chain(texts, names), trainer)
-    # Plain text gets a BOS in front, as with other Llamas; chat text brings its own.
+    # Plain text gets a BOS at its start, as with other Llamas. The chat template has its own.
     first = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[first])
     return PreTrainedTokenizerFast(
@@ -75,7 +75,7 @@ def build_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFa
 
 
 def name_weights(tokenizer: PreTrainedTokenizerFast, weight: float) -> torch.Tensor:
-    """What each token [V] weighs in the loss: names `weight`, all others 1."""
+    """The weight of each token [V] in the loss: `weight` for names, 1 for all others."""
     weights = torch.ones(len(tokenizer))
     for name in NAMES:
         ids = tokenizer.encode(f" {name}", add_special_tokens=False)
@@ -170,7 +170,7 @@ def stream(
     number: int = 0,
     part: int = 0,
 ) -> Iterator[Batch]:
-    """Batches without end, from batch `number` of `block` on; `part` chooses the mix."""
+    """Yields batches endlessly, from batch `number` of `block` on; `part` chooses the mix."""
     while True:
         for at, (ids, labels) in enumerate(_block(tokenizer, seed, block, tokens, part)):
             if at >= number:

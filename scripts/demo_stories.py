@@ -43,7 +43,7 @@ class Story:
 
     @property
     def key(self) -> str:
-        """What makes two stories the same story for the held-out split."""
+        """The key for the held-out split: two stories with one key count as the same."""
         cast = "+".join(f"{c.name} the {c.kind}" for c in self.cast)
         return f"{cast}:{self.plot}:{self.place}:{self.thing}"
 

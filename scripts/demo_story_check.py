@@ -44,10 +44,10 @@ _STARTERS |= set("Her His They It The A An And But So In At On Take Good Cheers 
 def faults(
     reply: str, cast: Mapping[str, str], kinds: Sequence[str] = (), count: int = 1
 ) -> list[str]:
-    """What is wrong with the names in a story; an empty list where nothing is.
+    """The faults in the names of a story; an empty list if there are none.
 
-    `cast` maps the names that the request gave to their kinds ("" where it gave none), `kinds` are
-    those that it gave without a name, and `count` is the least number of named characters.
+    `cast` maps each name in the request to its kind ("" if the request gives none), `kinds` are
+    the kinds without a name, and `count` is the minimum number of named characters.
     """
     introduced = _INTRODUCED.findall(reply)
     known = {*cast, *introduced}
@@ -67,7 +67,7 @@ def faults(
 
 
 def _names(text: str) -> Iterator[str]:
-    """Every name in the text, in order: capitalized words that are not merely a beginning."""
+    """Every name in the text, in order: capitalized words that do not just begin a sentence."""
     for match in re.finditer(r"\b[A-Z]\w*", text):
         word, before = match[0], text[: match.start()].rstrip(" ")
         begins = not before or before[-1] in '.!?":\n'

@@ -64,7 +64,7 @@ class _Request:
 
     @property
     def check(self) -> dict[str, Any]:
-        """What a script can check in the story: its cast so far as the request gives it."""
+        """What a script can check in the story: the part of the cast that the request gives."""
         said = self.said_kinds or [True] * len(self.kinds)
         rows = list(zip(self.names, self.kinds, said, strict=True))
         return {
