@@ -55,6 +55,7 @@ class Budget:
         fixed: whether an order for all prompts is searched.
         by_prompt: whether each prompt's own order is searched.
         positions: the work, in token positions at full depth.
+        searching: the part of it that is the search; the rest is the test.
         seconds: the time given.
         estimate: the seconds that it is expected to take.
         search_deadline: seconds after which the search leaves the rest to the test.
@@ -69,10 +70,18 @@ class Budget:
     fixed: bool
     by_prompt: bool
     positions: float
+    searching: float
     seconds: float
     estimate: float
     search_deadline: float
     left_out: str
+
+    def is_more_thorough(self, than: "Budget") -> bool:
+        """Whether it looks at more than another one, and leaves out nothing that this looks at."""
+        here, there = (
+            (len(one.search), one.greedy, one.by_prompt, len(one.kinds)) for one in (self, than)
+        )
+        return here != there and all(a >= b for a, b in zip(here, there, strict=True))
 
 
 def measure_pace(model: LoadedModel, documents: Sequence[Document]) -> float:
@@ -120,6 +129,7 @@ def make_budget(
     order: Literal["influence", "greedy", "prompt", "auto"],
     pace: float,
     seconds: float,
+    search_pace: float | None = None,
     all_kinds: bool = True,
     all_documents: bool = False,
 ) -> Budget:
@@ -128,6 +138,7 @@ def make_budget(
     Args:
         units: how many units each kind has.
         pace: full-depth positions per second.
+        search_pace: that of the search, if an earlier search has shown it; None is `pace`.
         all_kinds: search all kinds, however long it takes; else the first one may be enough.
         all_documents: use all documents.
 
@@ -139,8 +150,9 @@ def make_budget(
     while not all_documents and _enough(search[: halves[-1] // 2], unseen[: halves[-1] // 2]):
         halves.append(halves[-1] // 2)
     orders = _orders(order, search)
+    paces = (search_pace or pace, pace)
     budgets = [
-        _budget(search[:half], unseen[:half], units, each, pace, seconds)
+        _budget(search[:half], unseen[:half], units, each, paces, seconds)
         for each in orders
         # On very few documents, a greedy order is noise: influence on more of them comes first.
         for half in (halves if not (each.greedy and order == "auto") else halves[:2])
@@ -148,7 +160,7 @@ def make_budget(
     if not all_kinds:
         first = dict(list(units.items())[:1])
         budgets += [
-            _budget(search[:half], unseen[:half], first, orders[-1], pace, seconds)
+            _budget(search[:half], unseen[:half], first, orders[-1], paces, seconds)
             for half in halves[-2:]
         ]
     chosen = next((budget for budget in budgets if budget.estimate <= seconds), budgets[-1])
@@ -227,9 +239,14 @@ def _budget(
     unseen: Sequence[Document],
     units: Mapping[UnitKind, int],
     orders: _Orders,
-    pace: float,
+    paces: tuple[float, float],
     seconds: float,
 ) -> Budget:
+    """A budget.
+
+    Args:
+        paces: positions per second, of the search and of the test.
+    """
     half = len(search)
     few = max(half // 5, min(8, half // 2))
     more = max(few + 1, half // 2)
@@ -249,6 +266,7 @@ def _budget(
         if orders.by_prompt:  # influence, and what the documents share when scored one by one
             work += 2.2 * at_all + race
     test = UNSEEN_PASSES * sum(map(len, unseen))
+    seconds_of_test = test / paces[1]
     return Budget(
         search=search,
         unseen=unseen,
@@ -258,8 +276,9 @@ def _budget(
         fixed=orders.fixed,
         by_prompt=orders.by_prompt,
         positions=work + test,
+        searching=work,
         seconds=seconds,
-        estimate=(work + test) / pace,
-        search_deadline=max(seconds / 3, seconds - test / pace),
+        estimate=work / paces[0] + seconds_of_test,
+        search_deadline=max(seconds / 3, seconds - seconds_of_test),
         left_out="",
     )

@@ -5,7 +5,7 @@ Knows nothing of files, options or terminals.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
@@ -66,10 +66,14 @@ class Calibrator:
         self._search_half, self._unseen_half = split(documents, settings.seed)
         check_halves(self._search_half, self._unseen_half)
         self._plan: Budget | None = None
+        self._pace = 0.0
 
     @property
     def plan(self) -> Budget:
-        """What the search looks at and how long it is expected to take; calls `prepare` once."""
+        """What the search looks at and how long it is expected to take; calls `prepare` once.
+
+        After a search that left time for a more thorough one, this is the latter.
+        """
         return self.prepare() if self._plan is None else self._plan
 
     def prepare(self) -> Budget:
@@ -78,44 +82,77 @@ class Calibrator:
         Raises:
             CalibrationError: even the smallest search would take far longer than `max_seconds`.
         """
-        settings = self.settings
-        left = settings.max_seconds - self._elapsed()
-        self._plan = make_budget(
-            self._search_half,
-            self._unseen_half,
-            units={kind: len(units_of(self.model, kind)) for kind in self._kinds},
-            order=settings.order,
-            pace=measure_pace(self.model, self._search_half),
-            seconds=left * (1 - REPLIES_SHARE) if settings.replies else left,
-            all_kinds=settings.units != "auto",
-            all_documents=self._all_documents,
-        )
+        self._pace = measure_pace(self.model, self._search_half)
+        self._plan = self._budget(self._pace)
         return self._plan
 
     def __iter__(self) -> Iterator[CalibrationProgress]:
         if self._plan is None:
             yield CalibrationProgress("measuring the model's pace", 0.0)
         plan = self.plan
-        self.outcome = Outcome(cut=[plan.left_out] if plan.left_out else [])
-        self.outcome.short_prompts = short_prompts(plan.search)
-        clock = SearchClock(plan.search_deadline, plan.positions)
-        search = Search(self.model, self.settings, plan, clock, self.outcome)
-        yield from search
-        if search.ended_early and not self.outcome.tried:
+        search, outcome = yield from self._search(plan)
+        if search.ended_early and not outcome.tried:
             raise CalibrationError(
                 f"the time of {self.settings.max_seconds:.0f} seconds ended before any schedule "
                 "was tried",
                 ("raise ", Setting("max_seconds"), " or lower ", Setting("documents")),
             )
-        clock.deadline = float("inf")  # a test that has begun is finished
+        while (more := self._more_thorough(search)) is not None:
+            yield CalibrationProgress("time is left for a more thorough search", 0.0)
+            again, found = yield from self._search(more)
+            if again.ended_early and not found.tried:
+                break
+            search, outcome = again, found
+        self._plan, self.outcome = search.plan, outcome
+        search.clock.deadline = float("inf")  # a test that has begun is finished
         yield from confirm(search)
-        if self.outcome.chosen is None:
-            self.outcome.alternatives = alternatives(self.model)
-            if self.outcome.text_fits:
+        if outcome.chosen is None:
+            outcome.alternatives = alternatives(self.model)
+            if outcome.text_fits:
                 yield from find_nearest(search, self._kinds)
-        if self.settings.replies and self.outcome.chosen is not None:
+        if self.settings.replies and outcome.chosen is not None:
             yield from judge_replies(search, self._began + self.settings.max_seconds)
-        self.outcome.seconds = self._elapsed()
+        outcome.seconds = self._elapsed()
+
+    def _search(self, plan: Budget) -> Generator[CalibrationProgress, None, tuple[Search, Outcome]]:
+        outcome = Outcome(cut=[plan.left_out] if plan.left_out else [])
+        outcome.short_prompts = short_prompts(plan.search)
+        clock = SearchClock(plan.search_deadline, plan.positions)
+        search = Search(self.model, self.settings, plan, clock, outcome)
+        yield from search
+        search.took = clock.elapsed
+        return search, outcome
+
+    def _more_thorough(self, search: Search) -> Budget | None:
+        """A more thorough search that fits into the time that this one has left.
+
+        A search takes less time than planned if its orders end early, because nothing more can be
+        dropped at the target.
+        """
+        plan = search.plan
+        if search.ended_early or not plan.left_out:
+            return None
+        try:
+            more = self._budget(plan.searching / max(search.took, 1e-6))
+        except CalibrationError:  # too little time is left
+            return None
+        fits = more.estimate <= more.seconds and more.is_more_thorough(plan)
+        return more if fits else None
+
+    def _budget(self, search_pace: float) -> Budget:
+        settings = self.settings
+        left = settings.max_seconds - self._elapsed()
+        return make_budget(
+            self._search_half,
+            self._unseen_half,
+            units={kind: len(units_of(self.model, kind)) for kind in self._kinds},
+            order=settings.order,
+            pace=self._pace,
+            search_pace=search_pace,
+            seconds=left * (1 - REPLIES_SHARE) if settings.replies else left,
+            all_kinds=settings.units != "auto",
+            all_documents=self._all_documents,
+        )
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began

@@ -34,6 +34,7 @@ class Search:
         evaluator: scores schedules on the search half.
         pool: every candidate of every kind, tried or not.
         ended_early: whether the time ended before the search.
+        took: seconds that it took, once it has ended.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Search:
         self.evaluator = Evaluator(model, plan.search, plan.stages, clock)
         self.pool: list[Candidate] = []
         self.ended_early = False
+        self.took = 0.0
 
     def __iter__(self) -> Iterator[CalibrationProgress]:
         parts = [self._search_fixed] * self.plan.fixed + [self._search_by_prompt] * (

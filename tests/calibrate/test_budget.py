@@ -56,3 +56,14 @@ def test_a_search_that_takes_far_too_long_is_refused() -> None:
     assert error.value.hint.startswith("raise max_seconds to ")
     minutes = int(error.value.hint.split()[3])
     assert plan(60.0 * minutes, pace=20.0).estimate <= 60 * minutes
+
+
+def test_a_faster_search_allows_a_more_thorough_one_but_not_a_shorter_test() -> None:
+    whole = plan(1e9)
+    seconds = 0.3 * whole.estimate
+    first = plan(seconds)
+    second = plan(seconds, search_pace=50_000.0)
+    assert second.is_more_thorough(first) and not first.is_more_thorough(second)
+    assert not second.is_more_thorough(second)
+    assert second.greedy and len(second.search) >= len(first.search)
+    assert plan(seconds, search_pace=1e12).estimate > 0.05 * whole.estimate  # the test remains

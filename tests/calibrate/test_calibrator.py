@@ -139,6 +139,7 @@ def test_a_search_cut_short_tests_what_it_has_and_says_so(
     # The clock counts the positions scored, so that a busy machine changes nothing.
     monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda model, texts: 1.0)
     monkeypatch.setattr(SearchClock, "elapsed", property(lambda clock: slower * clock.scored))
+    monkeypatch.setattr(Calibrator, "_more_thorough", lambda *_: None)
     settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=1e9)
     whole = Calibrator(planted(), list(documents()), settings).plan.positions
     short = replace(settings, max_seconds=share * whole)
@@ -152,6 +153,7 @@ def test_a_short_search_that_found_nothing_is_not_out_of_time(
 ) -> None:
     monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda model, texts: 1.0)
     monkeypatch.setattr(SearchClock, "elapsed", property(lambda clock: clock.scored))
+    monkeypatch.setattr(Calibrator, "_more_thorough", lambda *_: None)
     model = tiny("llama").gated
     texts = sampled_documents(model, [random_ids(5, seed=s) for s in range(40)], 40)
     settings = CalibrationSettings(0.0001, reply_tokens=30, max_seconds=1e9)
@@ -281,3 +283,19 @@ def test_replies_are_judged_against_full_depths_own(builtin: LoadedModel) -> Non
     assert verdict.rise is not None
     assert verdict.rise.value == pytest.approx(math.expm1(0.1))
     assert judge(surprises, surprises, 0.9).rise is None
+
+
+def test_a_search_that_leaves_time_is_followed_by_a_more_thorough_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # At this pace, the ten minutes are enough for the least search only.
+    monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda *_: 47.0)
+    settings = CalibrationSettings(0.01, reply_tokens=40)
+    calibrator = Calibrator(planted(), list(documents()), settings)
+    first = calibrator.prepare()
+    assert not first.greedy and first.left_out
+    doings = [progress.doing for progress in calibrator]
+    assert "time is left for a more thorough search" in doings
+    assert calibrator.plan.greedy and calibrator.plan.is_more_thorough(first)
+    assert not any("influence instead" in cut for cut in calibrator.outcome.cut)
+    assert calibrator.outcome.chosen is not None

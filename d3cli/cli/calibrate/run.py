@@ -25,6 +25,7 @@ from d3cli.depth.calibration_store import check_writable, save
 from d3cli.kernels.lean_imports import import_libraries
 
 if TYPE_CHECKING:
+    from d3cli.calibrate.budget import Budget
     from d3cli.calibrate.calibrator import Calibrator
     from d3cli.calibrate.result import CalibrationSettings, Outcome
     from d3cli.calibrate.texts import Sample
@@ -181,7 +182,7 @@ def _search(
         "one half to search, one to test"
     )
     output.note(
-        f"this takes about {in_words(plan.estimate)}"
+        f"this takes up to {in_words(plan.estimate)}"
         + (f"; to save time, {plan.left_out}" if plan.left_out else "")
     )
 
@@ -191,7 +192,23 @@ def _search(
             yield progress.doing, progress.share
 
     output.progress.follow(steps())
+    if (final := calibrator.plan) is not plan:
+        output.note(f"that left time for a second search: {_more_in(final, plan)}")
     return calibrator
+
+
+def _more_in(final: "Budget", first: "Budget") -> str:
+    """What a second search looked at beyond the first."""
+    found = []
+    if final.greedy > first.greedy:
+        found.append("the order is greedy")
+    if final.by_prompt > first.by_prompt:
+        found.append("each prompt's own order is searched as well")
+    if len(final.kinds) > len(first.kinds):
+        found.append(f"{final.kinds[-1]}s are searched as well")
+    if len(final.search) > len(first.search):
+        found.append(f"{len(final.search) + len(final.unseen)} documents are used")
+    return " and ".join(found)
 
 
 def _finish(
