@@ -49,15 +49,12 @@ def grouped_attention(
         key, value: ``[B, kv_heads, T, head_dim]``. If S is 1 and there is no mask, the token
             attends to all of them.
     """
-    batch, heads, length, _ = query.shape
-    sharing = heads // key.shape[1]
     if (
-        length > 1
+        query.shape[2] > 1
         or attention_mask is not None
         or position_bias is not None
         or options.get("softcap") is not None
         or query.device.type != "cpu"
-        or (sharing == 1 and query.dtype == torch.float32)
     ):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -72,11 +69,34 @@ def grouped_attention(
             **options,
         )
         return found
-    if sharing == 1:
-        queries = query.expand(-1, -1, QUERIES, -1)
+    output = attend_one(query[:, :, 0], key, value, scaling)
+    return output.view(len(output), 1, *query.shape[1::2]), None
+
+
+def attend_one(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None = None
+) -> Tensor:
+    """Attention of one token to all given positions; returns ``[B, heads * head_dim]``.
+
+    Args:
+        query: ``[B, heads, head_dim]``.
+        key, value: ``[B, kv_heads, T, head_dim]``.
+        scale: of the scores; None is one over the root of `head_dim`.
+        softcap: bounds the scores, as in Gemma 2.
+    """
+    batch, heads, size = query.shape
+    kv_heads = key.shape[1]
+    sharing = heads // kv_heads
+    queries = query.view(batch, kv_heads, sharing, size)
+    if softcap is not None:
+        scores = queries @ key.transpose(2, 3) * (size**-0.5 if scale is None else scale)
+        scores = torch.tanh(scores / softcap) * softcap
+        shares = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        return (shares @ value).view(batch, -1)
+    if sharing == 1 and query.dtype != torch.float32:
+        output = scaled_dot_product_attention(
+            queries.expand(-1, -1, QUERIES, -1), key, value, scale=scale
+        )[:, :, 0]
     else:
-        queries = query.reshape(batch, key.shape[1], sharing, -1)
-    output = scaled_dot_product_attention(queries, key, value, scale=scaling)
-    if sharing == 1:
-        output = output[:, :, :1]
-    return output.reshape(batch, 1, heads, -1), None
+        output = scaled_dot_product_attention(queries, key, value, scale=scale)
+    return output.reshape(batch, -1)

@@ -18,6 +18,7 @@ from d3cli.base.errors import ModelError, ScheduleError, Setting, Words
 from d3cli.depth.choice import resolve_schedule
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
+from d3cli.model.decoder_block import DecoderStack
 from d3cli.model.gate import LayerGate
 from d3cli.model.influence import InfluenceHistory, InfluenceMeter
 from d3cli.model.kv_cache import KVCache
@@ -94,6 +95,7 @@ class LoadedModel:
         text: its tokenizer and what else a reply needs.
         origin: where it comes from, and the depth schedule that belongs to it.
         notes: what a user should know about how it was loaded.
+        blocks: runs decode steps on a CPU; None leaves them to transformers' layers.
         influence: its units' influence on what it has read so far, where that was measured.
     """
 
@@ -105,6 +107,7 @@ class LoadedModel:
     text: TextSide
     origin: Origin = field(default_factory=Origin)
     notes: tuple[Words, ...] = ()
+    blocks: DecoderStack | None = None
     influence: InfluenceHistory = field(
         default_factory=InfluenceHistory, init=False, repr=False, compare=False
     )
@@ -195,6 +198,26 @@ class LoadedModel:
         Raises:
             UsageError: another thread is using the model.
         """
+        blocks = self.blocks
+        alone = token_ids.shape == (1, 1) and attention_mask is None and position_ids is None
+        if blocks is None or cache is None or not alone or states or meter or blocks.is_watched:
+            return self._by_layers(
+                token_ids, cache, attention_mask, position_ids, limits, states, meter
+            )
+        with self.gate.one_pass():
+            return blocks(token_ids, cache, {unit for unit, limit in limits.items() if not limit})
+
+    def _by_layers(
+        self,
+        token_ids: Tensor,
+        cache: KVCache | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        limits: Mapping[str, int],
+        states: Mapping[str, Tensor],
+        meter: InfluenceMeter | None,
+    ) -> Tensor:
+        """As `hidden_states`, by transformers' own layers."""
         with self.gate.one_pass():
             self.gate.limits, self.gate.states = limits, states
             try:

@@ -9,6 +9,7 @@ from d3cli.base.errors import ModelError, Words, one_line
 from d3cli.depth.families import OTHER_TYPE, UNLISTED, find_family, not_proven
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels.grouped_attention import group_queries
+from d3cli.model.block_parts import fill_blocks
 from d3cli.model.context import choose_context, fix_rotary_table
 from d3cli.model.gate import LayerGate
 from d3cli.model.model import LoadedModel, TextSide
@@ -32,7 +33,8 @@ def wrap_model(
     """Makes a `LoadedModel` of a Hugging Face causal language model that is in memory.
 
     This changes the model for good: its layers are gated, one token's queries attend in groups, and
-    it is in eval mode. At full depth it computes the same as before.
+    it is in eval mode. At full depth it computes the same as before. Decode steps on a CPU do not
+    call the modules of layers, norms and MLPs, unless they have hooks.
 
     Args:
         name: what to call the model in messages.
@@ -73,6 +75,7 @@ def wrap_model(
         ),
         origin=Origin(shipped=stored_schedule),
         notes=(*notes, *([] if chosen.note is None else [chosen.note])),
+        blocks=fill_blocks(causal_lm, gate.decoder, family),
     )
     if family is UNLISTED:
         _try_out(model)

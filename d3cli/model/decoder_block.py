@@ -1,0 +1,231 @@
+"""One decode step of a decoder, in as few operations as its mathematics needs.
+
+A small model spends more time between its products than in them: modules, keyword arguments, masks
+and casts cost as much as the weights. Here a layer is a `Block` of plain data that runs one token
+of one sequence on a CPU. `block_parts` fills blocks from the modules of a transformers model, and
+its layers remain the way for everything else and the oracle in tests. Casts happen in their order,
+so that bfloat16 rounds alike. Knows nothing of families, files or schedules.
+"""
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d3cli.kernels.grouped_attention import attend_one
+from d3cli.model.kv_cache import KVCache
+
+# A function of the states of one token: a norm, a linear, an MLP.
+States = Callable[[Tensor], Tensor]
+# cos and signed sin of one position, each ``[1, rotary_dim]``.
+Angles = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RMSNorm:
+    """Root mean square norm (Zhang and Sennrich, arXiv 1910.07467).
+
+    Attributes:
+        weight: ``[H]``.
+        cast_first: whether the normalized states are cast back before the weight multiplies them.
+        plus_one: whether the weight is stored less one.
+    """
+
+    weight: Tensor
+    eps: float
+    cast_first: bool
+    plus_one: bool
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """``[..., H]`` to the same shape and dtype."""
+        dtype, size = states.dtype, states.shape[-1]
+        if not self.cast_first:
+            states = states.float()
+        # The fused LayerNorm of (x, -x): its mean is 0, and its variance is x's mean square.
+        both = torch.cat((states, -states), dim=-1)
+        normed = torch.layer_norm(both, (2 * size,), None, None, self.eps).narrow(-1, 0, size)
+        if self.plus_one:
+            return torch.addcmul(normed, normed, self.weight.float()).to(dtype)
+        return (normed * self.weight).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Self-attention of one token.
+
+    Attributes:
+        index: its layer.
+        project: ``[1, H]`` to queries, keys and values, ``[heads + 2 kv_heads, D]``.
+        output: ``[1, heads D]`` to ``[1, H]``.
+        norm: of queries and keys, ``[heads + kv_heads, D]``.
+        angles: which of the step's rotary angles turn queries and keys; None for none.
+        in_pairs: whether neighbours turn together, instead of the two halves.
+        softcap: the bound of the scores.
+    """
+
+    index: int
+    project: States
+    output: States
+    heads: int
+    kv_heads: int
+    scale: float
+    norm: States | None = None
+    angles: str | None = None
+    in_pairs: bool = False
+    softcap: float | None = None
+
+    def __call__(self, states: Tensor, angles: Mapping[str, Angles], cache: KVCache) -> Tensor:
+        """``[1, H]`` to ``[1, H]``; writes the token's keys and values."""
+        heads, kv_heads = self.heads, self.kv_heads
+        projected = self.project(states)
+        turned = projected.narrow(0, 0, heads + kv_heads)
+        values = projected.narrow(0, heads + kv_heads, kv_heads)
+        if self.norm is not None:
+            turned = self.norm(turned)
+        if self.angles is not None:
+            turned = turn(turned, *angles[self.angles], in_pairs=self.in_pairs)
+        queries, keys = turned.narrow(0, 0, heads), turned.narrow(0, heads, kv_heads)
+        held = cache.update(keys[None, :, None], values[None, :, None], self.index)
+        return self.output(attend_one(queries[None], *held, self.scale, self.softcap))
+
+
+def turn(heads: Tensor, cos: Tensor, sin: Tensor, *, in_pairs: bool) -> Tensor:
+    """Rotary position embedding (Su et al., arXiv 2104.09864) of ``[N, D]``.
+
+    Args:
+        cos, sin: ``[1, R]``, where R of the D dimensions turn. `sin` bears the sign of the
+            dimension that it is multiplied by, as `signed` returns it.
+    """
+    size = cos.shape[-1]
+    turning = heads if size == heads.shape[-1] else heads.narrow(1, 0, size)
+    shape = (-1, size // 2, 2) if in_pairs else (-1, 2, size // 2)
+    partners = turning.reshape(shape).flip(2 if in_pairs else 1).view(-1, size)
+    turned: Tensor = (turning * cos + partners * sin).to(heads.dtype)
+    if turning is heads:
+        return turned
+    return torch.cat((turned, heads.narrow(1, size, heads.shape[1] - size)), dim=1)
+
+
+def signed(sin: Tensor, *, in_pairs: bool) -> Tensor:
+    """`sin` ``[1, R]``, negative where a dimension receives minus its partner."""
+    sign = torch.ones_like(sin)
+    sign[:, slice(0, None, 2) if in_pairs else slice(0, sin.shape[-1] // 2)] = -1
+    return sin * sign
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One decoder layer.
+
+    Attributes:
+        before_attention, after_attention, before_mlp, after_mlp: the norms of the sublayers'
+            inputs and outputs.
+        parallel: whether both sublayers read the layer's input. Without `before_mlp`, they then
+            share the norm.
+        sum_first: whether a parallel layer adds its sublayers before it adds its input.
+        multiplier: of what a sublayer adds.
+    """
+
+    attention: Attention
+    mlp: States
+    before_attention: States | None = None
+    after_attention: States | None = None
+    before_mlp: States | None = None
+    after_mlp: States | None = None
+    parallel: bool = False
+    sum_first: bool = False
+    multiplier: float = 1.0
+
+    def __call__(
+        self,
+        states: Tensor,
+        angles: Mapping[str, Angles],
+        cache: KVCache,
+        *,
+        attends: bool = True,
+        computes: bool = True,
+    ) -> Tensor:
+        """``[1, H]`` to ``[1, H]``, without the attention or the MLP if it is dropped."""
+        if self.parallel:
+            return self._parallel(states, angles, cache, attends, computes)
+        if attends:
+            inner = states if self.before_attention is None else self.before_attention(states)
+            inner = self.attention(inner, angles, cache)
+            states = self._add(states, inner, self.after_attention)
+        if computes:
+            inner = states if self.before_mlp is None else self.before_mlp(states)
+            states = self._add(states, self.mlp(inner), self.after_mlp)
+        return states
+
+    def _add(self, states: Tensor, inner: Tensor, norm: States | None) -> Tensor:
+        if norm is not None:
+            inner = norm(inner)
+        if self.multiplier != 1:
+            inner = inner * self.multiplier
+        return states + inner
+
+    def _parallel(
+        self,
+        states: Tensor,
+        angles: Mapping[str, Angles],
+        cache: KVCache,
+        attends: bool,
+        computes: bool,
+    ) -> Tensor:
+        assert self.before_attention is not None
+        shared = attends or self.before_mlp is None
+        normed = self.before_attention(states) if shared else states
+        attended = self.attention(normed, angles, cache) if attends else None
+        if not computes:
+            return states if attended is None else states + attended
+        computed = self.mlp(normed if self.before_mlp is None else self.before_mlp(states))
+        if attended is None:
+            return states + computed
+        if self.sum_first:
+            return attended + computed + states
+        return states + attended + computed
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderStack:
+    """A whole decoder for one token: embedding, blocks, last norm.
+
+    Attributes:
+        embed: a token ``[1, 1]`` and its position ``[1, 1]`` to ``[1, H]``.
+        angles: states ``[1, 1, H]`` and a position ``[1, 1]`` to the rotary angles by their names.
+        hooks: the hooks of all modules whose `forward` is not called here.
+    """
+
+    embed: Callable[[Tensor, Tensor], Tensor]
+    angles: Callable[[Tensor, Tensor], Mapping[str, Angles]]
+    blocks: tuple[Block, ...]
+    norm: States
+    hooks: tuple[Mapping[int, Any], ...] = ()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a hook waits for a module to run, so that transformers' layers must."""
+        return any(self.hooks)
+
+    def __call__(self, token_ids: Tensor, cache: KVCache, dropped: Container[str]) -> Tensor:
+        """Final hidden states ``[1, 1, H]`` of one token ``[1, 1]``, which the cache then holds.
+
+        Args:
+            dropped: the units that do not run.
+        """
+        position = torch.tensor([[cache.position]])
+        states = self.embed(token_ids, position)
+        angles = self.angles(states[None], position)
+        for index, block in enumerate(self.blocks):
+            if str(index) in dropped:
+                continue
+            states = block(
+                states,
+                angles,
+                cache,
+                attends=f"{index}.attn" not in dropped,
+                computes=f"{index}.mlp" not in dropped,
+            )
+        return self.norm(states)[None]

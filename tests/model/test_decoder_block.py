@@ -1,0 +1,112 @@
+"""Decode steps by blocks equal those by transformers' layers, which are the oracle here."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from d3cli.depth.families import FAMILIES
+from d3cli.model.block_parts import LAYOUTS
+from d3cli.model.model import LoadedModel
+from d3cli.model.wrap import wrap_model
+from tests.families import CONFIGS, FAMILY_NAMES, family, random_ids, random_model, word_tokenizer
+
+PROMPT = 12
+DROPPED = {
+    "full depth": (),
+    "layers": ("2", "5"),
+    "sublayers": ("1.attn", "2", "3.mlp", "4.attn", "4.mlp"),
+}
+
+
+def wrapped(name: str, dtype: torch.dtype) -> LoadedModel:
+    config = CONFIGS[name]
+    model = random_model(config, FAMILIES[config.model_type].attention or "sdpa").to(dtype)
+    return wrap_model(model, word_tokenizer(), name=name)
+
+
+def steps(model: LoadedModel, token_ids: Sequence[int], dropped: Collection[str]) -> Tensor:
+    """Hidden states ``[S, H]`` of tokens that are read one by one, after a prompt."""
+    cache = model.new_cache()
+    model.hidden_states(torch.tensor([token_ids[:PROMPT]]), cache)
+    cache.commit(PROMPT, full_depth=True)
+    rows = []
+    for token_id in token_ids[PROMPT:]:
+        limits = dict.fromkeys(dropped, 0)
+        rows.append(model.hidden_states(torch.tensor([[token_id]]), cache, limits=limits)[0, 0])
+        cache.commit(1, full_depth=not dropped)
+    return torch.stack(rows)
+
+
+def by_layers(model: LoadedModel) -> LoadedModel:
+    return replace(model, blocks=None)
+
+
+def test_every_family_but_opt_has_blocks() -> None:
+    assert FAMILIES.keys() - LAYOUTS.keys() == {"opt"}
+    assert LAYOUTS.keys() <= FAMILIES.keys()
+
+
+@family
+def test_a_step_by_blocks_equals_one_by_layers(name: str) -> None:
+    model = wrapped(name, torch.float32)
+    assert (model.blocks is None) == name.startswith("opt")
+    ids = random_ids(PROMPT + 20)
+    for units in DROPPED.values():
+        if not model.gate.family.has_sublayers and any("." in unit for unit in units):
+            continue
+        expected = steps(by_layers(model), ids, units)
+        off = (steps(model, ids, units) - expected).abs().max()
+        assert off < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY_NAMES if not name.startswith("opt")])
+def test_in_bfloat16_blocks_are_as_exact_as_layers(name: str) -> None:
+    """Both are compared with float32, over steps that add up their rounding."""
+    ids = random_ids(PROMPT + 60)
+    narrow = wrapped(name, torch.bfloat16)
+    wide = wrapped(name, torch.float32)
+    wide.causal_lm.load_state_dict(narrow.causal_lm.state_dict())  # the rounded weights
+    exact = steps(by_layers(wide), ids, ())
+    ours, theirs = (
+        float((steps(model, ids, ()).float() - exact).pow(2).mean().sqrt())
+        for model in (narrow, by_layers(narrow))
+    )
+    assert ours < 1.15 * theirs
+
+
+def test_a_hook_on_any_module_is_called_in_decode_steps() -> None:
+    model = wrapped("llama", torch.float32)
+    calls = []
+    norm = model.gate.layers[2].input_layernorm
+    ids = random_ids(PROMPT + 3)
+    expected = steps(model, ids, ())
+    hook = norm.register_forward_hook(lambda *_: calls.append(1))
+    watched = steps(model, ids, ())
+    hook.remove()
+    assert len(calls) == 1 + 3  # the prompt, then each step
+    assert torch.allclose(watched, expected, atol=1e-5)
+    assert torch.equal(steps(model, ids, ()), expected)
+    assert len(calls) == 1 + 3
+
+
+def test_weights_that_change_in_place_are_read_as_they_are() -> None:
+    model = wrapped("gemma2", torch.float32)
+    ids = random_ids(PROMPT + 2)
+    before = steps(model, ids, ())
+    with torch.no_grad():
+        for parameter in model.gate.layers.parameters():
+            parameter.mul_(0.9)
+    after = steps(model, ids, ())
+    assert (after - before).abs().max() > 1e-3
+    assert torch.allclose(after, steps(by_layers(model), ids, ()), atol=1e-5)
+
+
+def test_a_model_that_looks_ahead_is_run_by_its_layers() -> None:
+    config = CONFIGS["gemma3"].__class__(
+        **{**CONFIGS["gemma3"].to_dict(), "use_bidirectional_attention": True}
+    )
+    model = wrap_model(random_model(config, "sdpa"), word_tokenizer())
+    assert model.blocks is None
