@@ -18,6 +18,7 @@ import numpy as np
 from d3cli.base.errors import ModelError, one_line
 from d3cli.files.gguf import GgufModel
 from d3cli.files.json_files import BAD_METADATA
+from d3cli.files.vet_gguf import EMBEDDINGS, vet_gguf
 from d3cli.model.gguf_rope import rope_scaling
 
 LONGEST_ARRAY = 1_000  # values of a key of the model itself: one a layer
@@ -44,7 +45,7 @@ _SAMPLING = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
-_EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
+_HEAD = "output.weight"
 
 
 def gguf_config(name: str, model: GgufModel) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def gguf_config(name: str, model: GgufModel) -> dict[str, Any]:
     Raises:
         ModelError: transformers cannot read the metadata, or a value that it needs is missing.
     """
+    vet_gguf(name, model)
     try:
         return _corrected(name, model, _by_transformers(model))
     except (ModelError, MemoryError):
@@ -146,9 +148,9 @@ def _corrected(name: str, model: GgufModel, config: dict[str, Any]) -> dict[str,
     for suffix, wanted in _IGNORED.get(architecture, {}).items():
         if key(suffix):  # zero means none: Phi-4 has a sliding window of 0
             config[wanted] = key(suffix)
-    if _EMBEDDINGS not in tensors:
-        raise ModelError(f"{name} lacks the tensor {_EMBEDDINGS}", BAD_METADATA)
-    rows = tensors[_EMBEDDINGS].shape[0]
+    if EMBEDDINGS not in tensors:
+        raise ModelError(f"{name} lacks the tensor {EMBEDDINGS}", BAD_METADATA)
+    rows = tensors[EMBEDDINGS].shape[0]
     tokens = model.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, tuple) and len(tokens) > rows:
         sizes = f"{len(tokens):,} tokens, but embeddings for {rows:,}"

@@ -1,18 +1,20 @@
 """Absurd numbers in a GGUF file's metadata: loading plans with them or refuses them, no more."""
 
 import contextlib
+import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from d3cli.base.errors import D3Error
+from d3cli.base.errors import D3Error, ModelError
 from d3cli.files.gguf_header import read_header
 from d3cli.files.names import find_model
 from d3cli.model.checkpoint import load_tokenizer, open_checkpoint
 from d3cli.model.load import check_model
 from tests.gguf_bytes import F32, I32, U32, text
-from tests.gguf_models import write_gguf
+from tests.gguf_models import FAMILIES, tokenizer_keys, write_gguf
 
 ABSURD = {
     U32: [struct.pack("<I", n) for n in (0, 1, 3, 7, 1000, 100_000, 2**31, 2**32 - 1)],
@@ -61,3 +63,43 @@ def test_every_number_may_be_absurd(tmp_path: Path, name: str) -> None:
             plan(path)
             tried += 1
     assert tried > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("llama", {"context_length": 1}, "llama.context_length 1, which is too short"),
+        ("llama", {"context_length": None}, "lacks the key llama.context_length"),
+        ("llama", {"block_count": 0}, "llama.block_count 0, but it must be"),
+        ("llama", {"block_count": "x"}, 'llama.block_count "x", but it must be'),
+        ("llama", {"attention.head_count": 7}, "llama.attention.head_count 7 does not divide"),
+        ("qwen2", {"attention.head_count": 7}, "qwen2.attention.head_count 7 does not divide"),
+        ("llama", {"attention.head_count_kv": 3}, "llama.attention.head_count_kv 3 does not"),
+        ("llama", {"attention.head_count_kv": [2, 2, 2, 2]}, "llama.attention.head_count_kv for"),
+        ("llama", {"embedding_length": 128}, "the rows of token_embd.weight have 256"),
+        ("gpt2", {"embedding_length": 250}, "gpt2.attention.head_count 4 does not divide"),
+        ("llama", {"attention.key_length": 63}, "llama.attention.key_length 63, but rotary"),
+        ("gpt2", {"attention.layer_norm_epsilon": None}, "lacks the key gpt2.attention.layer"),
+        ("llama", {"expert_count": 4}, "lacks the key llama.expert_used_count"),
+        ("mixtral", {"expert_used_count": 9}, "llama.expert_used_count 9, more than"),
+        ("qwen3moe", {"expert_used_count": 0}, "qwen3moe.expert_used_count 0, but it must be"),
+        ("qwen3moe", {"expert_count": None}, "lacks the key qwen3moe.expert_count"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_impossible_size_is_called_by_its_key(
+    tmp_path: Path, name: str, changes: dict[str, Any], says: str
+) -> None:
+    architecture = FAMILIES[name][0]
+    changed = {f"{architecture}.{key}": value for key, value in changes.items()}
+    file = write_gguf(tmp_path / "x.gguf", name, metadata=changed)
+    with pytest.raises(ModelError, match=re.escape(says)) as error:
+        open_checkpoint(find_model(str(file.path)))
+    assert "config.json" not in f"{error.value.message} {error.value.hint}"
+
+
+def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
+    tokens = [*tokenizer_keys()["tokenizer.ggml.tokens"], "one", "two"]
+    file = write_gguf(tmp_path / "x.gguf", metadata={"tokenizer.ggml.tokens": tokens})
+    with pytest.raises(ModelError, match="has 290 tokens, but embeddings for 288"):
+        open_checkpoint(find_model(str(file.path)))

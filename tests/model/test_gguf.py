@@ -240,11 +240,10 @@ def test_tensors_that_would_be_ignored_are_refused(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("embedding_length", 300, "shape"),
-        ("embedding_length", None, "shape|weights|makes no sense|built"),
+        ("embedding_length", 300, "the rows of token_embd.weight have 256"),
+        ("embedding_length", None, "lacks the key llama.embedding_length"),
         ("attention.head_count", 0, "head"),
         ("block_count", 5, "asks for 5 layers"),
-        ("context_length", None, ""),
         ("attention.head_count", "many", "many|head"),
         ("rope.scaling.type", "spiral", "spiral"),
         ("rope.freq_base", 0.0, "rope_theta 0.0, outside"),
@@ -263,9 +262,6 @@ def test_metadata_that_cannot_be_right_is_one_clear_error(
     if key.startswith("rope.scaling."):
         keys = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0} | keys
     file = write_gguf(tmp_path / "model.gguf", metadata=keys)
-    if not message:
-        load(file.path)
-        return
     with pytest.raises(ModelError, match=message):
         load(file.path)
 
