@@ -154,6 +154,11 @@ class Terminal:
         return bool(termios.tcgetattr(self.child.child_fd)[3] & termios.ISIG)
 
     @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self.child.child_fd)[3] & termios.ECHO)
+
+    @property
     def takes_keys(self) -> bool:
         """Whether the prompt takes keys. A dumb terminal keeps them for the prompt."""
         return self.is_dumb or not self.ctrl_c_is_a_signal

@@ -8,15 +8,13 @@ is text to keep.
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-from d3cli.cli.terminal import is_dumb
+from d3cli.cli.terminal import restore_terminal
 
-SHOW_CURSOR = "\x1b[?25h"  # a spinner may have hidden it
 INTERRUPT = int(signal.SIGINT)
 IMPATIENT = 5  # signals that end even a process that hangs
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last one
@@ -104,11 +102,8 @@ def _handle(handler: "signal._HANDLER") -> None:
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    try:
-        if sys.stderr is not None and sys.stderr.isatty() and not is_dumb():
-            os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
-    except (OSError, ValueError):  # the terminal may be gone
-        pass
+    with suppress(OSError, ValueError):  # the terminal may be gone
+        restore_terminal()
     os._exit(128 + number)
 
 

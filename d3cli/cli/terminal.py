@@ -11,6 +11,11 @@ from typing import Any
 DUMB = ("", "dumb", "unknown")
 # What runs inside of Emacs as a plain stream of text, whatever TERM says.
 EMACS_STREAMS = ("comint", "eshell", "compile")
+SHOW_CURSOR = "\x1b[?25h"  # a spinner may have hidden it
+# The terminal marks what is pasted, so that its line ends are told from Enter.
+MARK_PASTES, MARK_NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
+# The mode to leave behind: that before the outermost `line_mode`; None outside of one.
+_found: list[Any] | None = None
 
 
 def settle_terminal() -> None:
@@ -94,16 +99,43 @@ def line_mode(on: bool, *, after_stops: bool = True) -> Iterator[None]:
         with suppress(termios.error):  # the terminal may be gone
             termios.tcsetattr(stdin, termios.TCSANOW, wanted)
 
-    previous = signal.getsignal(signal.SIGCONT)
+    global _found
+    previous, found = signal.getsignal(signal.SIGCONT), _found
     if after_stops:
         signal.signal(signal.SIGCONT, change)
+    _found = before if found is None else found
     change()
     try:
         yield
     finally:
+        _found = found
         signal.signal(signal.SIGCONT, previous)
         with suppress(termios.error):
             termios.tcsetattr(stdin, termios.TCSANOW, before)
+
+
+@contextmanager
+def typing_ahead() -> Iterator[None]:
+    """Keeps what is typed in its body for the next prompt, and does not show it.
+
+    A terminal without escape sequences keeps and shows whole lines, as it always does.
+    """
+    if is_dumb():
+        yield
+        return
+    with line_mode(False):
+        _write(MARK_PASTES)
+        try:
+            yield
+        finally:
+            _write(MARK_NO_PASTES)
+
+
+def restore_terminal() -> None:
+    """Leaves the terminal as it was found, for a signal that ends the process."""
+    if sys.stderr is not None and sys.stderr.isatty() and not is_dumb():
+        _write(SHOW_CURSOR + (MARK_NO_PASTES if _found is not None else ""))
+    Mode._set(_found)
 
 
 ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h\x1b[H\x1b[?25l", "\x1b[?1049l\x1b[?25h"

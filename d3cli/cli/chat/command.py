@@ -12,11 +12,12 @@ from d3cli.cli.command_line import command
 from d3cli.cli.depth import calibrate_command
 from d3cli.cli.output import Output
 from d3cli.cli.request import Request, load, note_turn_end, template_check
-from d3cli.cli.terminal import is_dumb
+from d3cli.cli.terminal import is_dumb, typing_ahead
 from d3cli.decode import transcript
 from d3cli.files.names import find_local
 
 if TYPE_CHECKING:
+    from d3cli.cli.chat.loop import ChatLoop
     from d3cli.cli.chat.model_switch import Models
     from d3cli.cli.chat.settings import ChatSettings
     from d3cli.cli.model_options import ModelOptions
@@ -47,6 +48,18 @@ def chat(settings: ChatCommandSettings) -> int:
     if keep.resume_last and keep.resume is not None:
         raise UsageError("--continue and --resume cannot be combined", "give one of them")
     request = Request.read(settings.reply)
+    with typing_ahead():
+        loop = _start(settings, request, output)
+    return loop.run()
+
+
+def _start(settings: ChatCommandSettings, request: Request, output: Output) -> "ChatLoop":
+    """Loads the model and the conversation.
+
+    Raises:
+        D3Error: there is no such conversation, or the model cannot be loaded.
+    """
+    keep = settings.keep
     id_ = transcript.latest() if keep.resume_last else keep.resume and transcript.find(keep.resume)
     # Locked before it is read, so that no other process adds to it while the model loads.
     saving = Saving(None if keep.no_save else id_)
@@ -68,7 +81,7 @@ def chat(settings: ChatCommandSettings) -> int:
     conversation.system = system
     if not (keep.no_save or id_):
         saving.save_as(transcript.new_id())
-    return _run(
+    return _loop(
         conversation,
         _session_settings(settings, request),
         saving,
@@ -123,7 +136,7 @@ def _session_settings(settings: ChatCommandSettings, request: Request) -> "ChatS
     )
 
 
-def _run(
+def _loop(
     conversation: "Conversation",
     settings: "ChatSettings",
     saving: Saving,
@@ -132,8 +145,8 @@ def _run(
     model_name: str,
     keep_history: bool,
     vi: bool,
-) -> int:
-    """Talks until the user leaves, and returns the exit code."""
+) -> "ChatLoop":
+    """The loop of a chat. Shows the last turn of a conversation that goes on."""
     from d3cli.cli.chat.commands import COMMANDS
     from d3cli.cli.chat.line_editor import ChatPrompt
     from d3cli.cli.chat.loop import ChatLoop
@@ -162,7 +175,7 @@ def _run(
     note_turn_end(output, conversation.model, settings.chat_template, settings.stop)
     if conversation.messages:
         chat.show_last()
-    return ChatLoop(chat, prompt).run()
+    return ChatLoop(chat, prompt)
 
 
 def _check_terminal() -> None:

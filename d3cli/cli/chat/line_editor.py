@@ -16,7 +16,7 @@ from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.input.typeahead import clear_typeahead, get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
@@ -30,6 +30,8 @@ from d3cli.cli.output import Output
 BLOCK = '"""'
 PLACEHOLDER = "a message, or /? for help"
 STYLE = Style.from_dict({"quiet": "dim", "placeholder": "dim"})
+
+SEND, NEW_LINE = KeyPress(Keys.Enter, "\r"), KeyPress(Keys.ControlJ, "\n")
 
 # Returns the words that may follow a command, or None if a file name may.
 Arguments = Callable[[], Sequence[str] | None]
@@ -79,7 +81,8 @@ class ChatPrompt:
             Stopped: SIGTERM or SIGHUP.
         """
         signals.tell(self._leave)
-        self._take_typed_ahead(send=not default)  # not visible, so it must not be sent with a draft
+        # What was typed is not visible, so it must not be sent with a draft.
+        self._take_typed_ahead(send=not default)
         try:
             text = self._session.prompt(
                 default=default, handle_sigint=False, pre_run=self._leave_if_told
@@ -98,17 +101,26 @@ class ChatPrompt:
         with suppress(RuntimeError, AttributeError):
             self._session.app.invalidate()
 
+    def forget_typed_ahead(self) -> None:
+        """Forgets what was typed for later prompts, as a terminal does with Ctrl-C."""
+        clear_typeahead(self._session.input)
+
     def _take_typed_ahead(self, *, send: bool) -> None:
         """Hands the prompt what was typed before it appeared.
 
-        Until then the terminal turns Enter into Ctrl-J. The last Enter was pressed to send the
-        text; those before it may be line ends of a paste.
+        Until then the terminal turns Enter into Ctrl-J. Line ends of a paste are not keys.
+
+        Args:
+            send: each Enter ends a message, and the next ones wait for later prompts; else a new
+                line begins, here and with each Enter.
         """
-        keys: list[KeyPress] = []
+        keys = get_typeahead(self._session.input)
         while new := self._session.input.read_keys():  # a kilobyte at most
             keys += new
-        if send and keys and keys[-1].key is Keys.ControlJ:
-            keys[-1] = KeyPress(Keys.Enter, "\r")
+        before, after = (Keys.ControlJ, SEND) if send else (Keys.Enter, NEW_LINE)
+        keys = [after if key.key is before else key for key in keys]
+        if not send and keys and keys[0].data.isprintable():
+            keys.insert(0, NEW_LINE)
         store_typeahead(self._session.input, keys)
 
     def _message(self) -> StyleAndTextTuples:

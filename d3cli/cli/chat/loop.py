@@ -11,7 +11,7 @@ from d3cli.cli.chat.model_switch import NoModelLeftError
 from d3cli.cli.chat.plain_prompt import PlainPrompt
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.signals import Stopped
-from d3cli.cli.terminal import line_mode
+from d3cli.cli.terminal import line_mode, typing_ahead
 
 # A second Ctrl-C within this many seconds leaves the chat, even at the prompt.
 AT_ONCE = 1.0
@@ -62,7 +62,7 @@ class ChatLoop:
         """
         code = None
         try:
-            with line_mode(False):
+            with line_mode(False), typing_ahead():
                 code = self._take(text, time.perf_counter())
         except Stopped:
             pass
@@ -105,6 +105,7 @@ class ChatLoop:
                 return None
             if not is_command:
                 self._chat.say(text[1:] if text.startswith("//") else text)
+        signals.check()
         if is_command:
             return run_command(self._chat, text)
         self._chat.respond(self._chat.options, began)
@@ -112,7 +113,9 @@ class ChatLoop:
 
     def _leave_after(self, *numbers: int) -> int | None:
         """The exit code that these signals ask for, once what they stopped is in order."""
-        self._interrupted = time.monotonic() if numbers else self._interrupted
+        if numbers:
+            self._interrupted = time.monotonic()
+            self._prompt.forget_typed_ahead()
         hard = [number for number in numbers if number != signals.INTERRUPT]
         if hard:
             return 128 + hard[0]

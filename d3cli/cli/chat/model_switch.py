@@ -10,7 +10,6 @@ from d3cli.cli import signals
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.options import Think
 from d3cli.cli.request import resolve_think
-from d3cli.cli.terminal import line_mode
 from d3cli.decode.conversation import Conversation
 from d3cli.decode.sampling import SamplingParams
 from d3cli.files.names import find_local
@@ -61,16 +60,14 @@ def switch_model(chat: "Chat", name: str) -> None:
     gc.collect()
     signals.exit_at_once()  # everything is saved, and loading cannot be interrupted safely
     try:
-        with line_mode(True):  # the mode to leave behind if a signal ends the process
-            model = chat.models.load(name, settings, system)
+        model = chat.models.load(name, settings, system)
         # Checked while the present model can still come back.
         SamplingParams.resolve(settings.sampling, model.text.generation_settings)
         think = _fitting_think(model, settings)
         chat.model_name = name
     except Exception as error:  # whatever it was, the chat needs a model first
         failure = error
-        with line_mode(True):
-            model = _load_again(chat, old_name, error)
+        model = _load_again(chat, old_name, error)
     finally:
         signals.stop_once()
     revision = chat.models.revision_of(chat.model_name)

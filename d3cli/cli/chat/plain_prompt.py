@@ -52,6 +52,9 @@ class PlainPrompt:
         """Shows a line above the next prompt."""
         self._above = text
 
+    def forget_typed_ahead(self) -> None:
+        """Does nothing: with Ctrl-C the terminal forgets what was typed before."""
+
     def _lines(self) -> str:
         text = self._line(">>> ")
         while block_is_open(text):

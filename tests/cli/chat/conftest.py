@@ -55,15 +55,17 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture
 def chat(home: Path, warm: Warm) -> Iterator[StartChat]:
-    """Starts chats, waits for their prompt, and ends them in the end."""
+    """Starts chats, waits for their prompt if they shall have `loaded`, and ends them in the end."""
     started = []
 
-    def start(*arguments: str | Path, ready: str = ">>>", **options: Any) -> Terminal:
+    def start(
+        *arguments: str | Path, ready: str = ">>>", loaded: bool = True, **options: Any
+    ) -> Terminal:
         words = ["chat", "--dtype", "float32", "--threads", "1", *arguments]
         terminal = Terminal(*words, home=home, warm=warm, **options)
         started.append(terminal)
         terminal.wait(ready)
-        terminal.wait(lambda: terminal.takes_keys)  # now it takes keys
+        terminal.wait(lambda: not loaded or terminal.takes_keys)
         return terminal
 
     yield start

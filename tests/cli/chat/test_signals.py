@@ -133,15 +133,16 @@ def test_ctrl_c_ends_a_template_that_takes_its_time(chat: StartChat, tmp_path: P
     for file in BUILTIN_PATH.iterdir():
         if file.name not in ("schedule.json", "chat_template.jinja"):
             shutil.copy(file, tmp_path)
-    slow = "{% for a in range(99999) %}" * 2 + "{% endfor %}" * 2
+    loops = "{% for a in range(99999) %}" * 2 + "{% endfor %}" * 2
+    slow = "{{ messages[0].content }}{% if 'so' in messages[0].content %}" + loops + "{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(slow)
     # At its limit the template would end with an error instead.
     no_limit = {"d3cli.text.renderer:RENDER_LIMIT": HANGS}
     terminal = chat(tmp_path, columns=160, constants=PATIENT | no_limit)
-    terminal.line("Hello.")
+    terminal.line("Hello so.")
     terminal.wait(lambda: terminal.screen.cursor.x == 0 and terminal.ctrl_c_is_a_signal)
     terminal.send(CTRL_C)
-    terminal.wait(lambda: terminal.plain.count(">>> Hello.") == 2)  # it is at the prompt again
+    terminal.wait(lambda: terminal.plain.count(">>> Hello so.") == 2)  # it is at the prompt again
     assert "error" not in terminal.plain
     assert "^C" not in terminal.text
     terminal.send(CTRL_C)

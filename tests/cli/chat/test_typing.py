@@ -1,6 +1,8 @@
 """What is typed and pasted into ``d3 chat``: several lines, an editor, completion, typing ahead."""
 
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tests.cli.chat.at_terminal import (
     CTRL_G,
     CTRL_J,
     ESCAPE,
+    PATIENT,
     STORY,
     UP,
     StartChat,
@@ -23,6 +26,7 @@ from tests.cli.chat.at_terminal import (
     saved,
     turn,
 )
+from tests.conftest import BUILTIN_PATH
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pexpect needs a POSIX terminal")
 
@@ -116,18 +120,75 @@ def test_ctrl_d_before_the_prompt_is_back_leaves(chat: StartChat) -> None:
 
 
 @pytest.mark.parametrize("length", [1022, 1023])  # a terminal is read by 1,024 bytes
-def test_a_long_text_typed_during_a_reply_is_one_message(
-    chat: StartChat, home: Path, length: int
-) -> None:
+def test_each_enter_during_a_reply_ends_a_message(chat: StartChat, home: Path, length: int) -> None:
     terminal = chat("--max-tokens", "20", hold_at=12)
     begin_story(terminal)
     text = ("fox, " * 300)[:length]
     terminal.line(f"{text}\rand the end")
     terminal.child.release()
+    terminal.wait(lambda: figures(terminal) == 3)
+    at_prompt(terminal)
+    leave(terminal)
+    assert [message["content"] for message in saved(home)][2::2] == [text, "and the end"]
+
+
+def test_a_paste_during_a_reply_is_one_message(chat: StartChat, home: Path) -> None:
+    terminal = chat("--max-tokens", "20", hold_at=12)
+    begin_story(terminal)
+    terminal.paste("one\ntwo")
+    terminal.line(" three")
+    terminal.child.release()
     terminal.wait(lambda: figures(terminal) == 2)
     at_prompt(terminal)
     leave(terminal)
-    assert [message["content"] for message in saved(home)][2] == f"{text}\nand the end"
+    assert saved(home)[2]["content"] == "one\ntwo three"
+
+
+def test_ctrl_c_forgets_what_was_typed_for_later_prompts(chat: StartChat, home: Path) -> None:
+    terminal = chat("--max-tokens", "20", hold_at=12, constants=PATIENT)
+    terminal.line(f"/alpha\r{STORY}\rnever sent")
+    terminal.wait(terminal.child.is_held)
+    terminal.send(CTRL_C)
+    terminal.wait("stopped: interrupted")
+    at_prompt(terminal)
+    leave(terminal)
+    assert [message["content"] for message in saved(home)][::2] == [STORY]
+
+
+def slow_to_load(target: Path) -> Path:
+    """A copy of the built-in model whose chat template takes a while for what loading tries."""
+    for file in BUILTIN_PATH.iterdir():
+        if file.name not in ("schedule.json", "chat_template.jinja"):
+            shutil.copy(file, target)
+    loops = "{% for a in range(999) %}" * 2 + "{% endfor %}" * 2
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    template += "{% if messages[-1].content == 'Hello.' %}"
+    (target / "chat_template.jinja").write_text(template + loops + "{% endif %}")
+    return target
+
+
+def test_each_enter_while_the_model_loads_ends_a_message(
+    chat: StartChat, home: Path, tmp_path: Path
+) -> None:
+    terminal = chat(slow_to_load(tmp_path), "--max-tokens", "2", ready="loading", loaded=False)
+    terminal.send("quince\rmedlar\rthe third waits")
+    terminal.wait(">>> the third waits")
+    assert [message["content"] for message in saved(home)][::2] == ["quince", "medlar"]
+    assert "quince" not in terminal.raw.partition(">>>")[0]  # it is not shown beside the spinner
+    empty_line(terminal)
+    leave(terminal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_loads_leaves_the_terminal_as_it_was(
+    chat: StartChat, tmp_path: Path, number: int
+) -> None:
+    terminal = chat(slow_to_load(tmp_path), ready="loading", loaded=False)
+    terminal.wait(lambda: not terminal.echoes)
+    terminal.child.kill(number)
+    assert terminal.end() == 128 + number
+    assert terminal.echoes
+    assert terminal.raw.rfind("\x1b[?2004l") > terminal.raw.rfind("\x1b[?2004h")
 
 
 @pytest.mark.parametrize("lines", [500, pytest.param(110_000, marks=pytest.mark.slow)])
