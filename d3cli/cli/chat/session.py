@@ -20,6 +20,7 @@ from d3cli.decode import transcript
 from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.transcript import ChatMessage
+from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import Schedule
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Chat:
         self.draft = ""
         self.comparisons: dict[Schedule, str] = {}
         self._noted: object = None  # the schedule whose notes were shown last
+        self._depth_shown = False
         self.options = self._choose_options(settings)
 
     def say(self, text: str) -> None:
@@ -91,15 +93,19 @@ class Chat:
         if self.saving.problem is not None:
             self.output.failure(self.saving.problem)
 
-    def change(self, **changes: Any) -> None:
+    def change(self, **changes: Any) -> bool:
         """Changes settings, all of them or none.
+
+        Returns whether a note has shown the depth schedule.
 
         Raises:
             UsageError: they do not fit the model.
         """
         settings = replace(self.settings, **changes)
+        self._depth_shown = False
         options = self._choose_options(settings)
         self.settings, self.options = settings, options
+        return self._depth_shown
 
     @property
     def compared(self) -> str:
@@ -169,6 +175,10 @@ class Chat:
         if now != self._noted:
             for note in choice.notes:
                 self.output.note(note)
+            in_words = choice.schedule.in_words()
+            self._depth_shown = choice.source is Source.DEFAULT or any(
+                isinstance(note, str) and in_words in note for note in choice.notes
+            )
         self._noted = now
         return ReplyOptions(
             choice.schedule,

@@ -13,8 +13,8 @@ from d3cli.decode import transcript
 
 def alpha(chat: Chat, argument: str) -> None:
     """Changes alpha if one is given, and shows the depth schedule."""
-    if argument:
-        chat.change(alpha=parse_alpha(argument))
+    if argument and chat.change(alpha=parse_alpha(argument)):
+        return
     chat.screen.print(f"depth: {views.depth_in_words(chat.options, chat.compared)}", "dim")
 
 

@@ -44,13 +44,14 @@ def depth_in_words(options: ReplyOptions, compared: str = "") -> str:
 
 
 def skip_order(options: ReplyOptions, reply: "Reply | None") -> str:
-    """The order in which units are dropped: the present one, or the last reply's."""
+    """The order in which units are dropped: the present one, and the last reply's if another."""
     schedule = options.schedule
+    before = () if reply is None else reply.schedule.skip_order
+    last = f"skip order of the last reply: {', '.join(before)}"
     if isinstance(schedule, PromptSchedule):
-        if reply is None or not reply.schedule.skip_order:
-            return "skip order: each prompt decides it"
-        return f"skip order of the last reply: {', '.join(reply.schedule.skip_order)}"
-    return f"skip order: {', '.join(schedule.skip_order) or 'none'}"
+        return last if before else "skip order: each prompt decides it"
+    now = f"skip order: {', '.join(schedule.skip_order) or 'none'}"
+    return f"{now}\n{last}" if before and before != schedule.skip_order else now
 
 
 def depth_curves(

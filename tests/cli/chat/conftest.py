@@ -55,7 +55,7 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture
 def chat(home: Path, warm: Warm) -> Iterator[StartChat]:
-    """Starts chats, waits for their prompt if they shall have `loaded`, and ends them in the end."""
+    """Starts chats, waits for their prompt (unless not `loaded`), and ends them in the end."""
     started = []
 
     def start(

@@ -31,7 +31,20 @@ def test_depth_says_where_the_order_comes_from_and_what_it_costs(one: Desk) -> N
     assert "nobody has measured what it costs)" in shown
     one.type("/compare")
     assert re.search(r"prompt; agreement in the last /compare: .* tokens\)", one.type("/alpha"))
-    assert "nobody has measured what it costs)" in one.type("/alpha 0.8")
+    assert "nobody has measured what it costs: d3" in one.type("/alpha 0.8")
+
+
+def test_a_change_of_alpha_is_shown_once(one: Desk) -> None:
+    for alpha in ("0.9", "auto", "0.8"):
+        assert one.type(f"/alpha {alpha}").count("depth: ") == 1
+    assert "depth: alpha 0.8" in one.type("/alpha")
+
+
+def test_depth_shows_the_order_of_a_reply_after_a_change(one: Desk) -> None:
+    one.type("/alpha 0.9")
+    one.type(PROMPT)
+    one.type("/alpha auto")
+    assert re.search(r"skip order: none skip order of the last reply: [0-9]+, ", one.type("/depth"))
 
 
 def test_the_saved_reply_holds_the_order_that_ran(one: Desk) -> None:
