@@ -44,6 +44,7 @@ from d3cli.decode.stats import peak_memory
 from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.files.names import find_model
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.used import kernels_used
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
@@ -300,12 +301,15 @@ def report(
             f"{prefix}t = {fixed:.1f} + {slope:.2f} ms a layer; a/b = {fixed / slope:.1f} layers, "
             f"R2 = {1 - rest:.4f}"
         )
+    for shape, kernel in kernels_used(model.causal_lm).items():
+        print(f"weights of {shape}: {kernel}")
     print(f"peak memory {peak_memory(model.device) / 1e9:.2f} GB, with both copies of the weights")
     if asked.json:
         data = {
             "asked": {key: str(value) for key, value in vars(asked).items()},
             "machine": {"processor": processor_name(), "system": system()},
             "versions": versions(),
+            "kernels": kernels_used(model.causal_lm),
             "bandwidth": bandwidth,
             "load": loads,
             "steady": steady,

@@ -119,7 +119,8 @@ def hostile_trace() -> Trace:
 def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
     """A written trace as 0.1.0 would have written it.
 
-    There, tokens have no `bytes_read`, and no reply has an order of its own.
+    There, tokens have no `bytes_read`, and no reply has an order of its own. The kernels stay, if
+    they are known.
     """
     replies = [
         {name: value for name, value in reply.items() if name not in ("skip_order", "needed_order")}
@@ -131,7 +132,8 @@ def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
         }
         for reply in data["replies"]
     ]
-    return data | {"schema": 1, "replies": replies}
+    model = {name: value for name, value in data["model"].items() if value or name != "kernels"}
+    return data | {"schema": 1, "model": model, "replies": replies}
 
 
 def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Trace:

@@ -91,7 +91,8 @@ class Choice:
 
     Attributes:
         one, few, some, many: see `Products`.
-        microseconds, torch_microseconds: of one row, as chosen and by torch's own product.
+        gigabytes_per_s, torch_gigabytes_per_s: of weights read with one row, by the product chosen
+            and by torch's own.
         failed: the candidates that do not run here or are not exact, and why.
     """
 
@@ -101,8 +102,8 @@ class Choice:
     few: Product
     some: Product
     many: Product
-    microseconds: float
-    torch_microseconds: float
+    gigabytes_per_s: float
+    torch_gigabytes_per_s: float
     failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,8 +126,8 @@ class Choice:
             few=products.few,
             some=products.some,
             many=products.many,
-            microseconds=round(1e6 * found.seconds, 2),
-            torch_microseconds=round(1e6 * found.torch_seconds, 2),
+            gigabytes_per_s=round(found.speed / 1e9, 3),
+            torch_gigabytes_per_s=round(found.torch_speed / 1e9, 3),
             failed={product.value: why for product, why in found.failed.items()},
         )
 
@@ -166,7 +167,7 @@ def choices_here() -> "KernelChoices":
 
 @cache
 def _choices(*_: object) -> "KernelChoices":
-    return KernelChoices()
+    return KernelChoices(measure, machine_is_busy)
 
 
 def _switch() -> str:
@@ -184,27 +185,25 @@ class KernelChoices:
         is_busy: whether other programs would disturb that.
 
     Attributes:
+        here: what is known about this machine.
         notes: what a user should know: that something was measured, or could not be kept.
 
     Raises:
         UsageError: ``D3_KERNELS`` is neither "auto" nor "torch".
     """
 
-    def __init__(
-        self, measure: Measure = measure, is_busy: Callable[[], bool] = machine_is_busy
-    ) -> None:
+    def __init__(self, measure: Measure, is_busy: Callable[[], bool]) -> None:
         self.notes: list[Words] = []
         self._measure, self._is_busy = measure, is_busy
         self._measures = _switch() == "auto"
         self._may_keep = True
-        self._here = self._read(Machine.here()) if self._measures else OnMachine(Machine.here())
+        self.here = self._read(Machine.here()) if self._measures else OnMachine(Machine.here())
 
-    @property
-    def choices(self) -> tuple[Choice, ...]:
-        """All choices for this machine."""
-        return self._here.choices
+    def current(self, out_features: int, in_features: int) -> Products:
+        """The products of bfloat16 weights of a shape as they would run now, without measuring."""
+        return self._find((out_features, in_features)) or Products()
 
-    def known(self, out_features: int, in_features: int) -> Products:
+    def expected(self, out_features: int, in_features: int) -> Products:
         """The products of bfloat16 weights of a shape, without measuring.
 
         As long as they were not measured: packed ones, if possible. They need the most memory.
@@ -218,13 +217,13 @@ class KernelChoices:
         shape = out_features, in_features
         if self._find(shape) is None:
             self.prepare([shape])
-        return self._find(shape) or Products()
+        return self.current(*shape)
 
     def bfloat16_is_fast(self) -> bool:
         """Whether bfloat16 is no slower than float32, measured if need be."""
-        if self._here.bfloat16_is_fast is None:
+        if self.here.bfloat16_is_fast is None:
             self.prepare([TYPICAL], with_float32=True)
-        return bool(self._here.bfloat16_is_fast)
+        return bool(self.here.bfloat16_is_fast)
 
     def take_notes(self) -> list[Words]:
         """The notes since they were taken last."""
@@ -250,17 +249,17 @@ class KernelChoices:
             return
         with self._lock():
             if self._may_keep and not again:
-                self._here = self._read(self._here.machine)
+                self.here = self._read(self.here.machine)
             missing = self._missing(wanted, again)
             begun = time.perf_counter()
             measured = [shape for shape in missing if self._measure_one(shape)]
             if (
                 with_float32
                 and self._find(TYPICAL)
-                and (again or self._here.bfloat16_is_fast is None)
+                and (again or self.here.bfloat16_is_fast is None)
             ):
-                fast = bfloat16_is_fast(self.of(*TYPICAL), *TYPICAL)
-                self._here = replace(self._here, bfloat16_is_fast=fast)
+                fast = bfloat16_is_fast(self.current(*TYPICAL), *TYPICAL)
+                self.here = replace(self.here, bfloat16_is_fast=fast)
             seconds = time.perf_counter() - begun
             if measured:
                 self.notes.append(
@@ -277,7 +276,7 @@ class KernelChoices:
 
     def _may_measure(self, missing: list[tuple[int, int]], with_float32: bool) -> bool:
         """Whether there is something to measure, on a quiet machine."""
-        if not missing and not (with_float32 and self._here.bfloat16_is_fast is None):
+        if not missing and not (with_float32 and self.here.bfloat16_is_fast is None):
             return False
         if self._is_busy():
             if BUSY not in self.notes:
@@ -290,14 +289,14 @@ class KernelChoices:
         for _ in range(TRIES):
             found = self._measure(*shape)
             if found.steady:
-                others = [choice for choice in self._here.choices if choice.shape != shape]
+                others = [choice for choice in self.here.choices if choice.shape != shape]
                 choices = (*others, Choice.of(shape, found))
-                self._here = replace(self._here, choices=choices)
+                self.here = replace(self.here, choices=choices)
                 return True
         return False
 
     def _find(self, shape: tuple[int, int]) -> Products | None:
-        return next((c.products for c in self._here.choices if c.shape == shape), None)
+        return next((c.products for c in self.here.choices if c.shape == shape), None)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -335,8 +334,8 @@ class KernelChoices:
             return []
 
     def _write(self) -> None:
-        others = [kept for kept in self._read_all() if kept.machine != self._here.machine]
-        file = _File(SCHEMA, [*others, self._here][-MOST_MACHINES:])
+        others = [kept for kept in self._read_all() if kept.machine != self.here.machine]
+        file = _File(SCHEMA, [*others, self.here][-MOST_MACHINES:])
         try:
             replace_file(choices_file(), json.dumps(asdict(file), indent=1) + "\n")
         except OSError as error:

@@ -50,7 +50,9 @@ UNSTEADY = 1.5
 # Bytes of the copies of a weight, beyond most caches; at most so many copies as a model has layers.
 POOL_BYTES, MOST_COPIES = 128 << 20, 64
 # Weights of a larger matrix are measured as its first rows: the most weights for one row, for more.
-MOST_WEIGHTS, MOST_FOR_SEVERAL = 1 << 24, 1 << 20
+MOST_WEIGHTS, MOST_FOR_SEVERAL = 1 << 23, 1 << 20
+# Random numbers take time, so a weight repeats so many of them.
+RANDOM = 100_003
 # The rows that stand for "few", "some" and "many".
 SEVERAL = {"few": FEW, "some": SOME, "many": 64}
 # The rows of a prompt, for which bfloat16 is compared with float32.
@@ -103,14 +105,15 @@ class Measured:
     """What was found for a shape.
 
     Attributes:
-        seconds, torch_seconds: of one row, with the product chosen and with torch's own.
+        speed, torch_speed: bytes of weights a second with one row, by the product chosen and by
+            torch's own.
         steady: whether the machine was quiet meanwhile.
         failed: the candidates that raised or were not exact, and why.
     """
 
     products: Products
-    seconds: float
-    torch_seconds: float
+    speed: float
+    torch_speed: float
     steady: bool
     failed: Mapping[Product, str]
 
@@ -162,8 +165,8 @@ def measure(out_features: int, in_features: int) -> Measured:
     products = decide(one, several)
     return Measured(
         products,
-        seconds=one.seconds(products.one),
-        torch_seconds=one.seconds(Product.LINEAR),
+        speed=weight.nbytes / one.seconds(products.one),
+        torch_speed=weight.nbytes / one.seconds(Product.LINEAR),
         steady=one.is_steady,
         failed=failed,
     )
@@ -219,10 +222,10 @@ def decide(one: Outcome[Product], several: Mapping[str, Outcome[Product]]) -> Pr
 
 
 @torch.inference_mode()
-def bfloat16_is_fast(products: Products, out_features: int, in_features: int) -> bool:
-    """Whether bfloat16 is no slower than float32 on this machine, by weights of one shape.
+def bfloat16_is_fast(products: Products, out_features: int, in_features: int) -> bool | None:
+    """Whether bfloat16 is no slower than float32 on this machine; None if the machine is busy.
 
-    With one row it may not be slower, and with many not much slower.
+    Weights of one shape decide. With one row it may not be slower, and with many not much slower.
 
     Args:
         products: of bfloat16 weights of this shape.
@@ -237,6 +240,8 @@ def bfloat16_is_fast(products: Products, out_features: int, in_features: int) ->
             torch.bfloat16: _calls(products.for_rows(rows).multiply, inputs, narrow),
         }
         found = compare(calls, torch.float32, rounds=ROUNDS_OF_SEVERAL)
+        if not found.is_steady:
+            return None
         if torch.bfloat16 not in found.rounds:
             return False
         if found.seconds(torch.bfloat16) > allowed * found.seconds(torch.float32):
@@ -247,8 +252,9 @@ def bfloat16_is_fast(products: Products, out_features: int, in_features: int) ->
 def _weight(out_features: int, in_features: int) -> Tensor:
     """A random weight of a shape, or its first rows if it is large."""
     rows = min(out_features, max(1, MOST_WEIGHTS // in_features))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, in_features, generator=generator).bfloat16()
+    numbers = _rows(1, min(RANDOM, rows * in_features)).flatten()
+    whole = numbers.repeat(-(-rows * in_features // len(numbers)))
+    return whole[: rows * in_features].view(rows, in_features)
 
 
 def _rows(count: int, in_features: int) -> Tensor:

@@ -208,7 +208,7 @@ def plan_kernels(
     Args:
         head: the shape of the LM head, ``(vocabulary, inputs)``.
         products_of: the products of bfloat16 weights on a CPU. By default those that are known
-            without measuring: `KernelChoices.known`.
+            without measuring: `KernelChoices.expected`.
     """
     stored = model.config.get("quantization_config")
     kind = form.quantization or _stored_kind(stored)
@@ -217,7 +217,7 @@ def plan_kernels(
     if not (is_listed and form.dtype == torch.bfloat16 and form.device.type == "cpu"):
         products_of = None
     elif products_of is None:
-        products_of = choices_here().known
+        products_of = choices_here().expected
     plan = KernelPlan(
         form,
         quantized,

@@ -84,6 +84,12 @@ class Products:
         """Whether the weight has oneDNN's order."""
         return self.one.packed
 
+    @property
+    def summary(self) -> str:
+        """The product for one row, and that for many if it is a special one."""
+        special = self.many is Product.FLOAT32
+        return f"{self.one} ({self.many} for many tokens)" if special else self.one.value
+
     def for_rows(self, rows: int) -> Product:
         """The product for this number of rows."""
         if rows == 1:

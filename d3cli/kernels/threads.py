@@ -81,7 +81,7 @@ def _quotas() -> list[int]:
 
 
 def fastest(counts: Sequence[int]) -> int:
-    """The first of some numbers of threads, unless another reads parts of memory at least 10% faster.
+    """The first of some numbers of threads, unless another reads memory at least 10% faster.
 
     Leaves torch set to the number chosen.
     """

@@ -36,7 +36,7 @@ def plan_for(
         head = head_shape(config)
         if choices is None:
             return plan_kernels(model, head, form)
-        plan = plan_kernels(model, head, form, choices.known)
+        plan = plan_kernels(model, head, form, choices.expected)
         choices.prepare(float_shapes(model, head, plan))
         return plan_kernels(model, head, form, choices.of)
 

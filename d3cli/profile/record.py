@@ -16,6 +16,7 @@ from d3cli.decode.reply import Reply
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
+from d3cli.kernels.used import kernels_used
 from d3cli.model.model import LoadedModel
 from d3cli.profile.run import Profiled, ProfileOptions
 from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
@@ -220,6 +221,7 @@ def _model_trace(model: LoadedModel) -> ModelTrace:
         revision=None if key is None else key.revision,
         layer_bytes=tuple((layer.attn, layer.mlp, layer.other) for layer in weights.layers),
         fixed_bytes=weights.fixed,
+        kernels=kernels_used(model.causal_lm),
     )
 
 

@@ -127,6 +127,8 @@ class ModelTrace:
         revision: the hub's commit.
         layer_bytes: bytes of weights of each layer's attention, MLP and rest.
         fixed_bytes: bytes read at every depth: the LM head and the last norm.
+        kernels: what multiplies by the weights in a decode step, by their shape; None in older
+            traces.
     """
 
     name: str
@@ -140,6 +142,7 @@ class ModelTrace:
     revision: str | None
     layer_bytes: tuple[tuple[Bytes, Bytes, Bytes], ...]
     fixed_bytes: Bytes
+    kernels: dict[str, str] | None = None
 
     @property
     def weight_bytes(self) -> WeightBytes:

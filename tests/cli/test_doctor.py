@@ -11,6 +11,8 @@ from d3cli.base.errors import ModelError
 from d3cli.cli.doctor.probe import SHAPES, expected_speeds, forms, kernels, read_bandwidth
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels.int4_linear import int4_bytes
+from d3cli.kernels.measure import Measured
+from d3cli.kernels.products import Product, Products
 from d3cli.model.load import load_model
 from d3cli.model.origin import Origin
 from tests.conftest import D3
@@ -116,3 +118,53 @@ def test_the_kernels_are_those_of_a_loaded_model() -> None:
     assert used["float32"] == {"layers": "torch", "lm_head": "torch"}
     assert used["4-bit"] == {"layers": "torch int4", "lm_head": "torch int8"}
     assert used["bfloat16"] == {"layers": "torch", "lm_head": "torch"}
+
+
+@pytest.fixture
+def measures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Has kernels measured without a clock, on an idle machine; returns the shapes so far."""
+    shapes: list[tuple[int, int]] = []
+
+    def measure(*shape: int) -> Measured:
+        shapes.append((shape[0], shape[1]))
+        failed = {Product.PACKED: "could not create a primitive"}
+        return Measured(Products(one=Product.MV), 3e10, 2e10, steady=True, failed=failed)
+
+    monkeypatch.setenv("D3_KERNELS", "auto")
+    monkeypatch.setattr("d3cli.kernels.choices.measure", measure)
+    monkeypatch.setattr("d3cli.kernels.choices.machine_is_busy", lambda: False)
+    monkeypatch.setattr("d3cli.kernels.choices.bfloat16_is_fast", lambda *_: True)
+    return shapes
+
+
+def test_the_kernels_are_measured_once(d3: D3, measures: list[tuple[int, int]]) -> None:
+    shown = d3("doctor")
+    assert shown.code == 0, shown.err
+    assert (8192, 2048) in measures
+    assert (128256, 2048) in measures
+    (row,) = (line for line in shown.out.splitlines() if line.startswith("8192 × 2048"))
+    assert row.split("\t")[1:5] == ["torch mv", "30 GB/s", "1.50", "torch"]
+    assert "oneDNN packed is out: could not create a primitive" in row
+    assert "were measured" in shown.err
+    count = len(measures)
+    again = d3("doctor", "--json")
+    assert len(measures) == count
+    assert "were measured" not in again.err
+    found = json.loads(again.out)
+    assert found["kernels"]["bfloat16"] == {"layers": "torch mv", "lm_head": "torch mv"}
+    chosen = found["kernel_choices"]
+    assert chosen["bfloat16_is_fast"]
+    assert {tuple(c[k] for k in ("out_features", "in_features")) for c in chosen["choices"]} == set(
+        measures
+    )
+
+
+def test_tune_measures_all_shapes_again(d3: D3, measures: list[tuple[int, int]]) -> None:
+    d3("generate", "Hello.", "--dtype", "bfloat16", "--max-tokens", "1")
+    d3("doctor")
+    known = set(measures)
+    measures.clear()
+    assert d3("doctor", "--tune").code == 0
+    assert set(measures) == known
+    assert (384, 128) in known
+    assert len(measures) == len(known)

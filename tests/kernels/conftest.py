@@ -20,7 +20,7 @@ KeepChoices = Callable[[Description, Products], None]
 
 def measured(products: Products, *, steady: bool = True) -> Measured:
     """As if a shape had been measured."""
-    return Measured(products, seconds=1e-3, torch_seconds=2e-3, steady=steady, failed={})
+    return Measured(products, speed=3e10, torch_speed=2e10, steady=steady, failed={})
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_what_was_measured_is_kept() -> None:
     assert found.of(*SHAPE) == MV
     assert said(found, "were measured")
     again = choices(second)
-    assert again.of(*SHAPE) == again.known(*SHAPE) == MV
+    assert again.of(*SHAPE) == again.expected(*SHAPE) == MV
     assert (first.shapes, second.shapes) == ([SHAPE], [])
     assert again.notes == []
     assert stat.S_IMODE(choices_file().stat().st_mode) == 0o600
@@ -77,12 +77,12 @@ def test_shapes_are_measured_once_and_together() -> None:
     assert len(found.notes) == 1
     found.prepare([SHAPE], again=True)
     assert meter.shapes == [SHAPE, (64, 512), SHAPE]
-    assert sorted(choice.shape for choice in found.choices) == [(64, 512), SHAPE]
+    assert sorted(choice.shape for choice in found.here.choices) == [(64, 512), SHAPE]
 
 
 def test_nothing_is_measured_to_predict() -> None:
     meter = Meter()
-    choices(meter).known(*SHAPE)
+    choices(meter).expected(*SHAPE)
     assert meter.shapes == []
     assert not choices_file().exists()
 
@@ -207,7 +207,7 @@ def test_a_machine_that_becomes_busy_keeps_torchs_own_for_now() -> None:
     found.prepare([SHAPE])
     assert found.notes == [BUSY]
     assert meter.shapes == [SHAPE] * module.TRIES
-    assert found.choices == ()
+    assert found.here.choices == ()
 
 
 def test_the_switch_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_the_switch_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter()
     found = choices(meter)
     found.prepare([(8, 8)], again=True)
-    assert found.of(*SHAPE) == found.known(*SHAPE) == Products()
+    assert found.of(*SHAPE) == found.expected(*SHAPE) == Products()
     assert not found.bfloat16_is_fast()
     assert meter.shapes == []
 
@@ -241,7 +241,7 @@ def test_bfloat16_is_compared_with_float32_once(monkeypatch: pytest.MonkeyPatch)
     assert choices(Meter()).bfloat16_is_fast()
     assert choices(Meter()).bfloat16_is_fast()
     assert compared == [(MV, *TYPICAL)]
-    assert choices(Meter()).known(*TYPICAL) == MV
+    assert choices(Meter()).expected(*TYPICAL) == MV
 
 
 def measure_together(ready: Any, home: str, results: Any) -> None:

@@ -146,3 +146,5 @@ class TestRun:
         assert trace.depth_schedule == builtin().schedule(0.97, start=4)
         assert trace.model.fingerprint == builtin().origin.key.fingerprint
         assert trace.model.weight_bytes == builtin().weight_bytes
+        assert trace.model.kernels is not None
+        assert trace.model.kernels["384 x 128"] == "torch"

@@ -1,6 +1,8 @@
 """``d3 doctor``: what this machine has, whether d3 works on it, and how fast models can be."""
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from d3cli.base.amounts import readable_size
 from d3cli.base.hardware import check_address_space
@@ -11,15 +13,22 @@ from d3cli.kernels.lean_imports import import_libraries
 SCHEMA = 1
 
 
+CHOICES = ("bfloat16 weights", "kernel for one token", "", "× torch", "for many tokens", "")
+TUNE_HELP = "Measure again which kernels are the fastest here. Best on an idle machine."
+
+
 def doctor(
+    tune: Annotated[bool, typer.Option("--tune", help=TUNE_HELP)] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,  # noqa: ARG001 - its callback does the work
 ) -> int:
     """Examine this machine: versions, processor, memory, GPU, kernels, expected speed.
 
     Measures for a second how fast memory can be read, and asks the built-in model to add two
-    numbers. A token takes at least as long as reading the weights, so bandwidth divided by their
-    size is the most tokens per second that any program can reach.
+    numbers. The kernels for weights in bfloat16 are measured once, and kept for all commands.
+
+    A token takes at least as long as reading the weights, so bandwidth divided by their size is the
+    most tokens per second that any program can reach.
     """
     check_address_space()
     output = Output()
@@ -28,12 +37,20 @@ def doctor(
         import_libraries()
         from d3cli.cli.doctor.probe import examine
 
-        found = examine()
+        found = examine(tune=tune)
     if as_json:
         output.json({"schema": SCHEMA} | found)
     else:
         output.table(("this machine", ""), _facts(found))
         output.write("\n")
+        if rows := _choices(found["kernel_choices"]["choices"]):
+            output.table(
+                ("weights, bfloat16", "kernel for one token", "", "× torch", "many tokens", ""),
+                rows,
+            )
+            output.write("\n")
+        for note in found["kernel_choices"]["notes"]:
+            output.note(note)
         output.table(
             ("expected at most", "weights", "", "full depth", "depth 0.6", ""),
             [_speed(row) for row in found["expected"]],
@@ -82,6 +99,21 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _kernels(used: dict[str, str]) -> str:
     layers, head = used["layers"], used["lm_head"]
     return layers if layers == head else f"{layers}; LM head: {head}"
+
+
+def _choices(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """For each shape of weights: the kernels, and the speed with one token."""
+    return [
+        (
+            f"{choice['out_features']} × {choice['in_features']}",
+            choice["one"],
+            f"{choice['gigabytes_per_s']:.3g} GB/s",
+            f"{choice['gigabytes_per_s'] / choice['torch_gigabytes_per_s']:.2f}",
+            choice["many"],
+            "; ".join(f"{name} is out: {why}" for name, why in choice["failed"].items()),
+        )
+        for choice in sorted(choices, key=lambda each: (each["in_features"], each["out_features"]))
+    ]
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, ...]:

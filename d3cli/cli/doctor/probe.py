@@ -12,7 +12,8 @@ from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.files.safetensors import Description, TensorInfo
-from d3cli.kernels.plan import Form, plan_kernels
+from d3cli.kernels.choices import choices_file, choices_here
+from d3cli.kernels.plan import Form, float_shapes, plan_kernels
 from d3cli.kernels.process import use_threads
 from d3cli.kernels.threads import pick_threads, usable_cores
 from d3cli.model.memory import available_memory
@@ -109,13 +110,34 @@ def forms(device: torch.device) -> dict[str, Form]:
 
 
 def kernels(device: torch.device) -> dict[str, dict[str, str]]:
-    """In each form, the kernels of a 1B model's layers and of its LM head."""
+    """In each form, the kernels of a 1B model's layers and of its LM head, for one token."""
     found = {}
     for name, form in forms(device).items():
-        plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form)
+        plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form, choices_here().current)
         layers = plan.of_linear(SHAPES[0].inner, SHAPES[0].hidden)
         found[name] = {"layers": layers.value, "lm_head": plan.head.value}
     return found
+
+
+def choose_kernels(*, again: bool) -> dict[str, Any]:
+    """Measures the kernels of a 1B model's weights in bfloat16, unless they are known.
+
+    Args:
+        again: measures all shapes again that were ever measured on this machine.
+    """
+    choices = choices_here()
+    form = forms(torch.device("cpu"))["bfloat16"]
+    plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form, choices.expected)
+    shapes = float_shapes(SHAPES[0].description, SHAPES[0].head, plan)
+    if again:
+        shapes += [choice.shape for choice in choices.here.choices]
+    choices.prepare(shapes, with_float32=True, again=again)
+    return {
+        "file": str(choices_file()),
+        "notes": choices.take_notes(),
+        "bfloat16_is_fast": choices.here.bfloat16_is_fast,
+        "choices": [asdict(choice) for choice in choices.here.choices],
+    }
 
 
 def expected_speeds(bytes_per_second: float, available: int, device: torch.device) -> list[Speed]:
@@ -159,12 +181,17 @@ def read_bandwidth(device: torch.device, seconds: float = PROBE_SECONDS) -> floa
     return data.nbytes / median(times)
 
 
-def examine() -> dict[str, Any]:
-    """Everything that ``d3 doctor`` reports. Takes a few seconds."""
+def examine(*, tune: bool = False) -> dict[str, Any]:
+    """Everything that ``d3 doctor`` reports. Takes a few seconds.
+
+    Args:
+        tune: measures kernels again that were measured before.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     use_threads(pick_threads()[0])
     available = available_memory(device)
     bandwidth = read_bandwidth(device)
+    chosen = choose_kernels(again=tune)
     return {
         "versions": versions() | {"system": system()},
         "processor": {
@@ -191,6 +218,7 @@ def examine() -> dict[str, Any]:
         },
         "builtin_model": _ask_builtin(),
         "kernels": kernels(device),
+        "kernel_choices": chosen,
         "expected": [asdict(speed) for speed in expected_speeds(bandwidth, available, device)],
     }
 
