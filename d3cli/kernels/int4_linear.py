@@ -6,13 +6,15 @@ a probe: many tokens are multiplied by weights that are unpacked again, block by
 nothing of layers or depth.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from d3cli.kernels.int4_rounding import CENTER, round_to_groups
+from d3cli.kernels.int4_rounding import CENTER, Groups, round_to_groups
+from d3cli.kernels.row_threads import share_rows
 
 # The kernel's blocks of outputs are at most this long; the last ones may be shorter.
 BLOCK = 64
@@ -41,7 +43,9 @@ class FourBitLinear(nn.Module):
     """A linear with weights in 4 bits.
 
     Args:
-        weight: ``[out, in]``, any float dtype.
+        shape: ``(out, in)``.
+        encode: returns the rows of a slice in 4 bits, with scales and zeros in `dtype`. Several
+            threads call it at once.
         bias: ``[out]``.
         dtype: of the activations.
         group: weights that share a scale: 32, 64, 128 or 256.
@@ -56,29 +60,44 @@ class FourBitLinear(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor,
+        shape: tuple[int, int],
+        encode: Callable[[slice], Groups],
         bias: nn.Parameter | None,
         dtype: torch.dtype,
         group: int = GROUP,
     ) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
+        self.out_features, self.in_features = shape
         if self.out_features % OUT_MULTIPLE or self.in_features % group:
-            raise ValueError(f"the 4-bit kernel does not take {tuple(weight.shape)}")
+            raise ValueError(f"the 4-bit kernel does not take {shape}")
         self.group = group
         packed = torch.empty(self.out_features, self.in_features // 2, dtype=torch.uint8)
-        shape = (self.in_features // group, self.out_features, 2)
-        scales_and_zeros = torch.empty(shape, dtype=dtype)
+        scales_and_zeros = torch.empty(self.in_features // group, self.out_features, 2, dtype=dtype)
         rows = BLOCK * max(1, CHUNK // (BLOCK * self.in_features))
-        for start in range(0, self.out_features, rows):
-            part = slice(start, start + rows)
-            groups = round_to_groups(weight[part], group, dtype)
-            packed[part] = pack_codes(groups.codes)
-            scales_and_zeros[:, part, 0] = groups.scales.T
-            scales_and_zeros[:, part, 1] = groups.zeros.T
+
+        def fill(part: slice) -> None:
+            for start in range(part.start, part.stop, rows):
+                some = slice(start, min(start + rows, part.stop))
+                groups = encode(some)
+                packed[some] = pack_codes(groups.codes)
+                scales_and_zeros[:, some, 0] = groups.scales.T
+                scales_and_zeros[:, some, 1] = groups.zeros.T
+
+        share_rows(self.out_features, BLOCK, fill)
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
         self.bias = bias
+
+    @classmethod
+    def rounded(
+        cls, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype, group: int = GROUP
+    ) -> Self:
+        """From a weight ``[out, in]`` in any float dtype."""
+
+        def encode(part: slice) -> Groups:
+            return round_to_groups(weight[part], group, dtype)
+
+        return cls((weight.shape[0], weight.shape[1]), encode, bias, dtype, group)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
@@ -153,8 +172,20 @@ class FourBitLinear(nn.Module):
 
 
 def pack_codes(codes: Tensor) -> Tensor:
-    """Codes ``[out, in]`` uint8 in the kernel's order, ``[out, in / 2]`` uint8."""
-    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    """Codes ``[out, in]`` uint8 in the kernel's order, ``[out, in / 2]`` uint8.
+
+    The same bytes as torch's own function returns, which is several times slower.
+    """
+    out_features, in_features = codes.shape
+    packed = codes.new_empty(out_features, in_features // 2)
+    size = block_size()
+    whole = out_features - out_features % size
+    for part, block in ((slice(whole), size), (slice(whole, None), out_features - whole)):
+        if block and packed[part].numel():
+            low, high = block_order(block)
+            blocks = codes[part].view(-1, block, in_features)
+            pairs = blocks[:, low] | blocks[:, high] << 4
+            packed[part].view(-1, in_features, block // 2).copy_(pairs.transpose(1, 2))
     return packed
 
 
@@ -183,6 +214,11 @@ def block_order(size: int) -> tuple[Tensor, Tensor]:
 def _probe(size: int) -> tuple[Tensor, Tensor]:
     """Packs a matrix whose codes are the numbers of its outputs; the numbers in each half byte."""
     outputs = torch.arange(size, dtype=torch.uint8)[:, None].expand(size, 32)
-    packed = [pack_codes(part).flatten() for part in (outputs & 15, outputs >> 4)]
+    packed = [_packed_by_torch(part).flatten() for part in (outputs & 15, outputs >> 4)]
     low, high = ([part >> 4 * half & 15 for part in packed] for half in (0, 1))
     return (low[0] + 16 * low[1]).long(), (high[0] + 16 * high[1]).long()
+
+
+def _packed_by_torch(codes: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    return packed

@@ -15,7 +15,7 @@ from torch import Tensor
 ROUNDS = 4  # of least squares; more gain little
 CENTER = 8  # the code whose value is the zero
 # Float32 weights that are fitted at once: few enough for the processor's cache.
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +56,39 @@ def round_to_groups(weight: Tensor, group: int, dtype: torch.dtype, rounds: int 
     codes = torch.empty(weight.shape, dtype=torch.uint8)
     scales, zeros = (torch.empty(out_features, per_row, dtype=dtype) for _ in range(2))
     rows = max(1, CHUNK // in_features)
+    # The same memory for each chunk: new memory would cost more time than the arithmetic.
+    buffers = torch.empty(3, min(rows, out_features), in_features)
     for start in range(0, out_features, rows):
-        part = slice(start, start + rows)
-        groups = weight[part].to(torch.float32, copy=True).contiguous().view(-1, group)
-        found, scale, zero = _fit(groups, dtype, rounds)
+        part = slice(start, min(start + rows, out_features))
+        some = buffers[:, : part.stop - start]
+        some[0].copy_(weight[part])
+        found, scale, zero = _fit(*some.view(3, -1, group).unbind(), dtype=dtype, rounds=rounds)
         codes[part] = found.view(-1, in_features)
         scales[part] = scale.view(-1, per_row)
         zeros[part] = zero.view(-1, per_row)
     return Groups(codes, scales, zeros)
 
 
-def _fit(groups: Tensor, dtype: torch.dtype, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes ``[n, group]`` as floats, scales and zeros ``[n]``; overwrites `groups` ``[n, group]``.
+def _fit(
+    groups: Tensor, codes: Tensor, product: Tensor, *, dtype: torch.dtype, rounds: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes ``[n, group]`` as floats, scales and zeros ``[n]``.
 
     The groups' means are subtracted first, which keeps the sums of least squares exact.
+
+    Args:
+        groups: ``[n, group]``, which is overwritten.
+        codes, product: of the same shape, to be written to; the codes are returned in `codes`.
     """
     size = groups.shape[1]
     share = torch.full((size, 1), 1 / size)
     mean = groups @ share
     groups -= mean
-    low, high = torch.aminmax(groups, dim=1, keepdim=True)
+    low, high = groups.amin(dim=1, keepdim=True), groups.amax(dim=1, keepdim=True)
     smallest = torch.finfo(dtype).tiny
     # Divided before they are subtracted, since the range of huge weights has no float.
     scale = (high / 15 - low / 15).clamp_(min=smallest)
     zero = low + CENTER * scale
-    codes, product = torch.empty_like(groups), torch.empty_like(groups)
     for _ in range(rounds):
         _encode(groups, scale, zero, codes)
         average = codes @ share
@@ -89,18 +97,21 @@ def _fit(groups: Tensor, dtype: torch.dtype, rounds: int) -> tuple[Tensor, Tenso
         scale = torch.where(variance > 0, slope.abs(), scale).clamp_(min=smallest)
         zero = -scale * average
     scale = scale.to(dtype).float()
-    _encode(groups, scale, zero, codes)
-    zero = (mean - scale * (codes @ share) if rounds else mean + zero).to(dtype)
+    if rounds:
+        _encode(groups, scale, zero, codes)
+        zero = -scale * (codes @ share)
+    zero = (mean + zero).to(dtype)
     _encode(groups, scale, zero.float() - mean, codes)
     codes += CENTER
     broken = ~torch.isfinite(scale + zero.float())
-    zero = zero.masked_fill(broken, torch.nan)
-    codes.masked_fill_(broken, CENTER)
-    return codes, scale.masked_fill(broken, smallest).to(dtype), zero
+    if broken.any():
+        zero = zero.masked_fill(broken, torch.nan)
+        scale = scale.masked_fill(broken, smallest)
+        codes.masked_fill_(broken, CENTER)
+    return codes, scale.to(dtype), zero
 
 
 def _encode(groups: Tensor, scale: Tensor, zero: Tensor, codes: Tensor) -> None:
     """Writes the code of each weight's nearest value, less `CENTER`, to `codes`."""
     torch.sub(groups, zero, out=codes)
-    codes /= scale
-    codes.round_().clamp_(-CENTER, 15 - CENTER)
+    codes.mul_(scale.reciprocal()).round_().clamp_(-CENTER, 15 - CENTER)

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from d3cli.kernels.row_threads import share_rows
+
 HeadChoice = Literal["auto", "off"]
 
 # The length of a row must be a multiple of this: torch's kernel reads past the end of other rows.
 MULTIPLE = 32
-# Rows converted at once. The most tokens for which the kernel is faster than a plain product.
-CHUNK, FEW = 1024, 16
+# Rows that are read or unpacked at once.
+CHUNK = 1024
+# Float32 weights that are rounded at once: few enough for the processor's cache.
+AT_ONCE = 1 << 16
+# The most tokens for which the kernel is faster than a plain product.
+FEW = 16
 
 _Read = Callable[[Tensor], Any]
 
@@ -60,15 +66,15 @@ class EightBitLinear(nn.Module):
         if self.in_features % MULTIPLE:
             raise ValueError(f"the kernel would read past the end of rows of {self.in_features}")
         rounded = torch.empty(weight.shape, dtype=torch.int8)
-        scales = torch.empty(len(weight), dtype=dtype)
-        for start in range(0, len(weight), CHUNK):
-            chosen = slice(start, start + CHUNK)
-            # Reading again frees the pages of the last chunk.
-            rows = read(weight)[chosen].to(torch.float32, copy=True)
-            # Rounded first, so that the scale's own rounding adds no error.
-            scales[chosen] = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(dtype).tiny)
-            rows /= scales[chosen].float()[:, None]
-            rounded[chosen] = rows.round_().clamp_(-127, 127).to(torch.int8)
+        scales = torch.empty(self.out_features, dtype=dtype)
+
+        def fill(part: slice) -> None:
+            for start in range(part.start, part.stop, CHUNK):
+                some = slice(start, min(start + CHUNK, part.stop))
+                # Reading again frees the pages of the last chunk.
+                _round_rows(read(weight)[some], rounded[some], scales[some])
+
+        share_rows(self.out_features, CHUNK if self.out_features > CHUNK else 1, fill)
         self.weight = nn.Parameter(rounded, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = bias
@@ -93,6 +99,21 @@ class EightBitLinear(nn.Module):
     def dequantized(self) -> Tensor:
         """The weights that the rows stand for, ``[out, in]`` float32."""
         return self.weight.float() * self.scales.float()[:, None]
+
+
+def _round_rows(weight: Tensor, rounded: Tensor, scales: Tensor) -> None:
+    """Writes the int8 rows ``[n, in]`` and the scales ``[n]`` of a weight ``[n, in]``."""
+    step = max(1, AT_ONCE // weight.shape[1])
+    smallest = torch.finfo(scales.dtype).tiny
+    buffer = torch.empty(min(step, len(weight)), weight.shape[1])
+    for start in range(0, len(weight), step):
+        part = slice(start, min(start + step, len(weight)))
+        rows = buffer[: part.stop - start].copy_(weight[part])
+        largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
+        # Rounded first, so that the scale's own rounding adds no error.
+        scales[part] = (largest / 127).clamp_(min=smallest)
+        rows /= scales[part].float()[:, None]
+        rounded[part] = rows.round_().clamp_(-127, 127)
 
 
 @torch.inference_mode()

@@ -69,7 +69,7 @@ def load_weights(
     if not options:
         model = model.to(plan.form.device)
     if plan.form.quantization in OWN_KINDS:
-        unfit = quantize_linears(model, plan, weights.read)
+        unfit = quantize_linears(model, plan, weights.read, weights.groups)
     if plan.head_in_8_bits:
         quantize_head(model, weights.rows)
     if plan.float_products is not None:

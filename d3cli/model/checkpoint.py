@@ -19,6 +19,8 @@ from d3cli.files.names import ModelFiles
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
 from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_tokenizer
 from d3cli.kernels.ggml_blocks import PLAIN
+from d3cli.kernels.ggml_groups import KINDS
+from d3cli.kernels.int4_rounding import Groups
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import silent_stderr
 from d3cli.model.config import parse_config
@@ -43,8 +45,11 @@ class StoredWeights(Protocol):
     def rows(self, tensor: Tensor) -> Any:
         """The same, by rows: ``[first:last]`` of the result reads these rows."""
 
+    def groups(self, tensor: Tensor) -> Callable[[slice], Groups] | None:
+        """Rows of a tensor in the 4 bits of the file; None if it holds other bits."""
+
     def fill(self, model: Any) -> None:
-        """Reads what the model lacks, after all `read` and `rows`."""
+        """Reads what the model lacks, after all other methods."""
 
 
 class SafetensorsWeights:
@@ -61,6 +66,9 @@ class SafetensorsWeights:
         return found
 
     rows = read
+
+    def groups(self, _: Tensor) -> None:
+        """No file of this format holds d3's 4 bits."""
 
     def fill(self, model: Any) -> None:
         """Reads the weights that d3 would quantize but that no linear holds."""
@@ -113,6 +121,8 @@ class Checkpoint:
         kind = next(iter(gguf.types), "F32")
         if kind in PLAIN:
             return notes
+        if plan.form.quantization == "int4" and kind in KINDS:
+            return (*notes, f"its {kind} weights keep their 4 bits")
         if plan.form.quantization is not None:
             bits = "4" if plan.form.quantization in ("int4", "bnb-4bit") else "8"
             return (*notes, f"its {kind} weights are unpacked and quantized again, to {bits} bits")

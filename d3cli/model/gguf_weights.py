@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from d3cli.kernels.ggml_blocks import (
     unpack_into,
     values_of,
 )
+from d3cli.kernels.ggml_groups import KINDS, groups_of
+from d3cli.kernels.int4_rounding import Groups
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import return_freed_memory
 from d3cli.model.gguf_tensors import HEAD, Change, Recipe
@@ -57,6 +60,11 @@ class GgufWeights:
         """The same, by rows."""
         weight = self._weight_of(tensor)
         return tensor if weight is None else weight
+
+    def groups(self, tensor: Tensor) -> Callable[[slice], Groups] | None:
+        """Rows in the 4 bits of the file; None if it holds other bits."""
+        weight = self._weight_of(tensor)
+        return None if weight is None else weight.groups()
 
     @torch.inference_mode()
     def fill(self, model: Any) -> None:
@@ -135,6 +143,27 @@ class GgufWeight:
         self._on_read(found.nbytes)
         return found
 
+    def groups(self) -> Callable[[slice], Groups] | None:
+        """As `GgufWeights.groups`. The weight counts as read from now on."""
+        (source, *others), change = self.recipe.sources, self.recipe.change
+        if others or source.type.name not in KINDS:
+            return None
+        # A transposed weight has the rows that the kernel wants in the file.
+        whole = read_packed(source) if change is Change.ROWS else None
+        if whole is not None:
+            whole = self.recipe.processed(source, whole)
+
+        def encode(part: slice) -> Groups:
+            rows = (
+                read_packed(source, part.start, part.stop - part.start)
+                if whole is None
+                else np.ascontiguousarray(whole[part])
+            )
+            return groups_of(torch.from_numpy(rows), source.type.name, self._dtype)
+
+        self._on_read(prod(self.get_shape()) * self._dtype.itemsize)
+        return encode
+
     def _rows(self, first: int, end: int) -> Tensor:
         """Some rows of a matrix that has the order of the file."""
         assert self.recipe.change is Change.NONE
@@ -154,8 +183,11 @@ class GgufWeight:
 
 def _is_placed_later(recipe: Recipe, plan: KernelPlan) -> bool:
     """Whether the model's own copy of a weight is made after transformers has loaded it."""
-    if not recipe.linear or plan.quantizes(recipe.info):
-        return recipe.linear and plan.quantizes_itself(recipe.info)
+    if plan.quantizes(recipe.info):
+        is_multiplied = recipe.linear or recipe.change is Change.TRANSPOSED
+        return is_multiplied and plan.quantizes_itself(recipe.info)
+    if not recipe.linear:
+        return False
     is_changed_head = recipe.info.name == HEAD and (plan.head_in_8_bits or plan.packs_head)
     return is_changed_head or plan.packs(recipe.info)
 

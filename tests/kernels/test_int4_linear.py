@@ -31,7 +31,7 @@ Small = FourBitLinear | EightBitLinear
 
 def make(kind: str, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> Small:
     if kind == "int4":
-        return FourBitLinear(weight, bias, dtype)
+        return FourBitLinear.rounded(weight, bias, dtype)
     return EightBitLinear(weight, bias, dtype=dtype)
 
 
@@ -64,7 +64,7 @@ def test_one_token_and_many_are_as_exact_as_a_plain_product(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_held_weights_are_those_that_were_rounded(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    small = FourBitLinear(weight, None, BF16)
+    small = FourBitLinear.rounded(weight, None, BF16)
     assert torch.equal(
         small.dequantized(), round_to_groups(weight, small.group, BF16).dequantized()
     )
@@ -72,9 +72,9 @@ def test_the_held_weights_are_those_that_were_rounded(shape: tuple[int, int]) ->
 
 def test_packing_in_parts_is_packing_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(240, 64, generator=torch.Generator().manual_seed(2))
-    whole = FourBitLinear(weight, None, BF16)
+    whole = FourBitLinear.rounded(weight, None, BF16)
     monkeypatch.setattr(int4_linear, "CHUNK", 64 * 64)
-    parts = FourBitLinear(weight, None, BF16)
+    parts = FourBitLinear.rounded(weight, None, BF16)
     assert torch.equal(whole.weight, parts.weight)
     assert torch.equal(whole.weight, pack_codes(round_to_groups(weight, 32, BF16).codes))
     assert torch.equal(whole.scales_and_zeros, parts.scales_and_zeros)
@@ -108,20 +108,22 @@ def test_shapes_that_the_kernel_takes() -> None:
     assert [fits_int4(64, inputs) for inputs in (2048, 576, 96, 80)] == [True, True, True, False]
     assert not fits_int4(40, 64)
     with pytest.raises(ValueError, match="40"):
-        FourBitLinear(torch.zeros(40, 64), None, BF16)
+        FourBitLinear.rounded(torch.zeros(40, 64), None, BF16)
 
 
 @DTYPES
 def test_its_bytes_are_predicted(dtype: torch.dtype) -> None:
     for shape in ((64, 64), (48, 96)):
-        small = FourBitLinear(torch.ones(shape), None, dtype)
+        small = FourBitLinear.rounded(torch.ones(shape), None, dtype)
         held = sum(parameter.nbytes for parameter in small.parameters())
         assert held == int4_bytes(*shape, dtype)
 
 
 def test_its_state_can_be_saved_and_loaded_again() -> None:
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(4))
-    first, second = (FourBitLinear(each, None, BF16) for each in (weight, torch.zeros(48, 64)))
+    first, second = (
+        FourBitLinear.rounded(each, None, BF16) for each in (weight, torch.zeros(48, 64))
+    )
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.dequantized(), second.dequantized())
 

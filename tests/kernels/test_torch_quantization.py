@@ -127,7 +127,7 @@ def test_weights_are_rounded_from_the_files_own_dtype(
     )
     model = load_model(str(path), device="cpu", dtype=dtype, quantization="int4")
     linear = model.causal_lm.model.layers[2].mlp.up_proj
-    expected = FourBitLinear(exact.to(stored), None, getattr(torch, dtype))
+    expected = FourBitLinear.rounded(exact.to(stored), None, getattr(torch, dtype))
     assert torch.equal(linear.weight, expected.weight)
     assert linear.scales_and_zeros.dtype == getattr(torch, dtype)
 

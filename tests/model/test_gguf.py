@@ -175,25 +175,60 @@ def test_quantizing_starts_from_the_unpacked_weights(
     assert model.weight_bytes.layers[0].total < layer
 
 
-@pytest.mark.parametrize("quantization", ["int4", "int8"])
-@pytest.mark.parametrize(("name", "stored"), [("llama", "Q4_0"), ("gpt2", "Q8_0")])
+@pytest.mark.parametrize(
+    ("name", "stored", "quantization"),
+    [("llama", "Q4_0", "int8"), ("llama", "Q8_0", "int4"), ("gpt2", "Q8_0", "int4")],
+)
 def test_d3_quantizes_the_unpacked_weights(
     name: str, stored: str, quantization: Any, tmp_path: Path
 ) -> None:
     """Each linear equals that of the unpacked weight; the note names the bits."""
     file = write_gguf(tmp_path / "model.gguf", name, stored)
     model = load(file.path, quantization=quantization)
-    replaced = 0
+    for path, module, plain in quantized(model, file):
+        if isinstance(module, FourBitLinear):
+            again: Any = FourBitLinear.rounded(plain, None, torch.float32)
+        else:
+            again = EightBitLinear(plain, None, dtype=torch.float32)
+        assert torch.equal(module.weight, again.weight), path
+    bits = {"int4": "4", "int8": "8"}[quantization]
+    assert any(f"quantized again, to {bits} bits" in spelled(note) for note in model.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("llama", "Q4_0"),
+        ("gpt2", "Q4_1"),
+        pytest.param("llama", "Q4_1", marks=pytest.mark.slow),
+        pytest.param("qwen2", "Q4_K", marks=pytest.mark.slow),
+        pytest.param("phi3", "Q4_0", marks=pytest.mark.slow),
+    ],
+)
+def test_int4_keeps_the_4_bits_of_the_file(name: str, stored: str, tmp_path: Path) -> None:
+    """Also where rows have another order in the file; the note says so."""
+    file = write_gguf(tmp_path / "model.gguf", name, stored)
+    model = load(file.path, quantization="int4", quantize_head="off")
+    for path, module, plain in quantized(model, file):
+        off = (module.dequantized() - plain).abs().max()
+        assert off <= 1e-6 * plain.abs().max(), path
+    with torch.inference_mode():
+        torch.testing.assert_close(logits(model), file.model(ids()).logits, atol=1e-4, rtol=0)
+    assert f"its {stored} weights keep their 4 bits" in map(spelled, model.notes)
+
+
+def quantized(
+    model: LoadedModel, file: GgufFile
+) -> list[tuple[str, FourBitLinear | EightBitLinear, torch.Tensor]]:
+    """The paths of quantized linears, the linears, and the weights of the file, unpacked."""
+    found = []
     for path, module in model.gate.layers.named_modules():
         if isinstance(module, (FourBitLinear, EightBitLinear)):
             plain = file.model.get_decoder().get_submodule(f"{model.gate.family.stack}.{path}")
             weight = plain.weight if isinstance(plain, torch.nn.Linear) else plain.weight.T
-            again = type(module)(weight.detach().float(), None, dtype=torch.float32)
-            assert torch.equal(module.weight, again.weight), path
-            replaced += 1
-    assert replaced >= 4 * model.num_layers
-    bits = {"int4": "4", "int8": "8"}[quantization]
-    assert any(f"quantized again, to {bits} bits" in spelled(note) for note in model.notes)
+            found.append((path, module, weight.detach().float()))
+    assert len(found) >= 4 * model.num_layers
+    return found
 
 
 def test_the_end_of_a_reply_comes_from_the_metadata(tmp_path: Path) -> None:
