@@ -136,8 +136,8 @@ def _parts(path: Path, header: Header) -> dict[Path, Header]:
             f"the GGUF file {path} claims to be part {str(number)[:40]} of {count:,}",
             "download it again",
         )
-    if path.is_symlink() and not PART.fullmatch(path.name):
-        path = path.resolve()  # the other parts lie beside the file itself
+    while path.is_symlink() and not PART.fullmatch(path.name):
+        path = path.parent / path.readlink()  # the other parts lie beside what has a part's name
     name = PART.fullmatch(path.name)
     if name is None or (int(name["number"]), int(name["count"])) != (number + 1, count):
         raise ModelError(
