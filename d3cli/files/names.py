@@ -130,9 +130,10 @@ def find_model(
         command = f"hf download {hub_id}"
         if revision:
             command = f"hf download {hub_id} --revision {revision}"
+        there = "complete in" if cached_commits(hub_id) else "in"
         raise DownloadError(
             (
-                f"{at_revision(hub_id, revision)} is not complete in the local cache, and ",
+                f"{at_revision(hub_id, revision)} is not {there} the local cache, and ",
                 Setting("offline"),
                 " forbids downloading it",
             ),

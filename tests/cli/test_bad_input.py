@@ -108,7 +108,7 @@ class TestBadInput:
 
     def test_a_model_that_is_not_there_offline(self, d3: D3) -> None:
         result = d3("generate", "llama-3-8b", "Hi.", "--offline")
-        check(result, 1, "not complete in the local cache")
+        check(result, 1, "is not in the local cache")
         assert "hf download meta-llama/" in result.err
 
 

@@ -350,7 +350,7 @@ def test_a_revision_that_the_hub_does_not_have(generate: Run) -> None:
     assert result.code == 2
     assert "error: someone/fox has no --revision v9" in result.err
     offline = generate("someone/fox", "Hello.", "--revision", "v9", "--offline")
-    assert "someone/fox at v9 is not complete in the local cache" in offline.err
+    assert "someone/fox at v9 is not in the local cache" in offline.err
     assert "hf download someone/fox --revision v9" in offline.err
 
 
