@@ -18,7 +18,7 @@ from d3cli.cli.model_options import Revision
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_store import all_calibrations, calibrations_of, file_of
 from d3cli.files import checksums
-from d3cli.files.disk_models import DiskModel, models_at
+from d3cli.files.disk_models import DiskModel, FoundModels, models_at
 from d3cli.files.hub import at_revision
 from d3cli.files.names import (
     CachedModel,
@@ -29,6 +29,7 @@ from d3cli.files.names import (
 )
 
 SCHEMA = 1
+NAMED = 8  # subdirectories that a note lists
 
 NAMES = "An alias, a hub id, a directory or a GGUF file"
 
@@ -79,8 +80,8 @@ class VerifySettings(NameSettings):
 def models(settings: ListSettings) -> int:
     """List models: aliases, models in the local cache, calibrations, the default.
 
-    Of a MODEL on disk, or of each model in a directory, it shows the format, the layers and the
-    size.
+    Of a MODEL on disk, or of each model in a directory and its subdirectories, it shows the format,
+    the layers and the size.
 
     Examples:
     - `d3 models`
@@ -112,10 +113,14 @@ def models(settings: ListSettings) -> int:
     return 0
 
 
-def _show(output: Output, found: list[DiskModel], *, as_json: bool) -> None:
+def _show(output: Output, found: FoundModels, *, as_json: bool) -> None:
     """Shows the facts about models on disk."""
+    if found.without:
+        names = ", ".join(path.name for path in found.without[:NAMED])
+        names += f" and {len(found.without) - NAMED} more" if len(found.without) > NAMED else ""
+        output.note(f"no model in these subdirectories, and deeper ones are not searched: {names}")
     if as_json:
-        rows = [asdict(model) | {"problem": model.problem or None} for model in found]
+        rows = [asdict(model) | {"problem": model.problem or None} for model in found.models]
         output.json({"schema": SCHEMA, "models": rows})
         return
     output.table(
@@ -130,7 +135,7 @@ def _show(output: Output, found: list[DiskModel], *, as_json: bool) -> None:
                 _calibrations(model),
                 model.problem,
             )
-            for model in found
+            for model in found.models
         ],
     )
 

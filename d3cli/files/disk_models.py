@@ -1,11 +1,11 @@
 """What models on disk are, in a few facts for lists: format, size, layers. Reads headers alone."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from d3cli.base.errors import D3Error, ModelError
+from d3cli.files.gguf import is_gguf
 from d3cli.files.gguf_directory import gguf_models
 from d3cli.files.names import ModelFiles, find_on_disk
 from d3cli.files.safetensors import describe_directory, weight_files
@@ -38,42 +38,77 @@ class DiskModel:
     problem: str = ""
 
 
-def models_at(name: str) -> list[DiskModel]:
-    """The models that a name stands for: one, or all that a directory or its subdirectories hold.
+@dataclass(frozen=True, slots=True)
+class FoundModels:
+    """What a name stands for.
+
+    Attributes:
+        models: one, or all that a directory and its subdirectories hold, with those that cannot
+            run. Hidden files and directories are left out.
+        without: the subdirectories that hold no model.
+    """
+
+    models: list[DiskModel]
+    without: list[Path] = field(default_factory=list)
+
+
+def models_at(name: str) -> FoundModels:
+    """The models that a name stands for.
 
     Raises:
         D3Error: there is no such name, or nothing on disk has it.
     """
     try:
-        paths = _models_in(Path(name).expanduser())
+        found = _models_in(Path(name).expanduser())
     except (OSError, RuntimeError, ValueError):  # no path
-        paths = []
-    if paths:
-        return [_described(str(path)) for path in paths]
+        found = FoundModels([])
+    if found.models:
+        return found
     files = find_on_disk(name)
     if files is None:
         raise ModelError(f"{name} is not on disk", "d3 generate fetches it")
-    return [_facts(files)]
+    return FoundModels([_facts(files)])
 
 
-def _models_in(directory: Path) -> list[Path]:
-    """The models in a directory, else those in its subdirectories."""
+def _models_in(directory: Path) -> FoundModels:
+    """The models in a directory and in its subdirectories."""
+    found = FoundModels([])
     if not directory.is_dir():
-        return []
-    folders = sorted(path for path in directory.iterdir() if path.is_dir())
-    return list(_own_models(directory)) or [
-        path for folder in folders for path in _own_models(folder)
-    ]
+        return found
+    has_config, has_weights = _parts_of_safetensors(directory)
+    if has_config and has_weights:
+        found.models.append(_described(directory))
+    found.models.extend(_gguf_in(directory))
+    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+        if folder.name.startswith("."):
+            continue
+        try:
+            models = [_described(folder)] if any(_parts_of_safetensors(folder)) else []
+            models += _gguf_in(folder)
+        except OSError as error:
+            models = [DiskModel(str(folder), problem=f"it cannot be read: {error.strerror}")]
+        found.models.extend(models)
+        if not models:
+            found.without.append(folder)
+    return found
 
 
-def _own_models(directory: Path) -> Iterator[Path]:
-    if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
-        yield directory
-    yield from gguf_models(directory)
+def _parts_of_safetensors(directory: Path) -> tuple[bool, bool]:
+    """Whether a directory has a config that is not that of a GGUF file; and weights."""
+    has_weights = any(directory.glob("*.safetensors"))
+    has_config = (directory / "config.json").is_file()
+    return has_config and (has_weights or not gguf_models(directory)), has_weights
 
 
-def _described(name: str) -> DiskModel:
+def _gguf_in(directory: Path) -> list[DiskModel]:
+    """The GGUF models in a directory, and the files that only claim to be one."""
+    others = [path for path in directory.glob("[!.]*.gguf") if not is_gguf(path)]
+    return [_described(path) for path in (*gguf_models(directory), *sorted(others))]
+
+
+def _described(path: Path) -> DiskModel:
     """The facts about a model that is there, or its problem."""
+    name = str(path)
     try:
         files = find_on_disk(name)
         assert files is not None  # the name is a path

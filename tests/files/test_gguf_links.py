@@ -1,4 +1,4 @@
-"""A split GGUF model whose parts are links: as the hub's cache keeps it, and through other names."""
+"""A split GGUF model whose parts are links, as in the hub's cache, and links to its parts."""
 
 import hashlib
 import os

@@ -257,7 +257,22 @@ class TestCommands:
 
     def test_what_is_in_a_directory(self, fox: Path, d3: D3) -> None:
         (fox.parent / "cut.gguf").write_bytes(b"GGUF")
-        rows = [line.split("\t") for line in d3("models", fox.parent).out.splitlines()]
+        (fox.parent / "empty.gguf").touch()
+        for name in ("config-only", "nothing", "deep/er", ".hidden"):
+            (fox.parent / name).mkdir(parents=True)
+        (fox.parent / "config-only" / "config.json").write_text("{}")
+        tiny().write(fox.parent / "deep" / "er" / "deep.gguf")
+        result = d3("models", fox.parent)
+        assert "not searched: deep, nothing\n" in result.err
+        rows = [line.split("\t") for line in result.out.splitlines()]
+        assert [Path(row[0]).name for row in rows] == [
+            "cut.gguf",
+            fox.name,
+            "empty.gguf",
+            "config-only",
+        ]
+        assert rows[2][-1].endswith("it is empty")
+        assert "lacks model.safetensors" in rows[3][-1]
         assert rows[0][0] == str(fox.parent / "cut.gguf")
         assert "ends within its header" in rows[0][-1]
         assert rows[1][:4] == [str(fox), "llama", "1", "GGUF F32, Q8_0"]
