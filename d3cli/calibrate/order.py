@@ -33,8 +33,9 @@ def units_of(model: LoadedModel, kind: UnitKind) -> list[str]:
 class GreedyOrder:
     """Repeatedly drops the unit that loses least per byte saved.
 
-    A few documents cannot tell apart units that do little. So among the units within two standard
-    errors of the best one, the one with the least influence per byte is dropped.
+    A few documents measure a loss only roughly. So units are compared by the upper end of what each
+    may lose, one standard error above its mean: a unit that seems to cost little by chance does
+    not win against one that certainly does.
 
     Iterate it: each item is the static schedule just tried. You may stop at any time; `order` holds
     the units chosen so far.
@@ -78,7 +79,7 @@ class GreedyOrder:
                 sums[unit] = np.array([loss.sum() for loss in losses])
                 rates[unit] = (sums[unit] - before) / self.model.weight_bytes.of(unit)
                 last_rates[unit] = float(rates[unit].sum())
-            chosen = next(unit for unit in left if unit in rates and _near_best(unit, rates))
+            chosen = min(rates, key=lambda unit: _upper_end(rates[unit]))
             tokens = sum(len(d.response_ids) for d in self.evaluator.documents[: self.documents])
             if sums[chosen].sum() / tokens > self.max_loss:
                 return
@@ -94,8 +95,6 @@ class GreedyOrder:
         return list(dict.fromkeys([*best, *left[:LEAST_INFLUENCE]]))
 
 
-def _near_best(unit: str, rates: Mapping[str, NDArray[np.float64]]) -> bool:
-    """Whether a unit's loss per byte is within two standard errors of the lowest."""
-    best = min(rates, key=lambda other: float(rates[other].sum()))
-    gap = rates[unit] - rates[best]  # [documents]
-    return bool(gap.sum() <= 2 * math.sqrt(len(gap)) * gap.std(ddof=1))
+def _upper_end(rates: NDArray[np.float64]) -> float:
+    """The sum of the documents' losses per byte, plus one standard error."""
+    return float(rates.sum() + math.sqrt(len(rates)) * rates.std(ddof=1))

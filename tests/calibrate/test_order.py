@@ -1,7 +1,9 @@
 """Which unit goes first: influence, and greedy loss per byte."""
 
 from itertools import pairwise
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +11,10 @@ from d3cli.calibrate.clock import SearchClock
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.influence import measure_influence, order_by_influence
 from d3cli.calibrate.order import GreedyOrder, units_of
-from d3cli.depth.schedule import static_schedule
+from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
+from d3cli.scoring.intervals import Losses
 from tests.families import random_ids, tiny
 from tests.planted import IDLE, QUIET, documents, planted
 
@@ -121,3 +124,28 @@ def test_a_static_schedule_drops_its_whole_order_in_the_first_decode_step() -> N
     assert schedule.dropped(0) == ()
     assert schedule.dropped(1) == tuple(order)
     assert (schedule.core_first, schedule.core_last) == (2, 1)
+
+
+class MadeUpLosses:
+    """An evaluator of layers that lose made-up amounts on four documents of one token."""
+
+    documents = (Document([1], [1]),) * 4
+    LOSSES: ClassVar = {
+        "2": [0.03, 0.06, 0.02, 0.05],
+        "3": [0.01, 0.01, 0.01, 0.01],
+        "5": [-0.50, 0.60, -0.55, 0.44],
+    }
+
+    def remember(self, *_: object) -> None:
+        pass
+
+    def losses(self, schedule: DepthSchedule, count: int) -> Losses:
+        lost = np.sum([self.LOSSES[unit] for unit in schedule.skip_order], axis=0)
+        return [np.array([each]) for each in lost[:count]]
+
+
+def test_greedy_prefers_what_certainly_costs_little_to_what_may_have_been_luck() -> None:
+    # Unit 2 has the least influence, and unit 5 the lowest mean loss.
+    greedy = GreedyOrder(planted(), MadeUpLosses(), 4, ["2", "5", "3"], 1e9)
+    list(greedy)
+    assert greedy.order == ["3", "2", "5"]
