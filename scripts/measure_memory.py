@@ -15,14 +15,17 @@ import sys
 from pathlib import Path
 
 DEFAULT_SHAPES = ("smollm2-135m", "tinyllama-1.1b", "llama-3.2-1b")
+# "plain" stands for weights in bfloat16 that are not packed.
 ARMS = (
     ("bfloat16", None),
+    ("bfloat16", "plain"),
     ("float32", None),
     *(("bfloat16", kind) for kind in ("int4", "int8", "bnb-4bit", "bnb-8bit")),
 )
 # Shape, dtype, quantization and prompt tokens.
 CHECKED = (
     ("wide", "bfloat16", None, 64),
+    ("wide", "bfloat16", "plain", 64),
     ("wide", "float32", None, 64),
     ("wide", "bfloat16", "int4", 64),
     ("wide", "bfloat16", "bnb-4bit", 64),
@@ -34,7 +37,11 @@ TRIES = 4
 
 
 def measure(model_name: str, dtype: str, quantization: str | None, prompt: int, reply: int) -> None:
-    """In the child: predict, then load and decode; prints one JSON line."""
+    """In the child: predict, then load and decode; prints one JSON line.
+
+    No kernels are measured: weights in bfloat16 are packed where that is possible, or plain if
+    ``D3_KERNELS`` is "torch".
+    """
     import psutil
     import torch
 
@@ -42,10 +49,13 @@ def measure(model_name: str, dtype: str, quantization: str | None, prompt: int, 
     from d3cli.decode.session import Engine
     from d3cli.decode.stats import peak_memory
     from d3cli.files.names import find_model
+    from d3cli.kernels.choices import KernelChoices
     from d3cli.model.checkpoint import open_checkpoint
     from d3cli.model.load import load_model
     from d3cli.model.memory import predict_memory
 
+    KernelChoices.prepare = lambda *_, **__: None
+    KernelChoices.current = KernelChoices.expected
     before = psutil.Process().memory_info().rss
     need = predict_memory(
         open_checkpoint(find_model(model_name, offline=True)).description,
@@ -80,12 +90,14 @@ def measure(model_name: str, dtype: str, quantization: str | None, prompt: int, 
 
 def run(directory: Path, dtype: str, quantization: str | None, prompt: int, reply: int) -> dict:
     """One arm in a child process."""
-    arguments = [str(directory), dtype, quantization or "none", str(prompt), str(reply)]
+    plain = quantization == "plain"
+    kind = "none" if plain or quantization is None else quantization
+    arguments = [str(directory), dtype, kind, str(prompt), str(reply)]
     child = subprocess.run(
         [sys.executable, __file__, "--child", *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "D3_KERNELS": "torch" if plain else "auto"},
     )
     if child.returncode:
         raise SystemExit(child.stderr)

@@ -200,24 +200,17 @@ class KernelChoices:
         self.here = self._read(Machine.here()) if self._measures else OnMachine(Machine.here())
 
     def current(self, out_features: int, in_features: int) -> Products:
-        """The products of bfloat16 weights of a shape as they would run now, without measuring."""
+        """The products of bfloat16 weights of a shape: torch's own until they were measured."""
         return self._find((out_features, in_features)) or Products()
 
     def expected(self, out_features: int, in_features: int) -> Products:
-        """The products of bfloat16 weights of a shape, without measuring.
+        """The products to count on: packed ones, if possible, until they were measured.
 
-        As long as they were not measured: packed ones, if possible. They need the most memory.
+        They need the most memory.
         """
         found = self._find((out_features, in_features))
         may_pack = self._measures and can_pack(torch.bfloat16, CPU)
         return found or (PACKED if may_pack else Products())
-
-    def of(self, out_features: int, in_features: int) -> Products:
-        """The products of bfloat16 weights of a shape, measured if need be."""
-        shape = out_features, in_features
-        if self._find(shape) is None:
-            self.prepare([shape])
-        return self.current(*shape)
 
     def bfloat16_is_fast(self) -> bool:
         """Whether bfloat16 is no slower than float32, measured if need be."""

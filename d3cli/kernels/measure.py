@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from d3cli.base.errors import one_line
+from d3cli.base.free_memory import free_memory
 from d3cli.kernels.products import (
     FEW,
     FOR_ONE_ROW,
@@ -47,8 +48,9 @@ ROUNDS, ROUNDS_OF_SEVERAL = 5, 3
 LEAST_CALLS, MOST_CALLS, VISIT_S = 5, 40, 0.001
 # If the default's slowest round takes this many times as long as its fastest, the machine is busy.
 UNSTEADY = 1.5
-# Bytes of the copies of a weight, beyond most caches; at most so many copies as a model has layers.
-POOL_BYTES, MOST_COPIES = 128 << 20, 64
+# Bytes of the copies of a weight, beyond most caches, and at most this share of the free memory.
+# There are at most as many copies as a model has layers.
+POOL_BYTES, POOL_SHARE, MOST_COPIES = 128 << 20, 1 / 16, 64
 # Weights of a larger matrix are measured as its first rows: the most weights for one row, for more.
 MOST_WEIGHTS, MOST_FOR_SEVERAL = 1 << 23, 1 << 20
 # Random numbers take time, so a weight repeats so many of them.
@@ -264,8 +266,9 @@ def _rows(count: int, in_features: int) -> Tensor:
 
 def _copies(weight: Tensor) -> list[Tensor]:
     """A weight and its copies: together more than the caches hold, unless it is small."""
-    size = weight.numel() * weight.element_size()
-    return [weight, *(weight.clone() for _ in range(min(MOST_COPIES, POOL_BYTES // size)))]
+    room = min(POOL_BYTES, int(POOL_SHARE * free_memory()))
+    count = min(MOST_COPIES, room // weight.nbytes)
+    return [weight, *(weight.clone() for _ in range(count))]
 
 
 def _calls(multiply: Multiply, rows: Tensor, weights: Sequence[Tensor]) -> Call:

@@ -207,8 +207,8 @@ def plan_kernels(
 
     Args:
         head: the shape of the LM head, ``(vocabulary, inputs)``.
-        products_of: the products of bfloat16 weights on a CPU. By default those that are known
-            without measuring: `KernelChoices.expected`.
+        products_of: the products of bfloat16 weights on a CPU; by default
+            `KernelChoices.expected`.
     """
     stored = model.config.get("quantization_config")
     kind = form.quantization or _stored_kind(stored)

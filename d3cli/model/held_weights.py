@@ -38,7 +38,7 @@ def plan_for(
             return plan_kernels(model, head, form)
         plan = plan_kernels(model, head, form, choices.expected)
         choices.prepare(float_shapes(model, head, plan))
-        return plan_kernels(model, head, form, choices.of)
+        return plan_kernels(model, head, form, choices.current)
 
 
 def head_shape(config: Any) -> tuple[int, int]:

@@ -53,6 +53,12 @@ def choices(meter: Callable[[int, int], Measured], *, busy: bool = False) -> Ker
     return KernelChoices(meter, lambda: busy)
 
 
+def of(found: KernelChoices) -> Products:
+    """The products of a shape, measured if need be."""
+    found.prepare([SHAPE])
+    return found.current(*SHAPE)
+
+
 def said(found: KernelChoices, words: str) -> bool:
     return any(words in str(note) for note in found.notes)
 
@@ -60,10 +66,10 @@ def said(found: KernelChoices, words: str) -> bool:
 def test_what_was_measured_is_kept() -> None:
     first, second = Meter(), Meter(Products())
     found = choices(first)
-    assert found.of(*SHAPE) == MV
+    assert of(found) == MV
     assert said(found, "were measured")
     again = choices(second)
-    assert again.of(*SHAPE) == again.expected(*SHAPE) == MV
+    assert of(again) == again.expected(*SHAPE) == MV
     assert (first.shapes, second.shapes) == ([SHAPE], [])
     assert again.notes == []
     assert stat.S_IMODE(choices_file().stat().st_mode) == 0o600
@@ -103,14 +109,14 @@ def test_nothing_is_measured_to_predict() -> None:
 def test_another_machine_chooses_for_itself(
     changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choices(Meter()).of(*SHAPE)
+    of(choices(Meter()))
     other = replace(Machine.here(), **changed)
     with monkeypatch.context() as patch:
         patch.setattr(Machine, "here", lambda: other)
         meter = Meter(Products())
-        assert choices(meter).of(*SHAPE) == Products()
+        assert of(choices(meter)) == Products()
         assert meter.shapes == [SHAPE]
-    assert choices(Meter(Products())).of(*SHAPE) == MV
+    assert of(choices(Meter(Products()))) == MV
 
 
 def test_the_machine_is_told_by_its_threads_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +130,7 @@ def test_machines_that_are_long_gone_are_dropped(monkeypatch: pytest.MonkeyPatch
     machine = Machine.here()
     for number in range(MOST_MACHINES + 3):
         monkeypatch.setattr(Machine, "here", lambda number=number: replace(machine, cores=number))
-        choices(Meter()).of(*SHAPE)
+        of(choices(Meter()))
     kept = json.loads(choices_file().read_text())["machines"]
     assert [each["machine"]["cores"] for each in kept] == list(range(3, MOST_MACHINES + 3))
 
@@ -147,25 +153,25 @@ class TestAFileThatCannotBeUsed:
     def test_it_is_measured_again_and_replaced(self, content: bytes) -> None:
         choices_file().write_bytes(content)
         found = choices(Meter())
-        assert found.of(*SHAPE) == MV
+        assert of(found) == MV
         assert found.notes.count(DAMAGED) == 1
         later = choices(Meter(Products()))
-        assert later.of(*SHAPE) == MV
+        assert of(later) == MV
         assert later.notes == []
 
     @pytest.mark.parametrize("wrong", ["oneDNN packed", "a kernel of the future"])
     def test_products_that_make_no_sense(self, wrong: str) -> None:
-        choices(Meter()).of(*SHAPE)
+        of(choices(Meter()))
         kept = choices_file().read_text()
         choices_file().write_text(kept.replace('"torch mv"', f'"{wrong}"'))
         found = choices(Meter())
-        assert found.of(*SHAPE) == MV
+        assert of(found) == MV
         assert DAMAGED in found.notes
 
     def test_a_directory_in_its_place(self) -> None:
         choices_file().mkdir()
         found = choices(Meter())
-        assert found.of(*SHAPE) == MV
+        assert of(found) == MV
         assert said(found, "cannot be kept")
 
 
@@ -182,7 +188,7 @@ def test_a_home_that_cannot_be_written(
     for _ in range(2):
         meter = Meter()
         found = choices(meter)
-        assert found.of(*SHAPE) == found.of(*SHAPE) == MV
+        assert of(found) == of(found) == MV
         assert meter.shapes == [SHAPE]
         assert said(found, "cannot be kept")
         assert said(found, "each start measures them again")
@@ -195,10 +201,10 @@ def refuse(*_: object) -> None:
 def test_a_busy_machine_keeps_torchs_own_for_now() -> None:
     meter = Meter()
     found = choices(meter, busy=True)
-    assert found.of(*SHAPE) == found.of(*SHAPE) == Products()
+    assert of(found) == of(found) == Products()
     assert found.notes == [BUSY]
     assert meter.shapes == []
-    assert choices(meter).of(*SHAPE) == MV
+    assert of(choices(meter)) == MV
 
 
 def test_a_machine_that_becomes_busy_keeps_torchs_own_for_now() -> None:
@@ -211,12 +217,12 @@ def test_a_machine_that_becomes_busy_keeps_torchs_own_for_now() -> None:
 
 
 def test_the_switch_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    choices(Meter()).of(*SHAPE)
+    of(choices(Meter()))
     monkeypatch.setenv("D3_KERNELS", "torch")
     meter = Meter()
     found = choices(meter)
     found.prepare([(8, 8)], again=True)
-    assert found.of(*SHAPE) == found.expected(*SHAPE) == Products()
+    assert of(found) == found.expected(*SHAPE) == Products()
     assert not found.bfloat16_is_fast()
     assert meter.shapes == []
 
@@ -250,7 +256,7 @@ def measure_together(ready: Any, home: str, results: Any) -> None:
     own = Products(one=Product.MV) if os.getpid() % 2 else Products()
     meter = Meter(own)
     ready.wait(60)
-    found = choices(meter).of(*SHAPE)
+    found = of(choices(meter))
     results.put((found.one.value, len(meter.shapes)))
 
 
@@ -276,7 +282,7 @@ def test_a_process_that_holds_the_lock_for_too_long(monkeypatch: pytest.MonkeyPa
     path = choices_file()
     with FileLock(path.parent / f".{path.name}.lock"):
         found = choices(Meter())
-        assert found.of(*SHAPE) == MV
+        assert of(found) == MV
     assert said(found, "another process holds its lock")
     assert not path.exists()
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig
 
+from d3cli.base import free_memory
 from d3cli.base.amounts import readable_size
 from d3cli.files.safetensors import describe_directory
 from d3cli.kernels.float_linear import FloatLinear
@@ -198,7 +199,7 @@ def test_the_limit_of_a_control_group_counts(
         (tmp_path / "cgroup").write_text(lines)
         monkeypatch.setattr("d3cli.base.cgroups.OWN_GROUPS", tmp_path / "cgroup")
         monkeypatch.setattr("d3cli.base.cgroups.GROUPS", tmp_path / "fs")
-        return sorted(memory._left_in_control_groups())
+        return sorted(free_memory._left_in_control_groups())
 
     second = ("memory.max", "memory.current", "inactive_file")
     group(tmp_path / "fs/user/app", "max", 5, 0, second)
