@@ -69,11 +69,11 @@ def prefill(
     for offset in range(0, len(token_ids), chunk_size):
         ids = torch.tensor([token_ids[offset : offset + chunk_size]], device=model.device)  # [1, S]
         start = cache.position
-        meter = None if influence is None else influence.new_meter(model.gate)
+        meter = None if influence is None else influence.new_meter(model.gate, start)
         hidden = model.hidden_states(ids, cache, meter=meter)
         cache.commit(ids.shape[1], full_depth=True)
         if influence is not None and meter is not None:
-            influence.write(start, meter.rows()[0])
+            influence.write(start, ids.shape[1], meter.rows()[0])
         yield PrefillChunk(start, hidden[0])
 
 

@@ -1,22 +1,34 @@
 """How much each unit changes the residual stream, measured while a pass at full depth runs.
 
 A unit's *influence* at a position is one minus the cosine between the residual stream before and
-after the unit (ShortGPT's Block Influence, Men et al., arXiv 2403.03853). It costs no extra pass:
-hooks look at what the pass computes. Knows nothing of schedules, tokens or what the influence is
+after the unit (ShortGPT's Block Influence, Men et al., arXiv 2403.03853). It costs no extra pass,
+only a look at what the pass computes. Knows nothing of schedules, tokens or what the influence is
 for.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from d3cli.base.errors import GenerationError, Setting
 from d3cli.depth.prompt_order import MIN_POSITIONS
 from d3cli.depth.units import UnitKind, unit_names
 from d3cli.model.gate import LayerGate
+from d3cli.model.watched import Watched
+
+# Every eighth position is measured: 7, 15, 23, ... Their orders are as good as those from all
+# positions (docs/algorithm.md).
+STRIDE = 8
+
+# How many bytes of states, in float32, are compared at once. For a tensor of 1 MiB or more, the
+# allocator maps new memory (`MMAP_THRESHOLD` in kernels/process.py), which takes longer than the
+# comparison.
+CHAIN_BYTES = 1_000_000
 
 # Short prompts whose influence is remembered.
 SHORT_PROMPTS = 64
@@ -29,121 +41,134 @@ class InfluenceMeter:
     then around the MLP. In a layer whose two sublayers read the same input, each is compared as if
     it were the only one.
 
+    A prompt waits for this, so it must be fast. Between the products of a pass, each operation
+    costs more than its arithmetic. So the meter only keeps references to the states while layers
+    run, and compares many states at once.
+
     Args:
         gate: the gate of the model that will run.
         kind: which units to measure.
-
-    Attributes:
-        units: their names, in the order of the columns of `rows`.
+        position: the position of the pass's first token, which decides where it is measured.
     """
 
-    def __init__(self, gate: LayerGate, kind: UnitKind) -> None:
+    def __init__(self, gate: LayerGate, kind: UnitKind, position: int = 0) -> None:
         self._gate, self._kind = gate, kind
-        self.units = unit_names(len(gate.layers), kind)
-        # For each unit in order: the norms [B, S] of what it adds, and of the states around it.
-        self._sides: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._norms: list[tuple[Tensor, Tensor]] = []  # states and their norms, the last ones
-        self._branch = _Branches()
+        self._first = (-1 - position) % STRIDE
+        self._watched = Watched()
+        # States [B, S, H] to compare, each with the one before it.
+        self._chain: list[Tensor] = []
+        self._chain_length = 2
+        # For each chain compared: the norms, at the positions measured, of the differences, of the
+        # states before and of the states after, each [C - 1, B, M].
+        self._norms: list[tuple[Tensor, Tensor, Tensor]] = []
+        # In sublayers only: what children of the layer that is running read and returned, what
+        # that layer read, and whether both sublayers read the same input.
+        self._read: dict[str, Tensor] = {}
+        self._returned: dict[str, Tensor] = {}
+        self._before: Tensor
+        self._parallel = False
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units' names, in the order of the columns of `rows`."""
+        return unit_names(len(self._gate.layers), self._kind)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Measures the pass that runs inside this context."""
-        handles = []
-        for layer in self._gate.layers:
-            if self._kind == "sublayer":
-                handles += self._branch.hooks(layer, self._gate)
-            handles.append(layer.register_forward_hook(self._after_layer, with_kwargs=True))
+        first, *others = self._gate.layers
         try:
+            self._watched.reading(first, self._begin)
+            if self._kind == "layer":
+                for layer in (first, *others):
+                    self._watched.returning(layer, self._note)
+            else:
+                for name, child in first.named_children():
+                    self._watched.reading(child, partial(self._read.__setitem__, name))
+                    self._watched.returning(child, partial(self._returned.__setitem__, name))
+                self._watched.returning(first, self._learn)
             yield
         finally:
-            for handle in handles:
-                handle.remove()
-            self._norms.clear()
+            self._watched.end()
+        self._compare_chain()
 
     def rows(self) -> Tensor:
-        """The influence of each unit at each position, ``[B, S, units]`` float32 on the CPU.
+        """The units' influence, ``[B, M, units]`` float32 on the CPU, at the positions measured.
 
         It is computed from norms, since a cosine of nearly parallel states would be inexact:
         ``1 - cos = (|after - before|² - (|after| - |before|)²) / (2 |before| |after|)``.
         """
         distance, before, after = (
-            torch.stack(norms, dim=-1).cpu() for norms in zip(*self._sides, strict=True)
+            torch.cat(norms).cpu() for norms in zip(*self._norms, strict=True)
         )
-        longer = (after - before).abs()
-        product = 2 * before * after
-        change = ((distance - longer) * (distance + longer)).clamp_(min=0) / product
-        return torch.where(product == 0, 1.0, change)  # a state of zeros has no direction
+        longer = after - before
+        product = before * after
+        change = ((distance - longer) * (distance + longer)).clamp_(min=0).div_(2 * product)
+        change.masked_fill_(product == 0, 1.0)  # a state of zeros has no direction
+        if self._parallel:  # of three steps in the chain, the third is no unit
+            change = change[[step for step in range(len(change)) if step % 3 != 2]]
+        return change.permute(1, 2, 0)
 
-    def _after_layer(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        before, after = _input(args, kwargs), _states(output)
-        if self._kind == "layer":
-            self._compare(before, after, after - before)
+    def _begin(self, states: Tensor) -> None:
+        """Begins the chain with what the first layer reads."""
+        bytes_compared = 4 * states.numel() // STRIDE
+        self._chain_length = max(2, CHAIN_BYTES // max(1, bytes_compared))
+        self._before = states
+        self._chain.append(states)
+
+    def _note(self, states: Tensor) -> None:
+        """Notes the states after the next unit; those before it were noted last."""
+        self._chain.append(states)
+        if len(self._chain) >= self._chain_length:
+            self._compare_chain()
+
+    def _learn(self, after: Tensor) -> None:
+        """Notes the states around the first layer's sublayers, and watches the other layers.
+
+        Families differ in their norms: before a sublayer, after it, or both. In all of them the MLP
+        reads the residual stream, directly or through a child of the layer, its norm.
+        """
+        attn, mlp = self._gate.family.attn, self._gate.family.mlp or ""
+        made = (name for name, made in self._returned.items() if made is self._read[mlp])
+        reader = next(made, mlp)
+        others = self._gate.layers[1:]
+        self._parallel = self._read[reader] is self._before
+        if self._parallel:
+            self._chain.clear()
+            self._note_parallel(after)
+            for layer in others:
+                for name in (attn, mlp):
+                    child = layer.get_submodule(name)
+                    self._watched.returning(child, partial(self._returned.__setitem__, name))
+                self._watched.returning(layer, self._note_parallel)
         else:
-            attn, mlp, between = self._branch.take()
-            if between is before:  # both read the layer's input
-                self._compare(before, before + attn, attn)
-                self._compare(before, before + mlp, mlp)
-            else:
-                self._compare(before, between, between - before)
-                self._compare(between, after, after - between)
-        self._norms = [(after, self._norm(after))]  # the next layer begins with it
+            self._note(self._read[reader])
+            self._note(after)
+            for layer in others:
+                self._watched.reading(layer.get_submodule(reader), self._note)
+                self._watched.returning(layer, self._note)
 
-    def _compare(self, before: Tensor, after: Tensor, difference: Tensor) -> None:
-        """Notes the norms of two states ``[B, S, H]`` and of their difference."""
-        self._sides.append((_norm(difference), self._norm(before), self._norm(after)))
+    def _note_parallel(self, after: Tensor) -> None:
+        """Notes the states around two sublayers that read the same input.
 
-    def _norm(self, states: Tensor) -> Tensor:
-        """The norm ``[B, S]`` of states ``[B, S, H]``, which neighbouring units share."""
-        for known, norm in self._norms:
-            if known is states:
-                return norm
-        norm = _norm(states)
-        self._norms.append((states, norm))
-        return norm
+        They are compared on both sides of it: a cosine is the same in both directions.
+        """
+        family, before = self._gate.family, self._before
+        self._note(before + self._returned[family.attn])
+        self._note(before)
+        self._note(before + self._returned[family.mlp or ""])
+        self._before = after
 
-
-class _Branches:
-    """What the sublayers of the layer that is running read and return.
-
-    Families differ in their norms: before a sublayer, after it, or both. In all of them the MLP
-    reads the residual stream, directly or through a child module of the layer, its norm.
-    """
-
-    def __init__(self) -> None:
-        self._calls: list[tuple[Tensor, Tensor]] = []  # input and output of the other children
-        self._attn: Tensor | None = None
-        self._mlp: Tensor | None = None
-        self._between: Tensor | None = None
-
-    def hooks(self, layer: nn.Module, gate: LayerGate) -> list[Any]:
-        """Hooks on the children of a layer; the caller removes them."""
-        attn = layer.get_submodule(gate.family.attn)
-        mlp = layer.get_submodule(gate.family.mlp or "")
-        others = [child for child in layer.children() if child is not attn and child is not mlp]
-        return [
-            attn.register_forward_hook(self._after_attention),
-            mlp.register_forward_hook(self._after_mlp, with_kwargs=True),
-            *(child.register_forward_hook(self._after_other) for child in others),
-        ]
-
-    def take(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The outputs of attention and MLP, and the residual stream that the MLP read."""
-        assert self._attn is not None and self._mlp is not None and self._between is not None
-        taken = self._attn, self._mlp, self._between
-        self._calls.clear()
-        self._attn = self._mlp = self._between = None
-        return taken
-
-    def _after_attention(self, _: nn.Module, __: Any, output: Any) -> None:
-        self._attn = _states(output)
-
-    def _after_mlp(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        read = _input(args, kwargs)
-        self._mlp = _states(output)
-        self._between = next((given for given, made in self._calls if made is read), read)
-
-    def _after_other(self, _: nn.Module, args: Any, output: Any) -> None:
-        self._calls.append((args[0], output))
+    def _compare_chain(self) -> None:
+        """Computes the norms of the states in the chain. Its last one begins the next chain."""
+        if len(self._chain) < 2:
+            return
+        measured = [states[:, self._first :: STRIDE] for states in self._chain]
+        states = torch.stack(measured).float()  # [C, B, M, H]
+        norms = torch.linalg.vector_norm(states, dim=-1)  # [C, B, M]
+        distance = torch.linalg.vector_norm(states[1:] - states[:-1], dim=-1)
+        self._norms.append((distance, norms[:-1], norms[1:]))
+        del self._chain[:-1]
 
 
 class EarlierInfluence(NamedTuple):
@@ -161,14 +186,21 @@ class InfluenceHistory:
 
     def __init__(self) -> None:
         self._sums: dict[UnitKind, Tensor] = {}  # [units] float64
-        self._positions: dict[UnitKind, int] = {}
+        self._measured: dict[UnitKind, int] = {}  # rows in the sum
+        self._positions: dict[UnitKind, int] = {}  # and the positions that they stand for
         self._answers: dict[tuple[UnitKind, tuple[int, ...]], EarlierInfluence | None] = {}
 
-    def add(self, kind: UnitKind, rows: Tensor) -> None:
-        """Adds new positions, ``[S, units]``. Leaves out those with a value that is not finite."""
-        rows = rows[rows.isfinite().all(dim=-1)]
-        self._sums[kind] = self._sums.get(kind, 0) + rows.double().sum(dim=0)
-        self._positions[kind] = self._positions.get(kind, 0) + len(rows)
+    def add(self, kind: UnitKind, rows: Tensor, positions: int) -> None:
+        """Adds what was measured ``[M, units]`` of some new positions.
+
+        Leaves all of them out if a value is not finite.
+        """
+        sums = rows.sum(dim=0, dtype=torch.float64)
+        if not math.isfinite(sums.sum()):
+            return
+        self._sums[kind] = self._sums.get(kind, 0) + sums
+        self._measured[kind] = self._measured.get(kind, 0) + len(rows)
+        self._positions[kind] = self._positions.get(kind, 0) + positions
 
     def mean(
         self, units: Sequence[str], kind: UnitKind, prompt_ids: Sequence[int]
@@ -179,10 +211,10 @@ class InfluenceHistory:
         """
         key = (kind, tuple(prompt_ids))
         if key not in self._answers:
-            positions, answer = self._positions.get(kind, 0), None
-            if positions >= MIN_POSITIONS:
-                means = (self._sums[kind] / positions).tolist()
-                answer = EarlierInfluence(dict(zip(units, means, strict=True)), positions)
+            measured, answer = self._measured.get(kind, 0), None
+            if measured * STRIDE >= MIN_POSITIONS:
+                means = dict(zip(units, (self._sums[kind] / measured).tolist(), strict=True))
+                answer = EarlierInfluence(means, self._positions[kind])
             self._answers[key] = answer
             if len(self._answers) > SHORT_PROMPTS:
                 del self._answers[next(iter(self._answers))]
@@ -200,57 +232,60 @@ class InfluenceTable:
 
     Attributes:
         kind: which units are measured; None before `measure`.
-        length: the positions known.
+        units: their names, in the order of the columns.
+        length: the positions known. One of `STRIDE` is measured.
     """
 
     def __init__(self, num_layers: int, history: InfluenceHistory) -> None:
         self._num_layers, self._history = num_layers, history
         self.kind: UnitKind | None = None
+        self.units: tuple[str, ...] = ()
         self.length = 0
-        self._rows = torch.empty(0, 0)  # [capacity, units]
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """The units that are measured, in the order of the columns."""
-        return () if self.kind is None else unit_names(self._num_layers, self.kind)
+        self._rows = torch.empty(0, 0)  # [M, units], of the positions measured
 
     def measure(self, kind: UnitKind) -> None:
         """Sets which units are measured. What is known of another kind is forgotten."""
         if kind != self.kind:
             self.kind, self.length = kind, 0
+            self.units = unit_names(self._num_layers, kind)
             self._rows = torch.empty(0, len(self.units))
 
-    def new_meter(self, gate: LayerGate) -> InfluenceMeter:
-        """Measures the table's units in one pass; `write` then takes its rows."""
+    def new_meter(self, gate: LayerGate, position: int) -> InfluenceMeter:
+        """Measures the table's units in a pass from `position` on; `write` then takes its rows."""
         assert self.kind is not None
-        return InfluenceMeter(gate, self.kind)
+        return InfluenceMeter(gate, self.kind, position)
 
     def crop(self, length: int) -> None:
         """Forgets the positions from `length` on."""
         self.length = min(self.length, length)
 
-    def write(self, position: int, rows: Tensor) -> None:
-        """Adds ``rows`` ``[S, units]`` from `position` on. Positions already known stay."""
+    def write(self, position: int, tokens: int, rows: Tensor) -> None:
+        """Adds what a pass over `tokens` tokens measured from `position` on.
+
+        Positions already known stay.
+
+        Args:
+            rows: of the positions measured, ``[M, units]``.
+        """
         assert self.kind is not None
         assert position <= self.length, "positions before these have not been measured"
-        new = rows[self.length - position :]
-        end = self.length + len(new)
-        if end > len(self._rows):
-            larger = torch.empty(max(end, 2 * len(self._rows)), len(self.units))
-            larger[: self.length] = self._rows[: self.length]
-            self._rows = larger
-        self._rows[self.length : end] = new
+        end = position + tokens
+        if end <= self.length:
+            return
+        known = self.length // STRIDE
+        new = rows[known - position // STRIDE :]
+        self._rows = torch.cat([self._rows[:known], new])
+        self._history.add(self.kind, new, end - self.length)
         self.length = end
-        self._history.add(self.kind, new)
 
     def mean(self, length: int) -> dict[str, float]:
-        """Each unit's mean influence over the first `length` positions.
+        """Each unit's mean influence over those of the first `length` positions that are measured.
 
         Raises:
             GenerationError: a value is not finite.
         """
         assert length <= self.length
-        return mean_influence(self.units, self._rows[:length])
+        return mean_influence(self.units, self._rows[: length // STRIDE])
 
 
 def mean_influence(units: Sequence[str], rows: Tensor) -> dict[str, float]:
@@ -259,8 +294,8 @@ def mean_influence(units: Sequence[str], rows: Tensor) -> dict[str, float]:
     Raises:
         GenerationError: a value is not finite.
     """
-    means = rows.double().mean(dim=0)
-    for unit, mean in zip(units, means.tolist(), strict=True):
+    means = dict(zip(units, rows.mean(dim=0, dtype=torch.float64).tolist(), strict=True))
+    for unit, mean in means.items():
         if not abs(mean) < float("inf"):
             raise GenerationError(
                 f"the states around unit {unit} are not finite, so no order of units can be found",
@@ -269,20 +304,4 @@ def mean_influence(units: Sequence[str], rows: Tensor) -> dict[str, float]:
                     Setting("dtype", "float32"),
                 ),
             )
-    return dict(zip(units, means.tolist(), strict=True))
-
-
-def _input(args: Any, kwargs: Any) -> Tensor:
-    states: Tensor = args[0] if args else kwargs["hidden_states"]
-    return states
-
-
-def _states(output: Any) -> Tensor:
-    states: Tensor = output if isinstance(output, Tensor) else output[0]
-    return states
-
-
-def _norm(states: Tensor) -> Tensor:
-    """The norms ``[B, S]`` of states ``[B, S, H]``, accumulated in float32."""
-    norms: Tensor = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
-    return norms
+    return means

@@ -190,7 +190,7 @@ class TestHistories:
         ids(greedy(engine, prompt, schedule, max_tokens=9))
         table = engine._shared.influence
         before = table.mean(20)
-        table._rows[:20] += 0.125 * torch.rand(LAYERS)  # as if the values were another chunking's
+        table._rows[:] += 0.125 * torch.rand(LAYERS)  # as if the values were another chunking's
         changed = table.mean(20)
         assert changed != before
         again = greedy(engine, prompt, schedule, max_tokens=9)

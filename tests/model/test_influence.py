@@ -11,6 +11,7 @@ from d3cli.base.errors import GenerationError
 from d3cli.depth.families import find_family
 from d3cli.depth.units import unit_names
 from d3cli.model.influence import (
+    STRIDE,
     InfluenceHistory,
     InfluenceMeter,
     InfluenceTable,
@@ -39,6 +40,11 @@ def rows_of(name: str, kind: Any, ids: list[int]) -> Tensor:
     meter = InfluenceMeter(model.gate, kind)
     model.hidden_states(torch.tensor([ids]), meter=meter)
     return meter.rows()[0]
+
+
+def measured(values: Tensor) -> Tensor:
+    """The values ``[S, ...]`` at the positions that are measured."""
+    return values[[p for p in range(len(values)) if p % STRIDE == STRIDE - 1]]
 
 
 def one_minus_cosine(before: Tensor, after: Tensor) -> Tensor:
@@ -74,7 +80,7 @@ def test_a_layers_influence_is_one_minus_the_cosine_of_its_input_and_output(name
     ids = random_ids(40)
     plain, layers = layers_of(name)
     read, returned = watch(list(layers), ids, plain)
-    expected = torch.stack(list(map(one_minus_cosine, read, returned)), dim=-1)
+    expected = measured(torch.stack(list(map(one_minus_cosine, read, returned)), dim=-1))
     assert expected.min() > 1e-4
     torch.testing.assert_close(rows_of(name, "layer", ids), expected.float(), atol=1e-6, rtol=1e-4)
 
@@ -96,21 +102,29 @@ def test_a_sublayers_influence_is_that_of_what_it_adds_to_the_stream(name: str) 
         expected.append(one_minus_cosine(before, between))
         begins = before if name in PARALLEL else between
         expected.append(one_minus_cosine(begins, begins + scale * m))
-    found = rows_of(name, "sublayer", ids)
-    torch.testing.assert_close(found, torch.stack(expected, dim=-1).float(), atol=1e-6, rtol=1e-3)
+    found, wanted = rows_of(name, "sublayer", ids), measured(torch.stack(expected, dim=-1))
+    torch.testing.assert_close(found, wanted.float(), atol=1e-6, rtol=1e-3)
 
 
+def forwards(model: Any) -> list[Any]:
+    """What replaces the `forward` of each module's class, if anything."""
+    return [vars(module).get("forward") for module in model.causal_lm.modules()]
+
+
+@pytest.mark.parametrize("name", ["llama", "phi"])
 @pytest.mark.parametrize("kind", ["layer", "sublayer"])
-def test_measuring_changes_no_bit_and_leaves_no_hook(kind: Any) -> None:
-    model, ids = tiny("llama").gated, torch.tensor([random_ids(30)])
-    before = model.hidden_states(ids)
+def test_measuring_changes_no_bit_and_leaves_no_trace(name: str, kind: Any) -> None:
+    model, ids = tiny(name).gated, torch.tensor([random_ids(30)])
+    before, own = model.hidden_states(ids), forwards(model)
     meter = InfluenceMeter(model.gate, kind)
     assert torch.equal(model.hidden_states(ids, meter=meter), before)
+    assert forwards(model) == own
     assert not any(module._forward_hooks for module in model.causal_lm.modules())
 
 
-def test_an_interrupted_pass_leaves_no_hook() -> None:
+def test_an_interrupted_pass_leaves_no_trace() -> None:
     model = tiny("llama").gated
+    own = forwards(model)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -119,27 +133,57 @@ def test_an_interrupted_pass_leaves_no_hook() -> None:
     with pytest.raises(KeyboardInterrupt):
         model.hidden_states(torch.tensor([[5, 6]]), meter=InfluenceMeter(model.gate, "sublayer"))
     handle.remove()
-    assert not any(module._forward_hooks for module in model.causal_lm.modules())
+    assert forwards(model) == own
+
+
+@pytest.mark.parametrize("name", ["llama", "phi"])
+@pytest.mark.parametrize("kind", ["layer", "sublayer"])
+@pytest.mark.parametrize("chain_bytes", [1, 3000])
+def test_few_states_at_once_have_the_same_influence(
+    name: str, kind: Any, chain_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = rows_of(name, kind, random_ids(40))
+    monkeypatch.setattr("d3cli.model.influence.CHAIN_BYTES", chain_bytes)
+    assert torch.equal(rows_of(name, kind, random_ids(40)), expected)
+
+
+@pytest.mark.parametrize("kind", ["layer", "sublayer"])
+def test_chunks_are_measured_at_the_positions_of_one_piece(kind: Any) -> None:
+    model, ids = tiny("llama").gated, random_ids(61)
+    whole, found = rows_of("llama", kind, ids), []
+    cache = model.new_cache()
+    for begin, end in pairwise([0, 1, 3, 15, 16, 17, 40, 61]):
+        meter = InfluenceMeter(model.gate, kind, begin)
+        model.hidden_states(torch.tensor([ids[begin:end]]), cache, meter=meter)
+        cache.commit(end - begin, full_depth=True)
+        found.append(meter.rows()[0])
+    assert list(map(len, found)) == [0, 0, 1, 1, 0, 3, 2]
+    torch.testing.assert_close(torch.cat(found), whole, atol=1e-6, rtol=1e-4)
+
+
+def compare(before: Tensor, after: Tensor) -> Tensor:
+    """The influence ``[M]`` of a layer that turns one state ``[1, S, H]`` into another."""
+    meter = InfluenceMeter(tiny("llama").gated.gate, "layer")
+    meter._begin(before)
+    meter._note(after)
+    meter._compare_chain()
+    return meter.rows()[0, :, 0]
 
 
 def test_bfloat16_states_are_compared_with_float32_precision() -> None:
-    meter = InfluenceMeter(tiny("llama").gated.gate, "layer")
     generator = torch.Generator().manual_seed(0)
-    before = torch.randn(1, 50, 1024, generator=generator).bfloat16()
-    change = torch.randn(1, 50, 1024, generator=generator) * 0.05
+    before = torch.randn(1, 400, 1024, generator=generator).bfloat16()
+    change = torch.randn(1, 400, 1024, generator=generator) * 0.05
     after = (before + change).bfloat16()
-    meter._compare(before, after, after - before)
-    found = meter.rows()[..., 0]
-    expected = one_minus_cosine(before, after).float()
-    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+    expected = measured(one_minus_cosine(before, after)[0]).float()
+    torch.testing.assert_close(compare(before, after), expected, rtol=1e-3, atol=0)
 
 
 def test_a_state_of_zeros_is_changed_entirely() -> None:
-    meter = InfluenceMeter(tiny("llama").gated.gate, "layer")
-    zeros, some = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
-    meter._compare(zeros, some, some)
-    meter._compare(some, some, zeros)
-    assert meter.rows().tolist() == [[[1, 0]]]
+    zeros, some = torch.zeros(1, STRIDE, 4), torch.ones(1, STRIDE, 4)
+    assert compare(zeros, some).tolist() == [1]
+    assert compare(some, zeros).tolist() == [1]
+    assert compare(some, some).tolist() == [0]
 
 
 class TestTable:
@@ -151,26 +195,28 @@ class TestTable:
         return table
 
     def test_positions_in_chunks_are_those_in_one_piece(self) -> None:
-        rows, whole, chunked = torch.rand(50, LAYERS), self.table(), self.table()
-        whole.write(0, rows)
-        for begin, end in pairwise([0, 1, 7, 30, 50]):
-            chunked.write(begin, rows[begin:end])
-        for length in (1, 20, 50):
+        rows, whole, chunked = torch.rand(50 // STRIDE, LAYERS), self.table(), self.table()
+        whole.write(0, 50, rows)
+        for begin, end in pairwise([0, 1, 7, 8, 30, 50]):
+            chunked.write(begin, end - begin, rows[begin // STRIDE : end // STRIDE])
+        for length in (16, 20, 50):
             assert chunked.mean(length) == whole.mean(length)
         assert whole.mean(50) == mean_influence(self.UNITS, rows)
+        assert whole.mean(23) == mean_influence(self.UNITS, rows[:2])
 
     def test_a_known_position_keeps_its_value(self) -> None:
-        table, rows = self.table(), torch.rand(20, LAYERS)
-        table.write(0, rows)
-        table.write(5, torch.rand(15, LAYERS))
-        assert table.mean(20) == mean_influence(self.UNITS, rows)
-        table.crop(10)
-        table.write(8, rows[8:])
-        assert table.mean(20) == mean_influence(self.UNITS, rows)
+        table, rows = self.table(), torch.rand(5, LAYERS)
+        table.write(0, 40, rows)
+        table.write(5, 35, torch.rand(5, LAYERS))
+        table.write(9, 10, torch.rand(1, LAYERS))
+        assert table.mean(40) == mean_influence(self.UNITS, rows)
+        table.crop(18)
+        table.write(10, 30, rows[1:])
+        assert table.mean(40) == mean_influence(self.UNITS, rows)
 
     def test_another_kind_of_unit_starts_again(self) -> None:
         table = self.table()
-        table.write(0, torch.rand(20, LAYERS))
+        table.write(0, 20, torch.rand(2, LAYERS))
         table.measure("layer")
         assert table.length == 20
         table.measure("sublayer")
@@ -178,10 +224,10 @@ class TestTable:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
     def test_states_that_are_not_finite_are_named(self, value: float) -> None:
-        rows = torch.rand(20, LAYERS)
-        rows[3, 5] = value
+        rows = torch.rand(2, LAYERS)
+        rows[1, 5] = value
         table = self.table()
-        table.write(0, rows)
+        table.write(0, 20, rows)
         with pytest.raises(GenerationError, match="around unit 5 are not finite"):
             table.mean(20)
 
@@ -192,23 +238,25 @@ class TestHistory:
     def test_it_needs_enough_positions(self) -> None:
         history = InfluenceHistory()
         assert history.mean(self.UNITS, "layer", [1]) is None
-        history.add("layer", torch.full((15, 2), 0.5))
+        history.add("layer", torch.tensor([[0.5, 0.5]]), 15)
         assert history.mean(self.UNITS, "layer", [2]) is None
-        history.add("layer", torch.tensor([[0.1, float("nan")]]))  # left out
+        history.add("layer", torch.tensor([[0.1, float("nan")]]), 9)  # left out
         assert history.mean(self.UNITS, "layer", [3]) is None
-        history.add("layer", torch.tensor([[0.9, 0.1]]))
-        found = history.mean(self.UNITS, "layer", [4])
+        history.add("layer", torch.empty(0, 2), 7)
+        assert history.mean(self.UNITS, "layer", [4]) is None
+        history.add("layer", torch.tensor([[0.9, 0.1], [0.7, 0.3]]), 16)
+        found = history.mean(self.UNITS, "layer", [5])
         assert found is not None
-        assert found.positions == 16
-        assert found.mean == pytest.approx({"0": 8.4 / 16, "1": 7.6 / 16})
+        assert found.positions == 38
+        assert found.mean == pytest.approx({"0": 0.7, "1": 0.3})
         assert history.mean(self.UNITS, "sublayer", [4]) is None
 
     def test_the_same_prompt_gets_the_same_answer(self) -> None:
         history = InfluenceHistory()
         assert history.mean(self.UNITS, "layer", [1, 2]) is None
-        history.add("layer", torch.rand(16, 2))
+        history.add("layer", torch.rand(2, 2), 16)
         first = history.mean(self.UNITS, "layer", [1])
-        history.add("layer", torch.rand(16, 2))
+        history.add("layer", torch.rand(2, 2), 16)
         assert history.mean(self.UNITS, "layer", [1, 2]) is None
         assert history.mean(self.UNITS, "layer", [1]) == first
         assert history.mean(self.UNITS, "layer", [3]) != first
