@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from d3cli.kernels.int4_rounding import CENTER, Groups, round_to_groups
 from d3cli.kernels.row_threads import share_rows
+from d3cli.kernels.scratch import WEIGHTS, scratch
 
 # The kernel's blocks of outputs are at most this long; the last ones may be shorter.
 BLOCK = 64
@@ -22,8 +23,8 @@ OUT_MULTIPLE = 16
 # Weights that share a scale. Groups of 64 would save a tenth of the bytes, but cost a small model
 # half as much quality again; and GGUF's own 4-bit blocks have 32 weights.
 GROUP = 32
-# Weights that are packed or unpacked at once.
-CHUNK = 1 << 20
+# Weights that are packed at once.
+CHUNK = 1 << 18
 # The most tokens for which the kernel is faster than unpacking the weights.
 FEW = 64
 
@@ -134,41 +135,42 @@ class FourBitLinear(nn.Module):
         """Some outputs, and their weights ``[in, n]``, which the next ones overwrite."""
         size = block_size()
         whole = self.out_features - self.out_features % size
-        step = size * max(1, CHUNK // (size * self.in_features))
-        buffer = torch.empty(self.in_features * min(step, self.out_features), dtype=dtype)
+        step = size * max(1, WEIGHTS // (size * self.in_features))
         for start in range(0, whole, step):
             part = slice(start, min(start + step, whole))
-            yield part, self._unpack(part, size, buffer)
+            yield part, self._unpack(part, size, dtype)
         if whole < self.out_features:
             part = slice(whole, self.out_features)
-            yield part, self._unpack(part, self.out_features - whole, buffer)
+            yield part, self._unpack(part, self.out_features - whole, dtype)
 
-    def _unpack(self, part: slice, size: int, buffer: Tensor) -> Tensor:
-        """The weights ``[in, n]`` of the outputs in some blocks of one size, in `buffer`."""
-        half, group, count = size // 2, self.group, (part.stop - part.start) // size
-        per_row = self.in_features // group
-        codes = self.weight[part].view(count, self.in_features, half)
-        low, high = block_order(size)
-        found = buffer[: count * size * self.in_features]
-        # [blocks, groups, weights of a group, low or high, half]
-        target = found.view(per_row, group, count, 2, half).permute(2, 0, 1, 3, 4)
-        for number, (places, nibbles) in enumerate(((low, codes & 15), (high, codes >> 4))):
-            values = nibbles.view(torch.int8).sub_(CENTER).to(buffer.dtype)
-            values = values.view(count, per_row, group, half)
-            # [blocks, groups, 1, half]
-            scales, zeros = (
-                self.scales_and_zeros[:, part, which]
-                .view(per_row, count, size)[..., places]
-                .transpose(0, 1)[:, :, None]
-                .to(buffer.dtype)
-                for which in (0, 1)
-            )
-            torch.addcmul(zeros, values, scales, out=target[:, :, :, number])
-        matrix = found.view(self.in_features, count, size)
-        order = torch.cat([low, high])
-        if not torch.equal(order, torch.arange(size)):
-            matrix = matrix[..., order.argsort()]
-        return matrix.reshape(self.in_features, count * size)
+    @torch.no_grad()
+    def _unpack(self, part: slice, size: int, dtype: torch.dtype) -> Tensor:
+        """The weights ``[in, n]`` of the outputs in some blocks of one size, in scratch memory."""
+        half, outputs = size // 2, part.stop - part.start
+        codes = self.weight[part].view(-1, self.in_features, half)
+        matrix = scratch(self.in_features * outputs, dtype).view(self.in_features, outputs)
+        # [inputs, blocks, low or high, half]
+        halves = matrix.view(self.in_features, -1, 2, half)
+        nibbles = scratch(codes.numel(), torch.uint8).view(codes.shape)
+        signed = nibbles.view(torch.int8)
+        torch.bitwise_and(codes, 15, out=nibbles)
+        halves[:, :, 0].copy_(signed.sub_(CENTER).transpose(0, 1))
+        torch.bitwise_right_shift(codes, 4, out=nibbles)
+        halves[:, :, 1].copy_(signed.sub_(CENTER).transpose(0, 1))
+        order = torch.cat(block_order(size))  # of a block's outputs in `halves`
+        in_order = torch.equal(order, torch.arange(size))
+        scales, zeros = self.scales_and_zeros[:, part].to(dtype).unbind(-1)
+        if not in_order:
+            blocks = (len(scales), -1, size)
+            scales, zeros = (each.view(blocks)[..., order] for each in (scales, zeros))
+        rows = (-1, 1, outputs)
+        scales, zeros = scales.reshape(rows), zeros.reshape(rows)
+        groups = matrix.view(-1, self.group, outputs)
+        torch.addcmul(zeros, groups, scales, out=groups)
+        if in_order:
+            return matrix
+        blocks_of_rows = matrix.view(self.in_features, -1, size)
+        return blocks_of_rows[..., order.argsort()].view(self.in_features, outputs)
 
 
 def pack_codes(codes: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from d3cli.kernels.row_threads import share_rows
+from d3cli.kernels.scratch import WEIGHTS, scratch
 
 HeadChoice = Literal["auto", "off"]
 
 # The length of a row must be a multiple of this: torch's kernel reads past the end of other rows.
 MULTIPLE = 32
-# Rows that are read or unpacked at once.
+# Rows that are read at once.
 CHUNK = 1024
 # Float32 weights that are rounded at once: few enough for the processor's cache.
 AT_ONCE = 1 << 16
@@ -87,9 +88,12 @@ class EightBitLinear(nn.Module):
             if self.bias is not None:
                 output = output + self.bias
         else:
-            chunks = torch.split(self.weight, CHUNK)
-            parts = [linear(rows, chunk.to(rows.dtype)) for chunk in chunks]
-            output = torch.cat(parts, dim=-1)
+            output = rows.new_empty(len(rows), self.out_features)
+            step = max(1, WEIGHTS // self.in_features)
+            for start in range(0, self.out_features, step):
+                chunk = self.weight[start : start + step]
+                unpacked = scratch(chunk.numel(), rows.dtype).view(chunk.shape).copy_(chunk)
+                output[:, start : start + step] = linear(rows, unpacked)
             if self.bias is None:
                 output *= self.scales
             else:  # in one operation, which rounds once

@@ -1,0 +1,30 @@
+"""Memory for unpacked weights: one buffer for each thread and dtype, kept for the next product.
+
+New memory for each product would cost about as much time as unpacking: the system clears it first.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+
+# Weights that are unpacked at once: few enough that they stay in the processor's cache, and enough
+# that a product with them is as fast as one with all.
+WEIGHTS = 1 << 21
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.kept: dict[torch.dtype, Tensor] = {}
+
+
+_buffers = _Buffers()
+
+
+def scratch(numel: int, dtype: torch.dtype) -> Tensor:
+    """A buffer ``[numel]`` of this thread. The next call with the same dtype returns it again."""
+    kept = _buffers.kept.get(dtype)
+    if kept is None or kept.numel() < numel:
+        with torch.inference_mode(mode=False):  # so that it can be written to in either mode
+            kept = _buffers.kept[dtype] = torch.empty(numel, dtype=dtype)
+    return kept[:numel]
