@@ -1,159 +1,46 @@
-"""Which products multiply bfloat16 weights on this machine: measured once, then kept in a file.
+"""Which products multiply bfloat16 weights on this machine: measured once, then kept.
 
-``kernels.json`` in the state directory holds the choices of each machine that uses it: the
-processor, its cores, the threads, torch and its settings. A file that is damaged or foreign is
-replaced, since nothing in it is the user's own. Where it cannot be written, or the machine is busy,
-the choice is not kept, and a note says so.
-
-``D3_KERNELS=torch`` uses torch's own products and measures nothing.
+Where the choice cannot be kept, or the machine is busy, a note says so. `choice_file` has the form
+of the file. ``D3_KERNELS=torch`` uses torch's own products and measures nothing.
 """
 
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Annotated
 
-import psutil
 import torch
-from msgspec import Meta
 
-from d3cli.base.atomic_files import make_directory, replace_file
-from d3cli.base.bounded_files import MIB, FileKind
+from d3cli.base.atomic_files import make_directory
 from d3cli.base.errors import D3Error, UsageError, Words
-from d3cli.base.hardware import processor_name
-from d3cli.base.json_rows import decode_json
-from d3cli.base.settings import state_dir
+from d3cli.kernels.choice_file import (
+    Choice,
+    Machine,
+    OnMachine,
+    choices_file,
+    read_machines,
+    write_machine,
+)
 from d3cli.kernels.measure import Measured, bfloat16_is_fast, measure
-from d3cli.kernels.products import PACKED, Product, Products, can_pack
+from d3cli.kernels.products import PACKED, Products, can_pack
 from d3cli.kernels.threads import machine_is_busy
 
-SCHEMA = 1
 SWITCH = "D3_KERNELS"
-# The machines kept: a home directory may serve several, and torch changes.
-MOST_MACHINES = 32
 # How long to wait for another process that measures.
 LOCK_SECONDS = 20.0
 # The weights by which bfloat16 is compared with float32.
 TYPICAL = (2048, 2048)
-
-# Measuring a shape on a machine that becomes busy is tried so many times.
-TRIES = 2
+# A shape is measured again if other programs disturbed it: so many times in all. After so many
+# seconds, the other shapes are left for the next start.
+TRIES, LIMIT_S = 2, 5.0
 CPU = torch.device("cpu")
 BUSY = "this machine is too busy to measure kernels: torch's own are used until it is quiet"
 DAMAGED = "the file of kernel choices could not be read, so they are measured again"
 
-_FILE = FileKind(what="file of kernel choices", largest=MIB)
-
-Natural = Annotated[int, Meta(ge=1)]
 Measure = Callable[[int, int], Measured]
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a choice depends on, besides the weights.
-
-    Attributes:
-        processor: its name and its features, as torch knows them.
-        capability: the instructions that torch uses; ``ATEN_CPU_CAPABILITY`` may limit them.
-        onednn: the value of ``ONEDNN_MAX_CPU_ISA``, or nothing.
-    """
-
-    processor: str
-    features: tuple[str, ...]
-    cores: int
-    threads: int
-    torch: str
-    capability: str
-    onednn: str
-
-    @classmethod
-    def here(cls) -> "Machine":
-        features = torch.cpu.get_capabilities()
-        return cls(
-            processor=processor_name(),
-            features=tuple(sorted(name for name, on in features.items() if on is True)),
-            cores=psutil.cpu_count() or 1,
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-            capability=torch.backends.cpu.get_cpu_capability(),
-            onednn=os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The products of bfloat16 weights ``[out, in]``.
-
-    Attributes:
-        one, few, some, many: see `Products`.
-        gigabytes_per_s, torch_gigabytes_per_s: of weights read with one row, by the product chosen
-            and by torch's own.
-        failed: the candidates that do not run here or are not exact, and why.
-    """
-
-    out_features: Natural
-    in_features: Natural
-    one: Product
-    few: Product
-    some: Product
-    many: Product
-    gigabytes_per_s: float
-    torch_gigabytes_per_s: float
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        Products(self.one, self.few, self.some, self.many)  # raises ValueError
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
-
-    @property
-    def products(self) -> Products:
-        return Products(self.one, self.few, self.some, self.many)
-
-    @classmethod
-    def of(cls, shape: tuple[int, int], found: Measured) -> "Choice":
-        products = found.products
-        return cls(
-            *shape,
-            one=products.one,
-            few=products.few,
-            some=products.some,
-            many=products.many,
-            gigabytes_per_s=round(found.speed / 1e9, 3),
-            torch_gigabytes_per_s=round(found.torch_speed / 1e9, 3),
-            failed={product.value: why for product, why in found.failed.items()},
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class OnMachine:
-    """The choices on one machine.
-
-    Attributes:
-        bfloat16_is_fast: whether bfloat16 is no slower than float32; None if never measured.
-    """
-
-    machine: Machine
-    choices: tuple[Choice, ...] = ()
-    bfloat16_is_fast: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    schema: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)]
-    machines: list[OnMachine]
-
-
-def choices_file() -> Path:
-    """``kernels.json`` in the state directory."""
-    return state_dir() / "kernels.json"
 
 
 def choices_here() -> "KernelChoices":
@@ -241,28 +128,38 @@ class KernelChoices:
         if not self._measures or not self._may_measure(self._missing(wanted, again), with_float32):
             return
         with self._lock():
-            if self._may_keep and not again:
+            if self._may_keep:
                 self.here = self._read(self.here.machine)
-            missing = self._missing(wanted, again)
             begun = time.perf_counter()
-            measured = [shape for shape in missing if self._measure_one(shape)]
-            if (
-                with_float32
-                and self._find(TYPICAL)
-                and (again or self.here.bfloat16_is_fast is None)
-            ):
-                fast = bfloat16_is_fast(self.current(*TYPICAL), *TYPICAL)
-                self.here = replace(self.here, bfloat16_is_fast=fast)
+            missing = self._missing(wanted, again)
+            count = self._measure_all(missing, math.inf if again else LIMIT_S)
+            if with_float32 and (again or self.here.bfloat16_is_fast is None):
+                self._compare_with_float32()
             seconds = time.perf_counter() - begun
-            if measured:
+            if count:
+                what = "one shape" if count == 1 else f"{count} shapes"
                 self.notes.append(
-                    f"the kernels for {len(measured)} shapes of weights were measured, which took "
-                    f"{seconds:.1f} s; d3 doctor shows them"
+                    f"the kernels for {what} of weights were measured, which took {seconds:.1f} s; "
+                    "d3 doctor shows them"
                 )
-            if len(measured) < len(missing):
+            if count < len(missing):
                 self.notes.append(BUSY)
             if self._may_keep:
                 self._write()
+
+    def _measure_all(self, shapes: list[tuple[int, int]], limit_s: float) -> int:
+        """Measures shapes until one does not succeed; returns how many did."""
+        end = time.perf_counter() + limit_s
+        for count, shape in enumerate(shapes):
+            if time.perf_counter() > end or not self._measure_one(shape):
+                return count
+        return len(shapes)
+
+    def _compare_with_float32(self) -> None:
+        if self._find(TYPICAL) is not None:
+            fast = bfloat16_is_fast(self.current(*TYPICAL), *TYPICAL)
+            if fast is not None:
+                self.here = replace(self.here, bfloat16_is_fast=fast)
 
     def _missing(self, shapes: list[tuple[int, int]], again: bool) -> list[tuple[int, int]]:
         return [shape for shape in shapes if again or self._find(shape) is None]
@@ -314,23 +211,17 @@ class KernelChoices:
 
     def _read(self, machine: Machine) -> OnMachine:
         """What the file has for a machine."""
-        found = (kept for kept in self._read_all() if kept.machine == machine)
-        return next(found, OnMachine(machine))
-
-    def _read_all(self) -> list[OnMachine]:
         try:
-            data = _FILE.find(choices_file())
-            return [] if data is None else decode_json(data, _File).machines
+            found = read_machines()
         except (D3Error, ValueError):
             if DAMAGED not in self.notes:
                 self.notes.append(DAMAGED)
-            return []
+            found = []
+        return next((kept for kept in found if kept.machine == machine), OnMachine(machine))
 
     def _write(self) -> None:
-        others = [kept for kept in self._read_all() if kept.machine != self.here.machine]
-        file = _File(SCHEMA, [*others, self.here][-MOST_MACHINES:])
         try:
-            replace_file(choices_file(), json.dumps(asdict(file), indent=1) + "\n")
+            write_machine(self.here)
         except OSError as error:
             self._cannot_keep(error)
 

@@ -14,16 +14,8 @@ import torch
 
 from d3cli.base.errors import UsageError
 from d3cli.kernels import choices as module
-from d3cli.kernels.choices import (
-    BUSY,
-    DAMAGED,
-    MOST_MACHINES,
-    TYPICAL,
-    KernelChoices,
-    Machine,
-    choices_file,
-    choices_here,
-)
+from d3cli.kernels.choice_file import MOST_MACHINES, Machine, choices_file
+from d3cli.kernels.choices import BUSY, DAMAGED, TYPICAL, KernelChoices, choices_here
 from d3cli.kernels.measure import Measured
 from d3cli.kernels.products import Product, Products
 from tests.conftest import D3
@@ -181,7 +173,7 @@ def test_a_home_that_cannot_be_written(
 ) -> None:
     """The choice holds for this process, and is measured again in the next one."""
     if how == "no permission":
-        monkeypatch.setattr(module, "replace_file", refuse)
+        monkeypatch.setattr("d3cli.kernels.choice_file.replace_file", refuse)
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("D3_HOME", str(tmp_path / "file" / "home"))
@@ -214,6 +206,29 @@ def test_a_machine_that_becomes_busy_keeps_torchs_own_for_now() -> None:
     assert found.notes == [BUSY]
     assert meter.shapes == [SHAPE] * module.TRIES
     assert found.here.choices == ()
+
+
+def test_a_machine_that_becomes_busy_is_not_kept_waiting() -> None:
+    """What was measured before counts; the rest is for the next start."""
+    shapes: list[tuple[int, int]] = []
+
+    def measure(*shape: int) -> Measured:
+        shapes.append((shape[0], shape[1]))
+        return measured(MV, steady=len(shapes) == 1)
+
+    found = choices(measure)
+    found.prepare([SHAPE, (64, 512), (64, 1024)])
+    assert shapes == [SHAPE, *[(64, 512)] * module.TRIES]
+    assert said(found, "for one shape of weights were measured")
+    assert BUSY in found.notes
+    assert [choice.shape for choice in choices(measure).here.choices] == [SHAPE]
+
+
+def test_a_slow_machine_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LIMIT_S", -1.0)
+    meter = Meter()
+    choices(meter).prepare([SHAPE])
+    assert meter.shapes == []
 
 
 def test_the_switch_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

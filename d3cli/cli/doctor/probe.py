@@ -12,7 +12,8 @@ from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.files.safetensors import Description, TensorInfo
-from d3cli.kernels.choices import choices_file, choices_here
+from d3cli.kernels.choice_file import choices_file
+from d3cli.kernels.choices import choices_here
 from d3cli.kernels.plan import Form, float_shapes, plan_kernels
 from d3cli.kernels.process import use_threads
 from d3cli.kernels.threads import pick_threads, usable_cores

@@ -1,0 +1,161 @@
+"""The file of kernel choices: ``kernels.json`` in the state directory.
+
+It holds the choices of each machine that uses it: the processor, its cores, the threads, torch and
+its settings. A file that is damaged or of another version is replaced, since nothing in it is the
+user's own. Knows nothing of how products are chosen.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import torch
+from msgspec import Meta
+
+from d3cli.base.atomic_files import replace_file
+from d3cli.base.bounded_files import MIB, FileKind
+from d3cli.base.errors import D3Error
+from d3cli.base.hardware import processor_name
+from d3cli.base.json_rows import decode_json
+from d3cli.base.settings import state_dir
+from d3cli.kernels.measure import Measured
+from d3cli.kernels.products import Product, Products
+
+SCHEMA = 1
+# The machines kept: a home directory may serve several, and torch changes.
+MOST_MACHINES = 32
+
+_FILE = FileKind(what="file of kernel choices", largest=MIB)
+
+Natural = Annotated[int, Meta(ge=1)]
+Speed = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a choice depends on, besides the weights.
+
+    Attributes:
+        processor: its name and its features, as torch knows them.
+        capability: the instructions that torch uses; ``ATEN_CPU_CAPABILITY`` may limit them.
+        onednn: the value of ``ONEDNN_MAX_CPU_ISA``, or nothing.
+    """
+
+    processor: str
+    features: tuple[str, ...]
+    cores: int
+    threads: int
+    torch: str
+    capability: str
+    onednn: str
+
+    @classmethod
+    def here(cls) -> "Machine":
+        features = torch.cpu.get_capabilities()
+        return cls(
+            processor=processor_name(),
+            features=tuple(sorted(name for name, on in features.items() if on is True)),
+            cores=psutil.cpu_count() or 1,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            capability=torch.backends.cpu.get_cpu_capability(),
+            onednn=os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The products of bfloat16 weights ``[out, in]``.
+
+    Attributes:
+        one, few, some, many: see `Products`.
+        gigabytes_per_s, torch_gigabytes_per_s: of weights read with one row, by the product chosen
+            and by torch's own.
+        failed: the candidates that do not run here or are not exact, and why.
+    """
+
+    out_features: Natural
+    in_features: Natural
+    one: Product
+    few: Product
+    some: Product
+    many: Product
+    gigabytes_per_s: Speed
+    torch_gigabytes_per_s: Speed
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Products(self.one, self.few, self.some, self.many)  # raises ValueError
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    @property
+    def products(self) -> Products:
+        return Products(self.one, self.few, self.some, self.many)
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], found: Measured) -> "Choice":
+        products = found.products
+        return cls(
+            *shape,
+            one=products.one,
+            few=products.few,
+            some=products.some,
+            many=products.many,
+            gigabytes_per_s=round(found.speed / 1e9, 6),
+            torch_gigabytes_per_s=round(found.torch_speed / 1e9, 6),
+            failed={product.value: why for product, why in found.failed.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OnMachine:
+    """The choices on one machine.
+
+    Attributes:
+        bfloat16_is_fast: whether bfloat16 is no slower than float32; None if never measured.
+    """
+
+    machine: Machine
+    choices: tuple[Choice, ...] = ()
+    bfloat16_is_fast: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    schema: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)]
+    machines: list[OnMachine]
+
+
+def choices_file() -> Path:
+    """``kernels.json`` in the state directory."""
+    return state_dir() / "kernels.json"
+
+
+def read_machines() -> list[OnMachine]:
+    """The choices of all machines; an empty list if there is no file.
+
+    Raises:
+        D3Error, ValueError: the file cannot be read, or is not such a file.
+    """
+    data = _FILE.find(choices_file())
+    return [] if data is None else decode_json(data, _File).machines
+
+
+def write_machine(own: OnMachine) -> None:
+    """Replaces the choices of one machine. Those of others stay, unless they cannot be read.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        others = [kept for kept in read_machines() if kept.machine != own.machine]
+    except (D3Error, ValueError):
+        others = []
+    file = _File(SCHEMA, [*others, own][-MOST_MACHINES:])
+    replace_file(choices_file(), json.dumps(asdict(file), indent=1) + "\n")
