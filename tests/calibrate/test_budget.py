@@ -3,8 +3,9 @@
 import pytest
 
 from d3cli.base.errors import CalibrationError, UsageError
-from d3cli.calibrate.budget import check_halves, make_budget
+from d3cli.calibrate.budget import check_halves, make_budget, measure_pace
 from d3cli.scoring.documents import Document
+from tests.planted import documents, planted
 
 
 def plan(seconds: float, **options: object):
@@ -34,6 +35,21 @@ def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
     assert not least.greedy and len(least.search) >= 15
     assert "influence" in least.left_out and "documents" in least.left_out
     assert plan(0.2 * whole.estimate, all_kinds=False).kinds == ("layer",)
+
+
+def test_the_pace_is_not_that_of_the_pass_that_reads_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    took = iter([40.0, 0.5, 2.0])
+    clock = [0.0]
+    monkeypatch.setattr("d3cli.calibrate.budget.time.monotonic", lambda: clock[0])
+
+    def score(*_: object) -> None:
+        clock[0] += next(took)
+
+    monkeypatch.setattr("d3cli.calibrate.budget.score", score)
+    texts = documents()[:8]
+    assert measure_pace(planted(), texts) == 8 * max(map(len, texts)) / 2.0
 
 
 def test_explicit_choices_are_never_left_out() -> None:
