@@ -21,9 +21,10 @@ from d3cli.depth.units import UnitKind, unit_names
 from d3cli.model.gate import LayerGate
 from d3cli.model.watched import Watched
 
-# Every eighth position is measured: 7, 15, 23, ... Their orders are as good as those from all
+# Every eighth position is measured: 3, 11, 19, ... Their orders are as good as those from all
 # positions (docs/algorithm.md).
 STRIDE = 8
+FIRST_MEASURED = 3
 
 # How many bytes of states, in float32, are compared at once. For a tensor of 1 MiB or more, the
 # allocator maps new memory (`MMAP_THRESHOLD` in kernels/process.py), which takes longer than the
@@ -32,6 +33,11 @@ CHAIN_BYTES = 1_000_000
 
 # Short prompts whose influence is remembered.
 SHORT_PROMPTS = 64
+
+
+def num_measured(length: int) -> int:
+    """How many of the first `length` positions are measured."""
+    return (length - FIRST_MEASURED + STRIDE - 1) // STRIDE
 
 
 class InfluenceMeter:
@@ -53,7 +59,7 @@ class InfluenceMeter:
 
     def __init__(self, gate: LayerGate, kind: UnitKind, position: int = 0) -> None:
         self._gate, self._kind = gate, kind
-        self._first = (-1 - position) % STRIDE
+        self._first = (FIRST_MEASURED - position) % STRIDE
         self._watched = Watched()
         # States [B, S, H] to compare, each with the one before it.
         self._chain: list[Tensor] = []
@@ -212,7 +218,7 @@ class InfluenceHistory:
         key = (kind, tuple(prompt_ids))
         if key not in self._answers:
             measured, answer = self._measured.get(kind, 0), None
-            if measured * STRIDE >= MIN_POSITIONS:
+            if min(measured * STRIDE, self._positions.get(kind, 0)) >= MIN_POSITIONS:
                 means = dict(zip(units, (self._sums[kind] / measured).tolist(), strict=True))
                 answer = EarlierInfluence(means, self._positions[kind])
             self._answers[key] = answer
@@ -233,7 +239,7 @@ class InfluenceTable:
     Attributes:
         kind: which units are measured; None before `measure`.
         units: their names, in the order of the columns.
-        length: the positions known. One of `STRIDE` is measured.
+        length: the positions known. See `num_measured`.
     """
 
     def __init__(self, num_layers: int, history: InfluenceHistory) -> None:
@@ -272,8 +278,8 @@ class InfluenceTable:
         end = position + tokens
         if end <= self.length:
             return
-        known = self.length // STRIDE
-        new = rows[known - position // STRIDE :]
+        known = num_measured(self.length)
+        new = rows[known - num_measured(position) :]
         self._rows = torch.cat([self._rows[:known], new])
         self._history.add(self.kind, new, end - self.length)
         self.length = end
@@ -285,7 +291,7 @@ class InfluenceTable:
             GenerationError: a value is not finite.
         """
         assert length <= self.length
-        return mean_influence(self.units, self._rows[: length // STRIDE])
+        return mean_influence(self.units, self._rows[: num_measured(length)])
 
 
 def mean_influence(units: Sequence[str], rows: Tensor) -> dict[str, float]:

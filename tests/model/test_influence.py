@@ -11,11 +11,11 @@ from d3cli.base.errors import GenerationError
 from d3cli.depth.families import find_family
 from d3cli.depth.units import unit_names
 from d3cli.model.influence import (
-    STRIDE,
     InfluenceHistory,
     InfluenceMeter,
     InfluenceTable,
     mean_influence,
+    num_measured,
 )
 from tests.families import CONFIGS, LAYERS, family, random_ids, tiny, units_of
 
@@ -44,7 +44,7 @@ def rows_of(name: str, kind: Any, ids: list[int]) -> Tensor:
 
 def measured(values: Tensor) -> Tensor:
     """The values ``[S, ...]`` at the positions that are measured."""
-    return values[[p for p in range(len(values)) if p % STRIDE == STRIDE - 1]]
+    return values[[p for p in range(len(values)) if p % 8 == 3]]
 
 
 def one_minus_cosine(before: Tensor, after: Tensor) -> Tensor:
@@ -106,6 +106,11 @@ def test_a_sublayers_influence_is_that_of_what_it_adds_to_the_stream(name: str) 
     torch.testing.assert_close(found, wanted.float(), atol=1e-6, rtol=1e-3)
 
 
+def test_the_number_of_measured_positions_is_that_of_the_positions() -> None:
+    for length in range(40):
+        assert num_measured(length) == len(measured(torch.empty(length)))
+
+
 def forwards(model: Any) -> list[Any]:
     """What replaces the `forward` of each module's class, if anything."""
     return [vars(module).get("forward") for module in model.causal_lm.modules()]
@@ -157,7 +162,7 @@ def test_chunks_are_measured_at_the_positions_of_one_piece(kind: Any) -> None:
         model.hidden_states(torch.tensor([ids[begin:end]]), cache, meter=meter)
         cache.commit(end - begin, full_depth=True)
         found.append(meter.rows()[0])
-    assert list(map(len, found)) == [0, 0, 1, 1, 0, 3, 2]
+    assert list(map(len, found)) == [0, 0, 2, 0, 0, 3, 3]
     torch.testing.assert_close(torch.cat(found), whole, atol=1e-6, rtol=1e-4)
 
 
@@ -180,7 +185,7 @@ def test_bfloat16_states_are_compared_with_float32_precision() -> None:
 
 
 def test_a_state_of_zeros_is_changed_entirely() -> None:
-    zeros, some = torch.zeros(1, STRIDE, 4), torch.ones(1, STRIDE, 4)
+    zeros, some = torch.zeros(1, 8, 4), torch.ones(1, 8, 4)
     assert compare(zeros, some).tolist() == [1]
     assert compare(some, zeros).tolist() == [1]
     assert compare(some, some).tolist() == [0]
@@ -195,28 +200,28 @@ class TestTable:
         return table
 
     def test_positions_in_chunks_are_those_in_one_piece(self) -> None:
-        rows, whole, chunked = torch.rand(50 // STRIDE, LAYERS), self.table(), self.table()
+        rows, whole, chunked = torch.rand(6, LAYERS), self.table(), self.table()
         whole.write(0, 50, rows)
-        for begin, end in pairwise([0, 1, 7, 8, 30, 50]):
-            chunked.write(begin, end - begin, rows[begin // STRIDE : end // STRIDE])
+        for begin, end in pairwise([0, 1, 3, 4, 30, 50]):
+            chunked.write(begin, end - begin, rows[num_measured(begin) : num_measured(end)])
         for length in (16, 20, 50):
             assert chunked.mean(length) == whole.mean(length)
         assert whole.mean(50) == mean_influence(self.UNITS, rows)
-        assert whole.mean(23) == mean_influence(self.UNITS, rows[:2])
+        assert whole.mean(19) == mean_influence(self.UNITS, rows[:2])
 
     def test_a_known_position_keeps_its_value(self) -> None:
         table, rows = self.table(), torch.rand(5, LAYERS)
         table.write(0, 40, rows)
         table.write(5, 35, torch.rand(5, LAYERS))
-        table.write(9, 10, torch.rand(1, LAYERS))
+        table.write(9, 10, torch.rand(1, LAYERS))  # position 11
         assert table.mean(40) == mean_influence(self.UNITS, rows)
-        table.crop(18)
+        table.crop(15)
         table.write(10, 30, rows[1:])
         assert table.mean(40) == mean_influence(self.UNITS, rows)
 
     def test_another_kind_of_unit_starts_again(self) -> None:
         table = self.table()
-        table.write(0, 20, torch.rand(2, LAYERS))
+        table.write(0, 20, torch.rand(3, LAYERS))
         table.measure("layer")
         assert table.length == 20
         table.measure("sublayer")
@@ -224,7 +229,7 @@ class TestTable:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
     def test_states_that_are_not_finite_are_named(self, value: float) -> None:
-        rows = torch.rand(2, LAYERS)
+        rows = torch.rand(3, LAYERS)
         rows[1, 5] = value
         table = self.table()
         table.write(0, 20, rows)
@@ -238,17 +243,22 @@ class TestHistory:
     def test_it_needs_enough_positions(self) -> None:
         history = InfluenceHistory()
         assert history.mean(self.UNITS, "layer", [1]) is None
-        history.add("layer", torch.tensor([[0.5, 0.5]]), 15)
+        history.add("layer", torch.tensor([[0.4, 0.4], [0.6, 0.6]]), 15)
         assert history.mean(self.UNITS, "layer", [2]) is None
         history.add("layer", torch.tensor([[0.1, float("nan")]]), 9)  # left out
-        assert history.mean(self.UNITS, "layer", [3]) is None
-        history.add("layer", torch.empty(0, 2), 7)
         assert history.mean(self.UNITS, "layer", [4]) is None
         history.add("layer", torch.tensor([[0.9, 0.1], [0.7, 0.3]]), 16)
         found = history.mean(self.UNITS, "layer", [5])
         assert found is not None
-        assert found.positions == 38
-        assert found.mean == pytest.approx({"0": 0.7, "1": 0.3})
+        assert found.positions == 31
+        assert found.mean == pytest.approx({"0": 0.65, "1": 0.35})
+        assert history.mean(self.UNITS, "layer", [4]) is None  # as before
+
+    def test_positions_that_are_not_measured_are_not_enough(self) -> None:
+        history = InfluenceHistory()
+        for _ in range(9):
+            history.add("layer", torch.empty(0, 2), 2)
+        assert history.mean(self.UNITS, "layer", [1]) is None
         assert history.mean(self.UNITS, "sublayer", [4]) is None
 
     def test_the_same_prompt_gets_the_same_answer(self) -> None:
