@@ -21,10 +21,9 @@ from d3cli.depth.units import UnitKind, unit_names
 from d3cli.model.gate import LayerGate
 from d3cli.model.watched import Watched
 
-# Every eighth position is measured: 3, 11, 19, ... Their orders are as good as those from all
-# positions (docs/algorithm.md).
-STRIDE = 8
-FIRST_MEASURED = 3
+# Of so many positions, the last one is measured: 3, 7, 11, ... for layers. A pass has twice as many
+# sublayers as layers. The orders are as good as those from all positions (docs/algorithm.md).
+STRIDE: Mapping[UnitKind, int] = {"layer": 4, "sublayer": 8}
 
 # How many bytes of states, in float32, are compared at once. For a tensor of 1 MiB or more, the
 # allocator maps new memory (`MMAP_THRESHOLD` in kernels/process.py), which takes longer than the
@@ -33,11 +32,6 @@ CHAIN_BYTES = 1_000_000
 
 # Short prompts whose influence is remembered.
 SHORT_PROMPTS = 64
-
-
-def num_measured(length: int) -> int:
-    """How many of the first `length` positions are measured."""
-    return (length - FIRST_MEASURED + STRIDE - 1) // STRIDE
 
 
 class InfluenceMeter:
@@ -59,7 +53,8 @@ class InfluenceMeter:
 
     def __init__(self, gate: LayerGate, kind: UnitKind, position: int = 0) -> None:
         self._gate, self._kind = gate, kind
-        self._first = (FIRST_MEASURED - position) % STRIDE
+        self._stride = STRIDE[kind]
+        self._first = (-1 - position) % self._stride
         self._watched = Watched()
         # States [B, S, H] to compare, each with the one before it.
         self._chain: list[Tensor] = []
@@ -117,7 +112,7 @@ class InfluenceMeter:
 
     def _begin(self, states: Tensor) -> None:
         """Begins the chain with what the first layer reads."""
-        bytes_compared = 4 * states.numel() // STRIDE
+        bytes_compared = 4 * states.numel() // self._stride
         self._chain_length = max(2, CHAIN_BYTES // max(1, bytes_compared))
         self._before = states
         self._chain.append(states)
@@ -169,7 +164,7 @@ class InfluenceMeter:
         """Computes the norms of the states in the chain. Its last one begins the next chain."""
         if len(self._chain) < 2:
             return
-        measured = [states[:, self._first :: STRIDE] for states in self._chain]
+        measured = [states[:, self._first :: self._stride] for states in self._chain]
         states = torch.stack(measured).float()  # [C, B, M, H]
         norms = torch.linalg.vector_norm(states, dim=-1)  # [C, B, M]
         distance = torch.linalg.vector_norm(states[1:] - states[:-1], dim=-1)
@@ -218,7 +213,7 @@ class InfluenceHistory:
         key = (kind, tuple(prompt_ids))
         if key not in self._answers:
             measured, answer = self._measured.get(kind, 0), None
-            if min(measured * STRIDE, self._positions.get(kind, 0)) >= MIN_POSITIONS:
+            if min(measured * STRIDE[kind], self._positions.get(kind, 0)) >= MIN_POSITIONS:
                 means = dict(zip(units, (self._sums[kind] / measured).tolist(), strict=True))
                 answer = EarlierInfluence(means, self._positions[kind])
             self._answers[key] = answer
@@ -239,7 +234,7 @@ class InfluenceTable:
     Attributes:
         kind: which units are measured; None before `measure`.
         units: their names, in the order of the columns.
-        length: the positions known. See `num_measured`.
+        length: the positions known. One of `STRIDE` is measured.
     """
 
     def __init__(self, num_layers: int, history: InfluenceHistory) -> None:
@@ -278,8 +273,9 @@ class InfluenceTable:
         end = position + tokens
         if end <= self.length:
             return
-        known = num_measured(self.length)
-        new = rows[known - num_measured(position) :]
+        stride = STRIDE[self.kind]
+        known = self.length // stride
+        new = rows[known - position // stride :]
         self._rows = torch.cat([self._rows[:known], new])
         self._history.add(self.kind, new, end - self.length)
         self.length = end
@@ -290,8 +286,8 @@ class InfluenceTable:
         Raises:
             GenerationError: a value is not finite.
         """
-        assert length <= self.length
-        return mean_influence(self.units, self._rows[: num_measured(length)])
+        assert self.kind is not None and length <= self.length
+        return mean_influence(self.units, self._rows[: length // STRIDE[self.kind]])
 
 
 def mean_influence(units: Sequence[str], rows: Tensor) -> dict[str, float]:

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from d3cli.base.errors import GenerationError
 from d3cli.depth.families import find_family
-from d3cli.depth.units import unit_names
+from d3cli.depth.units import UnitKind, unit_names
 from d3cli.model.influence import (
     InfluenceHistory,
     InfluenceMeter,
     InfluenceTable,
     mean_influence,
-    num_measured,
 )
 from tests.families import CONFIGS, LAYERS, family, random_ids, tiny, units_of
 
@@ -42,9 +41,10 @@ def rows_of(name: str, kind: Any, ids: list[int]) -> Tensor:
     return meter.rows()[0]
 
 
-def measured(values: Tensor) -> Tensor:
+def measured(values: Tensor, kind: UnitKind) -> Tensor:
     """The values ``[S, ...]`` at the positions that are measured."""
-    return values[[p for p in range(len(values)) if p % 8 == 3]]
+    stride = {"layer": 4, "sublayer": 8}[kind]
+    return values[[p for p in range(len(values)) if p % stride == stride - 1]]
 
 
 def one_minus_cosine(before: Tensor, after: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def test_a_layers_influence_is_one_minus_the_cosine_of_its_input_and_output(name
     ids = random_ids(40)
     plain, layers = layers_of(name)
     read, returned = watch(list(layers), ids, plain)
-    expected = measured(torch.stack(list(map(one_minus_cosine, read, returned)), dim=-1))
+    expected = measured(torch.stack(list(map(one_minus_cosine, read, returned)), dim=-1), "layer")
     assert expected.min() > 1e-4
     torch.testing.assert_close(rows_of(name, "layer", ids), expected.float(), atol=1e-6, rtol=1e-4)
 
@@ -102,13 +102,9 @@ def test_a_sublayers_influence_is_that_of_what_it_adds_to_the_stream(name: str) 
         expected.append(one_minus_cosine(before, between))
         begins = before if name in PARALLEL else between
         expected.append(one_minus_cosine(begins, begins + scale * m))
-    found, wanted = rows_of(name, "sublayer", ids), measured(torch.stack(expected, dim=-1))
+    found = rows_of(name, "sublayer", ids)
+    wanted = measured(torch.stack(expected, dim=-1), "sublayer")
     torch.testing.assert_close(found, wanted.float(), atol=1e-6, rtol=1e-3)
-
-
-def test_the_number_of_measured_positions_is_that_of_the_positions() -> None:
-    for length in range(40):
-        assert num_measured(length) == len(measured(torch.empty(length)))
 
 
 def forwards(model: Any) -> list[Any]:
@@ -152,8 +148,11 @@ def test_few_states_at_once_have_the_same_influence(
     assert torch.equal(rows_of(name, kind, random_ids(40)), expected)
 
 
-@pytest.mark.parametrize("kind", ["layer", "sublayer"])
-def test_chunks_are_measured_at_the_positions_of_one_piece(kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [("layer", [0, 0, 3, 1, 0, 6, 5]), ("sublayer", [0, 0, 1, 1, 0, 3, 2])],
+)
+def test_chunks_are_measured_at_the_positions_of_one_piece(kind: Any, counts: list[int]) -> None:
     model, ids = tiny("llama").gated, random_ids(61)
     whole, found = rows_of("llama", kind, ids), []
     cache = model.new_cache()
@@ -162,7 +161,7 @@ def test_chunks_are_measured_at_the_positions_of_one_piece(kind: Any) -> None:
         model.hidden_states(torch.tensor([ids[begin:end]]), cache, meter=meter)
         cache.commit(end - begin, full_depth=True)
         found.append(meter.rows()[0])
-    assert list(map(len, found)) == [0, 0, 2, 0, 0, 3, 3]
+    assert list(map(len, found)) == counts
     torch.testing.assert_close(torch.cat(found), whole, atol=1e-6, rtol=1e-4)
 
 
@@ -180,12 +179,12 @@ def test_bfloat16_states_are_compared_with_float32_precision() -> None:
     before = torch.randn(1, 400, 1024, generator=generator).bfloat16()
     change = torch.randn(1, 400, 1024, generator=generator) * 0.05
     after = (before + change).bfloat16()
-    expected = measured(one_minus_cosine(before, after)[0]).float()
+    expected = measured(one_minus_cosine(before, after)[0], "layer").float()
     torch.testing.assert_close(compare(before, after), expected, rtol=1e-3, atol=0)
 
 
 def test_a_state_of_zeros_is_changed_entirely() -> None:
-    zeros, some = torch.zeros(1, 8, 4), torch.ones(1, 8, 4)
+    zeros, some = torch.zeros(1, 4, 4), torch.ones(1, 4, 4)
     assert compare(zeros, some).tolist() == [1]
     assert compare(some, zeros).tolist() == [1]
     assert compare(some, some).tolist() == [0]
@@ -200,28 +199,28 @@ class TestTable:
         return table
 
     def test_positions_in_chunks_are_those_in_one_piece(self) -> None:
-        rows, whole, chunked = torch.rand(6, LAYERS), self.table(), self.table()
+        rows, whole, chunked = torch.rand(12, LAYERS), self.table(), self.table()
         whole.write(0, 50, rows)
         for begin, end in pairwise([0, 1, 3, 4, 30, 50]):
-            chunked.write(begin, end - begin, rows[num_measured(begin) : num_measured(end)])
+            chunked.write(begin, end - begin, rows[begin // 4 : end // 4])
         for length in (16, 20, 50):
             assert chunked.mean(length) == whole.mean(length)
         assert whole.mean(50) == mean_influence(self.UNITS, rows)
-        assert whole.mean(19) == mean_influence(self.UNITS, rows[:2])
+        assert whole.mean(23) == mean_influence(self.UNITS, rows[:5])
 
     def test_a_known_position_keeps_its_value(self) -> None:
-        table, rows = self.table(), torch.rand(5, LAYERS)
+        table, rows = self.table(), torch.rand(10, LAYERS)
         table.write(0, 40, rows)
-        table.write(5, 35, torch.rand(5, LAYERS))
-        table.write(9, 10, torch.rand(1, LAYERS))  # position 11
+        table.write(5, 35, torch.rand(9, LAYERS))
+        table.write(9, 10, torch.rand(2, LAYERS))
         assert table.mean(40) == mean_influence(self.UNITS, rows)
-        table.crop(15)
-        table.write(10, 30, rows[1:])
+        table.crop(18)
+        table.write(10, 30, rows[2:])
         assert table.mean(40) == mean_influence(self.UNITS, rows)
 
     def test_another_kind_of_unit_starts_again(self) -> None:
         table = self.table()
-        table.write(0, 20, torch.rand(3, LAYERS))
+        table.write(0, 20, torch.rand(5, LAYERS))
         table.measure("layer")
         assert table.length == 20
         table.measure("sublayer")
@@ -229,7 +228,7 @@ class TestTable:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
     def test_states_that_are_not_finite_are_named(self, value: float) -> None:
-        rows = torch.rand(3, LAYERS)
+        rows = torch.rand(5, LAYERS)
         rows[1, 5] = value
         table = self.table()
         table.write(0, 20, rows)
@@ -243,30 +242,30 @@ class TestHistory:
     def test_it_needs_enough_positions(self) -> None:
         history = InfluenceHistory()
         assert history.mean(self.UNITS, "layer", [1]) is None
-        history.add("layer", torch.tensor([[0.4, 0.4], [0.6, 0.6]]), 15)
+        history.add("layer", torch.full((3, 2), 0.5), 15)
         assert history.mean(self.UNITS, "layer", [2]) is None
-        history.add("layer", torch.tensor([[0.1, float("nan")]]), 9)  # left out
-        assert history.mean(self.UNITS, "layer", [4]) is None
-        history.add("layer", torch.tensor([[0.9, 0.1], [0.7, 0.3]]), 16)
-        found = history.mean(self.UNITS, "layer", [5])
+        history.add("layer", torch.tensor([[0.1, float("nan")]]), 4)  # left out
+        assert history.mean(self.UNITS, "layer", [3]) is None
+        history.add("layer", torch.tensor([[0.9, 0.1]]), 4)
+        found = history.mean(self.UNITS, "layer", [4])
         assert found is not None
-        assert found.positions == 31
-        assert found.mean == pytest.approx({"0": 0.65, "1": 0.35})
-        assert history.mean(self.UNITS, "layer", [4]) is None  # as before
+        assert found.positions == 19
+        assert found.mean == pytest.approx({"0": 0.6, "1": 0.4})
+        assert history.mean(self.UNITS, "sublayer", [4]) is None
 
     def test_positions_that_are_not_measured_are_not_enough(self) -> None:
         history = InfluenceHistory()
         for _ in range(9):
-            history.add("layer", torch.empty(0, 2), 2)
+            history.add("layer", torch.empty(0, 2), 3)
         assert history.mean(self.UNITS, "layer", [1]) is None
         assert history.mean(self.UNITS, "sublayer", [4]) is None
 
     def test_the_same_prompt_gets_the_same_answer(self) -> None:
         history = InfluenceHistory()
         assert history.mean(self.UNITS, "layer", [1, 2]) is None
-        history.add("layer", torch.rand(2, 2), 16)
+        history.add("layer", torch.rand(4, 2), 16)
         first = history.mean(self.UNITS, "layer", [1])
-        history.add("layer", torch.rand(2, 2), 16)
+        history.add("layer", torch.rand(4, 2), 16)
         assert history.mean(self.UNITS, "layer", [1, 2]) is None
         assert history.mean(self.UNITS, "layer", [1]) == first
         assert history.mean(self.UNITS, "layer", [3]) != first
