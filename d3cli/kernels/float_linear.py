@@ -4,13 +4,13 @@ A decode step multiplies one token by every weight, so it takes as long as readi
 ``docs/performance.md`` has the figures. Knows nothing of files, layers or depth.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d3cli.kernels.plan import KernelPlan
+from d3cli.kernels.plan import JOINED, KernelPlan
 from d3cli.kernels.products import Product, Products, pack
 
 
@@ -48,15 +48,6 @@ class FloatLinear(nn.Linear):
         return found.reshape(*input.shape[:-1], self.out_features)
 
 
-def make_linear(weight: Tensor, bias: nn.Parameter | None, plan: KernelPlan) -> FloatLinear:
-    """A linear with the plan's products for its shape.
-
-    Args:
-        weight: ``[out, in]``. A packed linear holds a copy, so let go of this one.
-    """
-    return FloatLinear(weight, bias, plan.products_of(*weight.shape))
-
-
 @torch.inference_mode()
 def place_linears(
     model: Any,
@@ -66,29 +57,79 @@ def place_linears(
 ) -> None:
     """Gives a causal language model's bfloat16 linears the products of the plan, one by one.
 
+    `joint_linear.place_and_join` calls it last.
+
     Args:
         read: returns a weight in pages of memory that are freed with it. Read through the model's
             own mapping, the pages of the file would stay in memory beside the packed copy.
         on_packed: is called with the size of each packed weight.
     """
+    shapes = _product_shapes(model)
     linears = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16
+        if is_plain(child)
     ]
-    # The LM head is the largest, so it comes first, while no other copy takes memory.
-    head = model.get_output_embeddings()
-    linears.sort(key=lambda found: found[2] is head)
     while linears:
         parent, name, linear = linears.pop()
-        products = plan.products_of(linear.out_features, linear.in_features)
-        if products == Products():
-            continue
-        weight = linear.weight
-        placed = FloatLinear(
-            read(weight.detach()) if products.packed else weight, linear.bias, products
-        )
-        setattr(parent, name, placed.train(linear.training))
-        if products.packed:
-            on_packed(weight.nbytes)
+        products = plan.products_of(*shapes.get(id(linear), linear.weight.shape))
+        _place(parent, name, linear, products, read, on_packed)
+
+
+@torch.inference_mode()
+def place_head(
+    model: Any,
+    plan: KernelPlan,
+    read: Callable[[Tensor], Tensor],
+    on_packed: Callable[[int], None],
+) -> None:
+    """As `place_linears`, for the LM head: the largest, while no other copy takes memory."""
+    head = model.get_output_embeddings()
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is head and is_plain(child):
+                products = plan.products_of(*child.weight.shape)
+                return _place(parent, name, child, products, read, on_packed)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a bfloat16 linear as transformers makes it."""
+    return type(module) is nn.Linear and module.weight.dtype == torch.bfloat16
+
+
+def joined_names(model: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Modules with linears that read the same input, and the names of these."""
+    for parent in list(model.modules()):
+        for names in JOINED:
+            if all(hasattr(parent, name) for name in names):
+                yield parent, names
+
+
+def _product_shapes(model: Any) -> dict[int, tuple[int, int]]:
+    """The shapes of joint products, by the ids of the linears: the plan chooses for all at once."""
+    found: dict[int, tuple[int, int]] = {}
+    for parent, names in joined_names(model):
+        parts = [getattr(parent, name) for name in names]
+        outputs = sum(part.out_features for part in parts)
+        found |= {id(part): (outputs, part.in_features) for part in parts}
+    return found
+
+
+def _place(
+    parent: nn.Module,
+    name: str,
+    linear: Any,
+    products: Products,
+    read: Callable[[Tensor], Tensor],
+    on_packed: Callable[[int], None],
+) -> None:
+    if products == Products():
+        return
+    weight = linear.weight
+    placed = FloatLinear(
+        read(weight.detach()) if products.packed else weight, linear.bias, products
+    )
+    setattr(parent, name, placed.train(linear.training))
+    if products.packed:
+        on_packed(weight.nbytes)

@@ -37,6 +37,9 @@ from d3cli.kernels.quantization import OWN_KINDS, Quantization
 
 # The LM head gets 8 bits if it is at least this share of what a full-depth step reads.
 LEAST_HEAD = 1 / 16
+# Names of linears in one module that read the same input. They become one product (`joint_linear`),
+# unless it would read plain weights.
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Of fewer weights, such as a router's, a product costs less than calling it: torch's own will do.
 TINY = 1 << 14
 
@@ -100,6 +103,7 @@ class KernelPlan:
         float_products: the products of a bfloat16 weight by its shape; None if all are torch's.
         stored_quantized: whether the files hold quantized weights.
         transposed: whether linears are stored as ``[in, out]``, as in GPT-2.
+        joints: the shapes of the products that weights are part of, by the weights' names.
     """
 
     form: Form
@@ -108,6 +112,11 @@ class KernelPlan:
     float_products: ProductsOf | None = field(default=None, compare=False)
     stored_quantized: bool = False
     transposed: bool = False
+    joints: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+
+    def product_shape(self, tensor: TensorInfo) -> tuple[int, int]:
+        """The outputs and inputs of the product that a weight ``[out, in]`` is part of."""
+        return self.joints.get(tensor.name, (tensor.shape[0], tensor.shape[1]))
 
     def products_of(self, out_features: int, in_features: int) -> Products:
         """The products of a linear that is not quantized."""
@@ -127,7 +136,7 @@ class KernelPlan:
             and tensor.layer is not None
             and not self.transposed
             and not self.quantizes(tensor)
-            and self.products_of(*tensor.shape).packed
+            and self.products_of(*self.product_shape(tensor)).packed
         )
 
     @property
@@ -225,6 +234,7 @@ def plan_kernels(
         products_of,
         stored_quantized="quantization_config" in model.config,
         transposed=model.config.get("model_type") == "gpt2",
+        joints={} if products_of is None else joint_shapes(model),
     )
     plan = replace(plan, head=Kernel(plan.products_of(*head).one))
     is_small = kind == "bnb-4bit" or kind in OWN_KINDS
@@ -243,6 +253,24 @@ def _stored_kind(stored: Any) -> Quantization | None:
     return "bnb-8bit" if stored.get("load_in_8bit") else None
 
 
+def joint_shapes(model: Description) -> dict[str, tuple[int, int]]:
+    """The shapes of joint products, by the names of the weights that they join."""
+    by_name = {
+        tensor.name: tensor.shape
+        for tensor in model.tensors
+        if tensor.layer is not None and len(tensor.shape) == 2 and not tensor.is_expert
+    }
+    found: dict[str, tuple[int, int]] = {}
+    for names in JOINED:
+        first = f".{names[0]}.weight"
+        for prefix in [name.removesuffix(first) for name in by_name if name.endswith(first)]:
+            members = [f"{prefix}.{name}.weight" for name in names]
+            if all(member in by_name for member in members):
+                outputs = sum(by_name[member][0] for member in members)
+                found |= dict.fromkeys(members, (outputs, by_name[members[0]][1]))
+    return found
+
+
 def float_shapes(
     model: Description, head: tuple[int, int], plan: KernelPlan
 ) -> list[tuple[int, int]]:
@@ -252,7 +280,7 @@ def float_shapes(
     shapes = set() if plan.head_in_8_bits else {head}
     if not plan.transposed:  # GPT-2's layers have no linears
         shapes |= {
-            (tensor.shape[0], tensor.shape[1])
+            plan.product_shape(tensor)
             for tensor in model.tensors
             if tensor.layer is not None and len(tensor.shape) == 2 and not plan.quantizes(tensor)
         }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d3cli.depth.families import Family
+from d3cli.kernels.joint_linear import joint_of
 from d3cli.model.decoder_block import (
     Angles,
     Attention,
@@ -221,18 +222,23 @@ def _projection(module: Any, layout: Layout, shape: tuple[int, int, int], config
     """``[1, H]`` to queries, keys and values ``[heads + 2 kv_heads, D]``."""
     heads, _, size = shape
     if hasattr(module, "q_proj"):
-        parts = module.q_proj, module.k_proj, module.v_proj
+        together = _together(module.q_proj, module.k_proj, module.v_proj)
         clip: float | None = getattr(config, "clip_qkv", None)
-
-        def separate(states: Tensor) -> Tensor:
-            projected = torch.cat([part(states) for part in parts], dim=-1).view(-1, size)
-            return projected if clip is None else projected.clamp_(-clip, clip)
-
-        return separate
+        if clip is None:
+            return lambda states: together(states).view(-1, size)
+        return lambda states: together(states).view(-1, size).clamp_(-clip, clip)
     joint = _find(module, _JOINT)
     if layout.by_head or getattr(module, "multi_query", True) is False:
         return lambda states: joint(states).view(heads, 3, size).transpose(0, 1).reshape(-1, size)
     return lambda states: joint(states).view(-1, size)
+
+
+def _together(*linears: Any) -> States:
+    """The outputs of several linears, one after the other."""
+    joint = joint_of(linears)
+    if joint is not None:
+        return joint
+    return lambda states: torch.cat([linear(states) for linear in linears], dim=-1)
 
 
 def _query_key_norm(module: Any, layout: Layout, shape: tuple[int, int, int]) -> States | None:
@@ -258,11 +264,11 @@ def _mlp(module: Any) -> States:
     if hasattr(module, "experts"):
         return lambda states: module(states[None])[0]
     act = _activation(_find(module, _ACTIVATIONS))
+    joint = getattr(module, "gate_up_proj", None)
     if hasattr(module, "gate_proj"):
-        gate, up, down = module.gate_proj, module.up_proj, module.down_proj
-        return lambda states: down(act(gate(states)) * up(states))
-    if hasattr(module, "gate_up_proj"):
-        joint, last = module.gate_up_proj, module.down_proj
+        joint = joint_of((module.gate_proj, module.up_proj))
+    if joint is not None:
+        last = module.down_proj
 
         def gated(states: Tensor) -> Tensor:
             gate, up = joint(states).chunk(2, dim=-1)
@@ -270,6 +276,9 @@ def _mlp(module: Any) -> States:
             return output
 
         return gated
+    if hasattr(module, "gate_proj"):
+        gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+        return lambda states: down(act(gate(states)) * up(states))
     up, down = _find(module, _UP), _find(module, _DOWN)
     return lambda states: down(act(up(states)))
 

@@ -16,8 +16,8 @@ from d3cli.base.progress import ByteProgress
 from d3cli.depth.families import Family
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.kernels.bnb_linear import pack_for_cpu, quantization_config
-from d3cli.kernels.float_linear import place_linears
 from d3cli.kernels.int8_linear import quantize_head
+from d3cli.kernels.joint_linear import join_quantized, place_and_join
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import import_bitsandbytes, no_progress_bar, prepare_quantization
 from d3cli.kernels.quantization import OWN_KINDS
@@ -70,10 +70,11 @@ def load_weights(
         model = model.to(plan.form.device)
     if plan.form.quantization in OWN_KINDS:
         unfit = quantize_linears(model, plan, weights.read, weights.groups)
+        join_quantized(model)
     if plan.head_in_8_bits:
         quantize_head(model, weights.rows)
     if plan.float_products is not None:
-        place_linears(model, plan, weights.read, progress.add)
+        place_and_join(model, plan, weights.read, progress.add)
     weights.fill(model)
     if plan.form.device.type == "cpu":
         _pack_4_bits(name, model, progress)

@@ -72,6 +72,7 @@ class HeldWeights:
         converted = [t for t in tensors if plan.converts(t)]
         read = [t for t in tensors if plan.converts(t) or plan.packs(t)]
         in_layers = max((t.nbytes for t in read if t.layer is not None), default=0)
+        in_layers = max(in_layers, self._largest_joint)
         packed_head = self._head if plan.packs_head else 0
         # These are read before the LM head is packed or quantized, so its copy does not exist yet.
         outside = max((t.nbytes for t in converted if t.layer is None), default=0)
@@ -90,10 +91,19 @@ class HeldWeights:
         matrices = [t for t in self._model.tensors if t.layer is not None and len(t.shape) == 2]
         copied = [t for t in matrices if plan.quantized is not None or plan.packs(t)]
         largest = max((t.numel * item for t in copied), default=0)
+        largest = max(largest, self._largest_joint)
         if plan.packs_head:
             # It is packed first, while the layers do not take memory yet.
             largest = max(largest, self._head - sum(map(self._held, matrices)))
         return max(largest + UNPACKING, self._reordering)
+
+    @property
+    def _largest_joint(self) -> int:
+        """Bytes of the largest weight that several are copied into before it is packed."""
+        plan = self._plan
+        joints = {plan.joints[t.name] for t in self._model.tensors if t.name in plan.joints}
+        packed = [shape for shape in joints if plan.products_of(*shape).packed]
+        return max((o * i * plan.form.dtype.itemsize for o, i in packed), default=0)
 
     @property
     def _reordering(self) -> int:

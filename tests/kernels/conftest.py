@@ -8,7 +8,7 @@ import torch
 from d3cli.files.safetensors import Description
 from d3cli.kernels.choices import KernelChoices
 from d3cli.kernels.measure import Measured
-from d3cli.kernels.plan import TINY
+from d3cli.kernels.plan import TINY, joint_shapes
 from d3cli.kernels.products import Products, can_pack
 
 needs_packing = pytest.mark.skipif(
@@ -30,6 +30,7 @@ def keep_choices(monkeypatch: pytest.MonkeyPatch) -> KeepChoices:
     def keep(model: Description, products: Products) -> None:
         monkeypatch.setenv("D3_KERNELS", "auto")
         shapes = [tensor.shape for tensor in model.tensors if len(tensor.shape) == 2]
+        shapes += joint_shapes(model).values()
         choices = KernelChoices(lambda *_: measured(products), lambda: False)
         choices.prepare((a, b) for a, b in shapes if a * b >= TINY)
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from d3cli.files.lazy_weights import lazy_state_dict, read_again
 from d3cli.files.safetensors import describe_directory
-from d3cli.kernels import float_linear
+from d3cli.kernels import joint_linear
 from d3cli.kernels.float_linear import FloatLinear, place_linears
+from d3cli.kernels.joint_linear import place_and_join
 from d3cli.kernels.plan import Form, Kernel, KernelPlan
 from d3cli.kernels.products import FOR_ONE_ROW, PACKED, Product, Products
 from d3cli.model.load import load_model
@@ -120,7 +121,7 @@ def test_products_that_no_weight_can_have_together(wrong: dict[str, Product]) ->
 def test_every_family_computes_the_same(name: str, product: Product) -> None:
     plain = deepcopy(tiny(name).plain).bfloat16()
     placed = deepcopy(plain)
-    place_linears(placed, plan_with(BY_PRODUCT[product]), lambda weight: weight, lambda _: None)
+    place_and_join(placed, plan_with(BY_PRODUCT[product]), lambda weight: weight, lambda _: None)
     kinds = [type(module) for module in placed.modules()]
     assert FloatLinear in kinds
     ids = torch.tensor([random_ids(1 if product in FOR_ONE_ROW else 12)])
@@ -168,7 +169,7 @@ def test_a_weight_is_not_read_where_the_model_maps_it(
     """Otherwise its pages would stay in memory beside the copy."""
     keep_choices(describe_directory("demo", BUILTIN_PATH), PACKED)
     seen: list[tuple[int, int]] = []
-    original = float_linear.place_linears
+    original = joint_linear.place_and_join
 
     def spy(model: Any, plan: KernelPlan, read: Any, on_packed: Any) -> None:
         def reading(weight: torch.Tensor) -> torch.Tensor:
@@ -179,7 +180,7 @@ def test_a_weight_is_not_read_where_the_model_maps_it(
 
         original(model, plan, reading, on_packed)
 
-    monkeypatch.setattr("d3cli.model.build.place_linears", spy)
+    monkeypatch.setattr("d3cli.model.build.place_and_join", spy)
     load_model(str(BUILTIN_PATH), dtype="bfloat16", device="cpu")
     assert len(seen) > 50
     assert all(before != after for before, after in seen)

@@ -167,6 +167,6 @@ def test_a_loaded_model_follows_its_plan(
     keep_choices(model, products)
     loaded = load_model(dtype=str(dtype).removeprefix("torch."), device="cpu").causal_lm
     is_plain = dtype == FP32 or products == Products()
-    for module in (loaded.model.layers[0].mlp.up_proj, loaded.lm_head):
+    for module in (loaded.model.layers[0].mlp.down_proj, loaded.lm_head):
         assert type(module) is (nn.Linear if is_plain else FloatLinear)
         assert is_plain or module.products == products

@@ -15,6 +15,7 @@ from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.joint_linear import LinearPart
 from d3cli.kernels.quantization import check_hardware, check_quantization
 from d3cli.model.load import check_model, load_model
 from d3cli.model.model import LoadedModel
@@ -41,9 +42,13 @@ def dequantized(model: LoadedModel) -> AutoModelForCausalLM:
     plain = AutoModelForCausalLM.from_pretrained(
         BUILTIN_PATH, dtype=torch.float32, attn_implementation="eager", tie_word_embeddings=False
     ).eval()
-    for name, module in model.causal_lm.named_modules():
-        if isinstance(module, (EightBitLinear, FourBitLinear)):
-            plain.get_submodule(name).weight = torch.nn.Parameter(module.dequantized())
+    for name, linear in plain.named_modules():
+        module = model.causal_lm.get_submodule(name)
+        if isinstance(module, LinearPart):
+            weights = module.joint.product.dequantized().split(module.joint.sizes)
+            linear.weight = torch.nn.Parameter(weights[module.number])
+        elif isinstance(module, (EightBitLinear, FourBitLinear)):
+            linear.weight = torch.nn.Parameter(module.dequantized())
     return plain
 
 
@@ -82,7 +87,10 @@ def test_decay_and_scoring_equal_the_slow_reference(quantized: tuple[str, Loaded
 def test_layers_and_head_are_replaced_and_take_fewer_bytes(kind: str) -> None:
     model, half = (load_model(dtype="bfloat16", device="cpu", quantization=q) for q in (kind, None))
     layer = model.causal_lm.model.layers[3]
-    assert type(layer.self_attn.q_proj) is type(layer.mlp.up_proj) is CLASSES[kind]
+    joints = layer.self_attn.q_proj.joint, layer.mlp.up_proj.joint
+    assert {type(part) for part in (*(joint.product for joint in joints), layer.mlp.down_proj)} == {
+        CLASSES[kind]
+    }
     assert type(model.causal_lm.lm_head) is EightBitLinear
     share = model.weight_bytes.layers[0].total / half.weight_bytes.layers[0].total
     # A code of 4 bits and its share of two bfloat16 numbers for 32 weights, of 16 bits.
@@ -126,9 +134,9 @@ def test_weights_are_rounded_from_the_files_own_dtype(
         {"format": "pt"},
     )
     model = load_model(str(path), device="cpu", dtype=dtype, quantization="int4")
-    linear = model.causal_lm.model.layers[2].mlp.up_proj
+    linear = model.causal_lm.model.layers[2].mlp.up_proj.joint.product
     expected = FourBitLinear.rounded(exact.to(stored), None, getattr(torch, dtype))
-    assert torch.equal(linear.weight, expected.weight)
+    assert torch.equal(linear.weight[-len(exact) :], expected.weight)
     assert linear.scales_and_zeros.dtype == getattr(torch, dtype)
 
 
@@ -146,7 +154,7 @@ def test_linears_whose_shapes_the_kernel_does_not_take_stay(tmp_path: Path) -> N
     model = load_model(str(tmp_path), device="cpu", dtype="bfloat16", quantization="int4")
     layer = model.causal_lm.model.layers[0]
     assert layer.mlp.down_proj.weight.dtype == torch.bfloat16
-    assert type(layer.self_attn.q_proj) is FourBitLinear
+    assert type(layer.self_attn.o_proj) is FourBitLinear
     note, *_ = sorted(map(spelled, model.notes))
     assert note.startswith("24 linears are not quantized, since the kernel does not take their")
     assert "model.layers.0.mlp.gate_proj" in note
