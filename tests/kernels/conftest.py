@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d3cli.files.safetensors import Description
-from d3cli.kernels.choices import KernelChoices
+from d3cli.kernels.choices import KernelChoices, _choices
 from d3cli.kernels.measure import Measured
 from d3cli.kernels.plan import TINY, joint_shapes
 from d3cli.kernels.products import Products, can_pack
@@ -23,6 +23,11 @@ def measured(products: Products, *, steady: bool = True) -> Measured:
     return Measured(products, speed=3e10, torch_speed=2e10, steady=steady, failed={})
 
 
+def forget_choices() -> None:
+    """Has this process read the file again."""
+    _choices.cache_clear()
+
+
 @pytest.fixture
 def keep_choices(monkeypatch: pytest.MonkeyPatch) -> KeepChoices:
     """Keeps the same products for every weight of a model, in the home of the test."""
@@ -32,6 +37,7 @@ def keep_choices(monkeypatch: pytest.MonkeyPatch) -> KeepChoices:
         shapes = [tensor.shape for tensor in model.tensors if len(tensor.shape) == 2]
         shapes += joint_shapes(model).values()
         choices = KernelChoices(lambda *_: measured(products), lambda: False)
-        choices.prepare((a, b) for a, b in shapes if a * b >= TINY)
+        choices.prepare(((a, b) for a, b in shapes if a * b >= TINY), again=True)
+        forget_choices()
 
     return keep

@@ -8,14 +8,16 @@ import torch
 from torch import nn
 
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
+from d3cli.kernels.choice_file import choices_file
 from d3cli.kernels.float_linear import FloatLinear
 from d3cli.kernels.plan import Form, Kernel, KernelPlan, float_shapes, plan_kernels
 from d3cli.kernels.products import PACKED, Product, Products
 from d3cli.model.config import parse_config
 from d3cli.model.held_weights import head_shape, plan_for
 from d3cli.model.load import load_model
+from d3cli.model.memory import predict_memory
 from tests.conftest import BUILTIN_PATH
-from tests.kernels.conftest import KeepChoices, needs_packing
+from tests.kernels.conftest import KeepChoices, forget_choices, needs_packing
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -170,3 +172,17 @@ def test_a_loaded_model_follows_its_plan(
     for module in (loaded.model.layers[0].mlp.down_proj, loaded.lm_head):
         assert type(module) is (nn.Linear if is_plain else FloatLinear)
         assert is_plain or module.products == products
+
+
+@needs_packing
+def test_the_prediction_of_memory_follows_the_choice(keep_choices: KeepChoices) -> None:
+    """Packing reads weights a second time. Until they are measured, that is expected."""
+    model = describe_directory("demo", BUILTIN_PATH)
+    keep_choices(model, Products())
+    plain = predict_memory(model, dtype=BF16)
+    keep_choices(model, PACKED)
+    packed = predict_memory(model, dtype=BF16)
+    assert packed.workspace > plain.workspace
+    choices_file().unlink()
+    forget_choices()
+    assert predict_memory(model, dtype=BF16) == packed
