@@ -44,17 +44,14 @@ def doctor(
         output.table(("this machine", ""), _facts(found))
         output.write("\n")
         if rows := _choices(found["kernel_choices"]["choices"]):
-            output.table(
-                ("weights, bfloat16", "kernel for one token", "", "× torch", "many tokens", ""),
-                rows,
-            )
+            output.table(CHOICES, rows)
             output.write("\n")
-        for note in found["kernel_choices"]["notes"]:
-            output.note(note)
         output.table(
             ("expected at most", "weights", "", "full depth", "depth 0.6", ""),
             [_speed(row) for row in found["expected"]],
         )
+        for note in found["kernel_choices"]["notes"]:
+            output.note(note)
     if problem := found["builtin_model"]["problem"]:
         output.error(
             f"the built-in model does not work: {problem}",
