@@ -115,7 +115,7 @@ def kernels(device: torch.device) -> dict[str, dict[str, str]]:
     found = {}
     for name, form in forms(device).items():
         plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form, choices_here().current)
-        layers = plan.of_linear(SHAPES[0].inner, SHAPES[0].hidden)
+        layers = plan.of_linear(SHAPES[0].hidden, SHAPES[0].inner)
         found[name] = {"layers": layers.value, "lm_head": plan.head.value}
     return found
 
