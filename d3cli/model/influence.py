@@ -21,8 +21,8 @@ from d3cli.depth.units import UnitKind, unit_names
 from d3cli.model.gate import LayerGate
 from d3cli.model.watched import Watched
 
-# Of so many positions, the last one is measured: 3, 7, 11, ... for layers. A pass has twice as many
-# sublayers as layers. The orders are as good as those from all positions (docs/algorithm.md).
+# One of so many positions is measured: 3, 7, 11, ... for layers. Sublayers get half as many, because
+# a pass has twice as many sublayers. docs/algorithm.md compares this with measuring all positions.
 STRIDE: Mapping[UnitKind, int] = {"layer": 4, "sublayer": 8}
 
 # How many bytes of states, in float32, are compared at once. For a tensor of 1 MiB or more, the
@@ -234,7 +234,7 @@ class InfluenceTable:
     Attributes:
         kind: which units are measured; None before `measure`.
         units: their names, in the order of the columns.
-        length: the positions known. One of `STRIDE` is measured.
+        length: the positions known. Every fourth or eighth of them is measured: see `STRIDE`.
     """
 
     def __init__(self, num_layers: int, history: InfluenceHistory) -> None:
