@@ -21,7 +21,7 @@ from d3cli.depth.units import UnitKind, unit_names
 from d3cli.model.gate import LayerGate
 from d3cli.model.watched import Watched
 
-# One of so many positions is measured: 3, 7, 11, ... for layers. Sublayers get half as many, because
+# One of so many positions is measured: 3, 7, 11, ... for layers. Sublayers get half as many, since
 # a pass has twice as many sublayers. docs/algorithm.md compares this with measuring all positions.
 STRIDE: Mapping[UnitKind, int] = {"layer": 4, "sublayer": 8}
 
