@@ -31,6 +31,7 @@ from fault_runs import (
     problems,
     run_one,
 )
+from gguf_faults import gguf_cut_while_loading, gguf_damage, gguf_disk, gguf_signals
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import BUILTIN_PATH
@@ -274,6 +275,10 @@ FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] =
     "bad_weights": (bad_weights, 40),
     "damage": (damage, 40),
     "half_download": (half_download, 40),
+    "gguf_damage": (gguf_damage, 60),
+    "gguf_cut_while_loading": (gguf_cut_while_loading, 40),
+    "gguf_signals": (gguf_signals, 40),
+    "gguf_disk": (gguf_disk, 6),
     "at_once": (at_once, 6),
 }
 

@@ -55,13 +55,20 @@ def gguf_config(name: str, model: GgufModel) -> dict[str, Any]:
         name: what to call the model in messages.
 
     Raises:
-        ModelError: transformers cannot read the metadata, or a value that it needs is missing.
+        ModelError: transformers cannot read the metadata, a value that it needs is missing, or a
+            temporary file cannot be written.
     """
     vet_gguf(name, model)
     try:
         return _corrected(name, model, _by_transformers(model))
     except (ModelError, MemoryError):
         raise
+    except OSError as error:  # of the temporary file: the model's own was read before
+        raise ModelError(
+            f"loading {name} needs a small temporary file, which cannot be written: "
+            f"{error.strerror or error}",
+            "free some space, or set TMPDIR to a directory that can be written",
+        ) from error
     except Exception as error:  # odd values may raise anything
         raise ModelError(
             f"the metadata of {name} cannot be read: {one_line(error)[:200]}", BAD_METADATA
