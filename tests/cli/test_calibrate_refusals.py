@@ -89,7 +89,7 @@ def test_a_search_that_does_not_fit_into_memory_is_refused(
 ) -> None:
     monkeypatch.setattr("d3cli.calibrate.evaluator.available_memory", lambda device: 200_000_000)
     monkeypatch.delattr("d3cli.calibrate.calibrator.Calibrator.__iter__")
-    check(bad(d3, "--dtype", "float32"), 1, "needs about 319 MB more, and 200 MB are free")
+    check(bad(d3, "--dtype", "float32"), 1, "needs about 321 MB more, and 200 MB are free")
     monkeypatch.setattr("d3cli.cli.calibrate.run._search", lambda *_: pytest.fail("it was tried"))
     with pytest.raises(pytest.fail.Exception):
         d3("calibrate", "--force")
