@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write_gguf(tmp_path_factory.mktemp("good") / "good.gguf", kind="Q8_0").path.read_bytes()
 
 
-def ask(forks: Forks, folder: Path, data: bytes, **settings: Any) -> Ended:
+def ask(forks: Forks, folder: Path, data: bytes) -> Ended:
     """Runs a reply from a file with this content."""
     model = folder / "model.gguf"
     model.write_bytes(data)
@@ -27,7 +26,6 @@ def ask(forks: Forks, folder: Path, data: bytes, **settings: Any) -> Ended:
         audit=["socket.", "open"],
         cwd=str(folder),
         env={"D3_HOME": str(folder / "home")},
-        **settings,
     )
     assert not [event for event in ended.seen if event.startswith("socket.")]
     return ended
@@ -67,7 +65,9 @@ def test_a_hostile_file_is_one_clear_error(
 
 
 def test_a_full_disk_is_not_blamed_on_the_file(forks: Forks, tmp_path: Path, good: bytes) -> None:
-    ended = ask(forks, tmp_path, good, limits={"FSIZE": 0})
+    (tmp_path / "x.gguf").write_bytes(good)
+    arguments = ("generate", tmp_path / "x.gguf", "--prompt", "Hi.")
+    ended = forks.run(*arguments, env={"D3_HOME": str(tmp_path)}, limits={"FSIZE": 0})
     assert ended.code == 1
     assert "needs a small temporary file, which cannot be written: File too large" in ended.err
     assert "download" not in ended.err
