@@ -2,6 +2,7 @@
 
     python scripts/measure_quantization.py                         # the built-in model
     python scripts/measure_quantization.py DIRECTORY --mixed
+    python scripts/measure_quantization.py FILE.gguf --only own    # its 4 bits, as int4 keeps them
 
 Each arm holds the layers' linears in float32 with the values that the codes stand for. The LM head
 stays as it is. Prints the change of teacher-forced perplexity against the plain weights on the
@@ -29,6 +30,7 @@ from torch.nn.functional import kl_div
 
 from d3cli.base.settings import BUILTIN
 from d3cli.calibrate.texts import builtin_samples, encode_samples
+from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int4_rounding import ROUNDS, round_to_groups
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.model.load import load_model
@@ -135,14 +137,25 @@ def mixed(rounding: Rounding, weight: Tensor) -> Tensor:
     return rounding(weight[:, order])[:, order.argsort()]
 
 
+def bits_of_file(path: str) -> Rounding:
+    """The way of a GGUF file: the 4 bits that `load_model` takes from it, linear by linear."""
+    model = load_model(path, dtype="bfloat16", device="cpu", quantization="int4")
+    linears = iter([m for m in model.gate.layers.modules() if isinstance(m, FourBitLinear)])
+    return lambda _: next(linears).dequantized()
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default=BUILTIN)
     parser.add_argument("--mixed", action="store_true", help="permute the inputs of every linear")
+    parser.add_argument("--only", default="", help="only ways with this text in their names")
     parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
     model = load_model(asked.model, dtype="float32", device="cpu", threads=asked.threads)
+    ways = arms()
+    if asked.model.endswith(".gguf") and not asked.mixed:
+        ways = {"int4, the file's own": (32, bits_of_file(asked.model)), **ways}
     texts = pieces(model)
     linears = [m for m in model.gate.layers.modules() if isinstance(m, torch.nn.Linear)]
     plain = [linear.weight.detach().clone() for linear in linears]
@@ -152,8 +165,10 @@ def main() -> None:
     print(f"{model.name}, {tokens} tokens{', inputs mixed' if asked.mixed else ''}")
     print("| weights | perplexity | KL, nats | same top choice | squared error | linears | ms |")
     print("|---|---|---|---|---|---|---|")
-    for name, (multiple, rounding) in arms().items():
-        loss = divergence = same = error = total = taken = 0.0
+    for name, (multiple, rounding) in ways.items():
+        if asked.only not in name:
+            continue
+        error = total = taken = 0.0
         count = weights = 0
         for linear, weight in zip(linears, plain, strict=True):
             linear.weight.copy_(weight)
@@ -166,6 +181,7 @@ def main() -> None:
                 total += float(weight.square().sum())
                 linear.weight.copy_(rounded)
                 count += 1
+        loss = divergence = same = 0.0
         for ours, full, target in zip(log_probs(model, texts), expected, targets, strict=True):
             loss += float((full - ours).gather(1, target).sum())
             divergence += float(kl_div(ours, full, reduction="sum", log_target=True))
@@ -173,7 +189,7 @@ def main() -> None:
         change = torch.tensor(loss / tokens).exp() - 1
         print(
             f"| {name} | {float(change):+.1%} | {divergence / tokens:.4f} | {same / tokens:.1%} "
-            f"| {error / total:.5f} | {count} of {len(linears)} "
+            f"| {error / total:.6f} | {count} of {len(linears)} "
             f"| {1e9 * taken / max(1, weights):.1f} |",
             flush=True,
         )

@@ -19,7 +19,7 @@ def share_rows(rows: int, multiple: int, work: Callable[[slice], None]) -> None:
     """
     threads = torch.get_num_threads()
     step = multiple * -(-rows // (multiple * threads))
-    parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step or 1)]
 
     def work_alone(part: slice) -> None:
         torch.set_num_threads(1)  # in this thread, and in threads that torch meets from now on

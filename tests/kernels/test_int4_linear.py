@@ -70,6 +70,13 @@ def test_the_held_weights_are_those_that_were_rounded(shape: tuple[int, int]) ->
     )
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_codes_are_packed_as_torch_packs_them(shape: tuple[int, int]) -> None:
+    codes = torch.randint(0, 16, shape, dtype=torch.uint8)
+    expected = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    assert torch.equal(pack_codes(codes), expected)
+
+
 def test_packing_in_parts_is_packing_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(240, 64, generator=torch.Generator().manual_seed(2))
     whole = FourBitLinear.rounded(weight, None, BF16)

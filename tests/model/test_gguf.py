@@ -217,6 +217,15 @@ def test_int4_keeps_the_4_bits_of_the_file(name: str, stored: str, tmp_path: Pat
     assert f"its {stored} weights keep their 4 bits" in map(spelled, model.notes)
 
 
+@pytest.mark.parametrize(("name", "is_named"), [("llama", True), ("mixtral", False)])
+def test_a_note_names_int4_where_it_would_keep_the_bits(
+    name: str, *, is_named: bool, tmp_path: Path
+) -> None:
+    notes = map(spelled, load(write_gguf(tmp_path / "model.gguf", name, "Q4_0").path).notes)
+    (note,) = (note for note in notes if "Q4_0 weights are unpacked to float32" in note)
+    assert ("keeps their 4 bits" in note) is is_named
+
+
 def quantized(
     model: LoadedModel, file: GgufFile
 ) -> list[tuple[str, FourBitLinear | EightBitLinear, torch.Tensor]]:
