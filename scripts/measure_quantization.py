@@ -33,6 +33,7 @@ from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int4_rounding import ROUNDS, round_to_groups
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.joint_linear import JointLinear
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 
@@ -140,8 +141,16 @@ def mixed(rounding: Rounding, weight: Tensor) -> Tensor:
 def bits_of_file(path: str) -> Rounding:
     """The way of a GGUF file: the 4 bits that `load_model` takes from it, linear by linear."""
     model = load_model(path, dtype="bfloat16", device="cpu", quantization="int4")
-    linears = iter([m for m in model.gate.layers.modules() if isinstance(m, FourBitLinear)])
-    return lambda _: next(linears).dequantized()
+    weights: list[Tensor] = []
+    joined = set()
+    for module in model.gate.layers.modules():
+        if isinstance(module, JointLinear):
+            weights += module.product.dequantized().split_with_sizes(module.sizes)
+            joined.add(module.product)
+        elif isinstance(module, FourBitLinear) and module not in joined:
+            weights.append(module.dequantized())
+    in_order = iter(weights)
+    return lambda _: next(in_order)
 
 
 @torch.inference_mode()

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from d3cli.base.errors import ModelError, spelled
 from d3cli.files.names import find_model
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.joint_linear import LinearPart
 from d3cli.model.checkpoint import open_checkpoint
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -185,12 +187,12 @@ def test_d3_quantizes_the_unpacked_weights(
     """Each linear equals that of the unpacked weight; the note names the bits."""
     file = write_gguf(tmp_path / "model.gguf", name, stored)
     model = load(file.path, quantization=quantization)
-    for path, module, plain in quantized(model, file):
-        if isinstance(module, FourBitLinear):
+    for path, found, plain in quantized(model, file):
+        if quantization == "int4":
             again: Any = FourBitLinear.rounded(plain, None, torch.float32)
         else:
             again = EightBitLinear(plain, None, dtype=torch.float32)
-        assert torch.equal(module.weight, again.weight), path
+        assert torch.equal(found, again.dequantized()), path
     bits = {"int4": "4", "int8": "8"}[quantization]
     assert any(f"quantized again, to {bits} bits" in spelled(note) for note in model.notes)
 
@@ -209,8 +211,8 @@ def test_int4_keeps_the_4_bits_of_the_file(name: str, stored: str, tmp_path: Pat
     """Also where rows have another order in the file; the note says so."""
     file = write_gguf(tmp_path / "model.gguf", name, stored)
     model = load(file.path, quantization="int4", quantize_head="off")
-    for path, module, plain in quantized(model, file):
-        off = (module.dequantized() - plain).abs().max()
+    for path, found, plain in quantized(model, file):
+        off = (found - plain).abs().max()
         assert off <= 1e-6 * plain.abs().max(), path
     with torch.inference_mode():
         torch.testing.assert_close(logits(model), file.model(ids()).logits, atol=1e-4, rtol=0)
@@ -226,16 +228,20 @@ def test_a_note_names_int4_where_it_would_keep_the_bits(
     assert ("keeps their 4 bits" in note) is is_named
 
 
-def quantized(
-    model: LoadedModel, file: GgufFile
-) -> list[tuple[str, FourBitLinear | EightBitLinear, torch.Tensor]]:
-    """The paths of quantized linears, the linears, and the weights of the file, unpacked."""
+def quantized(model: LoadedModel, file: GgufFile) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """The paths of quantized linears, their weights, and those of the file, unpacked."""
     found = []
-    for path, module in model.gate.layers.named_modules():
-        if isinstance(module, (FourBitLinear, EightBitLinear)):
-            plain = file.model.get_decoder().get_submodule(f"{model.gate.family.stack}.{path}")
-            weight = plain.weight if isinstance(plain, torch.nn.Linear) else plain.weight.T
-            found.append((path, module, weight.detach().float()))
+    for path, plain in getattr(file.model.get_decoder(), model.gate.family.stack).named_modules():
+        if not isinstance(plain, (torch.nn.Linear, Conv1D)):
+            continue
+        weight = plain.weight if isinstance(plain, torch.nn.Linear) else plain.weight.T
+        ours: Any = model.gate.layers.get_submodule(path)
+        if isinstance(ours, LinearPart):
+            joint: Any = ours.joint
+            rows = joint.product.dequantized().split_with_sizes(joint.sizes)[ours.number]
+        else:
+            rows = ours.dequantized()
+        found.append((path, rows, weight.detach().float()))
     assert len(found) >= 4 * model.num_layers
     return found
 
