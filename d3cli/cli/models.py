@@ -18,11 +18,10 @@ from d3cli.cli.model_options import Revision
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_store import all_calibrations, calibrations_of, file_of
 from d3cli.files import checksums
+from d3cli.files.cached_models import CachedModel, cached_models
 from d3cli.files.disk_models import DiskModel, FoundModels, models_at
 from d3cli.files.hub import at_revision
 from d3cli.files.names import (
-    CachedModel,
-    cached_models,
     find_local,
     find_on_disk,
     model_identity,

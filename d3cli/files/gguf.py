@@ -18,8 +18,10 @@ from d3cli.depth.families import (
     GGUF_CANNOT_SKIP,
     GGUF_NOT_READ,
 )
-from d3cli.files.gguf_header import GgufTensor, Header, is_gguf, read_header
+from d3cli.files.first_bytes import is_gguf
+from d3cli.files.gguf_header import Header, read_header
 from d3cli.files.gguf_metadata import Value
+from d3cli.files.gguf_types import GgufTensor
 
 __all__ = ["GgufModel", "GgufTensor", "is_gguf", "read_gguf", "read_kind"]
 

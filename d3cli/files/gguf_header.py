@@ -29,7 +29,7 @@ from d3cli.files.gguf_metadata import (
     Value,
     damaged,
 )
-from d3cli.files.gguf_types import NOT_READABLE, READABLE, RETIRED, GgufType
+from d3cli.files.gguf_types import NOT_READABLE, READABLE, RETIRED, GgufTensor, GgufType
 from d3cli.files.json_files import DO_NOT_USE, unreadable
 
 VERSIONS = (2, 3)  # they differ only in version 3 allowing big-endian files
@@ -50,50 +50,11 @@ _SMALLEST_KEY, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 12  # bytes in the head
 
 
 @dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """One tensor of a GGUF file.
-
-    Attributes:
-        name: by llama.cpp's names: ``"blk.0.attn_q.weight"``.
-        type: how it is stored.
-        shape: in torch's order, the longest stride first: ``(out, in)`` for a linear.
-        path: the file that holds it.
-        offset: where it begins, in bytes from the beginning of the file.
-        nbytes: its size in the file.
-    """
-
-    name: str
-    type: GgufType
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Header:
     """What one GGUF file says about itself."""
 
     metadata: Metadata
     tensors: tuple[GgufTensor, ...]
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a regular file begins with GGUF's magic, whatever its name."""
-    try:
-        return path.is_file() and beginning(path, len(GGUF_MAGIC)) == GGUF_MAGIC
-    except OSError:
-        return False
-
-
-def beginning(path: Path, length: int) -> bytes:
-    """The first bytes of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb", buffering=0) as file:
-        return file.read(length)
 
 
 def read_header(path: Path) -> Header:

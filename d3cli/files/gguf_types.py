@@ -1,9 +1,11 @@
-"""The types of tensors in a GGUF file: their numbers, names and block sizes, as in ggml.
+"""The tensors in a GGUF file and their types: numbers, names and block sizes, as in ggml.
 
 `gguf.dequantize` unpacks every type in `READABLE`; a test compares the two. This table exists so
 that a header can be checked without importing numpy.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -83,3 +85,24 @@ NOT_READABLE = {
     28: "F64",
     41: "Q1_0",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of a GGUF file.
+
+    Attributes:
+        name: by llama.cpp's names: ``"blk.0.attn_q.weight"``.
+        type: how it is stored.
+        shape: in torch's order, the longest stride first: ``(out, in)`` for a linear.
+        path: the file that holds it.
+        offset: where it begins, in bytes from the beginning of the file.
+        nbytes: its size in the file.
+    """
+
+    name: str
+    type: GgufType
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int

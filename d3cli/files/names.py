@@ -16,7 +16,6 @@ from d3cli.base.settings import (
     nearest_aliases,
     shipped_aliases,
 )
-from d3cli.depth.families import find_family
 from d3cli.files.directory import check_directory, check_path, notes_on_directory
 from d3cli.files.fingerprint import fingerprint, gguf_fingerprint
 from d3cli.files.gguf import GgufModel, is_gguf, read_gguf
@@ -27,11 +26,10 @@ from d3cli.files.hub import (
     cached_snapshot,
     describe_repository,
     download,
-    has_only_gguf,
 )
-from d3cli.files.json_files import OLLAMA, read_json
+from d3cli.files.json_files import OLLAMA
 from d3cli.files.other_formats import no_such_file, not_a_model
-from d3cli.files.safetensors import Description, missing_weights
+from d3cli.files.safetensors import Description
 from d3cli.files.vet_files import files_read, vet_files
 
 # A revision becomes a part of URLs and of paths in the cache.
@@ -180,7 +178,7 @@ def find_on_disk(name: str, revision: str | None = None) -> ModelFiles | None:
 
 
 def _from_hub(name: str, hub_id: str, snapshot: Path) -> ModelFiles:
-    gguf = _gguf_in(snapshot)
+    gguf = gguf_in(snapshot)
     path = snapshot if gguf is None else gguf.paths[0]
     return ModelFiles(name, path, hub_id, revision=snapshot.name, gguf=gguf)
 
@@ -222,7 +220,7 @@ def find_local(name: str) -> ModelFiles | None:
     path = _as_path(target)
     if path is not None:
         check_path(path)
-        gguf = read_gguf(path) if path.is_file() else _gguf_in(path)
+        gguf = read_gguf(path) if path.is_file() else gguf_in(path)
         place = path if gguf is None else gguf.paths[0]
         return ModelFiles(name, place, str(place.resolve()), gguf=gguf)
     if looks_like_hub_id(target):
@@ -242,58 +240,7 @@ def find_local(name: str) -> ModelFiles | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """A model in the hub's local cache.
-
-    Attributes:
-        hub_id: ``org/name``.
-        size_bytes: its size on disk.
-        problem: why d3 cannot run it, or what limits it; empty if there is none.
-    """
-
-    hub_id: str
-    size_bytes: int
-    problem: str = ""
-
-
-def cached_models() -> list[CachedModel]:
-    """The language models in the hub's local cache, sorted by name."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
-    try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return []
-    found = []
-    for repository in repositories:
-        newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)
-        if repository.repo_type == "model" and newest is not None:
-            problem = _problem(newest.snapshot_path)
-            if problem is not None:
-                found.append(CachedModel(repository.repo_id, repository.size_on_disk, problem))
-    return sorted(found, key=lambda model: model.hub_id.lower())
-
-
-def _problem(snapshot: Path) -> str | None:
-    """The `CachedModel.problem` of a snapshot; None if it is not a language model."""
-    try:
-        if has_only_gguf(snapshot):
-            _gguf_in(snapshot)
-            return ""
-        config = read_json(snapshot / "config.json")
-        if "model_type" not in config:
-            return None
-        family = find_family(str(config["model_type"]))
-        missing = missing_weights(snapshot)
-    except ModelError as error:
-        return error.message
-    if missing:
-        return f"incomplete: lacks {missing[0]}"
-    return "" if family.can_skip else "runs at full depth only"
-
-
-def _gguf_in(directory: Path) -> GgufModel | None:
+def gguf_in(directory: Path) -> GgufModel | None:
     """The GGUF model that runs from a directory; None if its safetensors run.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from d3cli.base.errors import UnknownModelError
 from d3cli.base.structure import binary_format
-from d3cli.files.gguf_header import beginning
+from d3cli.files.first_bytes import beginning
 from d3cli.files.json_files import LFS_HINT, is_pointer
 
 LOOKED_AT = 512  # bytes

@@ -14,8 +14,9 @@ from gguf.quants import _type_traits
 
 from d3cli.base.errors import ModelError
 from d3cli.files import gguf_header
+from d3cli.files.first_bytes import is_gguf
 from d3cli.files.gguf import read_gguf
-from d3cli.files.gguf_header import is_gguf, read_header
+from d3cli.files.gguf_header import read_header
 from d3cli.files.gguf_types import NOT_READABLE, READABLE, RETIRED
 from tests.gguf_bytes import ARRAY, I32, STRING, U32, U64, Gguf, Tensor, f32, key_bytes, text, tiny
 

@@ -11,7 +11,8 @@ import pytest
 from d3cli.base.errors import D3Error, ModelError, UnknownModelError
 from d3cli.base.settings import names_a_model, state_dir
 from d3cli.depth.calibration_store import find, save
-from d3cli.files.names import cached_models, find_local, find_model, find_on_disk, model_identity
+from d3cli.files.cached_models import cached_models
+from d3cli.files.names import find_local, find_model, find_on_disk, model_identity
 from tests.conftest import D3, check
 from tests.copies import key_of, stranger
 from tests.gguf_bytes import tiny, write_split
