@@ -84,11 +84,19 @@ class KernelChoices:
         self._measure, self._is_busy = measure, is_busy
         self._measures = _switch() == "auto"
         self._may_keep = True
-        self.here = self._read(Machine.here()) if self._measures else OnMachine(Machine.here())
+        self._usual: list[OnMachine] = []  # this machine with other numbers of threads
+        self.here = OnMachine(Machine.here())
+        if self._measures:
+            self._read()
 
     def current(self, out_features: int, in_features: int) -> Products:
-        """The products of bfloat16 weights of a shape: torch's own until they were measured."""
-        return self._find((out_features, in_features)) or Products()
+        """The products of bfloat16 weights of a shape: torch's own until they were measured.
+
+        On a busy machine, where d3 uses fewer threads than usual, those measured with the usual
+        ones count.
+        """
+        shape = out_features, in_features
+        return self._find(shape) or self._find_usual(shape) or Products()
 
     def expected(self, out_features: int, in_features: int) -> Products:
         """The products to count on: packed ones, if possible, until they were measured.
@@ -103,7 +111,8 @@ class KernelChoices:
         """Whether bfloat16 is no slower than float32, measured if need be."""
         if self.here.bfloat16_is_fast is None:
             self.prepare([TYPICAL], with_float32=True)
-        return bool(self.here.bfloat16_is_fast)
+        known = (each.bfloat16_is_fast for each in (self.here, *self._usual))
+        return next((fast for fast in known if fast is not None), False)
 
     def take_notes(self) -> list[Words]:
         """The notes since they were taken last."""
@@ -129,7 +138,7 @@ class KernelChoices:
             return
         with self._lock():
             if self._may_keep:
-                self.here = self._read(self.here.machine)
+                self._read()
             begun = time.perf_counter()
             missing = self._missing(wanted, again)
             count = self._measure_all(missing, math.inf if again else LIMIT_S)
@@ -169,7 +178,8 @@ class KernelChoices:
         if not missing and not (with_float32 and self.here.bfloat16_is_fast is None):
             return False
         if self._is_busy():
-            if BUSY not in self.notes:
+            lacking = any(self._find_usual(shape) is None for shape in missing)
+            if lacking and BUSY not in self.notes:
                 self.notes.append(BUSY)
             return False
         return True
@@ -187,6 +197,11 @@ class KernelChoices:
 
     def _find(self, shape: tuple[int, int]) -> Products | None:
         return next((c.products for c in self.here.choices if c.shape == shape), None)
+
+    def _find_usual(self, shape: tuple[int, int]) -> Products | None:
+        """What was measured with another number of threads, the largest first."""
+        usual = (choice for each in self._usual for choice in each.choices)
+        return next((choice.products for choice in usual if choice.shape == shape), None)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -209,15 +224,20 @@ class KernelChoices:
             if held is not None:
                 held.release()
 
-    def _read(self, machine: Machine) -> OnMachine:
-        """What the file has for a machine."""
+    def _read(self) -> None:
+        """Takes what the file has for this machine."""
+        machine = self.here.machine
         try:
             found = read_machines()
         except (D3Error, ValueError):
             if DAMAGED not in self.notes:
                 self.notes.append(DAMAGED)
             found = []
-        return next((kept for kept in found if kept.machine == machine), OnMachine(machine))
+        alike = [
+            kept for kept in found if replace(kept.machine, threads=machine.threads) == machine
+        ]
+        self.here = next((kept for kept in alike if kept.machine == machine), OnMachine(machine))
+        self._usual = sorted(alike, key=lambda kept: -kept.machine.threads)
 
     def _write(self) -> None:
         try:

@@ -170,7 +170,7 @@ def measure(out_features: int, in_features: int) -> Measured:
         speed=weight.nbytes / one.seconds(products.one),
         torch_speed=weight.nbytes / one.seconds(Product.LINEAR),
         steady=one.is_steady,
-        failed=failed,
+        failed=failed | dict(one.failed),
     )
 
 
@@ -214,7 +214,7 @@ def decide(one: Outcome[Product], several: Mapping[str, Outcome[Product]]) -> Pr
     if (
         packed.packed
         and one.worst_share(packed) < MARGIN * one.worst_share(plain)
-        and Product.PACKED in many.rounds
+        and all(Product.PACKED in found.rounds for found in several.values())
         and many.seconds(Product.PACKED) < WORST_PREFILL * many.seconds(Product.LINEAR)
     ):
         return Products(packed, Product.PACKED, Product.PACKED, Product.PACKED)

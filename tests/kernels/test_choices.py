@@ -199,6 +199,19 @@ def test_a_busy_machine_keeps_torchs_own_for_now() -> None:
     assert of(choices(meter)) == MV
 
 
+def test_a_busy_machine_takes_what_was_measured_with_more_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While other programs run, d3 uses fewer threads, with which it may never have measured."""
+    of(choices(Meter()))
+    fewer = replace(Machine.here(), threads=Machine.here().threads + 1)
+    monkeypatch.setattr(Machine, "here", lambda: fewer)
+    found = choices(Meter(), busy=True)
+    assert of(found) == MV
+    assert found.notes == []
+    assert of(choices(Meter(Products()))) == Products()
+
+
 def test_a_machine_that_becomes_busy_keeps_torchs_own_for_now() -> None:
     meter = Meter(steady=False)
     found = choices(meter)
