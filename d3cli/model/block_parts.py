@@ -269,10 +269,11 @@ def _mlp(module: Any) -> States:
         joint = joint_of((module.gate_proj, module.up_proj))
     if joint is not None:
         last = module.down_proj
+        sizes = [last.in_features] * 2
 
         def gated(states: Tensor) -> Tensor:
-            gate, up = joint(states).chunk(2, dim=-1)
-            output: Tensor = last(up * act(gate))
+            gate, up = joint(states).split_with_sizes(sizes, 1)
+            output: Tensor = last(act(gate) * up)
             return output
 
         return gated

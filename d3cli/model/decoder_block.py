@@ -7,7 +7,7 @@ its layers remain the way for everything else and the oracle in tests. Casts hap
 so that bfloat16 rounds alike. Knows nothing of families, files or schedules.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class Attention:
         if self.angles is not None:
             turned = turn(turned, *angles[self.angles], in_pairs=self.in_pairs)
         queries, keys = turned.narrow(0, 0, heads), turned.narrow(0, heads, kv_heads)
-        held = cache.update(keys[None, :, None], values[None, :, None], self.index)
+        held = cache.update_one(keys, values, self.index)
         return self.output(attend_one(queries[None], *held, self.scale, self.softcap))
 
 
@@ -100,9 +100,11 @@ def turn(heads: Tensor, cos: Tensor, sin: Tensor, *, in_pairs: bool) -> Tensor:
     """
     size = cos.shape[-1]
     turning = heads if size == heads.shape[-1] else heads.narrow(1, 0, size)
-    shape = (-1, size // 2, 2) if in_pairs else (-1, 2, size // 2)
-    partners = turning.reshape(shape).flip(2 if in_pairs else 1).view(-1, size)
-    turned: Tensor = (turning * cos + partners * sin).to(heads.dtype)
+    if in_pairs:
+        partners = turning.reshape(-1, size // 2, 2).flip(2).view(-1, size)
+    else:
+        partners = turning.roll(size // 2, 1)
+    turned = (turning * cos).add_(partners * sin).to(heads.dtype)
     if turning is heads:
         return turned
     return torch.cat((turned, heads.narrow(1, size, heads.shape[1] - size)), dim=1)
@@ -209,7 +211,7 @@ class DecoderStack:
         """Whether a hook waits for a module to run, so that transformers' layers must."""
         return any(self.hooks)
 
-    def __call__(self, token_ids: Tensor, cache: KVCache, dropped: Container[str]) -> Tensor:
+    def __call__(self, token_ids: Tensor, cache: KVCache, dropped: Collection[str]) -> Tensor:
         """Final hidden states ``[1, 1, H]`` of one token ``[1, 1]``, which the cache then holds.
 
         Args:
@@ -219,13 +221,9 @@ class DecoderStack:
         states = self.embed(token_ids, position)
         angles = self.angles(states[None], position)
         for index, block in enumerate(self.blocks):
-            if str(index) in dropped:
-                continue
-            states = block(
-                states,
-                angles,
-                cache,
-                attends=f"{index}.attn" not in dropped,
-                computes=f"{index}.mlp" not in dropped,
-            )
+            if not dropped:
+                states = block(states, angles, cache)
+            elif f"{index}" not in dropped:
+                attends, computes = f"{index}.attn" not in dropped, f"{index}.mlp" not in dropped
+                states = block(states, angles, cache, attends=attends, computes=computes)
         return self.norm(states)[None]
