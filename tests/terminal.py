@@ -26,7 +26,7 @@ class Terminal:
         arguments: what follows the program.
         home: where d3 keeps its files.
         warm: forks d3 instead of starting a program; `arguments` are then d3's own.
-        constants, hold_at, largest_file: as for `Warm.start`.
+        constants, hold_at, hold_loading, largest_file: as for `Warm.start`.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Terminal:
         warm: Warm | None = None,
         constants: Mapping[str, Any] | None = None,
         hold_at: int | None = None,
+        hold_loading: bool = False,
         largest_file: int | None = None,
         **environment: str,
     ) -> None:
@@ -80,6 +81,7 @@ class Terminal:
                 rows=rows,
                 constants=constants,
                 hold_at=hold_at,
+                hold_loading=hold_loading,
                 largest_file=largest_file,
             )
 

@@ -1,11 +1,12 @@
 """Starts d3 on pseudo-terminals quickly: forks one process that has imported everything.
 
 A process of its own needs seconds of imports; a fork needs milliseconds. The fork has its own
-session, controlling terminal, environment and signals. It can also be changed in two ways that make
-a test independent of the machine's speed:
+session, controlling terminal, environment and signals. It can also be changed in three ways that
+make a test independent of the machine's speed:
 
-- `constants`: module attributes with other values: ``{"d3cli.cli.chat.loop:AT_ONCE": 0.0}``.
+- `constants`: module attributes with other values: ``{"d3cli.cli.chat.keyboard:AT_ONCE": 0.0}``.
 - `hold_at`: the first reply pauses before this decode step, until `Forked.release`.
+- `hold_loading`: so does the loading of the model, before anything of it is read.
 
     with Warm() as warm:
         child = warm.start(["chat", "--threads", "1"], os.environ, columns=80, rows=24)
@@ -62,11 +63,11 @@ class Forked(fdspawn):
         return False
 
     def is_held(self) -> bool:
-        """Whether the reply has come to the step where it is held."""
+        """Whether the reply or the loading has come to where it is held."""
         return (self._folder / "held").exists()
 
     def release(self) -> None:
-        """Lets a held reply go on."""
+        """Lets what is held go on."""
         (self._folder / "released").touch()
 
     def kill(self, number: int) -> None:
@@ -112,6 +113,7 @@ class Warm:
         rows: int,
         constants: Mapping[str, Any] | None = None,
         hold_at: int | None = None,
+        hold_loading: bool = False,
         largest_file: int | None = None,
     ) -> Forked:
         """Starts ``d3 arguments...``; `largest_file` limits what it can write, in bytes."""
@@ -127,6 +129,7 @@ class Warm:
             "folder": str(folder),
             "constants": (DRAW_ALWAYS if hold_at else {}) | dict(constants or {}),
             "hold_at": hold_at,
+            "hold_loading": hold_loading,
             "largest_file": largest_file,
         }
         assert self._server.stdin
@@ -154,8 +157,7 @@ def serve() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import d3cli.cli.app
-    import d3cli.cli.chat.command
-    import d3cli.cli.chat.loop
+    import d3cli.cli.chat.start
     import d3cli.model.load
     import d3cli.scoring.compare_reply  # noqa: F401
 
@@ -204,6 +206,8 @@ def _become(request: dict[str, Any], folder: Path) -> None:
             setattr(importlib.import_module(module), attribute, value)
         if request["hold_at"]:
             hold(request["hold_at"], folder)
+        if request["hold_loading"]:
+            hold_loading(folder)
         _write_at_once(folder / "pid", str(os.getpid()))
         if limit := request["largest_file"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -230,12 +234,29 @@ def hold(at: int, folder: Path) -> None:
 
     def held(*words: Any, **named: Any) -> Any:
         if next(steps, None) == at:
-            (folder / "held").touch()
-            while not (folder / "released").exists():
-                time.sleep(0.005)
+            _wait_in(folder)
         return decode_step(*words, **named)
 
     loop.decode_step = held
+
+
+def hold_loading(folder: Path) -> None:
+    """Makes this process wait, as `hold` does, before it loads a model."""
+    from d3cli.model import load
+
+    load_model = load.load_model
+
+    def held(*words: Any, **named: Any) -> Any:
+        _wait_in(folder)
+        return load_model(*words, **named)
+
+    load.load_model = held
+
+
+def _wait_in(folder: Path) -> None:
+    (folder / "held").touch()
+    while not (folder / "released").exists():
+        time.sleep(0.005)
 
 
 def _write_at_once(path: Path, text: str) -> None:

@@ -50,18 +50,19 @@ class Output:
 
     Args:
         spell: how sentences name settings.
+        stderr: where remarks and errors go; None is stderr.
 
     Attributes:
         progress: spinners and bars on stderr.
     """
 
-    def __init__(self, spell: Spell = flag) -> None:
+    def __init__(self, spell: Spell = flag, stderr: TextIO | None = None) -> None:
         self.spell = spell
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a test's stream may not have it
                 stream.reconfigure(errors="replace")
         self._stdout: TextIO | None = sys.stdout  # None where the shell closed it
-        self._stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._stderr = Console(file=stderr, stderr=True, highlight=False, markup=False, emoji=False)
         self.progress = Progress(self._stderr)
         self._at_line_start = True
 

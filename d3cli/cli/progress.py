@@ -30,18 +30,22 @@ PROGRESS_FROM = 1024
 
 
 class Progress:
-    """Shows on a console how far something is."""
+    """Shows on a console how far something is.
+
+    Attributes:
+        console: where it is shown.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[float], None]]:
         """Shows a spinner. Yields a function that adds the share that is done."""
-        if not self._console.is_terminal or self._console.width < SPINNER_WIDTH:
+        if not self.console.is_terminal or self.console.width < SPINNER_WIDTH:
             yield lambda _: None
             return
-        with self._console.status(Text(inert(text), style="dim")) as status:
+        with self.console.status(Text(inert(text), style="dim")) as status:
             yield lambda share: status.update(Text(f"{inert(text)} {share:.0%}", style="dim"))
 
     @contextmanager
@@ -51,7 +55,7 @@ class Progress:
         It is the terminal's alternate screen, so resizing the window leaves no remains. The list
         receives the seconds of each stop by Ctrl-Z.
         """
-        console = self._console
+        console = self.console
         small = console.width < SPINNER_WIDTH or console.height < SHORTEST_SCREEN
         if not console.is_terminal or console.is_dumb_terminal or small:
             yield None, []
@@ -70,7 +74,7 @@ class Progress:
         """Exhausts an iterator of counts up to `total`, and shows a bar."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Bar(
-            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
         ) as bar:
             task = bar.add_task(text, total=total)
             for count in done:
@@ -86,10 +90,10 @@ class Progress:
         )
         with Bar(
             *columns,
-            console=self._console,
+            console=self.console,
             transient=True,
             expand=True,
-            disable=not self._console.is_terminal,
+            disable=not self.console.is_terminal,
         ) as bar:
             task = bar.add_task("", total=1.0)
             for text, share in steps:

@@ -231,14 +231,30 @@ def load(
     Args:
         check_text: is called with the tokenizer and the renderer before weights are read.
     """
+    announce(output, name, options)
+    return load_announced(output, name, options, check_text, **needs)
+
+
+def announce(output: Output, name: str, options: ModelOptions) -> None:
+    """Says which model runs, and prepares the process for the libraries that find and load it."""
     check_address_space()
-    settings: LoadOptions = {**options.load_options, **needs}
-    threads, reason = options.threads, ""
     model = "the built-in model" if name == BUILTIN else at_revision(name, options.revision)
     output.note(f"model: {model}")
     output.quiet_libraries()
     if options.offline:
         stay_offline()
+
+
+def load_announced(
+    output: Output,
+    name: str,
+    options: ModelOptions,
+    check_text: "CheckText | None" = None,
+    **needs: Unpack["LoadOptions"],
+) -> "LoadedModel":
+    """Finds a model and loads it, as `load` does after `announce`."""
+    settings: LoadOptions = {**options.load_options, **needs}
+    threads, reason = options.threads, ""
     with output.progress.waiting("loading"):
         import_libraries()
         from d3cli.kernels.threads import pick_threads

@@ -133,7 +133,7 @@ def typing_ahead() -> Iterator[None]:
 
 def restore_terminal() -> None:
     """Leaves the terminal as it was found, for a signal that ends the process."""
-    if sys.stderr is not None and sys.stderr.isatty() and not is_dumb():
+    if _screen() is not None and not is_dumb():
         _write(SHOW_CURSOR + (MARK_NO_PASTES if _found is not None else ""))
     Mode._set(_found)
 
@@ -170,4 +170,17 @@ def screen_left_when_suspended() -> Iterator[list[float]]:
 
 def _write(text: str) -> None:
     with suppress(OSError):  # the terminal may be gone
-        os.write(sys.stderr.fileno(), text.encode())
+        screen = _screen()
+        os.write(sys.stderr.fileno() if screen is None else screen, text.encode())
+
+
+def _screen() -> int | None:
+    """The descriptor of stdout or stderr that is a terminal; None if neither is.
+
+    Stdout comes first, since loading a model silences stderr for moments.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, missing, or a test's
+            if os.isatty(stream.fileno()):
+                return stream.fileno()
+    return None

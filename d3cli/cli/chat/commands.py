@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import BUILTIN, aliases
 from d3cli.cli.chat import reply_commands, setting_commands, turn_commands, views
-from d3cli.cli.chat.line_editor import Arguments
+from d3cli.cli.chat.completer import Arguments
+from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.settings import CHOICES, SETTINGS
 
@@ -31,20 +32,25 @@ class Command:
 ALPHAS = ("auto", "off", "0.999", "0.995", "0.99", "0.98")
 
 
+def show_help(screen: Screen) -> None:
+    """Lists the commands and the keys."""
+    screen.print_rows(_help_rows())
+    screen.print(f"\n{views.KEYS}")
+
+
 def _help(chat: Chat, _: str) -> None:
-    chat.screen.print_rows(_help_rows())
-    chat.screen.print(f"\n{views.KEYS}")
+    show_help(chat.screen)
 
 
 def _exit(_: Chat, __: str) -> int:
     return 0
 
 
-_HELP = Command("", "this list", _help)
-_BYE = Command("", "leave (or Ctrl-D)", _exit)
+HELP = Command("", "this list", _help)
+BYE = Command("", "leave (or Ctrl-D)", _exit)
 COMMANDS = {
-    "/help": _HELP,
-    "/?": _HELP,
+    "/help": HELP,
+    "/?": HELP,
     "/alpha": Command(
         "VALUE|auto|off",
         "depth decay, from the next reply on",
@@ -88,8 +94,8 @@ COMMANDS = {
     "/save": Command("[FILE]", "show where it is saved, or save a copy", turn_commands.save,
                      lambda: None),
     "/load": Command("FILE", "go on with a saved conversation", turn_commands.load, lambda: None),
-    "/exit": _BYE,
-    "/bye": _BYE,
+    "/exit": BYE,
+    "/bye": BYE,
 }  # fmt: skip
 
 

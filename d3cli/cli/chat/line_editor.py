@@ -5,13 +5,13 @@ Knows nothing of models or conversations.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-from prompt_toolkit.document import Document
+from prompt_toolkit.application import Application
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -25,6 +25,7 @@ from prompt_toolkit.styles import Style
 from d3cli.base.atomic_files import make_directory
 from d3cli.base.inert import inert
 from d3cli.cli import signals
+from d3cli.cli.chat.completer import Arguments, CommandCompleter
 from d3cli.cli.output import Output
 
 BLOCK = '"""'
@@ -32,9 +33,6 @@ PLACEHOLDER = "a message, or /? for help"
 STYLE = Style.from_dict({"quiet": "dim", "placeholder": "dim"})
 
 SEND, NEW_LINE = KeyPress(Keys.Enter, "\r"), KeyPress(Keys.ControlJ, "\n")
-
-# Returns the words that may follow a command, or None if a file name may.
-Arguments = Callable[[], Sequence[str] | None]
 
 
 class ChatPrompt:
@@ -51,6 +49,10 @@ class ChatPrompt:
     ) -> None:
         self._above = ""
         self._first = True
+        self._ended = False
+        self._lock = threading.Lock()  # holds the next two
+        self._reading = False
+        self._waiting: list[Callable[[], None]] = []
         self._session: PromptSession[str] = PromptSession(
             message=self._message,
             multiline=True,
@@ -66,6 +68,7 @@ class ChatPrompt:
             style=STYLE,
             placeholder=self._placeholder,
         )
+        self._session.app.before_render += self._write_waiting
 
     def read(self, default: str = "") -> str:
         """Returns what the user types next, without ``\"\"\"`` around it.
@@ -84,6 +87,8 @@ class ChatPrompt:
         # What was typed is not visible, so it must not be sent with a draft.
         self._take_typed_ahead(send=not default)
         try:
+            with self._lock:
+                self._reading = True
             text = self._session.prompt(
                 default=default, handle_sigint=False, pre_run=self._leave_if_told
             )
@@ -93,10 +98,36 @@ class ChatPrompt:
             raise
         finally:
             self._above, self._first = "", False
+            with self._lock:
+                self._reading = False
+                self._write_all()
+
+    def end(self) -> None:
+        """Ends the present prompt, or the next one; may be called on any thread.
+
+        `read` then returns an empty text. What was typed stays on the screen.
+        """
+        self._ended = True
+        self._exit()
+
+    def write_above(self, write: Callable[[], None]) -> None:
+        """Calls what writes to the terminal: above the prompt, or at once if there is none.
+
+        May be called on any thread.
+        """
+        with self._lock:
+            if not self._reading:
+                write()
+                return
+            self._waiting.append(write)
+        self._draw()
 
     def show_above(self, text: str) -> None:
         """Shows a dim line above the present or the next prompt; may be called on any thread."""
         self._above = text
+        self._draw()
+
+    def _draw(self) -> None:
         # The prompt may end while prompt_toolkit, on another thread, looks for its event loop.
         with suppress(RuntimeError, AttributeError):
             self._session.app.invalidate()
@@ -123,6 +154,20 @@ class ChatPrompt:
             keys.insert(0, NEW_LINE)
         store_typeahead(self._session.input, keys)
 
+    def _write_waiting(self, app: Application[str]) -> None:
+        """Writes above the prompt, which is about to be drawn."""
+        with self._lock:
+            if self._waiting:
+                app.renderer.erase()
+                self._write_all()
+                if not app.is_done:
+                    app.renderer.request_absolute_cursor_position()
+
+    def _write_all(self) -> None:
+        for write in self._waiting:
+            write()
+        self._waiting.clear()
+
     def _message(self) -> StyleAndTextTuples:
         above = self._above
         parts: StyleAndTextTuples = [("class:quiet", inert(above) + "\n")] if above else []
@@ -132,23 +177,35 @@ class ChatPrompt:
         return [("class:placeholder", PLACEHOLDER)] if self._first else []
 
     def _leave_if_told(self) -> None:
-        """Ends the prompt that has just begun, if signals arrived before it could."""
+        """Ends the prompt that has just begun, if it was told so before it could be."""
+        if self._ended:
+            self._exit()
         for number in signals.take():
             self._leave(number)
 
     def _leave(self, number: int) -> bool:
         """Ends the prompt because of a signal; returns False if it has already ended."""
+        interrupt = number == signals.INTERRUPT
+        return self._exit(KeyboardInterrupt() if interrupt else signals.Stopped(number))
+
+    def _exit(self, exception: BaseException | None = None) -> bool:
+        """Ends the prompt, from any thread or a signal handler; returns False if it has ended."""
         app = self._session.app
-        if app.loop is None or not app.is_running or app.is_done:
+        loop = app.loop
+        if loop is None or not app.is_running or app.is_done:
             return False
-        error = KeyboardInterrupt() if number == signals.INTERRUPT else signals.Stopped(number)
 
         def leave() -> None:
             if app.is_running and not app.is_done:
-                app.exit(exception=error)
+                if exception is None:
+                    app.exit(result="")
+                else:
+                    app.exit(exception=exception)
 
-        app.loop.call_soon_threadsafe(leave)  # a signal handler must wake the loop
-        return True
+        with suppress(RuntimeError):  # it ends meanwhile, on the main thread
+            loop.call_soon_threadsafe(leave)
+            return True
+        return False
 
 
 def block_is_open(text: str) -> bool:
@@ -200,38 +257,6 @@ def has_editor() -> bool:
     named = [os.environ.get(name, "") for name in ("VISUAL", "EDITOR")]
     usual = [f"/usr/bin/{name}" for name in ("editor", "nano", "pico", "vi", "emacs")]
     return any(shutil.which(command.split()[0]) for command in (*named, *usual) if command.strip())
-
-
-class CommandCompleter(Completer):
-    """Completes commands and their arguments, but not messages."""
-
-    def __init__(self, commands: dict[str, Arguments]) -> None:
-        self._commands = commands
-        self._files = PathCompleter(expanduser=True)
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        """Yields the completions at the cursor."""
-        text = document.text_before_cursor
-        if not text.startswith("/") or "\n" in text:
-            return
-        name, space, rest = text.partition(" ")
-        if not space:
-            yield from _matching(self._commands, name)
-            return
-        arguments = self._commands.get(name)
-        words = () if arguments is None else arguments()
-        if words is None:
-            yield from self._files.get_completions(Document(rest, len(rest)), complete_event)
-            return
-        yield from _matching(words, rest)
-
-
-def _matching(words: Iterable[str], begun: str) -> Iterator[Completion]:
-    for word in words:
-        if word.startswith(begun):
-            yield Completion(word, start_position=-len(begun))
 
 
 class _PrivateHistory(FileHistory):

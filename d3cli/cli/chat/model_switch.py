@@ -10,7 +10,6 @@ from d3cli.cli import signals
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.options import Think
 from d3cli.cli.request import resolve_think
-from d3cli.decode.conversation import Conversation
 from d3cli.decode.sampling import SamplingParams
 from d3cli.files.names import find_local
 
@@ -70,6 +69,8 @@ def switch_model(chat: "Chat", name: str) -> None:
         model = _load_again(chat, old_name, error)
     finally:
         signals.stop_once()
+    from d3cli.decode.conversation import Conversation
+
     revision = chat.models.revision_of(chat.model_name)
     chat.conversation = Conversation(model, record, revision=revision)
     if think is not settings.think:

@@ -52,6 +52,10 @@ class PlainPrompt:
         """Shows a line above the next prompt."""
         self._above = text
 
+    def write_above(self, write: Callable[[], None]) -> None:
+        """Calls what writes to the terminal."""
+        write()
+
     def forget_typed_ahead(self) -> None:
         """Does nothing: with Ctrl-C the terminal forgets what was typed before."""
 

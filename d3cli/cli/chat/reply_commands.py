@@ -1,6 +1,7 @@
 """Commands about the last reply: /depth, /compare, /think, /regen, /stats."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from d3cli.base.errors import UsageError
 from d3cli.cli import signals
@@ -9,8 +10,10 @@ from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.setting_commands import set_
 from d3cli.cli.depth import parse_alpha
 from d3cli.cli.format import agreement
-from d3cli.decode.conversation import ReplyOptions
 from d3cli.text.reasoning import split_reasoning
+
+if TYPE_CHECKING:
+    from d3cli.decode.conversation import ReplyOptions
 
 SPEAK_FIRST = "say something first"
 
@@ -102,7 +105,7 @@ def stats(chat: Chat, _: str) -> None:
     chat.screen.print_rows(views.totals(chat.replies.totals, chat.conversation.reply))
 
 
-def _regen_options(chat: Chat, argument: str) -> ReplyOptions:
+def _regen_options(chat: Chat, argument: str) -> "ReplyOptions":
     if not argument:
         return chat.options
     word, _, value = argument.partition(" ")

@@ -1,6 +1,7 @@
 """One chat: its conversation, its settings, and what its commands do with them.
 
-Knows nothing of keys, and nothing of how commands are written.
+Knows nothing of keys, and nothing of how commands are written. Imports torch only inside functions,
+since the first prompt is there before it.
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,13 @@ from d3cli.cli.options import Think
 from d3cli.cli.output import Output
 from d3cli.cli.request import resolve_think
 from d3cli.decode import transcript
-from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import Schedule
 
 if TYPE_CHECKING:
+    from d3cli.decode.conversation import Conversation, ReplyOptions
     from d3cli.decode.reply import Reply
 
 
@@ -51,7 +52,7 @@ class Chat:
         replies: Replies,
         saving: Saving,
         models: Models,
-        conversation: Conversation,
+        conversation: "Conversation",
         settings: ChatSettings,
         model_name: str,
     ) -> None:
@@ -75,7 +76,7 @@ class Chat:
             self.draft = as_typed(text)
             self.save()
 
-    def respond(self, options: ReplyOptions, began: float | None = None) -> "Reply | None":
+    def respond(self, options: "ReplyOptions", began: float | None = None) -> "Reply | None":
         """Writes a reply to the last message and keeps it; None if it has no tokens.
 
         Args:
@@ -112,7 +113,7 @@ class Chat:
         """What /compare found for the present depth schedule; empty if nothing yet."""
         return self.comparisons.get(self.options.schedule, "")
 
-    def options_with(self, **changes: Any) -> ReplyOptions:
+    def options_with(self, **changes: Any) -> "ReplyOptions":
         """The options that changed settings would lead to.
 
         Raises:
@@ -141,24 +142,16 @@ class Chat:
         """
         self.draft = as_typed(self.conversation.take_back_unanswered())
         messages = self.conversation.messages
-        if messages:
-            self.output.note(f"{len(messages)} messages so far; the last:")
-        for message in messages[-2:]:
-            self.screen.show_message(
-                message.role,
-                message.content,
-                plain=self.settings.plain,
-                hide=self.settings.think is Think.hide,
-            )
-        if self.draft:
-            self.output.note("the message at the prompt has no reply yet")
+        show_last(self.output, self.screen, messages, self.settings, draft=self.draft)
 
-    def _choose_options(self, settings: ChatSettings) -> ReplyOptions:
+    def _choose_options(self, settings: ChatSettings) -> "ReplyOptions":
         """How replies are written by these settings; prints notes about a schedule that is new.
 
         Raises:
             UsageError: the settings do not fit the model.
         """
+        from d3cli.decode.conversation import ReplyOptions
+
         model = self.conversation.model
         text = model.text
         think = resolve_think(text.tokenizer, text.renderer, settings.think, settings.chat_template)
@@ -189,3 +182,29 @@ class Chat:
             chat_template=settings.chat_template,
             think=think,
         )
+
+
+def show_last(
+    output: Output,
+    screen: Screen,
+    messages: Sequence[ChatMessage],
+    settings: ChatSettings,
+    *,
+    draft: str,
+) -> None:
+    """Shows the last turn of an earlier conversation.
+
+    Args:
+        draft: its last message, if that has no reply yet; `messages` are without it.
+    """
+    if messages:
+        output.note(f"{len(messages)} messages so far; the last:")
+    for message in messages[-2:]:
+        screen.show_message(
+            message.role,
+            message.content,
+            plain=settings.plain,
+            hide=settings.think is Think.hide,
+        )
+    if draft:
+        output.note("the message at the prompt has no reply yet")

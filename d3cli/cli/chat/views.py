@@ -8,14 +8,14 @@ from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
 from d3cli.cli.format import agreement, speed
 from d3cli.decode import transcript
-from d3cli.decode.conversation import Conversation, ReplyOptions
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
-from d3cli.scoring.compare_reply import ReplyComparison
 
 if TYPE_CHECKING:
+    from d3cli.decode.conversation import Conversation, ReplyOptions
     from d3cli.decode.reply import Reply
+    from d3cli.scoring.compare_reply import ReplyComparison
 
 KEYS = """\
 Enter sends · Ctrl-J or Alt-Enter starts a new line · \"\"\" begins and ends several lines
@@ -28,7 +28,7 @@ CURVE_MARGIN, WIDEST_CURVE, MOST_LINES, CURVE_TOKENS = 24, 72, 16, 64
 Rows = list[tuple[str, str]]  # names and values
 
 
-def depth_in_words(options: ReplyOptions, compared: str = "") -> str:
+def depth_in_words(options: "ReplyOptions", compared: str = "") -> str:
     """The depth schedule, where it comes from and, if its order has no measured cost, that.
 
     Args:
@@ -43,7 +43,7 @@ def depth_in_words(options: ReplyOptions, compared: str = "") -> str:
     return f"{schedule.in_words()} ({origin})"
 
 
-def skip_order(options: ReplyOptions, reply: "Reply | None") -> str:
+def skip_order(options: "ReplyOptions", reply: "Reply | None") -> str:
     """The order in which units are dropped: the present one, and the last reply's if another."""
     schedule = options.schedule
     before = () if reply is None else reply.schedule.skip_order
@@ -55,7 +55,7 @@ def skip_order(options: ReplyOptions, reply: "Reply | None") -> str:
 
 
 def depth_curves(
-    options: ReplyOptions, reply: "Reply | None", width: int, compared: str = ""
+    options: "ReplyOptions", reply: "Reply | None", width: int, compared: str = ""
 ) -> str:
     """A drawing of the layers per token, by the present schedule and in the last reply."""
     import plotille
@@ -83,7 +83,7 @@ def depth_curves(
     return f"{figure.show()}\n{legend}\n{skip_order(options, reply)}"
 
 
-def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
+def settings(now: ChatSettings, options: "ReplyOptions") -> dict[str, str]:
     """The value of every setting in words, by the name that /set knows."""
     sampling, schedule = options.sampling, options.schedule
     on = {True: "on", False: "off"}
@@ -108,7 +108,7 @@ def settings(now: ChatSettings, options: ReplyOptions) -> dict[str, str]:
 
 
 def overview(
-    conversation: Conversation, now: ChatSettings, options: ReplyOptions, compared: str = ""
+    conversation: "Conversation", now: ChatSettings, options: "ReplyOptions", compared: str = ""
 ) -> Rows:
     """The model, its depth and sampling, and how much of the context is used."""
     model, chosen = conversation.model, settings(now, options)
@@ -179,7 +179,7 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
     return pairs
 
 
-def comparison(reply: "Reply", found: ReplyComparison) -> Rows:
+def comparison(reply: "Reply", found: "ReplyComparison") -> Rows:
     """The last reply compared with full depth."""
     step = found.first_difference
     if step is None:

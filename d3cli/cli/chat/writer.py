@@ -15,11 +15,11 @@ from d3cli.cli.options import Think
 from d3cli.cli.output import Output
 from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.signals import Stopped
-from d3cli.decode.conversation import Conversation, ReplyOptions, inside
-from d3cli.decode.read_ahead import ReadAhead
 from d3cli.text.reasoning import count_thinking, split_reasoning
 
 if TYPE_CHECKING:
+    from d3cli.decode.conversation import Conversation, ReplyOptions
+    from d3cli.decode.read_ahead import ReadAhead
     from d3cli.decode.reply import Reply
 
 # Dropped turns that are listed; the rest are counted.
@@ -48,8 +48,8 @@ class Replies:
 
     def write(
         self,
-        conversation: Conversation,
-        options: ReplyOptions,
+        conversation: "Conversation",
+        options: "ReplyOptions",
         settings: ChatSettings,
         began: float | None = None,
     ) -> "Reply | None":
@@ -66,7 +66,7 @@ class Replies:
                 self._make_room(conversation, options)
             reply = conversation.answer(options, began=began)
             hide = settings.think is Think.hide
-            view = self._screen.reply_view(plain=settings.plain, inside=inside(reply), hide=hide)
+            view = self._screen.reply_view(plain=settings.plain, inside=_inside(reply), hide=hide)
             self._read_prompt(conversation, reply, settings)
             for chunk in reply:
                 with signals.deferred():
@@ -93,9 +93,11 @@ class Replies:
         return reply
 
     def read_ahead(
-        self, conversation: Conversation, options: ReplyOptions, settings: ChatSettings
+        self, conversation: "Conversation", options: "ReplyOptions", settings: ChatSettings
     ) -> None:
         """Reads what the next prompt begins with, on a thread, until `stop_reading`."""
+        from d3cli.decode.read_ahead import ReadAhead
+
         last = self._last
 
         def done() -> None:
@@ -121,7 +123,7 @@ class Replies:
         """Drops the last reply, because another conversation or model begins."""
         self._last = None
 
-    def _make_room(self, conversation: Conversation, options: ReplyOptions) -> None:
+    def _make_room(self, conversation: "Conversation", options: "ReplyOptions") -> None:
         dropped = [one for one in conversation.make_room(options) if one.role == "user"]
         for message in dropped[:MOST_LISTED]:
             title = message.content.strip().partition("\n")[0]
@@ -130,7 +132,7 @@ class Replies:
             self._output.note(f"and the {len(dropped) - MOST_LISTED:,} turns after it")
 
     def _report_full(
-        self, conversation: Conversation, settings: ChatSettings, error: ContextFullError
+        self, conversation: "Conversation", settings: ChatSettings, error: ContextFullError
     ) -> None:
         """Says which part of the prompt is too long, by how many tokens, and what to do."""
         over = f"{'at least ' * error.at_least}{1 + error.tokens - error.context:,}"
@@ -149,7 +151,7 @@ class Replies:
         self._output.error(f"the {what} {error.length}, {room}", hint)
 
     def _read_prompt(
-        self, conversation: Conversation, reply: "Reply", settings: ChatSettings
+        self, conversation: "Conversation", reply: "Reply", settings: ChatSettings
     ) -> None:
         """Reads the prompt; this repairs the reply before, and so yields its agreement."""
         before = self._last
@@ -166,7 +168,7 @@ class Replies:
         if before is not None and (text := self._agreement(before)) and settings.stats:
             self._output.note(text)
 
-    def _keep(self, conversation: Conversation, reply: "Reply", options: ReplyOptions) -> str:
+    def _keep(self, conversation: "Conversation", reply: "Reply", options: "ReplyOptions") -> str:
         """Adds a reply to the conversation and saves it; returns the text not shown yet."""
         rest = reply.release() if reply.finish_reason == "interrupted" else ""
         conversation.keep(reply, options)
@@ -207,7 +209,7 @@ class Replies:
 
     def _warn_of_thinking(self, reply: "Reply") -> None:
         """Says once that the model reached its minimum depth while it was still thinking."""
-        steps = count_thinking(reply.pieces, inside(reply))
+        steps = count_thinking(reply.pieces, _inside(reply))
         floor = reply.schedule.floor
         below = floor < reply.model.num_layers and reply.schedule.alpha < 1
         if steps and below and not self._warned and reply.schedule.depth(steps) == floor:
@@ -218,5 +220,12 @@ class Replies:
             )
 
 
+def _inside(reply: "Reply") -> str:
+    """The opening tag of reasoning that the reply's prompt ends with; else empty."""
+    from d3cli.decode.conversation import inside
+
+    return inside(reply)
+
+
 def _is_all_reasoning(reply: "Reply") -> bool:
-    return not split_reasoning(inside(reply) + reply.text)[1].strip()
+    return not split_reasoning(_inside(reply) + reply.text)[1].strip()

@@ -12,7 +12,7 @@ STORY = "Tell me a story about a fox."
 CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_Z = "\x03", "\x04", "\x07", "\n", "\x1a"
 ESCAPE, UP = "\x1b", "\x1b[A"
 # How long after a Ctrl-C the next one leaves: never, or always.
-AT_ONCE = "d3cli.cli.chat.loop:AT_ONCE"
+AT_ONCE = "d3cli.cli.chat.keyboard:AT_ONCE"
 PATIENT, IMPATIENT = {AT_ONCE: 0.0}, {AT_ONCE: 1e9}
 StartChat = Callable[..., Terminal]
 

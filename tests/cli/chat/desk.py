@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from d3cli.cli.chat.keyboard import Keyboard
 from d3cli.cli.chat.loop import ChatLoop
 from d3cli.cli.chat.model_switch import Models
 from d3cli.cli.chat.saving import Saving
@@ -68,7 +69,7 @@ class Desk:
             ChatSettings(**{"max_tokens": 5} | settings),
             "demo",
         )
-        self._loop = ChatLoop(self.chat, prompt=None)  # type: ignore[arg-type]
+        self._loop = ChatLoop(self.chat, Keyboard(None, self._output))  # type: ignore[arg-type]
         self.shown()
 
     def type(self, line: str) -> str:

@@ -56,6 +56,7 @@ def test_ctrl_c_at_any_moment_keeps_the_conversation(
     chat: StartChat, home: Path, model: LoadedModel
 ) -> None:
     terminal = chat("--max-tokens", "60", constants=PATIENT)  # so that the context never fills
+    command(terminal, "/system", "no system prompt")  # while the model loads, Ctrl-C leaves
     moments = random.Random(7)
     for _ in range(8):
         prompts = terminal.text.count(">>>")
@@ -139,6 +140,7 @@ def test_ctrl_c_ends_a_template_that_takes_its_time(chat: StartChat, tmp_path: P
     # At its limit the template would end with an error instead.
     no_limit = {"d3cli.text.renderer:RENDER_LIMIT": HANGS}
     terminal = chat(tmp_path, columns=160, constants=PATIENT | no_limit)
+    command(terminal, "/system", "no system prompt")  # while the model loads, Ctrl-C leaves
     terminal.line("Hello so.")
     terminal.wait(lambda: terminal.screen.cursor.x == 0 and terminal.ctrl_c_is_a_signal)
     terminal.send(CTRL_C)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,9 @@ def test_bad_input_is_one_error(arguments: list[str], says: str, home: Path, war
         assert ("model: " in terminal.plain) == bool({"--start", "--think"} & set(arguments))
     finally:
         terminal.close()
+
+
+def test_the_first_prompt_needs_neither_torch_nor_transformers() -> None:
+    code = "import sys, d3cli.cli.app, d3cli.cli.chat.start; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "huggingface_hub"} & set(shown.stdout.split())

@@ -1,8 +1,6 @@
 """What is typed and pasted into ``d3 chat``: several lines, an editor, completion, typing ahead."""
 
 import os
-import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -26,7 +24,6 @@ from tests.cli.chat.at_terminal import (
     saved,
     turn,
 )
-from tests.conftest import BUILTIN_PATH
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pexpect needs a POSIX terminal")
 
@@ -153,42 +150,6 @@ def test_ctrl_c_forgets_what_was_typed_for_later_prompts(chat: StartChat, home: 
     at_prompt(terminal)
     leave(terminal)
     assert [message["content"] for message in saved(home)][::2] == [STORY]
-
-
-def slow_to_load(target: Path) -> Path:
-    """A copy of the built-in model whose chat template takes a while for what loading tries."""
-    for file in BUILTIN_PATH.iterdir():
-        if file.name not in ("schedule.json", "chat_template.jinja"):
-            shutil.copy(file, target)
-    loops = "{% for a in range(999) %}" * 2 + "{% endfor %}" * 2
-    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
-    template += "{% if messages[-1].content == 'Hello.' %}"
-    (target / "chat_template.jinja").write_text(template + loops + "{% endif %}")
-    return target
-
-
-def test_each_enter_while_the_model_loads_ends_a_message(
-    chat: StartChat, home: Path, tmp_path: Path
-) -> None:
-    terminal = chat(slow_to_load(tmp_path), "--max-tokens", "2", ready="loading", loaded=False)
-    terminal.send("quince\rmedlar\rthe third waits")
-    terminal.wait(">>> the third waits")
-    assert [message["content"] for message in saved(home)][::2] == ["quince", "medlar"]
-    assert "quince" not in terminal.raw.partition(">>>")[0]  # it is not shown beside the spinner
-    empty_line(terminal)
-    leave(terminal)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_model_loads_leaves_the_terminal_as_it_was(
-    chat: StartChat, tmp_path: Path, number: int
-) -> None:
-    terminal = chat(slow_to_load(tmp_path), ready="loading", loaded=False)
-    terminal.wait(lambda: not terminal.echoes)
-    terminal.child.kill(number)
-    assert terminal.end() == 128 + number
-    assert terminal.echoes
-    assert terminal.raw.rfind("\x1b[?2004l") > terminal.raw.rfind("\x1b[?2004h")
 
 
 @pytest.mark.parametrize("lines", [500, pytest.param(110_000, marks=pytest.mark.slow)])
