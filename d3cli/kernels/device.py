@@ -1,5 +1,6 @@
 """Devices and dtypes by the names that a user gives, and what this hardware multiplies."""
 
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -66,6 +67,17 @@ def cpu_has_bfloat16() -> bool:
     if not any(on for name, on in features.items() if "bf16" in name):
         return False
     return features.get("architecture") != "x86_64" or onednn_takes_bfloat16()
+
+
+@cache
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which this processor multiplies matrices of a dtype the fastest.
+
+    Without instructions for bfloat16, torch multiplies it many times slower than float32.
+    """
+    if dtype == torch.bfloat16 and not cpu_has_bfloat16():
+        return torch.float32
+    return dtype
 
 
 def onednn_takes_bfloat16() -> bool:

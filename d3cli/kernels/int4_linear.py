@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from d3cli.kernels.device import product_dtype
 from d3cli.kernels.int4_rounding import CENTER, Groups, round_to_groups
 from d3cli.kernels.row_threads import share_rows
 from d3cli.kernels.scratch import WEIGHTS, scratch
@@ -124,11 +125,13 @@ class FourBitLinear(nn.Module):
     def _multiply_many(self, rows: Tensor) -> Tensor:
         """As `forward`, with unpacked weights; ``[M, in]`` to ``[M, out]``."""
         output = rows.new_empty(len(rows), self.out_features)
-        for part, block in self._unpacked(rows.dtype):
+        dtype = product_dtype(rows.dtype)
+        rows = rows.to(dtype)
+        for part, block in self._unpacked(dtype):
             if self.bias is None:
                 output[:, part] = rows @ block
             else:  # in one operation, which rounds once
-                output[:, part] = torch.addmm(self.bias[part], rows, block)
+                output[:, part] = torch.addmm(self.bias[part].to(dtype), rows, block)
         return output
 
     def _unpacked(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

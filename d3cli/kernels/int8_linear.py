@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from d3cli.kernels.device import product_dtype
 from d3cli.kernels.row_threads import share_rows
 from d3cli.kernels.scratch import WEIGHTS, scratch
 
@@ -90,9 +91,11 @@ class EightBitLinear(nn.Module):
         else:
             output = rows.new_empty(len(rows), self.out_features)
             step = max(1, WEIGHTS // self.in_features)
+            dtype = product_dtype(rows.dtype)
+            rows = rows.to(dtype)
             for start in range(0, self.out_features, step):
                 chunk = self.weight[start : start + step]
-                unpacked = scratch(chunk.numel(), rows.dtype).view(chunk.shape).copy_(chunk)
+                unpacked = scratch(chunk.numel(), dtype).view(chunk.shape).copy_(chunk)
                 output[:, start : start + step] = linear(rows, unpacked)
             if self.bias is None:
                 output *= self.scales

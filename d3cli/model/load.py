@@ -23,7 +23,7 @@ from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form, KernelPlan
 from d3cli.kernels.process import prepare_process
-from d3cli.kernels.quantization import Quantization, check_hardware
+from d3cli.kernels.quantization import OWN_KINDS, Quantization, check_hardware
 from d3cli.model.build import load_weights
 from d3cli.model.check import check_config, check_sizes
 from d3cli.model.checkpoint import load_tokenizer, open_checkpoint
@@ -206,7 +206,9 @@ def _form(options: LoadOptions) -> Form:
     dtype = pick_dtype(asked, device)
     if asked == "auto" and (device.type, dtype) == ("cpu", torch.float32):
         # The processor does not multiply bfloat16, but reading half the bytes may still be faster.
-        dtype = torch.bfloat16 if choices_here().bfloat16_is_fast() else dtype
+        # Torch's kernels for 8 and 4 bits are several times slower with float32.
+        is_fast = wanted in OWN_KINDS or choices_here().bfloat16_is_fast()
+        dtype = torch.bfloat16 if is_fast else dtype
     check_hardware(wanted, dtype, device)
     return Form(dtype, device, quantization=wanted, quantize_head=options.get("quantize_head"))
 

@@ -39,6 +39,28 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).square().mean().sqrt())
 
 
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_many_tokens_without_instructions_for_bfloat16(
+    kind: str, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are multiplied in float32, and rounded once."""
+    for name in ("int4_linear", "int8_linear"):
+        monkeypatch.setattr(f"d3cli.kernels.{name}.product_dtype", lambda _: FP32)
+    torch.manual_seed(0)
+    weight = torch.randn(112, 128) * 0.02
+    values = torch.randn(112).to(BF16) * 0.01
+    bias = nn.Parameter(values, requires_grad=False) if has_bias else None
+    small = make(kind, weight, bias, BF16)
+    held, x = small.dequantized(), torch.randn(200, 128).to(BF16)
+    exact = x.double() @ held.double().T + (0 if bias is None else bias.double())
+    with torch.inference_mode():
+        found = small(x)
+        plain = error(linear(x, held.to(BF16), bias), exact)
+    assert found.dtype == BF16
+    assert error(found, exact) <= 1.1 * plain
+
+
 @DTYPES
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
