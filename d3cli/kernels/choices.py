@@ -160,7 +160,7 @@ class KernelChoices:
         """Measures shapes until one does not succeed; returns how many did."""
         end = time.perf_counter() + limit_s
         for count, shape in enumerate(shapes):
-            if time.perf_counter() > end or not self._measure_one(shape):
+            if time.perf_counter() > end or not self._measure_one(shape, end):
                 return count
         return len(shapes)
 
@@ -184,9 +184,11 @@ class KernelChoices:
             return False
         return True
 
-    def _measure_one(self, shape: tuple[int, int]) -> bool:
-        """Measures a shape; returns whether the result counts."""
-        for _ in range(TRIES):
+    def _measure_one(self, shape: tuple[int, int], end: float) -> bool:
+        """Measures a shape; returns whether the result counts. After `end`, it is not tried again."""
+        for number in range(TRIES):
+            if number and time.perf_counter() > end:
+                break
             found = self._measure(*shape)
             if found.steady:
                 others = [choice for choice in self.here.choices if choice.shape != shape]

@@ -47,7 +47,9 @@ ROUNDS, ROUNDS_OF_SEVERAL = 5, 3
 # Each visit times at least this many products, and this many seconds.
 LEAST_CALLS, MOST_CALLS, VISIT_S = 5, 40, 0.001
 # If the default's slowest round takes this many times as long as its fastest, the machine is busy.
-UNSTEADY = 1.5
+# So it is if this thread runs for less than this share of the time: it was stopped, or slept until
+# other programs let another thread go on.
+UNSTEADY, AWAKE = 1.5, 0.8
 # Bytes of the copies of a weight, beyond most caches, and at most this share of the free memory.
 # There are at most as many copies as a model has layers.
 POOL_BYTES, POOL_SHARE, MOST_COPIES = 128 << 20, 1 / 16, 64
@@ -162,14 +164,16 @@ def measure(out_features: int, in_features: int) -> Measured:
     """The fastest products of bfloat16 weights of a shape, with torch's current threads."""
     weight = _weight(out_features, in_features)
     candidates, failed = _exact_products(weight)
+    watch = _Watch()
     one = _compare_one(weight, candidates)
     several = {name: _compare_several(weight, rows, candidates) for name, rows in SEVERAL.items()}
+    steady = one.is_steady and watch.is_awake
     products = decide(one, several)
     return Measured(
         products,
         speed=weight.nbytes / one.seconds(products.one),
         torch_speed=weight.nbytes / one.seconds(Product.LINEAR),
-        steady=one.is_steady,
+        steady=steady,
         failed=failed | dict(one.failed),
     )
 
@@ -235,6 +239,7 @@ def bfloat16_is_fast(products: Products, out_features: int, in_features: int) ->
     weight = _weight(out_features, in_features)
     plain, wide = _copies(weight), _copies(weight.float())
     narrow = [pack(each) for each in plain] if products.packed else plain
+    watch = _Watch()
     for rows, allowed in ((1, 1.0), (PROMPT, WORST_BFLOAT16)):
         inputs = _rows(rows, in_features)
         calls = {
@@ -242,13 +247,25 @@ def bfloat16_is_fast(products: Products, out_features: int, in_features: int) ->
             torch.bfloat16: _calls(products.for_rows(rows).multiply, inputs, narrow),
         }
         found = compare(calls, torch.float32, rounds=ROUNDS_OF_SEVERAL)
-        if not found.is_steady:
+        if not (found.is_steady and watch.is_awake):
             return None
         if torch.bfloat16 not in found.rounds:
             return False
         if found.seconds(torch.bfloat16) > allowed * found.seconds(torch.float32):
             return False
     return True
+
+
+class _Watch:
+    """Tells whether this thread has been running all the time."""
+
+    def __init__(self) -> None:
+        self._begun, self._own = time.perf_counter(), time.thread_time()
+
+    @property
+    def is_awake(self) -> bool:
+        own, wall = time.thread_time() - self._own, time.perf_counter() - self._begun
+        return own > AWAKE * wall
 
 
 def _weight(out_features: int, in_features: int) -> Tensor:

@@ -117,6 +117,19 @@ def test_a_busy_machine_is_noticed() -> None:
     assert not outcome([1.0, 1.1, 2.0]).is_steady
 
 
+@pytest.mark.parametrize(("own", "awake"), [(9.0, True), (7.0, False)])
+def test_a_thread_that_others_stop_is_noticed(
+    own: float, awake: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All candidates may be slowed down alike: their rounds do not show it."""
+    times = {"perf_counter": 0.0, "thread_time": 0.0}
+    for name in times:
+        monkeypatch.setattr(module.time, name, lambda name=name: times[name])
+    watch = module._Watch()
+    times |= {"perf_counter": 10.0, "thread_time": own}
+    assert watch.is_awake == awake
+
+
 def rows(**seconds: float) -> Outcome[Product]:
     """An outcome with the same time in each round; `linear` takes one second."""
     names = {"linear": LINEAR, "mv": MV, "wide": FLOAT32, "pack": PACK, "four": FOUR}
@@ -229,4 +242,5 @@ def test_bfloat16_must_not_be_slower_than_float32(
         for seconds in (one, many)
     ]
     monkeypatch.setattr(module, "compare", lambda *_, **__: outcomes.pop(0))
+    monkeypatch.setattr(module, "AWAKE", 0.0)
     assert bfloat16_is_fast(Products(), 16, 16) == fast
