@@ -185,7 +185,7 @@ class KernelChoices:
         return True
 
     def _measure_one(self, shape: tuple[int, int], end: float) -> bool:
-        """Measures a shape; returns whether the result counts. After `end`, it is not tried again."""
+        """Measures a shape, not again after `end`; returns whether the result counts."""
         for number in range(TRIES):
             if number and time.perf_counter() > end:
                 break
