@@ -38,7 +38,7 @@ TYPICAL = (2048, 2048)
 TRIES, LIMIT_S = 2, 5.0
 CPU = torch.device("cpu")
 BUSY = "this machine is too busy to measure kernels: torch's own are used until it is quiet"
-DAMAGED = "the file of kernel choices could not be read, so they are measured again"
+DAMAGED = "the file of kernel choices is damaged or foreign, and will be replaced"
 
 Measure = Callable[[int, int], Measured]
 
@@ -238,6 +238,11 @@ class KernelChoices:
         alike = [
             kept for kept in found if replace(kept.machine, threads=machine.threads) == machine
         ]
+        if not can_pack(torch.bfloat16, CPU):  # only a changed file has packed products here
+            alike = [
+                replace(kept, choices=tuple(c for c in kept.choices if not c.products.packed))
+                for kept in alike
+            ]
         self.here = next((kept for kept in alike if kept.machine == machine), OnMachine(machine))
         self._usual = sorted(alike, key=lambda kept: -kept.machine.threads)
 

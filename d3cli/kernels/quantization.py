@@ -68,7 +68,7 @@ def check_hardware(wanted: Quantization | None, dtype: torch.dtype, device: torc
         )
     if dtype == torch.float16:
         raise UsageError(
-            (chosen, " does not run in float16, whose scales are too coarse"),
+            (chosen, " does not run in float16, whose range is too narrow for its scales"),
             ("use ", Setting("dtype", "bfloat16")),
             field="dtype",
         )

@@ -1,7 +1,8 @@
 """How many CPU threads to compute with.
 
 One for each physical core that this process may use. After each product, all threads wait for the
-slowest one. While other programs run, fewer threads can therefore be faster: a short probe decides.
+slowest one. While other programs run, fewer threads can therefore be many times as fast: more are
+used only if a short probe finds them clearly faster.
 """
 
 import os
@@ -18,7 +19,7 @@ BUSY = 0.5  # of a core: what other programs may use before this machine counts 
 LOOK_S = 0.1  # how long to look at what they use
 # The probe reads parts of the size of a weight. After each, all threads wait for the slowest.
 PROBE_BYTES, PART_BYTES, ROUNDS, LIMIT_S = 16 << 20, 1 << 20, 5, 1.0
-GAIN = 1.1  # fewer threads must be this many times as fast
+GAIN = 1.3  # more threads must be this many times as fast
 
 
 def pick_threads() -> tuple[int, str]:
@@ -32,7 +33,7 @@ def pick_threads() -> tuple[int, str]:
     # The load average costs nothing, but it stays high for minutes after a job has ended.
     if cores == 1 or psutil.getloadavg()[0] < BUSY or not machine_is_busy():
         return cores, ""
-    chosen = fastest(sorted({cores, cores - 1, cores // 2}, reverse=True))
+    chosen = fastest(sorted({cores, cores - 1, cores // 2}))
     if chosen == cores:
         return cores, ""
     return chosen, f"this machine is busy: d3 uses {chosen} of {cores} cores"
@@ -81,7 +82,7 @@ def _quotas() -> list[int]:
 
 
 def fastest(counts: Sequence[int]) -> int:
-    """The first of some numbers of threads, unless another reads memory at least 10% faster.
+    """The first of some numbers of threads, unless another reads memory at least 30% faster.
 
     Leaves torch set to the number chosen.
     """

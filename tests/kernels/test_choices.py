@@ -17,7 +17,7 @@ from d3cli.kernels import choices as module
 from d3cli.kernels.choice_file import MOST_MACHINES, Machine, choices_file
 from d3cli.kernels.choices import BUSY, DAMAGED, TYPICAL, KernelChoices, choices_here
 from d3cli.kernels.measure import Measured
-from d3cli.kernels.products import Product, Products
+from d3cli.kernels.products import PACKED, Product, Products
 from tests.conftest import D3
 from tests.kernels.conftest import measured
 
@@ -76,6 +76,16 @@ def test_shapes_are_measured_once_and_together() -> None:
     found.prepare([SHAPE], again=True)
     assert meter.shapes == [SHAPE, (64, 512), SHAPE]
     assert sorted(choice.shape for choice in found.here.choices) == [(64, 512), SHAPE]
+
+
+def test_packed_products_do_not_count_where_weights_cannot_be_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of(choices(Meter(PACKED)))  # as after a change of the file by hand
+    monkeypatch.setattr("d3cli.kernels.choices.can_pack", lambda *_: False)
+    meter = Meter(Products())
+    assert of(choices(meter)) == Products()
+    assert meter.shapes == [SHAPE]
 
 
 def test_nothing_is_measured_to_predict() -> None:

@@ -78,8 +78,9 @@ def depth_curves(
     if used:
         every = max(1, len(used) // figure.width)
         figure.scatter(range(0, len(used), every), used[::every], marker="o")
-        mean = sum(used[1:]) / max(1, len(used) - 1)
-        legend += f"\no: last reply, {len(used):,} tokens, mean {mean:.1f} layers"
+        legend += f"\no: last reply, {len(used):,} token{'s' * (len(used) > 1)}"
+        if len(used) > 1:  # the prefill writes the first token
+            legend += f", mean {sum(used[1:]) / (len(used) - 1):.1f} layers"
     return f"{figure.show()}\n{legend}\n{skip_order(options, reply)}"
 
 
