@@ -91,16 +91,20 @@ def test_decoding_by_the_prompts_order_equals_the_slow_reference(
 def influence(reference: Reference, prompt: list[int], kind: UnitKind) -> dict[str, float]:
     """Of each unit: one minus the cosine of the residual stream before and after it.
 
-    In this family a norm reads the stream before each attention, before each MLP and at the end.
+    It is measured at every fourth position for layers, and at every eighth for sublayers. In this
+    family a norm reads the stream before each attention, before each MLP and at the end.
     """
-    stream: list[Tensor] = []  # [S, H] each
+    every = {"layer": 4, "sublayer": 8}[kind]
+    stream: list[Tensor] = []  # [S / every, H] each
     norms = [
         norm
         for layer in reference.layers
         for norm in (layer.input_layernorm, layer.post_attention_layernorm)
     ]
     handles = [
-        norm.register_forward_pre_hook(lambda _, args: stream.append(args[0][0].double()))
+        norm.register_forward_pre_hook(
+            lambda _, args: stream.append(args[0][0, every - 1 :: every].double())
+        )
         for norm in (*norms, reference.model.model.norm)
     ]
     reference.logits(prompt, len(prompt), DepthSchedule.full(30))
