@@ -115,11 +115,16 @@ class FourBitLinear(nn.Module):
             output = self._multiply_many(rows)
         return output.reshape(*hidden.shape[:-1], self.out_features)
 
-    def dequantized(self) -> Tensor:
-        """The weights that the codes stand for, ``[out, in]`` float32."""
-        weight = torch.empty(self.out_features, self.in_features)
-        for part, block in self._unpacked(torch.float32):
-            weight[part] = block.T
+    def dequantized(self, outputs: slice = slice(None)) -> Tensor:
+        """The weights that the codes stand for, ``[out, in]`` float32.
+
+        Args:
+            outputs: some of them; the slice starts and ends at multiples of `BLOCK`, or at the end.
+        """
+        first, last, _ = outputs.indices(self.out_features)
+        weight = torch.empty(last - first, self.in_features)
+        for part, block in self._unpacked(torch.float32, first, last):
+            weight[part.start - first : part.stop - first] = block.T
         return weight
 
     def _multiply_many(self, rows: Tensor) -> Tensor:
@@ -134,17 +139,20 @@ class FourBitLinear(nn.Module):
                 output[:, part] = torch.addmm(self.bias[part].to(dtype), rows, block)
         return output
 
-    def _unpacked(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    def _unpacked(
+        self, dtype: torch.dtype, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Some outputs, and their weights ``[in, n]``, which the next ones overwrite."""
+        last = self.out_features if last is None else last
         size = block_size()
-        whole = self.out_features - self.out_features % size
+        whole = last - last % size
         step = size * max(1, WEIGHTS // (size * self.in_features))
-        for start in range(0, whole, step):
+        for start in range(first, whole, step):
             part = slice(start, min(start + step, whole))
             yield part, self._unpack(part, size, dtype)
-        if whole < self.out_features:
-            part = slice(whole, self.out_features)
-            yield part, self._unpack(part, self.out_features - whole, dtype)
+        if whole < last:
+            part = slice(whole, last)
+            yield part, self._unpack(part, last - whole, dtype)
 
     @torch.no_grad()
     def _unpack(self, part: slice, size: int, dtype: torch.dtype) -> Tensor:
