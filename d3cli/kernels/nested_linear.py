@@ -65,8 +65,7 @@ class NestedLinear(nn.Module):
         return output if self.bias is None else output + self.bias
 
     def dequantized(self, low: bool = True) -> Tensor:
-        """The weights that the planes stand for, ``[out, in]`` float32; without `low`, those of
-        the high plane."""
+        """The weights that both planes, or only the high one, stand for: ``[out, in]`` float32."""
         weight = self.high.dequantized()
         return weight + self.low.dequantized() if low else weight
 
