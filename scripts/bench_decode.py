@@ -166,7 +166,7 @@ def d3_arm(
 
     weights = model.weight_bytes
     depth = sum(schedule.depth(step) for step in steps) / len(steps)
-    saved = sum(sum(map(weights.of, schedule.dropped(step))) for step in steps) / len(steps)
+    saved = sum(sum(weights.saved(schedule.dropped(step))) for step in steps) / len(steps)
     return Arm(name, run, depth, weights.total - saved)
 
 

@@ -106,7 +106,7 @@ def measure_quality(model: LoadedModel, texts: list[Path], half: int) -> None:
         for name, order in orders(model, document):
             for share in SAVED:
                 dropped = _saving(model, order, share)
-                saved = sum(map(model.weight_bytes.of, dropped)) / model.weight_bytes.total
+                saved = sum(model.weight_bytes.saved(dropped)) / model.weight_bytes.total
                 losses = found.setdefault((name, share), [])
                 losses.append((_loss(scorer, dropped) - full, saved))
     for (name, _), losses in sorted(found.items()):
@@ -137,7 +137,7 @@ def _saving(model: LoadedModel, order: list[str], share: float) -> list[str]:
     dropped: list[str] = []
     while (
         len(dropped) < len(order)
-        and sum(map(model.weight_bytes.of, dropped)) < share * model.weight_bytes.total
+        and sum(model.weight_bytes.saved(dropped)) < share * model.weight_bytes.total
     ):
         dropped.append(order[len(dropped)])
     return dropped

@@ -129,7 +129,7 @@ def losses_by_prompt(
 
 def saved_by(model: LoadedModel, schedule: DepthSchedule) -> float:
     """Bytes that a decode step at constant depth does not read."""
-    return sum(map(model.weight_bytes.of, schedule.skip_order))
+    return sum(model.weight_bytes.saved(schedule.skip_order))
 
 
 def quality(args: argparse.Namespace) -> None:

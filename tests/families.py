@@ -218,7 +218,7 @@ def whole_layers(alpha: float = 0.93, start: int = 2) -> DepthSchedule:
 def sublayers(model: LoadedModel, alpha: float = 0.93, start: int = 2) -> DepthSchedule:
     """Mixes whole layers, attentions and MLPs."""
     order = ("3.mlp", "1.attn", "2", "4.mlp", "3.attn", "5.attn", "1.mlp")
-    weights = tuple(model.weight_bytes.weight(name) for name in order)
+    weights = model.weight_bytes.weights(order)
     return DepthSchedule(LAYERS, alpha, start, 1, 2, order, weights)
 
 

@@ -77,7 +77,7 @@ class GreedyOrder:
                     return
                 yield schedule
                 sums[unit] = np.array([loss.sum() for loss in losses])
-                rates[unit] = (sums[unit] - before) / self.model.weight_bytes.of(unit)
+                rates[unit] = (sums[unit] - before) / self.model.weight_bytes.of(unit, self.order)
                 last_rates[unit] = float(rates[unit].sum())
             chosen = min(rates, key=lambda unit: _upper_end(rates[unit]))
             tokens = sum(len(d.response_ids) for d in self.evaluator.documents[: self.documents])

@@ -95,7 +95,7 @@ class Search:
             OutOfTime: the clock has run out.
         """
         units, weight_bytes = units_of(self.model, kind), self.model.weight_bytes
-        weights = tuple(map(weight_bytes.weight, units))
+        weights = weight_bytes.weights(units)
         schedule = PromptSchedule(self.model.num_layers, 0.5, 0, 1, 1, tuple(units), weights)
         orders = [one.skip_order for one in self.evaluator.ordered(schedule)]
         return prompt_orders(weight_bytes, kind, units, orders)

@@ -56,7 +56,7 @@ class UnitOrder:
         if not self.by_prompt:
             return schedule_of(self.weight_bytes, self.units[:count], alpha, start)
         num_layers = len(self.weight_bytes.layers)
-        weights = tuple(map(self.weight_bytes.weight, self.units))
+        weights = self.weight_bytes.weights(self.units)
         return PromptSchedule(num_layers, alpha, start, 1, 1, self.units, weights, count)
 
     def static(self, count: int) -> Schedule:
@@ -76,14 +76,14 @@ class UnitOrder:
         """What the first ``count - 1`` units weigh at most, in layers."""
         if not self.by_prompt:
             return sum(self.weights[: count - 1])
-        heaviest = sorted(map(self.weight_bytes.weight, self.units), reverse=True)
+        heaviest = sorted(self.weight_bytes.weights(self.units), reverse=True)
         return sum(heaviest[: count - 1])
 
 
 def fixed_order(weight_bytes: WeightBytes, kind: UnitKind, units: Sequence[str]) -> UnitOrder:
     """One order for all prompts."""
-    weights = tuple(map(weight_bytes.weight, units))
-    saved = tuple(accumulate(map(weight_bytes.of, units), initial=0))
+    weights = weight_bytes.weights(units)
+    saved = tuple(accumulate(weight_bytes.saved(units), initial=0))
     return UnitOrder(weight_bytes, kind, tuple(units), False, weights, saved)
 
 
@@ -100,11 +100,9 @@ def prompt_orders(
         orders: of the documents, all of `units` each; empty where the prompt is too short. At least
             one must not be empty.
     """
-    weights = [list(map(weight_bytes.weight, order)) for order in orders if order]
+    weights = [list(weight_bytes.weights(order)) for order in orders if order]
     saved = [
-        list(accumulate(map(weight_bytes.of, order), initial=0))
-        if order
-        else [0] * (len(units) + 1)
+        list(accumulate(weight_bytes.saved(order), initial=0)) if order else [0] * (len(units) + 1)
         for order in orders
     ]
     return UnitOrder(

@@ -6,7 +6,7 @@ Returns notes that explain the choice, and prints nothing. Knows nothing of load
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from d3cli.base.amounts import signed_percent
 from d3cli.base.errors import ScheduleError, Setting, Words
@@ -14,7 +14,7 @@ from d3cli.depth.calibration_record import Calibration
 from d3cli.depth.calibration_store import Stale
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule, check_alpha, check_counts
-from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit, unit_names
+from d3cli.depth.units import UnitChoice, UnitKind, WeightBytes, parse_unit
 
 
 class Source(StrEnum):
@@ -93,6 +93,11 @@ def choose(
         if isinstance(schedule, PromptSchedule) and stored is None:
             if isinstance(calibration, Stale):
                 notes.append(_stale(calibration, "", calibrate_with))
+            if schedule.kind == "plane" and (core_first or core_last):
+                setting = Setting("core_first" if core_first else "core_last")
+                notes.append(
+                    ("depth: ", setting, " has no effect: core layers lose low planes too")
+                )
             return Choice(schedule, Source.PROMPT, (*notes, _by_prompt(schedule, calibrate_with)))
         return Choice(schedule, Source.FLAGS, (*notes, *_notes_on_flags(schedule, stored)))
     if isinstance(calibration, Calibration):
@@ -178,9 +183,9 @@ def resolve_schedule(
         weight_bytes: the model's weights.
         alpha: a decay; "auto" for the stored schedule or else full depth; "off" for full depth.
         start, core_first, core_last: override their fields; core sizes filter the skip order.
-        units: what a decay may drop if no order is stored. Whole layers ("auto", "layer") or
-            sublayers. Each prompt then decides the order, and each end keeps ``ceil(L / 4)`` core
-            layers.
+        units: what a decay may drop if no order is stored: whole layers, sublayers or low planes;
+            "auto" is low planes if the weights are nested, else whole layers. Each prompt then
+            decides the order. Of layers and sublayers, each end keeps ``ceil(L / 4)`` core layers.
         stored: the model's own schedule, calibrated or shipped with it, if there is one.
 
     Raises:
@@ -189,9 +194,14 @@ def resolve_schedule(
     num_layers = len(weight_bytes.layers)
     counts = {"start": start, "core_first": core_first, "core_last": core_last}
     check_counts(**{name: count for name, count in counts.items() if count is not None})
-    if units not in ("auto", "layer", "sublayer"):
+    if units not in get_args(UnitChoice):
         raise ScheduleError(
-            (Setting("units"), f" is {units!r}"), 'use "layer", "sublayer" or "auto"'
+            (Setting("units"), f" is {units!r}"), 'use "layer", "sublayer", "plane" or "auto"'
+        )
+    if units == "plane" and not weight_bytes.is_nested:
+        raise ScheduleError(
+            "the weights are not nested, so they have no low planes to drop",
+            ("use ", Setting("quantization", "nested")),
         )
     if alpha == "off":
         return DepthSchedule.full(num_layers)
@@ -222,7 +232,7 @@ def _changed(
     kept = [
         (name, weight)
         for name, weight in zip(stored.units, stored.weights, strict=True)
-        if first <= parse_unit(name).layer < stored.num_layers - last
+        if parse_unit(name).low or first <= parse_unit(name).layer < stored.num_layers - last
     ]
     names, weights = tuple(name for name, _ in kept), tuple(weight for _, weight in kept)
     decay = stored.alpha if alpha is None else alpha
@@ -243,14 +253,16 @@ def _by_influence(
 ) -> Schedule:
     """A schedule in the order of the prompt; at full depth if nothing can be dropped."""
     num_layers = len(weight_bytes.layers)
-    quarter = math.ceil(num_layers / 4)
+    kind: UnitKind = ("plane" if weight_bytes.is_nested else "layer") if units == "auto" else units
+    # The low planes of core layers may go as well.
+    quarter = 0 if kind == "plane" else math.ceil(num_layers / 4)
     first = min(quarter, num_layers) if core_first is None else core_first
     last = min(quarter, num_layers - min(first, num_layers)) if core_last is None else core_last
-    flex = [
+    flex = tuple(
         name
-        for name in unit_names(num_layers, "sublayer" if units == "sublayer" else "layer")
-        if first <= parse_unit(name).layer < num_layers - last
-    ]
-    weights = tuple(map(weight_bytes.weight, flex))
-    schedule = PromptSchedule(num_layers, alpha, start, first, last, tuple(flex), weights)
+        for name in weight_bytes.unit_names(kind)
+        if kind == "plane" or first <= parse_unit(name).layer < num_layers - last
+    )
+    weights = weight_bytes.weights(flex)
+    schedule = PromptSchedule(num_layers, alpha, start, first, last, flex, weights)
     return schedule.without_order() if alpha == 1 or not flex else schedule

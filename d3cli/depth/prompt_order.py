@@ -12,7 +12,7 @@ from typing import Any
 from d3cli.base.errors import ScheduleError
 from d3cli.base.json_rows import convert_json
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.depth.units import UnitKind, parse_unit
+from d3cli.depth.units import UnitKind, parse_unit, units_in_words
 
 # Fewer positions than this say too little about the units.
 MIN_POSITIONS = 16
@@ -41,7 +41,8 @@ class PromptSchedule(_Computed):
         max_dropped: how many of the units may be dropped at once; may be left out for all of them.
 
     Raises:
-        ScheduleError: as for `DepthSchedule`, or `max_dropped` is not a number of units.
+        ScheduleError: as for `DepthSchedule`, or `max_dropped` is not a number of units, or they
+            are of several kinds.
     """
 
     num_layers: int
@@ -70,20 +71,21 @@ class PromptSchedule(_Computed):
             raise ScheduleError(
                 f"at most {self.max_dropped} units may be dropped, of {len(self.units)}"
             )
+        if len({parse_unit(name).kind for name in self.units}) > 1:
+            raise ScheduleError("the units that a prompt orders are of several kinds")
         in_model_order = self._in_order(self.units[: self.max_dropped])
         object.__setattr__(self, "_in_model_order", in_model_order)
 
     @property
     def kind(self) -> UnitKind:
-        """Whether the units are whole layers or sublayers."""
-        whole = all(parse_unit(name).part is None for name in self.units)
-        return "layer" if whole else "sublayer"
+        """The kind of the units."""
+        return parse_unit(self.units[0]).kind if self.units else "layer"
 
     @property
     def floor(self) -> float:
         """The minimum depth: what remains when as many units as allowed are dropped.
 
-        If these are some of the sublayers, it is about that: the prompt decides which.
+        If these are some of the parts of layers, it is about that: the prompt decides which.
         """
         return self._in_model_order.floor
 
@@ -152,7 +154,7 @@ def order_in_words(schedule: Schedule) -> str:
     """The units in their skip order, or how many units each prompt's own order drops."""
     if isinstance(schedule, DepthSchedule):
         return " ".join(schedule.skip_order)
-    units = f"{len(schedule.units)} {schedule.kind}s"
+    units = f"{len(schedule.units)} {units_in_words(schedule.kind)}"
     return f"each prompt's own, of {units}: at most {schedule.max_dropped} are dropped"
 
 

@@ -2,8 +2,8 @@
 
 D³ (Fan et al., arXiv 2503.08524, section 3) keeps about ``floor(L * alpha ** t)`` of ``L`` layers
 for token ``t`` of a reply. This module turns that rule into *units* to drop. It knows nothing of
-models: a unit is a name such as ``"12"`` (layer 12), ``"12.attn"`` or ``"12.mlp"`` (one sublayer
-of it), and a weight, its share of a layer.
+models: a unit is a name such as ``"12"`` (layer 12), ``"12.attn"`` (one sublayer of it) or
+``"12.attn.lo"`` (the low plane of that), and a weight, its share of a layer.
 """
 
 import math
@@ -38,21 +38,22 @@ class DepthSchedule(_Computed):
     """Which units each token of a reply drops.
 
     ``depth(t)`` is about ``max(C, floor(L * alpha ** max(0, t - start)))``. It is exactly that for
-    whole layers; with sublayers it is the nearest depth from above that a prefix of `skip_order`
-    reaches. There is one order, and `alpha` is at most 1, so the dropped sets grow with ``t`` and
-    never shrink.
+    whole layers; with parts of layers it is the nearest depth from above that a prefix of
+    `skip_order` reaches. There is one order, and `alpha` is at most 1, so the dropped sets grow
+    with ``t`` and never shrink.
 
     Attributes:
         num_layers: ``L``, the model's decoder layers.
         alpha: decay per token, ``0 < alpha <= 1``; 1 is the plain model.
         start: tokens at full depth before the decay begins.
-        core_first, core_last: layers at each end that never appear in `skip_order`.
+        core_first, core_last: layers at each end of which `skip_order` names only low planes.
         skip_order: units in the order in which they are dropped.
-        weights: the weight of each unit, in layers; may be left out for whole layers.
+        weights: the weight of each unit, in layers, without what was dropped before it; may be left
+            out for whole layers.
 
     Raises:
         ScheduleError: a field is out of range, or the order names a core layer, a layer that the
-            model does not have, or a layer twice.
+            model does not have, a part twice, or a low plane after its sublayer.
     """
 
     num_layers: int
@@ -66,7 +67,7 @@ class DepthSchedule(_Computed):
     def __post_init__(self) -> None:
         self._check_numbers()
         units = [parse_unit(name) for name in self.skip_order]
-        if not self.weights and all(unit.part is None for unit in units):
+        if not self.weights and all(unit.kind == "layer" for unit in units):
             object.__setattr__(self, "weights", (1.0,) * len(units))
         self._check_order(units)
         object.__setattr__(self, "_dropped_weight", tuple(accumulate(self.weights, initial=0.0)))
@@ -100,25 +101,36 @@ class DepthSchedule(_Computed):
         if len(self.weights) != len(units):
             raise ScheduleError(
                 f"{len(units)} units in the skip order, but {len(self.weights)} weights",
-                "a skip order with sublayers needs one weight for each unit",
+                "a skip order with parts of layers needs one weight for each unit",
             )
+        lost: dict[int, float] = {}  # the weight that each layer has lost
         seen: set[Unit] = set()
-        for unit, weight in zip(units, self.weights, strict=True):
-            if not self.core_first <= unit.layer < self.num_layers - self.core_last:
+        for name, unit, weight in zip(self.skip_order, units, self.weights, strict=True):
+            if unit.layer >= self.num_layers or not (unit.low or self._is_flex(unit.layer)):
                 raise ScheduleError(
                     f"the skip order names layer {unit.layer}, which is not a flex layer "
                     f"({self.core_first} to {self.num_layers - self.core_last - 1})"
                 )
-            if seen.intersection(unit.overlapping):
-                raise ScheduleError(f"the skip order names layer {unit.layer} twice")
-            if not (0.0 < weight <= 1.0) or (unit.part is None and weight != 1.0):
+            if seen.intersection(unit.barred_by):
+                raise ScheduleError(
+                    f"the skip order names {name} after another unit of layer {unit.layer} that "
+                    "contains it or is part of it"
+                )
+            before = lost.get(unit.layer, 0.0)
+            after = lost[unit.layer] = before + weight
+            whole = unit.part is None
+            if not weight > 0.0 or after > 1.0 + TOLERANCE or (whole and after < 1.0 - TOLERANCE):
                 raise ScheduleError(f"a unit of layer {unit.layer} has the weight {weight:g}")
             seen.add(unit)
-        if len({unit.layer for unit in units if unit.part is not Part.MLP}) == self.num_layers:
+        attention_goes = {u.layer for u in units if u.part is not Part.MLP and not u.low}
+        if len(attention_goes) == self.num_layers:
             raise ScheduleError(
                 "the skip order drops every layer's attention",
                 "keep at least one core layer",
             )
+
+    def _is_flex(self, layer: int) -> bool:
+        return self.core_first <= layer < self.num_layers - self.core_last
 
     @classmethod
     def full(cls, num_layers: int) -> "DepthSchedule":
@@ -187,9 +199,8 @@ class DepthSchedule(_Computed):
         `net_of_repair` adds the one full-depth read that repairing the KV cache costs later.
         """
         steps = max(0, new_tokens - 1)
-        saved_by = list(accumulate((weight_bytes.of(u) for u in self.skip_order), initial=0))
-        saved = sum(saved_by[self.num_dropped(t)] for t in range(1, new_tokens))
-        read = steps * weight_bytes.total - saved
+        read_by = weight_bytes.read_by_dropped(self.skip_order)
+        read = sum(read_by[self.num_dropped(t)] for t in range(1, new_tokens))
         return weight_bytes.ratio(steps, read, repairs=int(net_of_repair)) or 1.0
 
     def in_words(self) -> str:
@@ -237,9 +248,12 @@ def check_counts(**counts: object) -> None:
 def schedule_of(
     weight_bytes: WeightBytes, order: Sequence[str], alpha: float, start: int
 ) -> DepthSchedule:
-    """A schedule over a skip order; the core is the layers before the first and after the last."""
+    """A schedule over a skip order; the core is the layers before the first and after the last.
+
+    Low planes do not count: those of core layers may go as well.
+    """
     num_layers = len(weight_bytes.layers)
-    layers = [parse_unit(unit).layer for unit in order]
+    layers = [unit.layer for unit in map(parse_unit, order) if not unit.low]
     return DepthSchedule(
         num_layers,
         alpha,
@@ -247,13 +261,13 @@ def schedule_of(
         min(layers, default=0),
         num_layers - 1 - max(layers, default=num_layers - 1),
         tuple(order),
-        tuple(map(weight_bytes.weight, order)),
+        weight_bytes.weights(order),
     )
 
 
 def static_schedule(weight_bytes: WeightBytes, order: Sequence[str]) -> DepthSchedule:
     """A constant depth: drops the whole order from token 1 on."""
-    before_last = sum(map(weight_bytes.weight, order[:-1]))
+    before_last = sum(weight_bytes.weights(order[:-1]))
     # Slightly below the alpha at which the last unit goes, so that the first step drops them all.
     alpha = 1 - (before_last + 1e-4) / len(weight_bytes.layers)
     return schedule_of(weight_bytes, order, alpha, 0)

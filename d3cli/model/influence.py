@@ -23,7 +23,7 @@ from d3cli.model.watched import Watched
 
 # One of so many positions is measured: 3, 7, 11, ... for layers. Sublayers get half as many, since
 # a pass has twice as many sublayers. docs/algorithm.md compares this with measuring all positions.
-STRIDE: Mapping[UnitKind, int] = {"layer": 4, "sublayer": 8}
+STRIDE: Mapping[UnitKind, int] = {"layer": 4, "sublayer": 8, "plane": 8}
 
 # How many bytes of states, in float32, are compared at once. For a tensor of 1 MiB or more, the
 # allocator maps new memory (`MMAP_THRESHOLD` in kernels/process.py), which takes longer than the

@@ -154,9 +154,10 @@ def active_layers(schedule: DepthSchedule) -> list[int]:
     One entry for each of ``0 .. len(skip_order)`` units.
     """
     active, halves = [schedule.num_layers], set[int]()
-    for layer, part in map(parse_unit, schedule.skip_order):
-        gone = part is None or layer in halves
-        halves.add(layer)
+    for unit in map(parse_unit, schedule.skip_order):
+        gone = not unit.low and (unit.part is None or unit.layer in halves)
+        if not unit.low:
+            halves.add(unit.layer)
         active.append(active[-1] - gone)
     return active
 

@@ -236,7 +236,7 @@ def _needed(trace: Trace, replies: Sequence[ReplyTrace]) -> Needed | None:
 
 def _needed_floor(trace: Trace, reply: ReplyTrace) -> float:
     """The minimum depth that was tried for a reply's tokens."""
-    weights = map(trace.model.weight_bytes.weight, trace.needed_order_of(reply) or ())
+    weights = trace.model.weight_bytes.weights(trace.needed_order_of(reply) or ())
     return trace.model.num_layers - math.fsum(weights)
 
 

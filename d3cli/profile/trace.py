@@ -281,7 +281,7 @@ def _check_bytes(token: TokenTrace, weights: WeightBytes, read_by_dropped: list[
 def _check_order(order: tuple[str, ...], weights: WeightBytes) -> None:
     """Raises ValueError if it is not a skip order of these layers."""
     try:
-        sizes = tuple(weights.weight(unit) for unit in order)
+        sizes = weights.weights(order)
         DepthSchedule(len(weights.layers), skip_order=order, weights=sizes)
     except (ScheduleError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"needed_order is not a skip order of the model: {error}") from error

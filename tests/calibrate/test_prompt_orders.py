@@ -44,7 +44,7 @@ def texts() -> tuple[Document, ...]:
 
 def by_prompt(model: LoadedModel, kind: UnitKind = "layer", most: int = 3) -> PromptSchedule:
     units = tuple(u for u in model.schedule(0.5, core_first=1, core_last=1, units=kind).units)
-    weights = tuple(map(model.weight_bytes.weight, units))
+    weights = model.weight_bytes.weights(units)
     return PromptSchedule(model.num_layers, 0.97, 2, 1, 1, units, weights, most)
 
 

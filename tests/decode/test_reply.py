@@ -41,8 +41,8 @@ def test_stats_are_those_of_the_decode_steps(builtin: LoadedModel) -> None:
     assert stats.layer_ratio == pytest.approx(16 * 29 / sum(depths))
     assert stats.byte_ratio == schedule.byte_ratio(30, builtin.weight_bytes)
     saved = [builtin.weight_bytes.total - token.bytes_read for token in reply.tokens]
-    of = builtin.weight_bytes.of
-    assert saved == [sum(map(of, schedule.dropped(t))) for t in range(30)]
+    by_unit = builtin.weight_bytes.saved
+    assert saved == [sum(by_unit(schedule.dropped(t))) for t in range(30)]
     assert saved[0] == 0 < saved[-1]
     assert 1 < stats.byte_ratio < stats.layer_ratio
     assert stats.ttft_s is not None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,37 +14,44 @@ from d3cli.depth.choice import resolve_schedule
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import LayerBytes, WeightBytes, parse_unit
-from tests.depth.layers import equal_layers, shallow_first
-
-ATTN_SHARE = 0.25
+from tests.depth.layers import (
+    any_order,
+    any_weights,
+    equal_layers,
+    read_plane_by_plane,
+    shallow_first,
+)
 
 
 @st.composite
 def any_schedule(draw: st.DrawFn, *, whole_layers: bool = False) -> DepthSchedule:
-    num_layers = draw(st.integers(2, 40))
+    return draw(schedule_and_weights(whole_layers=whole_layers))[0]
+
+
+@st.composite
+def schedule_and_weights(
+    draw: st.DrawFn, *, whole_layers: bool = False
+) -> tuple[DepthSchedule, WeightBytes]:
+    num_layers = draw(st.integers(2, 40 if whole_layers else 12))
     core_first = draw(st.integers(0, num_layers - 1))
     core_last = draw(st.integers(1, num_layers - core_first))
-    names = []
-    for layer in range(core_first, num_layers - core_last):
-        parts = [
-            [str(layer)],
-            [f"{layer}.attn"],
-            [f"{layer}.mlp"],
-            [f"{layer}.attn", f"{layer}.mlp"],
-        ]
-        names += draw(st.sampled_from(parts[:1] if whole_layers else [[], *parts]))
-    order = tuple(draw(st.permutations(names)))
-    shares = {None: 1.0, "attn": ATTN_SHARE, "mlp": 1 - ATTN_SHARE}
-    alpha = draw(st.floats(0.0, 1.0, exclude_min=True))
-    return DepthSchedule(
+    if whole_layers:
+        weights = equal_layers(num_layers)
+        flex = list(map(str, range(core_first, num_layers - core_last)))
+        order = tuple(draw(st.permutations(flex)))
+    else:
+        weights = draw(any_weights(num_layers))
+        order = draw(any_order(weights, core_first, core_last))
+    schedule = DepthSchedule(
         num_layers,
-        alpha,
+        draw(st.floats(0.0, 1.0, exclude_min=True)),
         draw(st.integers(0, 50)),
         core_first,
         core_last,
         order,
-        tuple(shares[parse_unit(name).part] for name in order),
+        weights.weights(order),
     )
+    return schedule, weights
 
 
 steps = st.integers(0, 2000)
@@ -66,10 +74,40 @@ def test_the_floor_holds(schedule: DepthSchedule, t: int) -> None:
 
 
 @given(any_schedule(), steps)
-def test_core_layers_are_never_dropped(schedule: DepthSchedule, t: int) -> None:
+def test_core_layers_lose_nothing_but_low_planes(schedule: DepthSchedule, t: int) -> None:
     for name in schedule.dropped(t):
         layer = parse_unit(name).layer
-        assert schedule.core_first <= layer < schedule.num_layers - schedule.core_last
+        flex = schedule.core_first <= layer < schedule.num_layers - schedule.core_last
+        assert flex or name.endswith(".lo")
+
+
+@given(schedule_and_weights(), steps)
+def test_bytes_read_are_those_of_all_planes_that_are_left(
+    both: tuple[DepthSchedule, WeightBytes], t: int
+) -> None:
+    schedule, weights = both
+    dropped = schedule.dropped(t)
+    assert weights.read(dropped) == read_plane_by_plane(weights, dropped)
+    by_dropped = weights.read_by_dropped(schedule.skip_order)
+    assert by_dropped[schedule.num_dropped(t)] == weights.read(dropped)
+    assert by_dropped == sorted(set(by_dropped), reverse=True)
+    before = [weights.of(name, dropped[:at]) for at, name in enumerate(dropped)]
+    assert before == weights.saved(dropped)
+
+
+@given(schedule_and_weights(), steps)
+def test_depth_is_the_weight_of_what_is_left(
+    both: tuple[DepthSchedule, WeightBytes], t: int
+) -> None:
+    schedule, weights = both
+    dropped, left = schedule.dropped(t), 0.0
+    for index, layer in enumerate(weights.layers):
+        if str(index) not in dropped:
+            one = WeightBytes((replace(layer, other=0),), 0)
+            mine = [name.partition(".")[2] for name in dropped if name.startswith(f"{index}.")]
+            left += read_plane_by_plane(one, [f"0.{part}" for part in mine]) / one.total
+    assert schedule.depth(t) == pytest.approx(left)
+    assert schedule.floor > 0
 
 
 @given(any_schedule(), steps)
@@ -130,7 +168,17 @@ def test_json_round_trip(schedule: DepthSchedule) -> None:
     assert DepthSchedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
 
 
-@given(any_schedule(), st.integers(2, 300))
+@given(schedule_and_weights(), st.integers(2, 40))
+def test_byte_ratios_follow_the_bytes(
+    both: tuple[DepthSchedule, WeightBytes], new_tokens: int
+) -> None:
+    schedule, weights = both
+    read = [read_plane_by_plane(weights, schedule.dropped(t)) for t in range(1, new_tokens)]
+    ratio = weights.total * len(read) / sum(read)
+    assert schedule.byte_ratio(new_tokens, weights) == pytest.approx(ratio)
+
+
+@given(any_schedule(whole_layers=True), st.integers(2, 300))
 def test_ratios_follow_the_depths(schedule: DepthSchedule, new_tokens: int) -> None:
     depths = [schedule.depth(t) for t in range(1, new_tokens)]
     assert schedule.mean_depth(new_tokens) == pytest.approx(sum(depths) / len(depths))
@@ -176,6 +224,17 @@ def test_a_reply_of_one_token_has_no_decode_step() -> None:
         {"skip_order": ("3",), "weights": (1.0, 1.0)},
         {"skip_order": ("three",)},
         {"skip_order": ("3.norm",), "weights": (0.5,)},
+        {"skip_order": ("3.lo",), "weights": (0.5,)},
+        {"skip_order": ("3.attn.hi",), "weights": (0.2,)},
+        {"skip_order": ("3.attn.lo.lo",), "weights": (0.2,)},
+        {"skip_order": ("8.attn.lo",), "weights": (0.2,)},
+        {"skip_order": ("3.attn.lo",)},
+        {"skip_order": ("3.attn.lo", "3.attn.lo"), "weights": (0.2, 0.2)},
+        {"skip_order": ("3.attn", "3.attn.lo"), "weights": (0.5, 0.2)},
+        {"skip_order": ("3", "3.attn.lo"), "weights": (1.0, 0.2)},
+        {"skip_order": ("3.attn.lo", "3"), "weights": (0.2, 1.0)},
+        {"skip_order": ("3.attn.lo", "3"), "weights": (0.2, 0.7)},
+        {"skip_order": ("3.attn.lo", "3.attn", "3.mlp"), "weights": (0.2, 0.2, 0.7)},
         {"skip_order": ("-3",)},
         {"skip_order": tuple("01234567")},
         {"skip_order": tuple(f"{i}.attn" for i in range(8)), "weights": (0.5,) * 8},
@@ -184,6 +243,23 @@ def test_a_reply_of_one_token_has_no_decode_step() -> None:
 def test_impossible_schedules_are_refused(fields: dict) -> None:
     with pytest.raises(ScheduleError):
         DepthSchedule(**({"num_layers": 8} | fields))
+
+
+@pytest.mark.parametrize(
+    ("order", "weights"),
+    [
+        (("3.attn.lo", "3"), (0.2, 0.8)),
+        (("3.mlp.lo", "3.attn.lo", "3.mlp", "3.attn"), (0.4, 0.1, 0.3, 0.2)),
+        (("0.attn.lo", "7.mlp.lo", "3"), (0.1, 0.4, 1.0)),  # of core layers
+        (tuple(f"{i}.attn.lo" for i in range(8)), (0.5,) * 8),  # attention stays, at 4 bits
+    ],
+)
+def test_low_planes_go_first_and_may_go_everywhere(
+    order: tuple[str, ...], weights: tuple[float, ...]
+) -> None:
+    schedule = DepthSchedule(8, 0.5, 0, 1, 1, order, weights)
+    assert schedule.dropped(10**6) == order
+    assert schedule.floor == pytest.approx(8 - sum(weights))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +299,21 @@ class TestResolving:
         schedule = resolve_schedule(self.MODEL, 0.99, core_first=14, core_last=1, units="sublayer")
         assert schedule == PromptSchedule(16, 0.99, 0, 14, 1, ("14.attn", "14.mlp"), (0.25, 0.75))
 
+    def test_nested_weights_lose_low_planes_of_all_layers(self) -> None:
+        nested = WeightBytes((LayerBytes(30, 90, 5, 15, 45),) * 4, 10)
+        for units in ("auto", "plane"):
+            schedule = resolve_schedule(nested, 0.99, core_first=2, units=units)
+            assert isinstance(schedule, PromptSchedule)
+            assert schedule.kind == "plane"
+            assert schedule.units == nested.unit_names("plane")
+            assert schedule.floor == pytest.approx(2)
+        whole = resolve_schedule(nested, 0.99, units="layer")
+        assert whole == resolve_schedule(equal_layers(4), 0.99)
+
+    def test_other_weights_have_no_planes_to_drop(self) -> None:
+        with pytest.raises(ScheduleError, match="not nested"):
+            resolve_schedule(self.MODEL, 0.99, units="plane")
+
     @given(st.integers(1, 100))
     def test_a_model_of_any_depth_keeps_half_of_its_layers(self, num_layers: int) -> None:
         schedule = resolve_schedule(equal_layers(num_layers), 0.5)
@@ -247,6 +338,12 @@ class TestResolving:
         assert resolve_schedule(self.MODEL, stored=stored, units="sublayer") == stored
         changed = resolve_schedule(self.MODEL, 0.9, start=3, core_first=4, stored=stored)
         assert changed == DepthSchedule(16, 0.9, 3, 4, 2, ("9", "5.mlp"), (1.0, 0.6))
+
+    def test_core_layers_keep_their_low_planes_in_the_order(self) -> None:
+        order = ("1.attn.lo", "9.mlp.lo", "3", "9.mlp")
+        stored = DepthSchedule(16, 0.98, 7, 2, 2, order, (0.1, 0.3, 1.0, 0.3))
+        changed = resolve_schedule(self.MODEL, core_first=4, stored=stored)
+        assert changed.units == ("1.attn.lo", "9.mlp.lo", "9.mlp")
 
     def test_a_stored_schedule_of_another_model_is_refused(self) -> None:
         with pytest.raises(ScheduleError, match="8 layers"):
@@ -287,7 +384,27 @@ class TestResolving:
 
 def test_a_sublayer_weighs_its_share_of_the_layers_bytes() -> None:
     weights = WeightBytes((LayerBytes(attn=30, mlp=90, other=5),) * 2, fixed=11)
-    assert weights.weight("1.attn") == 0.25
-    assert weights.weight("1.mlp") == 0.75
-    assert weights.weight("1") == 1
+    assert weights.weights(("1.attn", "1.mlp", "0")) == (0.25, 0.75, 1)
     assert (weights.of("0"), weights.of("0.attn"), weights.total) == (125, 30, 261)
+
+
+def test_after_its_low_plane_a_unit_weighs_and_saves_the_rest() -> None:
+    layer = LayerBytes(attn=30, mlp=90, other=5, attn_low=10, mlp_low=40)
+    weights = WeightBytes((layer,) * 3, fixed=11, layer_weights=3 * 100)
+    order = ("1.attn.lo", "1.attn", "0.mlp.lo", "0", "1.mlp", "2.attn.lo")
+    assert weights.saved(order) == [10, 20, 40, 85, 90, 10]
+    assert weights.weights(order) == pytest.approx([1 / 12, 2 / 12, 4 / 12, 8 / 12, 9 / 12, 1 / 12])
+    assert weights.read(order) == 11 + 5 + 115
+    assert weights.bits(weights.total) == pytest.approx(8 * 125 / 100)
+    assert weights.bits(weights.read(order)) == pytest.approx(8 * 120 / 300)
+
+
+def test_units_are_those_that_have_weights() -> None:
+    nested = WeightBytes((LayerBytes(30, 90, 5, 10, 0), LayerBytes(30, 90, 5, 10, 40)), fixed=11)
+    assert nested.unit_names("plane") == ("0.attn.lo", "1.attn.lo", "1.mlp.lo")
+    assert nested.is_nested
+    assert equal_layers(2).unit_names("plane") == ()
+    assert equal_layers(2).unit_names("sublayer") == ("0.attn", "0.mlp", "1.attn", "1.mlp")
+    assert not equal_layers(2).is_nested
+    assert equal_layers(2).bits(50) is None
+    assert not nested.has("2.attn.lo")

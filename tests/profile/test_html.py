@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.profile.html.charts import NO_ATTENTION, NO_MLP, RUN, SKIPPED, cells
+from d3cli.profile.cells import Cell, cells
 from d3cli.profile.html.page import html_report
 from d3cli.profile.trace import Trace
 from tests.browser import Browser, find_chromium
@@ -55,8 +55,8 @@ def test_what_each_layer_did() -> None:
     assert (len(table), {len(row) for row in table}) == (16, {len(reply.tokens)})
     for at, token in enumerate(reply.tokens):
         column = [row[at] for row in table]
-        assert sum(state != SKIPPED for state in column) == token.active_layers
-        assert sum(state == RUN for state in column) == token.depth  # whole layers
+        assert sum(state != Cell.SKIPPED for state in column) == token.active_layers
+        assert sum(state == Cell.RUN for state in column) == token.depth  # whole layers
 
 
 def test_dropped_sublayers_have_their_own_states() -> None:
@@ -71,11 +71,12 @@ def test_dropped_sublayers_have_their_own_states() -> None:
     )
     reply = replace(made.replies[0], tokens=tokens)
     trace = replace(made, schedule=schedule.to_json(), replies=(reply,))
+    run, no_attention, no_mlp, skipped = Cell.RUN, Cell.NO_ATTENTION, Cell.NO_MLP, Cell.SKIPPED
     assert cells(trace, reply, reply.tokens) == [
-        [RUN] * 4,
-        [RUN, NO_ATTENTION, NO_ATTENTION, SKIPPED],
-        [RUN, RUN, NO_MLP, NO_MLP],
-        [RUN] * 4,
+        [run] * 4,
+        [run, no_attention, no_attention, skipped],
+        [run, run, no_mlp, no_mlp],
+        [run] * 4,
     ]
 
 
@@ -83,7 +84,7 @@ def test_a_token_without_dropped_units_has_empty_cells() -> None:
     made = made_trace([4, 3], [1.0])
     [reply] = made.replies
     tokens = (reply.tokens[0], replace(reply.tokens[1], dropped_units=None))
-    assert cells(made, reply, tokens) == [[RUN, None]] * 4
+    assert cells(made, reply, tokens) == [[Cell.RUN, None]] * 4
     assert html_report(replace(made, replies=(replace(reply, tokens=tokens),)))
 
 

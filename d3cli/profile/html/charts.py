@@ -6,17 +6,15 @@ Knows nothing of pages or of how a chart is drawn.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from d3cli.depth.units import parse_unit
+from d3cli.profile.cells import Cell, cells
 from d3cli.profile.summary import Stretch, Summary
-from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace import ReplyTrace, Trace
 
 # The light theme. The page's script replaces these colours in the dark theme.
 INK, QUIET, LINE = "#1c2430", "#5b6675", "#dde2e9"
 BLUE, AMBER, VIOLET, GREEN, EMPTY = "#2f6fd0", "#c77d0a", "#8453c5", "#2a8a64", "#eceff3"
-# The values of the heat map's cells, and their names.
-SKIPPED, NO_MLP, NO_ATTENTION, RUN = range(4)
-STATES = ("skipped", "MLP dropped", "attention dropped", "run")
-STATE_COLOURS = (EMPTY, AMBER, VIOLET, BLUE)
+PALE, PALER = "#7ea7e6", "#b7cff4"  # of blue: layers without low planes
+CELL_COLOURS = (EMPTY, AMBER, VIOLET, PALER, PALE, BLUE)  # of the heat map, by `Cell`
 FEWEST_TOKENS = 2  # a shorter reply has no charts
 MOST_CELLS = 1_000_000  # in the heat map; a browser holds a label for each
 
@@ -34,26 +32,10 @@ def charts_of(trace: Trace, reply: ReplyTrace, summary: Summary) -> Iterator[dic
         yield _parts(reply)
 
 
-def cells(trace: Trace, reply: ReplyTrace, tokens: Sequence[TokenTrace]) -> list[list[int | None]]:
-    """What each layer did for a reply's tokens, ``[layers][tokens]``, as an index of `STATES`.
-
-    None for a token whose dropped units are not recorded.
-    """
-    units = [parse_unit(name) for name in trace.schedule_of(reply).skip_order]
-    columns: dict[int | None, list[int | None]] = {None: [None] * trace.model.num_layers}
-    for count in {token.dropped_units for token in tokens} - {None}:
-        column = columns[count] = [RUN] * trace.model.num_layers
-        for layer, part in units[:count]:
-            mine = SKIPPED if part is None else NO_MLP if part == "mlp" else NO_ATTENTION
-            column[layer] = mine if column[layer] == RUN else SKIPPED
-    each = [columns[token.dropped_units] for token in tokens]
-    return [[column[layer] for column in each] for layer in range(trace.model.num_layers)]
-
-
 def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
-    layers, last = trace.model.num_layers, len(STATES) - 1
-    edges = [(state + end) / len(STATES) for state in range(len(STATES)) for end in (0, 1)]
-    scale = [[edge, STATE_COLOURS[at // 2]] for at, edge in enumerate(edges)]
+    layers, kinds = trace.model.num_layers, len(Cell)
+    edges = [(kind + end) / kinds for kind in range(kinds) for end in (0, 1)]
+    scale = [[edge, CELL_COLOURS[at // 2]] for at, edge in enumerate(edges)]
     shown = reply.tokens[: max(1, MOST_CELLS // layers)]
     note = (
         "One column per token, one row per layer, the first layer at the bottom. Hover over a cell "
@@ -72,7 +54,7 @@ def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
                 "y": list(range(layers)),
                 "z": cells(trace, reply, shown),
                 "zmin": -0.5,
-                "zmax": last + 0.5,
+                "zmax": kinds - 0.5,
                 "colorscale": scale,
                 "showscale": False,
                 "xgap": 1 if len(shown) <= 150 else 0,

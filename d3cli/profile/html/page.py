@@ -18,8 +18,9 @@ from markupsafe import Markup
 from d3cli.base.amounts import readable_size
 from d3cli.base.inert import inert, quoted
 from d3cli.profile import sentences
+from d3cli.profile.cells import kinds_of
 from d3cli.profile.columns import columns_of
-from d3cli.profile.html.charts import STATE_COLOURS, STATES, charts_of
+from d3cli.profile.html.charts import CELL_COLOURS, charts_of
 from d3cli.profile.summary import Summary, summarize
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 
@@ -48,7 +49,7 @@ def html_report(trace: Trace) -> str:
         tiles=list(_tiles(total, trace.replies)),
         words=[inert(one) for one in sentences.sentences(total, trace, trace.replies)],
         interrupted=trace.interrupted,
-        states=list(zip(STATES, STATE_COLOURS, strict=True)),
+        states=[(cell.in_words, CELL_COLOURS[cell]) for cell in kinds_of(trace)],
         replies=replies,
         data=_data([reply["data"] for reply in replies]),
     )

@@ -1,11 +1,14 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const states = ["skipped", "MLP dropped", "attention dropped", "run"];
+  const states = [
+    "skipped", "MLP dropped", "attention dropped", "without low planes", "without one low plane", "run",
+  ];
   // The charts come in the light theme's colours. These replace them in the dark theme.
   const dark = {
     "#1c2430": "#e6eaf0", "#5b6675": "#9aa6b5", "#dde2e9": "#2c3441", "#2f6fd0": "#6ba3f5",
     "#c77d0a": "#eaa43c", "#8453c5": "#b48cf0", "#2a8a64": "#55c093", "#eceff3": "#262d38",
+    "#7ea7e6": "#4a72ae", "#b7cff4": "#34507a",
   };
   const wantsDark = matchMedia("(prefers-color-scheme: dark)");
   let chosen = null;
