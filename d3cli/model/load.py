@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
-from d3cli.base.errors import Setting, Words
+from d3cli.base.errors import ModelError, Setting, Words
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
@@ -90,7 +90,8 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     """Refuses a model that cannot be loaded with these options, from its description alone.
 
     Raises:
-        ModelError: its stack is not supported, or its config cannot be right.
+        ModelError: its stack is not supported, its config cannot be right, or none of its linears
+            fits the quantization.
         NotEnoughMemoryError: it does not fit.
         UsageError: the device is not available here, or the context is too long for the model.
     """
@@ -101,6 +102,8 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     with config_errors(model):
         context = choose_context(model.name, config, options.get("context"))
     form = _form(options)
+    plan = plan_for(model, config, form)
+    _check_quantizes(model, plan)
     if not options.get("force", False):
         check_memory(
             model,
@@ -110,7 +113,24 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
             prompt_tokens=options.get("prompt_tokens", 0),
             reply_tokens=options.get("reply_tokens", DEFAULT_RESERVE),
         )
-    return LoadPlan(family, config, plan_for(model, config, form))
+    return LoadPlan(family, config, plan)
+
+
+def _check_quantizes(model: Description, plan: KernelPlan) -> None:
+    """Refuses a quantization that would leave every linear as it is.
+
+    Raises:
+        ModelError: with what to do instead.
+    """
+    wanted = plan.form.quantization
+    if wanted is None or any(map(plan.quantizes, model.tensors)):
+        return
+    raise ModelError(
+        f"{model.name} cannot be quantized to {wanted}: the kernel takes the shape of none of its "
+        "linears",
+        ("leave out ", Setting("quantization"), ", or choose another"),
+        field="quantization",
+    )
 
 
 def load_model(

@@ -140,18 +140,23 @@ def test_weights_are_rounded_from_the_files_own_dtype(
     assert linear.scales_and_zeros.dtype == getattr(torch, dtype)
 
 
-def test_linears_whose_shapes_the_kernel_does_not_take_stay(tmp_path: Path) -> None:
+def save_llama(path: Path, hidden_size: int) -> str:
     config = LlamaConfig(
         vocab_size=131,
-        hidden_size=64,
+        hidden_size=hidden_size,
         intermediate_size=120,
         num_hidden_layers=8,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path)
-    word_tokenizer().save_pretrained(tmp_path)
-    model = load_model(str(tmp_path), device="cpu", dtype="bfloat16", quantization="int4")
+    LlamaForCausalLM(config).bfloat16().save_pretrained(path)
+    word_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def test_linears_whose_shapes_the_kernel_does_not_take_stay(tmp_path: Path) -> None:
+    path = save_llama(tmp_path, hidden_size=64)
+    model = load_model(path, device="cpu", dtype="bfloat16", quantization="int4")
     layer = model.causal_lm.model.layers[0]
     assert layer.mlp.down_proj.weight.dtype == torch.bfloat16
     assert type(layer.self_attn.o_proj) is FourBitLinear
@@ -159,6 +164,15 @@ def test_linears_whose_shapes_the_kernel_does_not_take_stay(tmp_path: Path) -> N
     assert note.startswith("24 linears are not quantized, since the kernel does not take their")
     assert "model.layers.0.mlp.gate_proj" in note
     assert len(tokens(model, model.schedule("off"))) > 1
+
+
+@pytest.mark.parametrize("kind", ["int4", "bnb-4bit"])
+def test_a_quantization_that_would_change_no_linear_is_refused(tmp_path: Path, kind: str) -> None:
+    path = save_llama(tmp_path, hidden_size=56)
+    with pytest.raises(ModelError, match=f"cannot be quantized to {kind}") as caught:
+        load_model(path, device="cpu", dtype="bfloat16", quantization=kind)
+    assert caught.value.field == "quantization"
+    assert "leave out quantization" in caught.value.hint
 
 
 def test_loading_reports_all_of_its_progress() -> None:
