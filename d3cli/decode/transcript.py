@@ -8,19 +8,19 @@ import json
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from filelock import FileLock, Timeout
 from msgspec import Meta
 
 from d3cli.base.atomic_files import make_directory, replace_file
 from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import TranscriptError, UsageError
+from d3cli.base.file_lock import file_lock
 from d3cli.base.json_rows import parse_rows
 from d3cli.base.settings import state_dir
 
@@ -248,24 +248,24 @@ def in_use(id_: str) -> Iterator[None]:
     Raises:
         UsageError: another d3 is using the conversation.
     """
-    try:
-        make_directory(_directory())
-        lock = FileLock(_directory() / f".{id_}.lock", mode=0o600)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"the conversation {id_} is open in another d3 chat",
-            "leave that chat first, or start a new one: d3 chat",
-        ) from None
-    except (OSError, NotImplementedError):  # a file system without locks; saving reports the rest
+    path = _directory() / f".{id_}.lock"
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(path, patience=0))
+            held.callback(_remove, path)
+        except TimeoutError:
+            raise UsageError(
+                f"the conversation {id_} is open in another d3 chat",
+                "leave that chat first, or start a new one: d3 chat",
+            ) from None
+        except OSError:  # a file system without locks; saving reports the rest
+            pass
         yield
-        return
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows cannot remove an open file
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # Windows cannot remove an open file
+        path.unlink(missing_ok=True)
 
 
 def _files() -> list[tuple[float, Path]]:

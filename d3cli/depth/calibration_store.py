@@ -15,9 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from d3cli.base.atomic_files import make_directory, replace_file
+from d3cli.base.atomic_files import replace_file
 from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import ScheduleError, StoreError, one_line
+from d3cli.base.file_lock import file_lock
 from d3cli.base.json_rows import convert_json, decode_json, refuse_unknown
 from d3cli.base.settings import state_dir
 from d3cli.depth.calibration_record import Calibration, Count, Entry, ModelKey, Text
@@ -210,22 +211,18 @@ def _locked() -> Iterator[None]:
     Raises:
         StoreError: another process holds it, or the directory cannot be written.
     """
-    from filelock import FileLock, Timeout  # imported by writers only
-
     directory = _directory()
     try:
-        make_directory(directory)
-        with FileLock(directory / ".lock", timeout=LOCK_SECONDS, mode=0o600):
+        with file_lock(directory / ".lock", LOCK_SECONDS):
             yield
-    except Timeout as error:
+    except TimeoutError as error:
         raise StoreError(
             f"another d3 has been writing to {directory} for {LOCK_SECONDS:g} seconds",
             "wait until it has finished, then run this again",
         ) from error
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise StoreError(
-            f"calibrations cannot be written to {directory}: {reason}",
+            f"calibrations cannot be written to {directory}: {error.strerror or error}",
             "check the disk and the directory's permissions, or set D3_HOME to another",
         ) from error
 

@@ -8,14 +8,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 
 import torch
 
-from d3cli.base.atomic_files import make_directory
 from d3cli.base.errors import D3Error, UsageError, Words
+from d3cli.base.file_lock import file_lock
 from d3cli.kernels.choice_file import (
     Choice,
     Machine,
@@ -208,23 +208,16 @@ class KernelChoices:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Holds the lock of the file; without it, nothing is kept."""
-        from filelock import FileLock, Timeout
-
         path = choices_file()
-        held = None
-        if self._may_keep:
-            try:
-                make_directory(path.parent)
-                held = FileLock(path.parent / f".{path.name}.lock", LOCK_SECONDS, mode=0o600)
-                held.acquire()
-            except (OSError, NotImplementedError, Timeout) as error:
-                held = None
-                self._cannot_keep(error)
-        try:
+        with ExitStack() as held:
+            if self._may_keep:
+                try:
+                    held.enter_context(
+                        file_lock(path.with_name(f".{path.name}.lock"), LOCK_SECONDS)
+                    )
+                except OSError as error:
+                    self._cannot_keep(error)
             yield
-        finally:
-            if held is not None:
-                held.release()
 
     def _read(self) -> None:
         """Takes what the file has for this machine."""
@@ -252,9 +245,10 @@ class KernelChoices:
         except OSError as error:
             self._cannot_keep(error)
 
-    def _cannot_keep(self, error: BaseException) -> None:
+    def _cannot_keep(self, error: OSError) -> None:
         self._may_keep = False
-        reason = getattr(error, "strerror", None) or "another process holds its lock"
+        is_held = isinstance(error, TimeoutError)
+        reason = "another process holds its lock" if is_held else error.strerror or str(error)
         self.notes.append(
             f"the kernels chosen cannot be kept in {choices_file()}: {reason}; each start measures "
             "them again"
