@@ -207,6 +207,8 @@ class DepthSchedule(_Computed):
         """What it does: "alpha 0.97 from token 8, down to 9 of 16 layers"."""
         if self.alpha == 1 or not self.skip_order:
             return f"full, all {self.num_layers} layers"
+        if self.num_dropped(1) == self.max_dropped:
+            return f"constant, {self.floor:.4g} of {self.num_layers} layers from token 1 on"
         return (
             f"alpha {self.alpha:g} from token {self.start}, down to {self.floor:.4g} of "
             f"{self.num_layers} layers"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from d3cli.base.errors import ScheduleError
 from d3cli.depth.choice import resolve_schedule
 from d3cli.depth.prompt_order import PromptSchedule
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import LayerBytes, WeightBytes, parse_unit
 from tests.depth.layers import (
     any_order,
@@ -55,6 +55,14 @@ def schedule_and_weights(
 
 
 steps = st.integers(0, 2000)
+
+
+def test_a_depth_that_does_not_change_is_said_to_be_constant() -> None:
+    order = ("2", "3", "4")
+    constant = static_schedule(equal_layers(8), order)
+    assert constant.in_words() == "constant, 5 of 8 layers from token 1 on"
+    decaying = DepthSchedule(8, 0.97, 1, 2, 3, order, (1.0,) * 3)
+    assert decaying.in_words() == "alpha 0.97 from token 1, down to 5 of 8 layers"
 
 
 @given(any_schedule(), steps)

@@ -161,7 +161,7 @@ def _decay(outcome: "Outcome") -> Rows:
     if verdict is not None:
         yield "constant depth", _measured(verdict.static)
         yield "decaying depth", _measured(verdict.decaying)
-        yield "did decay pay?", f"{verdict.words}: {_bounds(verdict.difference)}"
+        yield "did decay pay?", f"{verdict.words}: {_against_constant(verdict.difference)}"
     for name, judged in outcome.judged.items():
         yield f"replies by {name}", _judged(judged)
     if verdict is not None:
@@ -175,7 +175,11 @@ def _by_replies(verdict: "DecayVerdict") -> str:
 
     if verdict.by_replies is None:
         return "not measured: --replies lets D³ write replies and full depth judge them"
-    return f"{decay_paid(verdict.by_replies)}: {_bounds(verdict.by_replies)}"
+    return f"{decay_paid(verdict.by_replies)}: {_against_constant(verdict.by_replies)}"
+
+
+def _against_constant(difference: "Drop") -> str:
+    return f"{_bounds(difference)} perplexity against constant depth"
 
 
 def _influence(outcome: "Outcome") -> Iterator[tuple[str, list[tuple[str, float]]]]:
@@ -195,7 +199,7 @@ def _best_of_kinds(outcome: "Outcome", settings: "CalibrationSettings") -> Rows:
     for kind, by_prompt in sorted(tried):
         text = "none within the target"
         if best := outcome.best(kind, settings.target_drop, by_prompt=by_prompt):
-            text = f"bytes {best.candidate.byte_ratio:.2f}× net, {_bounds(best.drop)}"
+            text = f"bytes {best.candidate.byte_ratio:.2f}× net, {_bounds(best.drop)} perplexity"
         order = " by prompt" if by_prompt else ""
         yield f"best of {KINDS[kind]}{order}", f"{text} (search half)"
     if outcome.short_prompts and any(by_prompt for _, by_prompt in tried):
@@ -220,8 +224,8 @@ def _bounds(drop: "Drop") -> str:
 def _measured(measured: "Measured") -> str:
     candidate = measured.candidate
     return (
-        f"{_bounds(measured.drop)}, KL {measured.kl:.4f}, same top choice "
-        f"{measured.same_top:.1%}, bytes {candidate.byte_ratio:.2f}× net "
+        f"{_bounds(measured.drop)} perplexity, KL {measured.kl:.4f} nats per token, "
+        f"same top choice {measured.same_top:.1%}, bytes {candidate.byte_ratio:.2f}× net "
         f"({_in_words(candidate)})"
     )
 
