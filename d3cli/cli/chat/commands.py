@@ -86,8 +86,8 @@ COMMANDS = {
     "/stats": Command("", "figures of the last reply and of all replies", reply_commands.stats),
     "/system": Command("TEXT", 'set the system prompt; "" removes it', setting_commands.system),
     "/model": Command(
-        "NAME",
-        "go on with another model",
+        "[NAME]",
+        "show which model runs, or go on with another",
         setting_commands.model,
         lambda: [BUILTIN, *aliases()],
     ),

@@ -56,16 +56,19 @@ def system(chat: Chat, argument: str) -> None:
 
 
 def model(chat: Chat, argument: str) -> None:
-    """Goes on with another model.
+    """Goes on with another model, or shows which one runs.
 
     Raises:
         D3Error: it cannot be loaded.
     """
-    if not argument:
-        raise UsageError(
-            "/model needs a name", "give an alias, a hub id, a directory or a GGUF file"
-        )
-    switch_model(chat, argument)
+    if argument:
+        switch_model(chat, argument)
+        return
+    chat.screen.print(
+        f"model: {chat.model_name}; to go on with another: /model and an alias, a hub id, a "
+        "directory or a GGUF file",
+        "dim",
+    )
 
 
 def show(chat: Chat, _: str) -> None:

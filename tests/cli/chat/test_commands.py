@@ -61,7 +61,6 @@ def test_the_help_lists_every_command_once(desk: NewDesk) -> None:
         ("/alpha steep", 'alpha is "steep"'),
         ("/regen alpha 2", "alpha is 2, outside"),
         ("/regen it", "/regen does not accept it"),
-        ("/model", "/model needs a name"),
         ("/model nonsense", "there is no model or directory"),
         ("/load", "/load needs a file"),
         ("/load nothing.jsonl", "there is no conversation"),
@@ -78,6 +77,13 @@ def test_what_a_command_does_not_accept(line: str, says: str, desk: NewDesk) -> 
     assert "--" not in shown.replace("d3 chat --list", "")  # no options: here they are settings
     assert one.code is None
     assert one.chat.settings == before
+
+
+def test_a_model_without_a_name_shows_which_one_runs(desk: NewDesk) -> None:
+    one = desk()
+    shown = one.type("/model")
+    assert f"model: {one.chat.model_name}; to go on with another" in shown
+    assert "error" not in shown
 
 
 def test_leaving(desk: NewDesk) -> None:
