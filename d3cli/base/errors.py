@@ -175,8 +175,8 @@ class GenerationError(D3Error):
     """Generation failed after it began, for example because logits are not finite."""
 
 
-class CalibrationError(D3Error):
-    """A calibration found no result, for example in the time that it had."""
+class CalibrationError(UsageError):
+    """A calibration was given too little time to find anything."""
 
 
 class TargetNotMetError(D3Error):

@@ -54,7 +54,7 @@ def test_a_search_that_would_take_far_too_long_is_refused(
 ) -> None:
     monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda *_: 1.0)
     result = bad(d3, "--max-time", "10m")
-    check(result, 1, "this calibration takes about")
+    check(result, 2, "this calibration takes about")
     assert "hint: raise --max-time to" in result.err
 
 
