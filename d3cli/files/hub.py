@@ -114,7 +114,7 @@ def _check_reachable(hub_id: str, revision: str | None) -> None:
         DownloadError: the hub cannot be reached, or answers with an error of its own.
     """
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import get_session
 
     url = hf_hub_url(hub_id, "config.json", revision=revision)
@@ -123,6 +123,8 @@ def _check_reachable(hub_id: str, revision: str | None) -> None:
         time.sleep(pause)
         try:
             answer = get_session().head(url, timeout=PATIENCE, follow_redirects=False)
+        except OfflineModeIsEnabled:
+            raise
         except (HTTPError, OSError) as error:
             problem = (str(error).strip() or type(error).__name__).splitlines()[0]
             if "timed out" in problem:
@@ -204,12 +206,19 @@ def _translated_errors(hub_id: str, revision: str | None) -> Iterator[None]:
         HFValidationError,
         HTTPError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     try:
         yield
+    except OfflineModeIsEnabled as error:
+        raise DownloadError(
+            f"{at_revision(hub_id, revision)} is not in the local cache, and HF_HUB_OFFLINE "
+            "forbids downloading it",
+            "unset HF_HUB_OFFLINE, or use a model in a local directory",
+        ) from error
     except GatedRepoError as error:
         raise DownloadError(
             f"{hub_id} is gated: you must accept its owner's terms first",

@@ -128,4 +128,5 @@ class TestHubCache:
 
     def test_offline_by_environment_is_one_clear_line(self, d3: D3) -> None:
         result = d3("generate", "someone/tiny-fox", "Hello.")
-        check(result, 1, "the hub cannot be reached")
+        check(result, 1, "not in the local cache, and HF_HUB_OFFLINE forbids downloading it")
+        assert "hint: unset HF_HUB_OFFLINE" in result.err
