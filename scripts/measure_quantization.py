@@ -22,6 +22,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -95,6 +96,12 @@ def by_half_quadratic(group: int, weight: Tensor) -> Tensor:
     return values.view_as(weight)
 
 
+def in_planes(high: Rounding, low: Rounding, weight: Tensor) -> Tensor:
+    """A weight as the sum of what one way makes of it, and another way of the rest."""
+    found = high(weight)
+    return found + low(weight - found)
+
+
 def arms() -> dict[str, tuple[int, Rounding]]:
     """Each way to round a weight, with the number that must divide its inputs."""
     found: dict[str, tuple[int, Rounding]] = {
@@ -109,6 +116,15 @@ def arms() -> dict[str, tuple[int, Rounding]]:
             "half-quadratic": partial(by_half_quadratic, group),
         }
         found |= {f"int4, groups of {group}, {name}": (group, way) for name, way in ways.items()}
+    for high, low in product(GROUPS, GROUPS):
+        for rounds in (0, ROUNDS):
+            planes = partial(
+                in_planes,
+                partial(by_least_squares, ROUNDS, high),
+                partial(by_least_squares, rounds, low),
+            )
+            name = f"nested, groups of {high} and {low}, {rounds} rounds for the low plane"
+            found[name] = (max(high, low), planes)
     return found
 
 

@@ -40,6 +40,7 @@ class QuantizationName(StrEnum):
 
     int8 = "int8"
     int4 = "int4"
+    nested = "nested"
     bnb_4bit = "bnb-4bit"
     bnb_8bit = "bnb-8bit"
 
@@ -61,8 +62,9 @@ class ModelOptions:
         typer.Option(
             envvar="D3_QUANTIZATION",
             rich_help_panel=MODEL,
-            help="Store the layers' weights in fewer bits, which saves memory and is faster. int8 "
-            "and int4 run on any CPU; bnb-4bit and bnb-8bit need bitsandbytes, and are for GPUs.",
+            help="Store the layers' weights in fewer bits, which saves memory and is faster. int8, "
+            "int4 and nested (two planes of 4 bits, of which decay can drop one) run on any CPU; "
+            "bnb-4bit and bnb-8bit need bitsandbytes, and are for GPUs.",
         ),
     ] = None
     device: Annotated[

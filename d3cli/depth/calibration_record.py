@@ -31,7 +31,8 @@ class ModelKey:
         fingerprint: of its config and weights; see `d3cli.files.fingerprint`.
         revision: the hub's commit, if the model comes from the hub.
         dtype: what it is computed in: "bfloat16".
-        quantization: "int8", "int4", "bnb-4bit" or "bnb-8bit" if it is quantized while loading.
+        quantization: "int8", "int4", "nested", "bnb-4bit" or "bnb-8bit" if it is quantized while
+            loading.
     """
 
     model: Text

@@ -6,7 +6,7 @@ a probe: many tokens are multiplied by weights that are unpacked again, block by
 nothing of layers or depth.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Self
 
@@ -35,10 +35,10 @@ def fits_int4(out_features: int, in_features: int) -> bool:
     return out_features % OUT_MULTIPLE == 0 and in_features % GROUP == 0
 
 
-def int4_bytes(out_features: int, in_features: int, dtype: torch.dtype) -> int:
+def int4_bytes(out_features: int, in_features: int, dtype: torch.dtype, group: int = GROUP) -> int:
     """Bytes of a `FourBitLinear` without bias: codes, and two numbers for each group."""
     numel = out_features * in_features
-    return numel // 2 + 2 * dtype.itemsize * (numel // GROUP)
+    return numel // 2 + 2 * dtype.itemsize * (numel // group)
 
 
 class FourBitLinear(nn.Module):
@@ -112,7 +112,7 @@ class FourBitLinear(nn.Module):
             if self.bias is not None:
                 output = output + self.bias
         else:
-            output = self._multiply_many(rows)
+            output = multiply_unpacked([self], rows, self.bias)
         return output.reshape(*hidden.shape[:-1], self.out_features)
 
     def dequantized(self, outputs: slice = slice(None)) -> Tensor:
@@ -123,66 +123,100 @@ class FourBitLinear(nn.Module):
         """
         first, last, _ = outputs.indices(self.out_features)
         weight = torch.empty(last - first, self.in_features)
-        for part, block in self._unpacked(torch.float32, first, last):
+        for part, block in _unpacked([self], torch.float32, outputs):
             weight[part.start - first : part.stop - first] = block.T
         return weight
 
-    def _multiply_many(self, rows: Tensor) -> Tensor:
-        """As `forward`, with unpacked weights; ``[M, in]`` to ``[M, out]``."""
-        output = rows.new_empty(len(rows), self.out_features)
-        dtype = product_dtype(rows.dtype)
-        rows = rows.to(dtype)
-        for part, block in self._unpacked(dtype):
-            if self.bias is None:
-                output[:, part] = rows @ block
-            else:  # in one operation, which rounds once
-                output[:, part] = torch.addmm(self.bias[part].to(dtype), rows, block)
-        return output
 
-    def _unpacked(
-        self, dtype: torch.dtype, first: int = 0, last: int | None = None
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Some outputs, and their weights ``[in, n]``, which the next ones overwrite."""
-        last = self.out_features if last is None else last
-        size = block_size()
-        whole = last - last % size
-        step = size * max(1, WEIGHTS // (size * self.in_features))
-        for start in range(first, whole, step):
-            part = slice(start, min(start + step, whole))
-            yield part, self._unpack(part, size, dtype)
-        if whole < last:
-            part = slice(whole, last)
-            yield part, self._unpack(part, last - whole, dtype)
+def multiply_unpacked(planes: Sequence[FourBitLinear], rows: Tensor, bias: Tensor | None) -> Tensor:
+    """The product with the sum of some weights of one shape, which are unpacked first.
 
-    @torch.no_grad()
-    def _unpack(self, part: slice, size: int, dtype: torch.dtype) -> Tensor:
-        """The weights ``[in, n]`` of the outputs in some blocks of one size, in scratch memory."""
-        half, outputs = size // 2, part.stop - part.start
-        codes = self.weight[part].view(-1, self.in_features, half)
-        matrix = scratch(self.in_features * outputs, dtype).view(self.in_features, outputs)
-        # [inputs, blocks, low or high, half]
-        halves = matrix.view(self.in_features, -1, 2, half)
-        nibbles = scratch(codes.numel(), torch.uint8).view(codes.shape)
-        signed = nibbles.view(torch.int8)
-        torch.bitwise_and(codes, 15, out=nibbles)
-        halves[:, :, 0].copy_(signed.sub_(CENTER).transpose(0, 1))
-        torch.bitwise_right_shift(codes, 4, out=nibbles)
-        halves[:, :, 1].copy_(signed.sub_(CENTER).transpose(0, 1))
-        order = torch.cat(block_order(size))  # of a block's outputs in `halves`
-        in_order = torch.equal(order, torch.arange(size))
-        scales, zeros = self.scales_and_zeros[:, part].to(dtype).unbind(-1)
-        if not in_order:
-            blocks = (len(scales), -1, size)
-            scales, zeros = (each.view(blocks)[..., order] for each in (scales, zeros))
-        rows = (-1, 1, outputs)
-        # Contiguous, since `addcmul` is several times slower on strided numbers.
-        scales, zeros = scales.contiguous().view(rows), zeros.contiguous().view(rows)
-        groups = matrix.view(-1, self.group, outputs)
-        torch.addcmul(zeros, groups, scales, out=groups)
-        if in_order:
-            return matrix
-        blocks_of_rows = matrix.view(self.in_features, -1, size)
-        return blocks_of_rows[..., order.argsort()].view(self.in_features, outputs)
+    Args:
+        planes: the one with the largest weights comes first.
+        rows: ``[M, in]``.
+        bias: ``[out]``.
+
+    Returns:
+        ``[M, out]``.
+    """
+    output = rows.new_empty(len(rows), planes[0].out_features)
+    dtype = product_dtype(rows.dtype)
+    rows = rows.to(dtype)
+    for part, block in _unpacked(planes, dtype):
+        if bias is None:
+            output[:, part] = rows @ block
+        else:  # in one operation, which rounds once
+            output[:, part] = torch.addmm(bias[part].to(dtype), rows, block)
+    return output
+
+
+def _unpacked(
+    planes: Sequence[FourBitLinear], dtype: torch.dtype, outputs: slice = slice(None)
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some outputs, and their weights ``[in, n]``, which the next ones overwrite."""
+    first, last, _ = outputs.indices(planes[0].out_features)
+    size = block_size()
+    whole = last - last % size
+    step = size * max(1, WEIGHTS // (size * planes[0].in_features))
+    for start in range(first, whole, step):
+        part = slice(start, min(start + step, whole))
+        yield part, _unpack(planes, part, size, dtype)
+    if whole < last:
+        part = slice(whole, last)
+        yield part, _unpack(planes, part, last - whole, dtype)
+
+
+@torch.no_grad()
+def _unpack(planes: Sequence[FourBitLinear], part: slice, size: int, dtype: torch.dtype) -> Tensor:
+    """The weights ``[in, n]`` of the outputs in some blocks of one size, in scratch memory."""
+    order = torch.cat(block_order(size))  # of a block's outputs in the unpacked codes
+    in_order = torch.equal(order, torch.arange(size))
+    group = min(plane.group for plane in planes)
+    shape = (-1, group, part.stop - part.start)
+    numbers = [_numbers(plane, part, group, None if in_order else order) for plane in planes]
+    total = torch.stack([zeros for _, zeros in numbers]).sum(0).to(dtype)
+    # The largest weights are added last, so that the sum is rounded once at its own size.
+    for slot, (plane, (scales, _)) in reversed(list(enumerate(zip(planes, numbers, strict=True)))):
+        codes = _codes(plane, part, size, dtype, slot).view(shape)
+        total = torch.addcmul(total, codes, scales.to(dtype), out=codes)
+    matrix = total.view(-1, shape[2])
+    if in_order:
+        return matrix
+    return matrix.view(len(matrix), -1, size)[..., order.argsort()].view_as(matrix)
+
+
+def _codes(plane: FourBitLinear, part: slice, size: int, dtype: torch.dtype, slot: int) -> Tensor:
+    """The codes of some blocks, less `CENTER`, in scratch memory ``[in, n]``."""
+    half, outputs = size // 2, part.stop - part.start
+    packed = plane.weight[part].view(-1, plane.in_features, half)
+    matrix = scratch(plane.in_features * outputs, dtype, slot).view(plane.in_features, outputs)
+    # [inputs, blocks, low or high, half]
+    halves = matrix.view(plane.in_features, -1, 2, half)
+    nibbles = scratch(packed.numel(), torch.uint8).view(packed.shape)
+    signed = nibbles.view(torch.int8)
+    torch.bitwise_and(packed, 15, out=nibbles)
+    halves[:, :, 0].copy_(signed.sub_(CENTER).transpose(0, 1))
+    torch.bitwise_right_shift(packed, 4, out=nibbles)
+    halves[:, :, 1].copy_(signed.sub_(CENTER).transpose(0, 1))
+    return matrix
+
+
+def _numbers(
+    plane: FourBitLinear, part: slice, group: int, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of some outputs, each ``[in / group, 1, n]``.
+
+    Args:
+        group: a divisor of the plane's own.
+        order: of a block's outputs; None keeps theirs.
+    """
+    numbers = plane.scales_and_zeros[:, part]
+    if order is not None:
+        numbers = numbers.view(len(numbers), -1, len(order), 2)[:, :, order].flatten(1, 2)
+    numbers = numbers.repeat_interleave(plane.group // group, dim=0)
+    # Contiguous, since `addcmul` is several times slower on strided numbers.
+    scales, zeros = numbers.movedim(-1, 0).contiguous()[:, :, None]
+    return scales, zeros
 
 
 def pack_codes(codes: Tensor) -> Tensor:

@@ -24,7 +24,15 @@ from d3cli.kernels.float_linear import (
 )
 from d3cli.kernels.int4_linear import BLOCK, FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.nested_linear import PLANES, NestedLinear
 from d3cli.kernels.plan import KernelPlan
+
+# The parameters of linears in fewer bits, which have a row or a column for each output.
+_HELD: dict[type, tuple[str, ...]] = {
+    EightBitLinear: ("weight", "scales", "bias"),
+    FourBitLinear: ("weight", "scales_and_zeros", "bias"),
+    NestedLinear: ("bias",),
+}
 
 
 class JointLinear(nn.Module):
@@ -120,26 +128,34 @@ def join_linears(
 
 @torch.inference_mode()
 def join_quantized(causal_lm: Any) -> None:
-    """Joins linears in 8 or 4 bits. Each output has codes and scales of its own, so they stay."""
+    """Joins linears in fewer bits. Each output has codes and scales of its own, so they stay."""
     for parent, names in joined_names(causal_lm):
         parts = [getattr(parent, name) for name in names]
-        kinds = {(type(part), getattr(part, "bias", None) is None) for part in parts}
-        if kinds in ({(EightBitLinear, True)}, {(EightBitLinear, False)}):
-            held = ("weight", "scales")
-        elif kinds in ({(FourBitLinear, True)}, {(FourBitLinear, False)}):
-            # The kernel stores outputs in blocks, and only the last one may be shorter.
-            if any(part.out_features % BLOCK for part in parts[:-1]):
-                continue
-            held = ("weight", "scales_and_zeros")
-        else:
-            continue
-        sizes = [part.out_features for part in parts]
-        joined = {name: _joined(parts, name) for name in (*held, "bias")}
-        product = parts[0]
-        for name, parameter in joined.items():
-            setattr(product, name, parameter)
-        product.out_features = sum(sizes)
-        _replace(parent, names, product, sizes)
+        if _can_be_joined(parts):
+            sizes = [part.out_features for part in parts]
+            _replace(parent, names, _join_codes(parts), sizes)
+
+
+def _can_be_joined(parts: Sequence[Any]) -> bool:
+    kinds = {(type(part), getattr(part, "bias", None) is None) for part in parts}
+    if len(kinds) > 1 or type(parts[0]) not in _HELD:
+        return False
+    # The 4-bit kernel stores outputs in blocks, and only the last one may be shorter.
+    in_blocks = isinstance(parts[0], (FourBitLinear, NestedLinear))
+    return not (in_blocks and any(part.out_features % BLOCK for part in parts[:-1]))
+
+
+def _join_codes(parts: Sequence[Any]) -> Any:
+    """The first of some linears of one kind, with the outputs of all."""
+    product = parts[0]
+    if isinstance(product, NestedLinear):
+        for plane in PLANES:
+            _join_codes([getattr(part, plane) for part in parts])
+    joined = {name: _joined(parts, name) for name in _HELD[type(product)]}
+    for name, parameter in joined.items():
+        setattr(product, name, parameter)
+    product.out_features = sum(part.out_features for part in parts)
+    return product
 
 
 def _joined(parts: Sequence[Any], name: str) -> nn.Parameter | None:

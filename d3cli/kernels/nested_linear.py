@@ -11,11 +11,23 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from d3cli.kernels.int4_linear import FourBitLinear
+from d3cli.kernels.int4_linear import (
+    FEW,
+    FourBitLinear,
+    fits_int4,
+    int4_bytes,
+    multiply_unpacked,
+)
 from d3cli.kernels.int4_rounding import Groups, round_to_groups
 
-# Weights of each plane that share a scale.
-HIGH_GROUP, LOW_GROUP = 32, 64
+# Weights of a plane that share a scale: 4.5 bits each with bfloat16. See docs/performance.md.
+GROUP = 64
+# Of rows whose length has no such groups.
+SMALL_GROUP = 32
+# Of least squares for the low plane. What rounding leaves is spread evenly, so that values which
+# span its range are almost the best.
+LOW_ROUNDS = 0
+PLANES = ("high", "low")
 
 
 class NestedLinear(nn.Module):
@@ -44,25 +56,39 @@ class NestedLinear(nn.Module):
     @classmethod
     def rounded(cls, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> Self:
         """From a weight ``[out, in]`` in any float dtype."""
-        high = FourBitLinear.rounded(weight, None, dtype, HIGH_GROUP)
+        shape = weight.shape[0], weight.shape[1]
+        group = group_for(shape[1])
+        high = FourBitLinear.rounded(weight, None, dtype, group)
 
         def encode(part: slice) -> Groups:
             rest = weight[part].float() - high.dequantized(part)
-            return round_to_groups(rest, LOW_GROUP, dtype)
+            return round_to_groups(rest, group, dtype, LOW_ROUNDS)
 
-        shape = (weight.shape[0], weight.shape[1])
-        return cls(high, FourBitLinear(shape, encode, None, dtype, LOW_GROUP), bias)
+        return cls(high, FourBitLinear(shape, encode, None, dtype, group), bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., S, in]`` to ``[..., S, out]``."""
         positions = hidden.shape[-2] if hidden.dim() > 1 else 1
         rows = positions if self.low_rows is None else min(self.low_rows, positions)
-        output: Tensor = self.high(hidden)
         if rows == positions:
-            output = output + self.low(hidden)
-        elif rows:
-            output[..., :rows, :] += self.low(hidden[..., :rows, :])
-        return output if self.bias is None else output + self.bias
+            return self._multiply(hidden, (self.high, self.low))
+        if rows == 0:
+            return self._multiply(hidden, (self.high,))
+        both = self._multiply(hidden[..., :rows, :], (self.high, self.low))
+        return torch.cat([both, self._multiply(hidden[..., rows:, :], (self.high,))], dim=-2)
+
+    def _multiply(self, hidden: Tensor, planes: tuple[FourBitLinear, ...]) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, with the sum of some planes."""
+        rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
+        if len(rows) > FEW:
+            output = multiply_unpacked(planes, rows, self.bias)
+        else:
+            output = planes[0](rows)
+            for plane in planes[1:]:
+                output = output + plane(rows)
+            if self.bias is not None:
+                output = output + self.bias
+        return output.reshape(*hidden.shape[:-1], self.out_features)
 
     def dequantized(self, low: bool = True) -> Tensor:
         """The weights that both planes, or only the high one, stand for: ``[out, in]`` float32."""
@@ -86,6 +112,21 @@ def nested_linears(module: nn.Module) -> list[NestedLinear]:
     Linears that are one product (`joint_linear`) are one nested linear.
     """
     return [found for found in module.modules() if isinstance(found, NestedLinear)]
+
+
+def group_for(in_features: int) -> int:
+    """How many weights of a row share a scale, in either plane."""
+    return GROUP if in_features % GROUP == 0 else SMALL_GROUP
+
+
+def fits_nested(out_features: int, in_features: int) -> bool:
+    """Whether the kernel takes the planes of a linear of this shape."""
+    return fits_int4(out_features, in_features)
+
+
+def nested_bytes(out_features: int, in_features: int, dtype: torch.dtype) -> int:
+    """Bytes of a `NestedLinear` without bias."""
+    return 2 * int4_bytes(out_features, in_features, dtype, group_for(in_features))
 
 
 def _bytes(plane: nn.Module) -> int:

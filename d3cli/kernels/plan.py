@@ -3,10 +3,12 @@
 | weight                      | kernel            | when                                     |
 |-----------------------------|-------------------|------------------------------------------|
 | linear of a layer           | torch int4, int8  | int4, int8, if the shape fits            |
+| linear of a layer           | torch int4, twice | nested, if the shape fits                |
 | linear of a layer           | bitsandbytes NF4  | bnb-4bit; on a CPU, if the shape fits    |
 | linear of a layer           | bitsandbytes int8 | bnb-8bit                                 |
-| LM head                     | torch int8        | int4, int8, bnb-4bit or on request; on a |
-|                             |                   | CPU, if it is a large part of a step     |
+| LM head                     | torch int8        | int4, int8, nested, bnb-4bit or on       |
+|                             |                   | request; on a CPU, if it is a large part |
+|                             |                   | of a step                                |
 | any other linear, LM head   | torch, torch mv,  | bfloat16 on a CPU: whichever was         |
 |                             | oneDNN packed     | measured to be the fastest (`choices`)   |
 | any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D   |
@@ -32,6 +34,7 @@ from d3cli.kernels.bnb_linear import fits_cpu_kernel, quantized_bytes
 from d3cli.kernels.choices import choices_here
 from d3cli.kernels.int4_linear import fits_int4, int4_bytes
 from d3cli.kernels.int8_linear import MULTIPLE, HeadChoice, int8_bytes
+from d3cli.kernels.nested_linear import fits_nested, nested_bytes
 from d3cli.kernels.products import Products
 from d3cli.kernels.quantization import OWN_KINDS, Quantization
 
@@ -53,6 +56,7 @@ class Kernel(StrEnum):
     PACKED_FOUR = "oneDNN packed, four rows"
     TORCH_INT8 = "torch int8"
     TORCH_INT4 = "torch int4"
+    TORCH_NESTED = "torch int4, two planes"
     BNB_NF4 = "bitsandbytes NF4"
     BNB_INT8 = "bitsandbytes int8"
 
@@ -64,6 +68,7 @@ ProductsOf = Callable[[int, int], Products]
 _KERNELS: Mapping[Quantization, Kernel] = {
     "int8": Kernel.TORCH_INT8,
     "int4": Kernel.TORCH_INT4,
+    "nested": Kernel.TORCH_NESTED,
     "bnb-4bit": Kernel.BNB_NF4,
     "bnb-8bit": Kernel.BNB_INT8,
 }
@@ -77,7 +82,7 @@ class Form:
         dtype: of weights that are not quantized, and of activations.
         quantization: quantizes the layers' linears while loading.
         quantize_head: "auto" puts the LM head into 8 bits if that pays, "off" does not. None is
-            "auto" with layers in int8, int4 or bnb-4bit, else "off".
+            "auto" with layers in int8, int4, nested or bnb-4bit, else "off".
     """
 
     dtype: torch.dtype
@@ -151,6 +156,8 @@ class KernelPlan:
         fits = True
         if self.quantized is Kernel.TORCH_INT4:
             fits = fits_int4(out_features, in_features)
+        elif self.quantized is Kernel.TORCH_NESTED:
+            fits = fits_nested(out_features, in_features)
         elif self.quantized is Kernel.TORCH_INT8:
             fits = in_features % MULTIPLE == 0
         elif self.form.in_4_bits_on_cpu:
@@ -192,6 +199,8 @@ class KernelPlan:
         assert self.form.quantization is not None
         if self.quantized is Kernel.TORCH_INT4:
             return int4_bytes(*self._out_in(tensor), self.form.dtype)
+        if self.quantized is Kernel.TORCH_NESTED:
+            return nested_bytes(*self._out_in(tensor), self.form.dtype)
         if self.quantized is Kernel.TORCH_INT8:
             return int8_bytes(*self._out_in(tensor), self.form.dtype)
         return quantized_bytes(tensor.numel, self.form.quantization)

@@ -1,7 +1,7 @@
 """The ways to store the linears of a model's layers in fewer bits, and which models can have them.
 
-int8 and int4 run on torch's own kernels for CPUs, the others on bitsandbytes. Knows nothing of
-files or depth.
+int8, int4 and nested run on torch's own kernels for CPUs, the others on bitsandbytes. Knows nothing
+of files or depth.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ import torch
 
 from d3cli.base.errors import ModelError, Setting, UsageError, Words
 
-Quantization = Literal["int8", "int4", "bnb-4bit", "bnb-8bit"]
-OWN_KINDS = ("int8", "int4")  # without bitsandbytes
+Quantization = Literal["int8", "int4", "nested", "bnb-4bit", "bnb-8bit"]
+OWN_KINDS = ("int8", "int4", "nested")  # without bitsandbytes
 
 
 def check_quantization(name: str, stored: Mapping[str, Any], wanted: Quantization | None) -> None:

@@ -1,4 +1,4 @@
-"""Puts the linears of a model's layers into 8 or 4 bits, one by one, for torch's own kernels.
+"""Puts the linears of a model's layers into fewer bits, one by one, for torch's own kernels.
 
 Knows nothing of files.
 """
@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int4_rounding import Groups
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.kernels.plan import Kernel, KernelPlan
 
 IN_LAYER = re.compile(r"\.\d+\.")
@@ -49,8 +50,8 @@ def quantize_linears(causal_lm: Any, plan: KernelPlan, read: Read, groups: ReadG
 
 def _quantized(
     linear: Any, plan: KernelPlan, read: Read, groups: ReadGroups
-) -> FourBitLinear | EightBitLinear | None:
-    """A linear in 8 or 4 bits; None if the kernel does not take its shape."""
+) -> FourBitLinear | NestedLinear | EightBitLinear | None:
+    """A linear in fewer bits; None if the kernel does not take its shape."""
     weight = linear.weight.detach()
     is_transposed = isinstance(linear, Conv1D)  # GPT-2's, [in, out]
     shape = weight.shape[::-1] if is_transposed else weight.shape
@@ -63,4 +64,6 @@ def _quantized(
     values = values.T if is_transposed else values
     if kernel is Kernel.TORCH_INT4:
         return FourBitLinear.rounded(values, linear.bias, dtype)
+    if kernel is Kernel.TORCH_NESTED:
+        return NestedLinear.rounded(values, linear.bias, dtype)
     return EightBitLinear(values, linear.bias, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Memory for unpacked weights: one buffer for each thread and dtype, kept for the next product.
+"""Memory for unpacked weights: buffers of each thread and dtype, kept for the next product.
 
 New memory for each product would cost about as much time as unpacking: the system clears it first.
 """
@@ -15,16 +15,20 @@ WEIGHTS = 1 << 21
 
 class _Buffers(threading.local):
     def __init__(self) -> None:
-        self.kept: dict[torch.dtype, Tensor] = {}
+        self.kept: dict[tuple[torch.dtype, int], Tensor] = {}
 
 
 _buffers = _Buffers()
 
 
-def scratch(numel: int, dtype: torch.dtype) -> Tensor:
-    """A buffer ``[numel]`` of this thread. The next call with the same dtype returns it again."""
-    kept = _buffers.kept.get(dtype)
+def scratch(numel: int, dtype: torch.dtype, slot: int = 0) -> Tensor:
+    """A buffer ``[numel]`` of this thread. The next call with the same dtype returns it again.
+
+    Args:
+        slot: another number is another buffer.
+    """
+    kept = _buffers.kept.get((dtype, slot))
     if kept is None or kept.numel() < numel:
         with torch.inference_mode(mode=False):  # so that it can be written to in either mode
-            kept = _buffers.kept[dtype] = torch.empty(numel, dtype=dtype)
+            kept = _buffers.kept[dtype, slot] = torch.empty(numel, dtype=dtype)
     return kept[:numel]

@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 from d3cli.kernels.float_linear import FloatLinear
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.nested_linear import NestedLinear, nested_linears
 from d3cli.kernels.plan import Kernel
 
 _BY_CLASS: dict[type, Kernel] = {
@@ -15,6 +16,7 @@ _BY_CLASS: dict[type, Kernel] = {
     Conv1D: Kernel.TORCH,
     EightBitLinear: Kernel.TORCH_INT8,
     FourBitLinear: Kernel.TORCH_INT4,
+    NestedLinear: Kernel.TORCH_NESTED,
 }
 # bitsandbytes is not imported for this.
 _BY_NAME = {"Linear4bit": Kernel.BNB_NF4, "Linear8bitLt": Kernel.BNB_INT8}
@@ -26,9 +28,10 @@ def kernels_used(model: nn.Module) -> dict[str, str]:
     Two kernels for one shape are joined with "and". Experts are not listed.
     """
     found: dict[str, set[str]] = {}
+    planes = {part for nested in nested_linears(model) for part in nested.children()}
     for module in model.modules():
         kernel = _kernel_of(module)
-        if kernel:
+        if kernel and module not in planes:
             found.setdefault(_shape(module), set()).add(kernel)
     return {shape: " and ".join(sorted(kernels)) for shape, kernels in sorted(found.items())}
 

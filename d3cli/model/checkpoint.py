@@ -21,7 +21,7 @@ from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_
 from d3cli.kernels.ggml_blocks import PLAIN
 from d3cli.kernels.ggml_groups import KINDS
 from d3cli.kernels.int4_rounding import Groups
-from d3cli.kernels.plan import KernelPlan
+from d3cli.kernels.plan import Form, KernelPlan
 from d3cli.kernels.process import silent_stderr
 from d3cli.model.config import parse_config
 from d3cli.model.gguf_config import gguf_generation_settings
@@ -121,18 +121,8 @@ class Checkpoint:
         kind = next(iter(gguf.types), "F32")
         if kind in PLAIN:
             return notes
-        if plan.form.quantization == "int4" and kind in KINDS:
-            return (*notes, f"its {kind} weights keep their 4 bits")
-        if plan.form.quantization is not None:
-            bits = "4" if plan.form.quantization in ("int4", "bnb-4bit") else "8"
-            return (*notes, f"its {kind} weights are unpacked and quantized again, to {bits} bits")
-        dtype = str(plan.form.dtype).removeprefix("torch.")
-        unpacked = f"its {kind} weights are unpacked to {dtype}"
         has_experts = "num_experts_per_tok" in self.description.config
-        if kind in KINDS and plan.form.device.type == "cpu" and not has_experts:
-            smaller = Setting("quantization", "int4")
-            return (*notes, (f"{unpacked}; ", smaller, " keeps their 4 bits, and is faster"))
-        return (*notes, unpacked)
+        return (*notes, _note_on_form(kind, plan.form, has_experts=has_experts))
 
     def config(self) -> Any:
         """The parsed config, to build the model from."""
@@ -156,6 +146,23 @@ class Checkpoint:
         if self.recipes is not None:
             return GgufWeights(self.recipes, plan, on_read)
         return SafetensorsWeights(self.files, plan, on_read)
+
+
+def _note_on_form(kind: str, form: Form, *, has_experts: bool) -> Words:
+    """In which form weights of one of GGUF's types run."""
+    smaller = Setting("quantization", "int4")
+    if form.quantization is None:
+        unpacked = f"its {kind} weights are unpacked to {str(form.dtype).removeprefix('torch.')}"
+        if kind in KINDS and form.device.type == "cpu" and not has_experts:
+            return (f"{unpacked}; ", smaller, " keeps their 4 bits, and is faster")
+        return unpacked
+    if form.quantization == "int4" and kind in KINDS:
+        return f"its {kind} weights keep their 4 bits"
+    again = f"its {kind} weights are unpacked and quantized again, to"
+    if form.quantization == "nested":
+        planes = f"{again} two planes of 4 bits"
+        return (f"{planes}; ", smaller, " keeps their 4 bits") if kind in KINDS else planes
+    return f"{again} {'4' if form.quantization in ('int4', 'bnb-4bit') else '8'} bits"
 
 
 def open_checkpoint(files: ModelFiles) -> Checkpoint:

@@ -48,11 +48,11 @@ class LoadOptions(TypedDict, total=False):
     Attributes:
         dtype: "auto", the default, is bfloat16 if the GPU multiplies it, or if it is no slower than
             float32 on this processor; else float32.
-        quantization: quantizes the layers' linears while loading: "int8" and "int4" on a CPU, with
-            torch's own kernels; "bnb-4bit" and "bnb-8bit" with bitsandbytes.
+        quantization: quantizes the layers' linears while loading: "int8", "int4" and "nested" on a
+            CPU, with torch's own kernels; "bnb-4bit" and "bnb-8bit" with bitsandbytes.
         quantize_head: "auto" puts the LM head into 8 bits on a CPU, if it is a large part of what a
-            step reads. None, the default, is "auto" with layers in int8, int4 or bnb-4bit, else
-            "off".
+            step reads. None, the default, is "auto" with layers in int8, int4, nested or bnb-4bit,
+            else "off".
         device: "auto", the default, is the first GPU, else the CPU; or "cpu", "cuda", "cuda:1".
         full_depth_only: nothing will be dropped, so an untested decoder may run as well.
         context: how many tokens the model shall hold; None is as many as its config says.

@@ -22,6 +22,7 @@ from d3cli.kernels.joint_linear import (
     join_quantized,
     joint_of,
 )
+from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.kernels.plan import Form, Kernel, KernelPlan
 from d3cli.kernels.products import PACKED, Product, Products
 from d3cli.model.wrap import wrap_model
@@ -56,6 +57,10 @@ def int4(linear: nn.Linear) -> nn.Module:
     return FourBitLinear.rounded(linear.weight.detach(), linear.bias, torch.bfloat16)
 
 
+def nested(linear: nn.Linear) -> nn.Module:
+    return NestedLinear.rounded(linear.weight.detach(), linear.bias, torch.bfloat16)
+
+
 def int8(linear: nn.Linear) -> nn.Module:
     return EightBitLinear(linear.weight.detach(), linear.bias)
 
@@ -78,7 +83,7 @@ def logits(found: Any, length: int = 9) -> Tensor:
         return found(torch.tensor([random_ids(length)])).logits
 
 
-@pytest.mark.parametrize("make", [int4, int8], ids=["int4", "int8"])
+@pytest.mark.parametrize("make", [int4, int8, nested], ids=["int4", "int8", "nested"])
 def test_joined_codes_compute_the_same(make: Callable[[nn.Linear], nn.Module]) -> None:
     apart = quantized(make)
     joined = deepcopy(apart)
@@ -122,13 +127,16 @@ def test_the_plan_chooses_one_product_for_linears_of_one_input(
     assert set(asked) == {(256, 128), (384, 128), (128, 128), (128, 192), (131, 128)}
 
 
-def test_codes_whose_blocks_do_not_end_with_a_part_stay_apart() -> None:
-    found = quantized(int4)
+@pytest.mark.parametrize("make", [int4, nested], ids=["int4", "nested"])
+def test_codes_whose_blocks_do_not_end_with_a_part_stay_apart(
+    make: Callable[[nn.Linear], nn.Module],
+) -> None:
+    found = quantized(make)
     layer = found.model.layers[0].self_attn
     torch.manual_seed(1)
-    layer.q_proj = int4(nn.Linear(128, 96).bfloat16())
+    layer.q_proj = make(nn.Linear(128, 96).bfloat16())
     join_quantized(found)
-    assert type(layer.q_proj) is FourBitLinear
+    assert type(layer.q_proj) in (FourBitLinear, NestedLinear)
     assert type(found.model.layers[0].mlp.up_proj) is LinearPart
 
 

@@ -61,6 +61,7 @@ def described(hidden: int = 2048, heads: int = 32, layers: int = 16, **more: Any
         (Form(BF16, CPU, "bnb-8bit"), Kernel.BNB_INT8, Kernel.PACKED),
         (Form(BF16, CPU, "int4"), Kernel.TORCH_INT4, Kernel.TORCH_INT8),
         (Form(FP32, CPU, "int4"), Kernel.TORCH_INT4, Kernel.TORCH_INT8),
+        (Form(BF16, CPU, "nested"), Kernel.TORCH_NESTED, Kernel.TORCH_INT8),
         (Form(BF16, CPU, "int8"), Kernel.TORCH_INT8, Kernel.TORCH_INT8),
         (Form(BF16, CPU, "int4", "off"), Kernel.TORCH_INT4, Kernel.PACKED),
         (Form(BF16, CPU, None, "auto"), Kernel.PACKED, Kernel.TORCH_INT8),

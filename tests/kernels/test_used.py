@@ -29,7 +29,8 @@ def test_those_of_the_plan(products: Products, kernel: str, keep_choices: KeepCh
 
 
 @pytest.mark.parametrize(
-    ("quantization", "kernel"), [("int4", "torch int4"), ("int8", "torch int8")]
+    ("quantization", "kernel"),
+    [("int4", "torch int4"), ("int8", "torch int8"), ("nested", "torch int4, two planes")],
 )
 def test_quantized_ones(quantization: Quantization, kernel: str) -> None:
     used = kernels_used(load_model(quantization=quantization, device="cpu").causal_lm)

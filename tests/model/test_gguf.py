@@ -15,6 +15,7 @@ from d3cli.files.names import find_model
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.joint_linear import LinearPart
+from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.model.checkpoint import open_checkpoint
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -179,7 +180,13 @@ def test_quantizing_starts_from_the_unpacked_weights(
 
 @pytest.mark.parametrize(
     ("name", "stored", "quantization"),
-    [("llama", "Q4_0", "int8"), ("llama", "Q8_0", "int4"), ("gpt2", "Q8_0", "int4")],
+    [
+        ("llama", "Q4_0", "int8"),
+        ("llama", "Q8_0", "int4"),
+        ("gpt2", "Q8_0", "int4"),
+        ("llama", "Q4_1", "nested"),
+        ("gpt2", "Q8_0", "nested"),
+    ],
 )
 def test_d3_quantizes_the_unpacked_weights(
     name: str, stored: str, quantization: Any, tmp_path: Path
@@ -190,11 +197,14 @@ def test_d3_quantizes_the_unpacked_weights(
     for path, found, plain in quantized(model, file):
         if quantization == "int4":
             again: Any = FourBitLinear.rounded(plain, None, torch.float32)
+        elif quantization == "nested":
+            again = NestedLinear.rounded(plain, None, torch.float32)
         else:
             again = EightBitLinear(plain, None, dtype=torch.float32)
         assert torch.equal(found, again.dequantized()), path
-    bits = {"int4": "4", "int8": "8"}[quantization]
-    assert any(f"quantized again, to {bits} bits" in spelled(note) for note in model.notes)
+    form = {"int4": "4 bits", "int8": "8 bits", "nested": "two planes of 4 bits"}[quantization]
+    (note,) = (n for n in map(spelled, model.notes) if f"quantized again, to {form}" in n)
+    assert ("keeps their 4 bits" in note) is (stored == "Q4_1")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_weights_and_cache_are_predicted_to_the_byte(name: str, tmp_path: Path) 
     assert need.kv_cache == sum(keys.nbytes + values.nbytes for keys, values in held)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "bnb-4bit", "bnb-8bit"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nested", "bnb-4bit", "bnb-8bit"])
 def test_quantized_weights_are_predicted(kind: str) -> None:
     model = load_model(dtype="bfloat16", device="cpu", quantization=kind)
     need = predict_memory(
