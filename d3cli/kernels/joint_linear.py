@@ -5,8 +5,8 @@ the time until the last of them is done. So queries, keys and values are one pro
 two of a gated MLP. Each linear's place in the model is taken by a `LinearPart`, so that
 transformers' layers work as before: the first part that is called multiplies for all.
 
-Only weights that loading copies anyway are joined. A plain weight stays mapped from its file. Knows
-nothing of files or depth.
+Weights that loading copies anyway are joined, and plain ones if they are small. Larger plain ones
+stay mapped from their file. Knows nothing of files or depth.
 """
 
 from collections.abc import Callable, Sequence
@@ -109,18 +109,18 @@ def join_linears(
     read: Callable[[Tensor], Tensor],
     on_packed: Callable[[int], None],
 ) -> None:
-    """Joins bfloat16 linears whose common product is packed; arguments as in `place_linears`."""
+    """Joins bfloat16 linears as the plan says; arguments as in `place_linears`."""
     for parent, names in joined_names(causal_lm):
         parts = [getattr(parent, name) for name in names]
         if not all(map(is_plain, parts)):
             continue
         in_features, sizes = parts[0].in_features, [part.out_features for part in parts]
-        products = plan.products_of(sum(sizes), in_features)
-        if not products.packed:
+        if plan.float_products is None or not plan.joins(sum(sizes), in_features):
             continue
         weight = torch.empty(sum(sizes), in_features, dtype=torch.bfloat16)
         for part, rows in zip(parts, weight.split_with_sizes(sizes), strict=True):
             rows.copy_(read(part.weight.detach()))
+        products = plan.products_of(sum(sizes), in_features)
         joined = FloatLinear(weight, _joined(parts, "bias"), products)
         _replace(parent, names, joined, sizes)
         on_packed(weight.nbytes)

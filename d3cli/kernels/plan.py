@@ -41,8 +41,11 @@ from d3cli.kernels.quantization import OWN_KINDS, Quantization
 # The LM head gets 8 bits if it is at least this share of what a full-depth step reads.
 LEAST_HEAD = 1 / 16
 # Names of linears in one module that read the same input. They become one product (`joint_linear`),
-# unless it would read plain weights.
+# unless it would read many plain weights.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Plain weights are copied to be joined if they are at most so many: calls weigh more there than the
+# memory of a copy.
+FEW_TO_COPY = 1 << 22
 # Of fewer weights, such as a router's, a product costs less than calling it: torch's own will do.
 TINY = 1 << 14
 
@@ -134,15 +137,20 @@ class KernelPlan:
         """Whether the LM head is packed."""
         return self.head in PACKED_KERNELS
 
-    def packs(self, tensor: TensorInfo) -> bool:
-        """Whether loading packs this tensor, if it is the weight of a linear in a layer."""
-        return (
-            len(tensor.shape) == 2
-            and tensor.layer is not None
-            and not self.transposed
-            and not self.quantizes(tensor)
-            and self.products_of(*self.product_shape(tensor)).packed
-        )
+    def joins(self, out_features: int, in_features: int) -> bool:
+        """Whether linears become one product of this shape, which copies their weights."""
+        is_small = out_features * in_features <= FEW_TO_COPY
+        return is_small or self.products_of(out_features, in_features).packed
+
+    def copies(self, tensor: TensorInfo) -> bool:
+        """Whether loading packs or joins this tensor, if it is the weight of a linear."""
+        if len(tensor.shape) != 2 or tensor.layer is None or self.transposed:
+            return False
+        if self.float_products is None or self.quantizes(tensor):
+            return False
+        if tensor.name in self.joints:
+            return self.joins(*self.joints[tensor.name])
+        return self.products_of(*tensor.shape).packed
 
     @property
     def head_in_8_bits(self) -> bool:

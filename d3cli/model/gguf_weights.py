@@ -189,7 +189,7 @@ def _is_placed_later(recipe: Recipe, plan: KernelPlan) -> bool:
     if not recipe.linear:
         return False
     is_changed_head = recipe.info.name == HEAD and (plan.head_in_8_bits or plan.packs_head)
-    return is_changed_head or plan.packs(recipe.info)
+    return is_changed_head or plan.copies(recipe.info)
 
 
 def _map_files(weights: list[GgufWeight], plan: KernelPlan) -> None:

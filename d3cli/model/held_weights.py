@@ -70,7 +70,7 @@ class HeldWeights:
             return self._while_unpacking
         plan, tensors = self._plan, self._model.tensors
         converted = [t for t in tensors if plan.converts(t)]
-        read = [t for t in tensors if plan.converts(t) or plan.packs(t)]
+        read = [t for t in tensors if plan.converts(t) or plan.copies(t)]
         in_layers = max((t.nbytes for t in read if t.layer is not None), default=0)
         in_layers = max(in_layers, self._largest_joint)
         packed_head = self._head if plan.packs_head else 0
@@ -89,7 +89,7 @@ class HeldWeights:
         """As `while_loading`, for weights that are unpacked one by one and packed at once."""
         plan, item = self._plan, self._plan.form.dtype.itemsize
         matrices = [t for t in self._model.tensors if t.layer is not None and len(t.shape) == 2]
-        copied = [t for t in matrices if plan.quantized is not None or plan.packs(t)]
+        copied = [t for t in matrices if plan.quantized is not None or plan.copies(t)]
         largest = max((t.numel * item for t in copied), default=0)
         largest = max(largest, self._largest_joint)
         if plan.packs_head:
@@ -99,11 +99,11 @@ class HeldWeights:
 
     @property
     def _largest_joint(self) -> int:
-        """Bytes of the largest weight that several are copied into before it is packed."""
+        """Bytes of the largest weight that several are copied into."""
         plan = self._plan
         joints = {plan.joints[t.name] for t in self._model.tensors if t.name in plan.joints}
-        packed = [shape for shape in joints if plan.products_of(*shape).packed]
-        return max((o * i * plan.form.dtype.itemsize for o, i in packed), default=0)
+        joined = [shape for shape in joints if plan.joins(*shape)]
+        return max((o * i * plan.form.dtype.itemsize for o, i in joined), default=0)
 
     @property
     def _reordering(self) -> int:
@@ -114,28 +114,28 @@ class HeldWeights:
 
     @property
     def to_convert(self) -> int:
-        """Bytes to read while loading that are converted, quantized or packed.
+        """Bytes to read while loading that are converted, quantized, packed or joined.
 
-        A weight that is converted and packed counts twice.
+        A weight that is converted and packed or joined counts twice.
         """
         model, plan = self._model, self._plan
         if model.is_gguf:
             item = plan.form.dtype.itemsize
             return sum(
-                t.numel * item * (1 + self._is_packed(t))
+                t.numel * item * (1 + self._is_copied(t))
                 for t in model.tensors
-                if self._is_packed(t) or plan.converts(t)
+                if self._is_copied(t) or plan.converts(t)
             )
         converted = sum(t.nbytes for t in model.tensors if plan.converts(t))
-        return converted + sum(t.nbytes for t in model.tensors if self._is_packed(t))
+        return converted + sum(t.nbytes for t in model.tensors if self._is_copied(t))
 
-    def _is_packed(self, tensor: TensorInfo) -> bool:
-        """Whether a weight is packed after it was read, by oneDNN or by bitsandbytes."""
+    def _is_copied(self, tensor: TensorInfo) -> bool:
+        """Whether a weight is packed or joined after it was read."""
         plan = self._plan
         if tensor.layer is None:
             return plan.packs_head and tensor.shape == head_shape(self._config)
         in_4_bits = plan.form.quantization == "bnb-4bit" and plan.quantizes(tensor)
-        return in_4_bits or plan.packs(tensor)
+        return in_4_bits or plan.copies(tensor)
 
     @property
     def _head(self) -> int:

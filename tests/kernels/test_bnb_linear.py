@@ -136,7 +136,7 @@ def test_shapes_that_the_cpu_kernel_rejects_are_not_quantized_and_are_named(tmp_
     LlamaForCausalLM(config).bfloat16().save_pretrained(path)
     model = load_model(str(path), device="cpu", dtype="bfloat16", quantization="bnb-4bit")
     mlp = model.causal_lm.model.layers[0].mlp
-    assert mlp.up_proj.weight.dtype == mlp.down_proj.weight.dtype == torch.bfloat16
+    assert mlp.down_proj.weight.dtype == mlp.up_proj.joint.product.weight.dtype == torch.bfloat16
     assert model.causal_lm.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
     note, _ = sorted(map(spelled, model.notes))
     assert "48 linears" in note

@@ -70,8 +70,8 @@ def plan_with(products: Products) -> KernelPlan:
     return KernelPlan(form, None, Kernel(products.one), lambda *_: products)
 
 
-def join_packed(found: Any) -> None:
-    join_linears(found, plan_with(PACKED), lambda weight: weight, lambda _: None)
+def join(found: Any, products: Products) -> None:
+    join_linears(found, plan_with(products), lambda weight: weight, lambda _: None)
 
 
 def joints_of(found: Any) -> list[JointLinear]:
@@ -95,11 +95,20 @@ def test_joined_codes_compute_the_same(make: Callable[[nn.Linear], nn.Module]) -
     assert sizes[0] == sizes[1]
 
 
-@needs_packing
-def test_joined_packed_weights_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "products",
+    [
+        pytest.param(PACKED, marks=needs_packing, id="packed"),
+        pytest.param(Products(), id="plain"),
+        pytest.param(Products(one=Product.MV), id="plain, by mv"),
+    ],
+)
+def test_joined_weights_compute_the_same(
+    products: Products, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("d3cli.kernels.plan.TINY", 0)
     apart, joined = model(), model()
-    join_packed(joined)
+    join(joined, products)
     assert len(joints_of(joined)) == 2 * 2
     for length in (1, 9):
         assert torch.allclose(logits(joined, length), logits(apart, length), atol=0.02)
@@ -107,11 +116,18 @@ def test_joined_packed_weights_compute_the_same(monkeypatch: pytest.MonkeyPatch)
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("join", [True, False], ids=["packed", "plain"])
+def test_many_plain_weights_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d3cli.kernels.plan.FEW_TO_COPY", 256 * 128)
+    found = model()
+    join(found, Products(one=Product.MV))
+    assert {joint.product.out_features for joint in joints_of(found)} == {256}  # not 384
+
+
 def test_the_plan_chooses_one_product_for_linears_of_one_input(
-    join: bool, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("d3cli.kernels.plan.TINY", 0)
+    monkeypatch.setattr("d3cli.kernels.plan.FEW_TO_COPY", 0)
     asked = []
 
     def products_of(*shape: int) -> Products:
@@ -120,8 +136,7 @@ def test_the_plan_chooses_one_product_for_linears_of_one_input(
 
     plan = replace(plan_with(Products()), float_products=products_of)
     found = model()
-    if join:
-        join_linears(found, plan, lambda weight: weight, lambda _: None)
+    join_linears(found, plan, lambda weight: weight, lambda _: None)
     place_linears(found, plan, lambda weight: weight, lambda _: None)
     assert not joints_of(found)
     assert set(asked) == {(256, 128), (384, 128), (128, 128), (128, 192), (131, 128)}
