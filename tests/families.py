@@ -81,7 +81,7 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-_YARN = {
+YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
     "factor": 4.0,
@@ -94,8 +94,8 @@ _LONG_ROPE = {
     "long_factor": [2.0, 3.0, 4.0, 5.0],
     "original_max_position_embeddings": 128,
 }
-_HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-_EXPERTS = {"num_experts_per_tok": 2}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+TWO_EXPERTS = {"num_experts_per_tok": 2}
 
 # One line a family, or a variant of one that computes something else.
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -107,15 +107,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama-tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True, attention_bias=True),
     "mistral": MistralConfig(**_SHAPE, sliding_window=WINDOW),
     "mistral-full": MistralConfig(**_SHAPE, sliding_window=None),
-    "mixtral": MixtralConfig(**_SHAPE, num_local_experts=4, **_EXPERTS),
+    "mixtral": MixtralConfig(**_SHAPE, num_local_experts=4, **TWO_EXPERTS),
     "qwen2": Qwen2Config(**_SHAPE),
-    "qwen2-yarn": Qwen2Config(**_SHAPE, rope_parameters=_YARN),
+    "qwen2-yarn": Qwen2Config(**_SHAPE, rope_parameters=YARN),
     "qwen3": Qwen3Config(**_SHAPE),
     "qwen3-sliding": Qwen3Config(
         **_SHAPE, use_sliding_window=True, sliding_window=WINDOW, layer_types=_MIXED[::-1]
     ),
     "qwen3_moe": Qwen3MoeConfig(
-        **_SHAPE, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[3], **_EXPERTS
+        **_SHAPE, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[3], **TWO_EXPERTS
     ),
     "gemma2": Gemma2Config(
         **_SHAPE, sliding_window=WINDOW, query_pre_attn_scalar=8, layer_types=_MIXED
@@ -123,7 +123,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "gemma3": Gemma3TextConfig(
         **_SHAPE, sliding_window=WINDOW, query_pre_attn_scalar=8, layer_types=_MIXED
     ),
-    "phi": PhiConfig(**_SHAPE, rope_parameters=_HALF_ROTARY),
+    "phi": PhiConfig(**_SHAPE, rope_parameters=HALF_ROTARY),
     "phi3": Phi3Config(**_SHAPE),
     "phi3-sliding": Phi3Config(**_SHAPE, sliding_window=WINDOW),
     "phi3-longrope": Phi3Config(
@@ -135,10 +135,10 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "olmo": OlmoConfig(**_SHAPE, clip_qkv=2.0),
     "olmo2": Olmo2Config(**_SHAPE),
     "cohere": CohereConfig(**_SHAPE, use_qk_norm=True, logit_scale=0.5),
-    "glm4": Glm4Config(**_SHAPE, rope_parameters=_HALF_ROTARY),
-    "stablelm": StableLmConfig(**_SHAPE, rope_parameters=_HALF_ROTARY),
+    "glm4": Glm4Config(**_SHAPE, rope_parameters=HALF_ROTARY),
+    "stablelm": StableLmConfig(**_SHAPE, rope_parameters=HALF_ROTARY),
     "stablelm-parallel": StableLmConfig(
-        **_SHAPE, use_parallel_residual=True, qk_layernorm=True, rope_parameters=_HALF_ROTARY
+        **_SHAPE, use_parallel_residual=True, qk_layernorm=True, rope_parameters=HALF_ROTARY
     ),
     "smollm3": SmolLM3Config(**_SHAPE, no_rope_layer_interval=4),
     "starcoder2": Starcoder2Config(**_SHAPE, sliding_window=WINDOW),

@@ -17,6 +17,8 @@ from transformers import (
     Starcoder2Config,
 )
 
+from tests.families import HALF_ROTARY, TWO_EXPERTS, YARN
+
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, WINDOW = 4, 4, 2, 64, 7
 HIDDEN, INNER, EXPERTS = 256, 512, 4  # multiples of ggml's largest blocks
 VOCABULARY = 288  # bytes, some words, and special tokens; the rest is padding
@@ -50,12 +52,6 @@ _OTHER_LLAMA3_ROPE = {
     "high_freq_factor": 8.0,
     "original_max_position_embeddings": 512,
 }
-_YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 _LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -63,11 +59,9 @@ _LONG_ROPE = {
     "long_factor": [2.0 + 0.1 * i for i in range(HEAD_DIM // 2)],
     "original_max_position_embeddings": 128,
 }
-_HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-_QUARTER = {**_HALF, "partial_rotary_factor": 0.25}
+_QUARTER = {**HALF_ROTARY, "partial_rotary_factor": 0.25}
 _OTHER_BASE = {"rope_type": "default", "rope_theta": 999999.5}
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
-_EXPERTS = {"num_experts_per_tok": 2}
 _GEMMA = _SHAPE | {"head_dim": 256, "sliding_window": WINDOW, "query_pre_attn_scalar": 256}
 _GEMMA_3 = _GEMMA | {"num_hidden_layers": 6}  # only the sixth sees the whole text
 _GEMMA_3_ROPE = {
@@ -78,7 +72,7 @@ _GEMMA_3_ROPE = {
 
 def _qwen3_moe(inner: int) -> PretrainedConfig:
     shape = _SHAPE | {"head_dim": 128, "moe_intermediate_size": inner, "num_experts": EXPERTS}
-    return Qwen3MoeConfig(**shape, norm_topk_prob=True, **_EXPERTS)
+    return Qwen3MoeConfig(**shape, norm_topk_prob=True, **TWO_EXPERTS)
 
 
 def _gpt2(positions: int) -> PretrainedConfig:
@@ -101,9 +95,9 @@ FAMILIES: dict[str, tuple[str, PretrainedConfig]] = {
     "llama3-rope": ("llama", LlamaConfig(**_SHAPE, rope_parameters=_LLAMA3_ROPE)),
     "llama3-rope-fitted": ("llama", LlamaConfig(**_SHAPE, rope_parameters=_OTHER_LLAMA3_ROPE)),
     "llama-linear-rope": ("llama", LlamaConfig(**_SHAPE, rope_parameters=_LINEAR)),
-    "mixtral": ("llama", MixtralConfig(**_SHAPE, num_local_experts=EXPERTS, **_EXPERTS)),
+    "mixtral": ("llama", MixtralConfig(**_SHAPE, num_local_experts=EXPERTS, **TWO_EXPERTS)),
     "qwen2": ("qwen2", Qwen2Config(**_SHAPE)),
-    "qwen2-yarn": ("qwen2", Qwen2Config(**_SHAPE, rope_parameters=_YARN)),
+    "qwen2-yarn": ("qwen2", Qwen2Config(**_SHAPE, rope_parameters=YARN)),
     "qwen3": ("qwen3", Qwen3Config(**_SHAPE | {"head_dim": 128}, tie_word_embeddings=True)),
     "qwen3-small-heads": ("qwen3", Qwen3Config(**_SHAPE)),
     "qwen3moe": ("qwen3moe", _qwen3_moe(768)),
@@ -118,7 +112,7 @@ FAMILIES: dict[str, tuple[str, PretrainedConfig]] = {
     "gemma3": ("gemma3", Gemma3TextConfig(**_GEMMA_3)),
     "gemma3-scaled": ("gemma3", Gemma3TextConfig(**_GEMMA_3, rope_parameters=_GEMMA_3_ROPE)),
     "phi3": ("phi3", Phi3Config(**_SHAPE, sliding_window=WINDOW)),
-    "phi3-partial": ("phi3", Phi3Config(**_SHAPE, rope_parameters=_HALF)),
+    "phi3-partial": ("phi3", Phi3Config(**_SHAPE, rope_parameters=HALF_ROTARY)),
     "phi3-longrope": (
         "phi3",
         Phi3Config(**_SHAPE, original_max_position_embeddings=128, rope_parameters=_LONG_ROPE),
@@ -127,7 +121,7 @@ FAMILIES: dict[str, tuple[str, PretrainedConfig]] = {
         "stablelm",
         StableLmConfig(**_SHAPE, use_qkv_bias=True, rope_parameters=_QUARTER),
     ),
-    "stablelm-half": ("stablelm", StableLmConfig(**_SHAPE, rope_parameters=_HALF)),
+    "stablelm-half": ("stablelm", StableLmConfig(**_SHAPE, rope_parameters=HALF_ROTARY)),
     "starcoder2": ("starcoder2", Starcoder2Config(**_SHAPE)),
     "starcoder2-base": ("starcoder2", Starcoder2Config(**_SHAPE, rope_parameters=_OTHER_BASE)),
     "gpt2": ("gpt2", _gpt2(1024)),

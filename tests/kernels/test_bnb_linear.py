@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from d3cli.base.errors import ModelError, spelled
-from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
-from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels.bnb_linear import quantization_config
 from d3cli.kernels.process import import_bitsandbytes
 from d3cli.kernels.quantization import check_quantization
@@ -25,11 +23,8 @@ from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import score
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import tiny, word_tokenizer
+from tests.kernels.one_story import GREEDY, PROMPT, prompt_ids, tokens, tokens_of_transformers
 from tests.reference import Reference
-
-PROMPT = "Tell me a story about a fox."
-NEW_TOKENS = 24
-GREEDY = SamplingParams()
 
 
 @pytest.fixture(scope="module", params=["bnb-4bit", "bnb-8bit"])
@@ -52,22 +47,9 @@ def plain(kind: str, attention: str = "sdpa") -> AutoModelForCausalLM:
     ).eval()
 
 
-def tokens(model: LoadedModel, schedule: DepthSchedule) -> list[int]:
-    reply = Engine(model).stream(PROMPT, schedule=schedule, sampling=GREEDY, max_tokens=NEW_TOKENS)
-    return [chunk.token_id for chunk in reply]
-
-
-def prompt_ids(model: LoadedModel) -> list[int]:
-    return Engine(model).stream(PROMPT, max_tokens=1).prompt_ids
-
-
 def test_full_depth_is_what_transformers_generates(quantized: tuple[str, LoadedModel]) -> None:
     kind, model = quantized
-    prompt = prompt_ids(model)
-    expected = plain(kind).generate(
-        torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False
-    )
-    assert tokens(model, model.schedule("off")) == expected[0, len(prompt) :].tolist()
+    assert tokens(model, model.schedule("off")) == tokens_of_transformers(plain(kind), model)
 
 
 def test_decay_equals_the_slow_reference(quantized: tuple[str, LoadedModel]) -> None:

@@ -10,9 +10,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from d3cli.base.errors import ModelError, UsageError, spelled
-from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.session import Engine
-from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.joint_linear import LinearPart
@@ -24,11 +21,9 @@ from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import score
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.families import some_families, tiny, word_tokenizer
+from tests.kernels.one_story import PROMPT, prompt_ids, tokens, tokens_of_transformers
 from tests.reference import Reference
 
-PROMPT = "Tell me a story about a fox."
-NEW_TOKENS = 24
-GREEDY = SamplingParams()
 KINDS = ["int8", "int4", "nested"]
 CLASSES = {"int8": EightBitLinear, "int4": FourBitLinear, "nested": NestedLinear}
 
@@ -53,22 +48,9 @@ def dequantized(model: LoadedModel) -> AutoModelForCausalLM:
     return plain
 
 
-def tokens(model: LoadedModel, schedule: DepthSchedule) -> list[int]:
-    reply = Engine(model).stream(PROMPT, schedule=schedule, sampling=GREEDY, max_tokens=NEW_TOKENS)
-    return [chunk.token_id for chunk in reply]
-
-
-def prompt_ids(model: LoadedModel) -> list[int]:
-    return Engine(model).stream(PROMPT, max_tokens=1).prompt_ids
-
-
 def test_full_depth_equals_the_dequantized_model(quantized: tuple[str, LoadedModel]) -> None:
     _, model = quantized
-    prompt = prompt_ids(model)
-    expected = dequantized(model).generate(
-        torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False
-    )
-    assert tokens(model, model.schedule("off")) == expected[0, len(prompt) :].tolist()
+    assert tokens(model, model.schedule("off")) == tokens_of_transformers(dequantized(model), model)
 
 
 def test_decay_and_scoring_equal_the_slow_reference(quantized: tuple[str, LoadedModel]) -> None:

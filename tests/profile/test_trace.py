@@ -33,6 +33,13 @@ def read(data: object) -> Trace:
     return parse_trace(json.dumps(data).encode(), "t.json")
 
 
+def put(data: Any, path: tuple[Any, ...], value: object) -> None:
+    """Puts a value at a path of keys and indices."""
+    for key in path[:-1]:
+        data = data[key]
+    data[path[-1]] = value
+
+
 def test_what_is_written_can_be_read() -> None:
     for trace in (whole_trace(), hostile_trace(), made_trace([4, 3], [1.0])):
         assert read(written(trace)) == trace
@@ -118,10 +125,7 @@ class TestSchema1:
     )
     def test_damage_is_named(self, path: tuple[Any, ...], value: object, says: str) -> None:
         data: Any = as_schema_1(written(made_trace([4, 3], [1.0])))
-        place = data
-        for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
+        put(data, path, value)
         with pytest.raises(TraceError, match=says):
             read(data)
 
@@ -219,10 +223,7 @@ def test_a_truncated_file_is_refused() -> None:
 )
 def test_a_wrong_field_is_named(path: tuple[Any, ...], value: object, says: str) -> None:
     data: Any = written(whole_trace())
-    place = data
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+    put(data, path, value)
     with pytest.raises(TraceError, match=says):
         read(data)
 
