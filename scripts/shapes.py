@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf import (
+    GGML_QUANT_SIZES,
+    MODEL_ARCH,
+    GGMLQuantizationType,
+    GGUFWriter,
+    get_tensor_name_map,
+)
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from d3cli.files.names import find_model
@@ -101,8 +107,12 @@ def save_checkpoint(config: LlamaConfig, target: Path, dtype: torch.dtype = torc
     (target / "tokenizer.json").write_text(json.dumps(_tokenizer(config.vocab_size)))
 
 
-def save_gguf(config: LlamaConfig, target: Path) -> None:
-    """Writes a GGUF file that `d3` loads: Q4_K, and Q8_0 where rows do not fill its blocks."""
+def save_gguf(config: LlamaConfig, target: Path, kind: str = "Q4_K") -> None:
+    """Writes a GGUF file that `d3` and llama.cpp load.
+
+    Args:
+        kind: Q4_K, with Q8_0 where rows do not fill its blocks; or BF16.
+    """
     writer = GGUFWriter(target, "llama")
     for key, number in (
         ("block_count", config.num_hidden_layers),
@@ -128,14 +138,14 @@ def save_gguf(config: LlamaConfig, target: Path) -> None:
     writer.add_array("tokenizer.ggml.token_type", kinds)
     merges = [" ".join(merge) for merge in tokenizer["model"]["merges"]]
     writer.add_array("tokenizer.ggml.merges", merges)
-    _add_tensors(writer, config)
+    _add_tensors(writer, config, GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _add_tensors(writer: GGUFWriter, config: LlamaConfig) -> None:
+def _add_tensors(writer: GGUFWriter, config: LlamaConfig, kind: GGMLQuantizationType) -> None:
     """Adds random weights of about 0.02."""
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     random = np.random.default_rng(0)
@@ -146,14 +156,25 @@ def _add_tensors(writer: GGUFWriter, config: LlamaConfig) -> None:
         shape = tuple(parameter.shape)
         if len(shape) == 1:
             writer.add_tensor(target, np.ones(shape, dtype=np.float32))
-            continue
-        is_k = shape[1] % 256 == 0
-        values, size, scales = (256, 144, (1e-4, 7e-4)) if is_k else (32, 34, (3e-4,))
-        blocks = random.integers(0, 256, (shape[0] * shape[1] // values, size), dtype=np.uint8)
-        header = np.array(scales, dtype=np.float16).view(np.uint8)
-        blocks[:, : len(header)] = header
-        kind = GGMLQuantizationType.Q4_K if is_k else GGMLQuantizationType.Q8_0
-        writer.add_tensor(target, blocks.reshape(shape[0], -1), raw_dtype=kind)
+        elif kind is GGMLQuantizationType.BF16:
+            values = torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03)
+            writer.add_tensor(target, values.view(torch.uint8).numpy(), raw_dtype=kind)
+        else:
+            fits = shape[1] % GGML_QUANT_SIZES[kind][0] == 0
+            used = kind if fits else GGMLQuantizationType.Q8_0
+            writer.add_tensor(target, _random_blocks(shape, used, random), raw_dtype=used)
+
+
+def _random_blocks(
+    shape: tuple[int, ...], kind: GGMLQuantizationType, random: np.random.Generator
+) -> np.ndarray:
+    """The rows of a weight in Q4_K or Q8_0, uint8; the scales lead each block."""
+    values, size = GGML_QUANT_SIZES[kind]
+    scales = (1e-4, 7e-4) if kind is GGMLQuantizationType.Q4_K else (3e-4,)
+    blocks = random.integers(0, 256, (shape[0] * shape[1] // values, size), dtype=np.uint8)
+    header = np.array(scales, dtype=np.float16).view(np.uint8)
+    blocks[:, : len(header)] = header
+    return blocks.reshape(shape[0], -1)
 
 
 def _tokenizer(size: int) -> dict[str, Any]:
