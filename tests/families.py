@@ -1,6 +1,6 @@
 """Tiny random models, one of each supported family, built from a config in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +41,7 @@ from d3cli.depth.families import find_family
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.model.wrap import wrap_model
+from tests.nested import dequantize, nest_linears
 from tests.reference import Reference
 
 VOCAB = 131
@@ -199,14 +200,21 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @cache
-def tiny(name: str) -> Tiny:
+def tiny(name: str, *, nested: bool = False) -> Tiny:
+    """A family. With `nested`, the linears that fit are in two planes of 4 bits."""
     config = CONFIGS[name]
     family = find_family(config.model_type)
-    plain = random_model(config, family.attention)
-    eager = random_model(config, "eager")
-    layers = eager.base_model.get_submodule(family.decoder).get_submodule(family.stack)
-    gated = wrap_model(random_model(config, family.attention), word_tokenizer(), name=name)
-    return Tiny(gated, plain, Reference(eager, layers, family.attn, family.mlp))
+    plain, eager = random_model(config, family.attention), random_model(config, "eager")
+    ours = random_model(config, family.attention)
+    stacks = [
+        model.base_model.get_submodule(family.decoder).get_submodule(family.stack)
+        for model in (ours, plain, eager)
+    ]
+    planes = nest_linears(stacks[0]) if nested else {}
+    dequantize(stacks[1], planes)
+    high = dequantize(stacks[2], planes)
+    gated = wrap_model(ours, word_tokenizer(), name=name)
+    return Tiny(gated, plain, Reference(eager, stacks[2], family.attn, family.mlp, high))
 
 
 def whole_layers(alpha: float = 0.93, start: int = 2) -> DepthSchedule:
@@ -222,18 +230,43 @@ def sublayers(model: LoadedModel, alpha: float = 0.93, start: int = 2) -> DepthS
     return DepthSchedule(LAYERS, alpha, start, 1, 2, order, weights)
 
 
-def schedules(model: LoadedModel) -> dict[str, DepthSchedule]:
-    """Schedules by name. A family without separate sublayers has no "sublayers"."""
-    found = {"layers": whole_layers(), "static": whole_layers(alpha=1e-9, start=0)}
-    if model.gate.family.has_sublayers:
-        found["sublayers"] = sublayers(model)
-    return found
+def planes(model: LoadedModel, alpha: float = 0.9, start: int = 2) -> DepthSchedule:
+    """Drops all low planes, those of the MLPs first; also of core layers."""
+    order = sorted(model.weight_bytes.unit_names("plane"), key=lambda name: "attn" in name)
+    weights = model.weight_bytes.weights(order)
+    return DepthSchedule(LAYERS, alpha, start, 1, 2, tuple(order), weights)
+
+
+def all_kinds(model: LoadedModel, alpha: float = 0.93, start: int = 2) -> DepthSchedule:
+    """Mixes layers, sublayers and low planes, some of them of the same layer."""
+    order = (
+        *("3.mlp.lo", "7.attn.lo", "1.attn", "2.attn.lo", "3.mlp", "1.mlp.lo", "0.mlp.lo"),
+        *("2.mlp.lo", "2", "1.mlp", "3.attn.lo", "4", "5.attn.lo", "5.attn"),
+    )
+    order = tuple(name for name in order if model.weight_bytes.has(name))
+    return DepthSchedule(LAYERS, alpha, start, 1, 2, order, model.weight_bytes.weights(order))
+
+
+NESTED = ("planes", "all kinds")  # need nested weights
+
+
+def case(name: str, units: str) -> tuple[Tiny, DepthSchedule]:
+    """A family and a schedule of one of the kinds in `units_of`."""
+    model = tiny(name, nested=units in NESTED)
+    makers: dict[str, Callable[[], DepthSchedule]] = {
+        "layers": whole_layers,
+        "static": lambda: whole_layers(alpha=1e-9, start=0),
+        "sublayers": lambda: sublayers(model.gated),
+        "planes": lambda: planes(model.gated),
+        "all kinds": lambda: all_kinds(model.gated),
+    }
+    return model, makers[units]()
 
 
 def units_of(name: str) -> list[str]:
     """The kinds of skip order that a family has."""
     whole_only = find_family(CONFIGS[name].model_type).mlp is None
-    return ["layers", "static"] if whole_only else ["layers", "sublayers", "static"]
+    return ["layers", "static", *([] if whole_only else ["sublayers", *NESTED])]
 
 
 def random_ids(length: int, seed: int = 0) -> list[int]:

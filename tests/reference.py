@@ -3,15 +3,15 @@
 Each step runs the plain Hugging Face model over the whole sequence. Hooks on its layers, attention
 and MLP modules do what the paper says at each position: the output of an inactive sublayer is zero,
 the output of an inactive layer is its input, and a mask hides the keys of positions where an
-attention is inactive.
+attention is inactive. Where a low plane is dropped, linears multiply by the high plane's weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d3cli.depth.schedule import DepthSchedule
 
@@ -31,9 +31,18 @@ class Reference:
     Args:
         model: a causal LM loaded with ``attn_implementation="eager"``; never gated.
         layers: its decoder layers; `attn` and `mlp` name the sublayers.
+        high: the weights ``[out, in]`` of linears without their low planes.
     """
 
-    def __init__(self, model: Any, layers: Any, attn: str, mlp: str | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: Any,
+        attn: str,
+        mlp: str | None,
+        high: Mapping[nn.Module, Tensor] | None = None,
+    ) -> None:
+        self.high = high or {}
         self.model = model
         self.layers = layers
         self.attn = attn
@@ -69,6 +78,12 @@ class Reference:
                 computes = _active(dropped, {f"{index}", f"{index}.mlp"})
                 mlp = getattr(layer, self.mlp)
                 handles.append(mlp.register_forward_hook(_zero_inactive(computes)))
+            for part, name in (("attn", self.attn), ("mlp", self.mlp)):
+                whole = _active(dropped, {f"{index}.{part}.lo"})
+                for linear in [] if name is None else getattr(layer, name).modules():
+                    if linear in self.high:
+                        alone = _multiply_by_high(self.high[linear], whole)
+                        handles.append(linear.register_forward_hook(alone))
             runs = _active(dropped, {f"{index}"})
             handles.append(layer.register_forward_hook(_keep_input(runs)))
         try:
@@ -89,6 +104,14 @@ def _zero_inactive(active: Tensor):
         if isinstance(output, tuple):
             return (output[0] * keep, *output[1:])
         return output * keep
+
+    return hook
+
+
+def _multiply_by_high(high: Tensor, whole: Tensor):
+    def hook(linear: Any, args: Any, output: Tensor) -> Tensor:
+        alone = nn.functional.linear(args[0], high, linear.bias)
+        return torch.where(whole[None, :, None], output, alone)
 
     return hook
 

@@ -42,13 +42,11 @@ def _comparing(
 
     def compare(layer: Any, args: Any, kwargs: Any, output: Any, names: list[str]) -> None:
         whole = _states(output)[0, first:].float()
-        limits = model.gate.limits
         for name in names:
-            model.gate.limits = {name: 0}
-            without = _states(layer.forward(*args, **kwargs))[0, first:].float()
+            with model.gate.limited({name: 0}):
+                without = _states(layer.forward(*args, **kwargs))[0, first:].float()
             cosine = torch.nn.functional.cosine_similarity(without, whole, dim=-1)
             sums[name] += float((1 - cosine).sum())
-        model.gate.limits = limits
 
     hooks = [
         model.gate.layers[layer].register_forward_hook(

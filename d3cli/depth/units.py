@@ -36,6 +36,11 @@ class Unit(NamedTuple):
     low: bool = False
 
     @property
+    def name(self) -> str:
+        end = f".{LOW}" if self.low else ""
+        return f"{self.layer}" if self.part is None else f"{self.layer}.{self.part}{end}"
+
+    @property
     def kind(self) -> UnitKind:
         if self.part is None:
             return "layer"

@@ -1,19 +1,19 @@
 """Fills decoder blocks from the modules of a transformers model.
 
 A family differs from others in where its layers keep their norms, how sublayers join, and in the
-order of queries, keys and values. `LAYOUTS` says so as data; all else is found in the modules.
+order of queries, keys and values. `layouts` says so as data; all else is found in the modules.
 Blocks hold the modules' own weights and call the modules of their linears, so nothing is copied.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from d3cli.depth.families import Family
-from d3cli.kernels.joint_linear import joint_of
+from d3cli.kernels.joint_linear import JointLinear, joint_of
+from d3cli.kernels.nested_linear import NestedLinear, nested_linears
 from d3cli.model.decoder_block import (
     Angles,
     Attention,
@@ -23,80 +23,11 @@ from d3cli.model.decoder_block import (
     States,
     signed,
 )
+from d3cli.model.layouts import LAYOUTS, Layout
 
+# Makes a function of a linear: with all of its planes, or with the high one alone.
+Planes = Callable[[Any], States]
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a family's layers do differently.
-
-    Attributes:
-        before_attention, after_attention, before_mlp, after_mlp: names of the norms in a layer.
-        parallel: whether both sublayers read the layer's input; some configs decide that.
-        sum_first: whether a parallel layer adds its sublayers before it adds its input.
-        by_head: whether a joint projection holds queries, keys and values head by head.
-        in_pairs: whether rotary angles turn neighbours, instead of the two halves.
-        doubled: whether the angles of neighbours come from the first half of the rotary module's.
-        in_float: whether queries and keys turn in float32.
-        norm_shape: the shape in which queries or keys are normalized.
-    """
-
-    before_attention: str | None = "input_layernorm"
-    after_attention: str | None = None
-    before_mlp: str | None = "post_attention_layernorm"
-    after_mlp: str | None = None
-    parallel: bool = False
-    sum_first: bool = False
-    by_head: bool = False
-    in_pairs: bool = False
-    doubled: bool = False
-    in_float: bool = False
-    norm_shape: Callable[[int, int], tuple[int, ...]] = lambda heads, size: (heads, size)
-
-
-_LLAMA = Layout()
-_GEMMA = Layout(
-    after_attention="post_attention_layernorm",
-    before_mlp="pre_feedforward_layernorm",
-    after_mlp="post_feedforward_layernorm",
-)
-_GPT = Layout(before_attention="ln_1", before_mlp="ln_2")
-
-# OPT's layers have no MLP module, and some normalize the sum.
-LAYOUTS: Mapping[str, Layout] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "mixtral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "phi": Layout(before_mlp=None, parallel=True, sum_first=True),
-    "phi3": _LLAMA,
-    "granite": _LLAMA,
-    "olmo": _LLAMA,
-    "olmo2": Layout(
-        before_attention=None,
-        after_attention="post_attention_layernorm",
-        before_mlp=None,
-        after_mlp="post_feedforward_layernorm",
-        norm_shape=lambda heads, size: (1, heads * size),
-    ),
-    "cohere": Layout(before_mlp=None, parallel=True, in_pairs=True, in_float=True),
-    "glm4": Layout(
-        after_attention="post_self_attn_layernorm",
-        before_mlp="post_attention_layernorm",
-        after_mlp="post_mlp_layernorm",
-        in_pairs=True,
-        doubled=True,
-    ),
-    "stablelm": Layout(norm_shape=lambda heads, size: (1, heads, 1, size)),
-    "smollm3": _LLAMA,
-    "starcoder2": _LLAMA,
-    "gpt_bigcode": _GPT,
-    "gpt_neox": Layout(sum_first=True, by_head=True),
-    "gpt2": _GPT,
-}
 
 # Classes of RMSNorm: whether the weight multiplies after the cast, and whether it is less one.
 _RMS_NORMS = {
@@ -173,9 +104,15 @@ def _block(layer: Any, family: Family, layout: Layout, config: Any, kind: str | 
         return None if module is None else _norm(module)
 
     assert family.mlp is not None
+    attention, mlp = layer.get_submodule(family.attn), layer.get_submodule(family.mlp)
+    whole, high = _attention(attention, layout, config, kind), None
+    if nested_linears(attention):
+        high = _attention(attention, layout, config, kind, _high)
     return Block(
-        attention=_attention(layer.get_submodule(family.attn), layout, config, kind),
-        mlp=_mlp(layer.get_submodule(family.mlp)),
+        attention=whole,
+        mlp=_mlp(mlp),
+        high_attention=high,
+        high_mlp=_mlp(mlp, _high) if nested_linears(mlp) else None,
         before_attention=norm(layout.before_attention),
         after_attention=norm(layout.after_attention),
         before_mlp=norm(layout.before_mlp),
@@ -199,15 +136,33 @@ def _norm(module: Any) -> States:
     return found
 
 
-def _attention(module: Any, layout: Layout, config: Any, kind: str | None) -> Attention:
+def _whole(linear: Any) -> States:
+    """A linear, or several as one, as a function."""
+    whole: States = linear
+    return whole
+
+
+def _high(linear: Any) -> States:
+    """As `_whole`, without the low plane."""
+    nested = linear.product if isinstance(linear, JointLinear) else linear
+    if not isinstance(nested, NestedLinear):
+        return _whole(linear)
+    if nested.bias is None:
+        return _whole(nested.high)
+    return lambda states: nested.high(states) + nested.bias
+
+
+def _attention(
+    module: Any, layout: Layout, config: Any, kind: str | None, planes: Planes = _whole
+) -> Attention:
     heads = config.num_attention_heads
     sharing = getattr(module, "num_key_value_groups", 1)  # GPT-2 and GPT-NeoX share nothing
     kv_heads = heads // sharing
     size = getattr(module, "head_dim", None) or module.head_size
     return Attention(
         index=module.layer_idx,
-        project=_projection(module, layout, (heads, kv_heads, size), config),
-        output=_find(module, _OUTPUTS),
+        project=_projection(module, layout, (heads, kv_heads, size), config, planes),
+        output=planes(_find(module, _OUTPUTS)),
         heads=heads,
         kv_heads=kv_heads,
         scale=module.scaling,
@@ -218,27 +173,30 @@ def _attention(module: Any, layout: Layout, config: Any, kind: str | None) -> At
     )
 
 
-def _projection(module: Any, layout: Layout, shape: tuple[int, int, int], config: Any) -> States:
+def _projection(
+    module: Any, layout: Layout, shape: tuple[int, int, int], config: Any, planes: Planes
+) -> States:
     """``[1, H]`` to queries, keys and values ``[heads + 2 kv_heads, D]``."""
     heads, _, size = shape
     if hasattr(module, "q_proj"):
-        together = _together(module.q_proj, module.k_proj, module.v_proj)
+        together = _together((module.q_proj, module.k_proj, module.v_proj), planes)
         clip: float | None = getattr(config, "clip_qkv", None)
         if clip is None:
             return lambda states: together(states).view(-1, size)
         return lambda states: together(states).view(-1, size).clamp_(-clip, clip)
-    joint = _find(module, _JOINT)
+    joint = planes(_find(module, _JOINT))
     if layout.by_head or getattr(module, "multi_query", True) is False:
         return lambda states: joint(states).view(heads, 3, size).transpose(0, 1).reshape(-1, size)
     return lambda states: joint(states).view(-1, size)
 
 
-def _together(*linears: Any) -> States:
+def _together(linears: Sequence[Any], planes: Planes) -> States:
     """The outputs of several linears, one after the other."""
     joint = joint_of(linears)
     if joint is not None:
-        return joint
-    return lambda states: torch.cat([linear(states) for linear in linears], dim=-1)
+        return planes(joint)
+    each = [planes(linear) for linear in linears]
+    return lambda states: torch.cat([linear(states) for linear in each], dim=-1)
 
 
 def _query_key_norm(module: Any, layout: Layout, shape: tuple[int, int, int]) -> States | None:
@@ -259,7 +217,7 @@ def _query_key_norm(module: Any, layout: Layout, shape: tuple[int, int, int]) ->
     return normalize
 
 
-def _mlp(module: Any) -> States:
+def _mlp(module: Any, planes: Planes = _whole) -> States:
     """``[1, H]`` to ``[1, H]``. A mixture of experts computes its own."""
     if hasattr(module, "experts"):
         return lambda states: module(states[None])[0]
@@ -268,19 +226,19 @@ def _mlp(module: Any) -> States:
     if hasattr(module, "gate_proj"):
         joint = joint_of((module.gate_proj, module.up_proj))
     if joint is not None:
-        last = module.down_proj
-        sizes = [last.in_features] * 2
+        both, last = planes(joint), planes(module.down_proj)
+        sizes = [module.down_proj.in_features] * 2
 
         def gated(states: Tensor) -> Tensor:
-            gate, up = joint(states).split_with_sizes(sizes, 1)
-            output: Tensor = last(act(gate) * up)
-            return output
+            gate, up = both(states).split_with_sizes(sizes, 1)
+            return last(act(gate) * up)
 
         return gated
     if hasattr(module, "gate_proj"):
-        gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+        gate, up = planes(module.gate_proj), planes(module.up_proj)
+        down = planes(module.down_proj)
         return lambda states: down(act(gate(states)) * up(states))
-    up, down = _find(module, _UP), _find(module, _DOWN)
+    up, down = planes(_find(module, _UP)), planes(_find(module, _DOWN))
     return lambda states: down(act(up(states)))
 
 

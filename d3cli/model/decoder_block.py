@@ -8,12 +8,13 @@ so that bfloat16 rounds alike. Knows nothing of families, files or schedules.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from d3cli.depth.units import Part, Unit, parse_unit
 from d3cli.kernels.grouped_attention import attend_one
 from d3cli.model.kv_cache import KVCache
 
@@ -119,9 +120,12 @@ def signed(sin: Tensor, *, in_pairs: bool) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One decoder layer.
+    """One decoder layer, or what is left of it.
 
     Attributes:
+        attention, mlp: the sublayers; None where it is dropped.
+        high_attention, high_mlp: the same without the low planes of their weights; None if these
+            are not nested.
         before_attention, after_attention, before_mlp, after_mlp: the norms of the sublayers'
             inputs and outputs.
         parallel: whether both sublayers read the layer's input. Without `before_mlp`, they then
@@ -130,8 +134,10 @@ class Block:
         multiplier: of what a sublayer adds.
     """
 
-    attention: Attention
-    mlp: States
+    attention: Attention | None
+    mlp: States | None
+    high_attention: Attention | None = None
+    high_mlp: States | None = None
     before_attention: States | None = None
     after_attention: States | None = None
     before_mlp: States | None = None
@@ -140,23 +146,31 @@ class Block:
     sum_first: bool = False
     multiplier: float = 1.0
 
-    def __call__(
-        self,
-        states: Tensor,
-        angles: Mapping[str, Angles],
-        cache: KVCache,
-        *,
-        attends: bool = True,
-        computes: bool = True,
-    ) -> Tensor:
-        """``[1, H]`` to ``[1, H]``, without the attention or the MLP if it is dropped."""
+    def without(self, dropped: Collection[Unit]) -> "Block":
+        """The layer without some of its sublayers and low planes."""
+        attention, mlp = self.attention, self.mlp
+        kinds = {(unit.part, unit.low) for unit in dropped}
+        if (Part.ATTN, True) in kinds:
+            attention = self.high_attention
+            assert attention is not None, "the attention has no low plane"
+        if (Part.MLP, True) in kinds:
+            mlp = self.high_mlp
+            assert mlp is not None, "the MLP has no low plane"
+        return replace(
+            self,
+            attention=None if (Part.ATTN, False) in kinds else attention,
+            mlp=None if (Part.MLP, False) in kinds else mlp,
+        )
+
+    def __call__(self, states: Tensor, angles: Mapping[str, Angles], cache: KVCache) -> Tensor:
+        """``[1, H]`` to ``[1, H]``."""
         if self.parallel:
-            return self._parallel(states, angles, cache, attends, computes)
-        if attends:
+            return self._parallel(states, angles, cache)
+        if self.attention is not None:
             inner = states if self.before_attention is None else self.before_attention(states)
             inner = self.attention(inner, angles, cache)
             states = self._add(states, inner, self.after_attention)
-        if computes:
+        if self.mlp is not None:
             inner = states if self.before_mlp is None else self.before_mlp(states)
             states = self._add(states, self.mlp(inner), self.after_mlp)
         return states
@@ -168,19 +182,12 @@ class Block:
             inner = inner * self.multiplier
         return states + inner
 
-    def _parallel(
-        self,
-        states: Tensor,
-        angles: Mapping[str, Angles],
-        cache: KVCache,
-        attends: bool,
-        computes: bool,
-    ) -> Tensor:
+    def _parallel(self, states: Tensor, angles: Mapping[str, Angles], cache: KVCache) -> Tensor:
         assert self.before_attention is not None
-        shared = attends or self.before_mlp is None
+        shared = self.attention is not None or self.before_mlp is None
         normed = self.before_attention(states) if shared else states
-        attended = self.attention(normed, angles, cache) if attends else None
-        if not computes:
+        attended = None if self.attention is None else self.attention(normed, angles, cache)
+        if self.mlp is None:
             return states if attended is None else states + attended
         computed = self.mlp(normed if self.before_mlp is None else self.before_mlp(states))
         if attended is None:
@@ -205,13 +212,17 @@ class DecoderStack:
     blocks: tuple[Block, ...]
     norm: States
     hooks: tuple[Mapping[int, Any], ...] = ()
+    # What is left of the blocks under the last dropped set: many tokens in a row drop the same.
+    _left: dict[frozenset[str], tuple[Block, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def is_watched(self) -> bool:
         """Whether a hook waits for a module to run, so that transformers' layers must."""
         return any(self.hooks)
 
-    def __call__(self, token_ids: Tensor, cache: KVCache, dropped: Collection[str]) -> Tensor:
+    def __call__(self, token_ids: Tensor, cache: KVCache, dropped: frozenset[str]) -> Tensor:
         """Final hidden states ``[1, 1, H]`` of one token ``[1, 1]``, which the cache then holds.
 
         Args:
@@ -220,10 +231,20 @@ class DecoderStack:
         position = torch.tensor([[cache.position]])
         states = self.embed(token_ids, position)
         angles = self.angles(states[None], position)
-        for index, block in enumerate(self.blocks):
-            if not dropped:
-                states = block(states, angles, cache)
-            elif f"{index}" not in dropped:
-                attends, computes = f"{index}.attn" not in dropped, f"{index}.mlp" not in dropped
-                states = block(states, angles, cache, attends=attends, computes=computes)
+        for block in self.blocks_without(dropped) if dropped else self.blocks:
+            states = block(states, angles, cache)
         return self.norm(states)[None]
+
+    def blocks_without(self, dropped: frozenset[str]) -> tuple[Block, ...]:
+        """What is left of the layers that are not dropped as a whole."""
+        if dropped not in self._left:
+            in_layer: dict[int, list[Unit]] = {}
+            for unit in map(parse_unit, dropped):
+                in_layer.setdefault(unit.layer, []).append(unit)
+            self._left.clear()
+            self._left[dropped] = tuple(
+                block.without(in_layer[index]) if index in in_layer else block
+                for index, block in enumerate(self.blocks)
+                if f"{index}" not in dropped
+            )
+        return self._left[dropped]

@@ -11,6 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from d3cli.base.errors import ModelError, UsageError
 from d3cli.depth.families import Family
+from d3cli.depth.units import LOW, Part
+from d3cli.kernels.nested_linear import NestedLinear, nested_linears
 
 
 class LayerGate:
@@ -30,10 +33,10 @@ class LayerGate:
     Attributes:
         limits: for each unit named, the number of leading positions that it runs on; 0 drops it.
             Other units run on all positions. A dropped layer returns its input, a dropped sublayer
-            adds zero to the residual stream. `LoadedModel.hidden_states` sets the limits for one
-            pass and removes them after it, even if it is interrupted.
+            adds zero to the residual stream, and without a low plane the high one multiplies alone.
         states: for each layer named, hidden states ``[B, S, H]`` that it returns without running,
             since an earlier pass over the same tokens has computed them.
+        low_planes: the linears of each low plane, by its unit; empty if the weights are not nested.
 
     Raises:
         ModelError: the model already has a gate.
@@ -42,8 +45,9 @@ class LayerGate:
     def __init__(self, model: Any, family: Family) -> None:
         self.family = family
         self._pass = threading.RLock()
-        self.limits: Mapping[str, int] = {}
-        self.states: Mapping[str, Tensor] = {}
+        self.limits: Mapping[str, int] = MappingProxyType({})
+        self.states: Mapping[str, Tensor] = MappingProxyType({})
+        self.low_planes: dict[str, list[NestedLinear]] = {}
         self.layers: nn.ModuleList
         self.decoder: nn.Module = model.base_model.get_submodule(family.decoder)
         if not family.can_skip:
@@ -56,9 +60,16 @@ class LayerGate:
             )
         for index, layer in enumerate(self.layers):
             self._install(str(index), layer, _skip_layer)
-            if family.mlp is not None:
-                self._install(f"{index}.attn", layer.get_submodule(family.attn), _skip_attention)
-                self._install(f"{index}.mlp", layer.get_submodule(family.mlp), _skip_mlp)
+            if family.mlp is None:
+                continue
+            for part, name, pad in (
+                (Part.ATTN, family.attn, _skip_attention),
+                (Part.MLP, family.mlp, _skip_mlp),
+            ):
+                sublayer = layer.get_submodule(name)
+                self._install(f"{index}.{part}", sublayer, pad)
+                if nested := nested_linears(sublayer):
+                    self.low_planes[f"{index}.{part}.{LOW}"] = nested
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
@@ -76,6 +87,32 @@ class LayerGate:
             yield
         finally:
             self._pass.release()
+
+    @contextmanager
+    def limited(
+        self,
+        limits: Mapping[str, int],
+        states: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Iterator[None]:
+        """Inside this context, these limits and states hold; see the attributes.
+
+        Afterwards those from before hold again, even if a pass was interrupted.
+        """
+        before = self.limits, self.states
+        touched = [unit for unit in self.low_planes if unit in limits or unit in before[0]]
+        try:
+            self._set(limits, states, touched)
+            yield
+        finally:
+            self._set(*before, touched)
+
+    def _set(
+        self, limits: Mapping[str, int], states: Mapping[str, Tensor], touched: list[str]
+    ) -> None:
+        self.limits, self.states = limits, states
+        for unit in touched:
+            for linear in self.low_planes[unit]:
+                linear.low_rows = limits.get(unit)
 
     def _install(self, unit: str, module: nn.Module, pad: "_Pad") -> None:
         module.forward = _gated(module.forward, self, unit, pad)

@@ -162,8 +162,16 @@ class LoadedModel:
             raise ScheduleError(
                 f"{self.name} runs at full depth only", ("use ", Setting("alpha", "off"))
             )
-        if any(parse_unit(name).part for name in schedule.units):
+        units = [parse_unit(name) for name in schedule.units]
+        if any(unit.kind == "sublayer" for unit in units):
             self.check_sublayers()
+        missing = [unit for unit in units if unit.low and not self.weight_bytes.has(unit.name)]
+        if missing:
+            raise ScheduleError(
+                f"the skip order names the low plane {missing[0].name}, and {self.name}, as it is "
+                "loaded, has none there",
+                ("load it with ", Setting("quantization", "nested")),
+            )
 
     def check_sublayers(self) -> None:
         """Raises ScheduleError if this model's sublayers cannot be dropped."""
@@ -205,7 +213,8 @@ class LoadedModel:
                 token_ids, cache, attention_mask, position_ids, limits, states, meter
             )
         with self.gate.one_pass():
-            return blocks(token_ids, cache, {unit for unit, limit in limits.items() if not limit})
+            dropped = frozenset(unit for unit, limit in limits.items() if not limit)
+            return blocks(token_ids, cache, dropped)
 
     def _by_layers(
         self,
@@ -218,19 +227,15 @@ class LoadedModel:
         meter: InfluenceMeter | None,
     ) -> Tensor:
         """As `hidden_states`, by transformers' own layers."""
-        with self.gate.one_pass():
-            self.gate.limits, self.gate.states = limits, states
-            try:
-                with nullcontext() if meter is None else meter.watching():
-                    output = self.gate.decoder(
-                        input_ids=token_ids,
-                        past_key_values=cache,
-                        use_cache=cache is not None,
-                        attention_mask=attention_mask,
-                        position_ids=position_ids,
-                    )
-            finally:
-                self.gate.limits, self.gate.states = MappingProxyType({}), MappingProxyType({})
+        measured = nullcontext() if meter is None else meter.watching()
+        with self.gate.one_pass(), self.gate.limited(limits, states), measured:
+            output = self.gate.decoder(
+                input_ids=token_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 

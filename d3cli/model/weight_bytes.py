@@ -6,6 +6,7 @@ from torch import nn
 
 from d3cli.depth.units import LayerBytes, WeightBytes
 from d3cli.kernels.bnb_linear import stored_bytes
+from d3cli.kernels.nested_linear import nested_linears
 from d3cli.model.gate import LayerGate
 
 
@@ -21,11 +22,13 @@ def measure_bytes(model: Any, gate: LayerGate) -> WeightBytes:
         whole = _bytes(layer, experts_per_token)
         if not gate.family.can_skip:
             return LayerBytes(0, 0, whole)
-        attn = _bytes(layer.get_submodule(gate.family.attn), experts_per_token)
+        attention = layer.get_submodule(gate.family.attn)
+        attn = _bytes(attention, experts_per_token)
         if gate.family.mlp is None:
             return LayerBytes(attn, whole - attn)
-        mlp = _bytes(layer.get_submodule(gate.family.mlp), experts_per_token)
-        return LayerBytes(attn, mlp, whole - attn - mlp)
+        computes = layer.get_submodule(gate.family.mlp)
+        mlp = _bytes(computes, experts_per_token)
+        return LayerBytes(attn, mlp, whole - attn - mlp, _low(attention), _low(computes))
 
     in_layers = {id(parameter) for parameter in gate.layers.parameters()}
     fixed = {
@@ -35,7 +38,22 @@ def measure_bytes(model: Any, gate: LayerGate) -> WeightBytes:
         for parameter in module.parameters(recurse=False)
         if id(parameter) not in in_layers
     }
-    return WeightBytes(tuple(map(layer_bytes, gate.layers)), sum(fixed.values()))
+    layers = tuple(map(layer_bytes, gate.layers))
+    number = _weights(gate.layers) if gate.low_planes else 0
+    return WeightBytes(layers, sum(fixed.values()), number)
+
+
+def _low(sublayer: nn.Module) -> int:
+    """Bytes of the low planes of a sublayer's weights."""
+    return sum(linear.low_bytes for linear in nested_linears(sublayer))
+
+
+def _weights(layers: nn.Module) -> int:
+    """The number of weights in layers whose linears are nested."""
+    nested = nested_linears(layers)
+    planes = {id(held) for linear in nested for held in linear.parameters()}
+    others = [held.numel() for held in layers.parameters() if id(held) not in planes]
+    return sum(linear.out_features * linear.in_features for linear in nested) + sum(others)
 
 
 def _bytes(module: nn.Module, experts_per_token: int | None) -> int:

@@ -8,22 +8,28 @@ import torch
 from torch import Tensor
 
 from d3cli.depth.families import FAMILIES
-from d3cli.model.block_parts import LAYOUTS
+from d3cli.model.layouts import LAYOUTS
 from d3cli.model.model import LoadedModel
 from d3cli.model.wrap import wrap_model
 from tests.families import CONFIGS, FAMILY_NAMES, family, random_ids, random_model, word_tokenizer
+from tests.nested import nest_linears
 
 PROMPT = 12
+WITH_BLOCKS = [name for name in FAMILY_NAMES if not name.startswith("opt")]
 DROPPED = {
     "full depth": (),
     "layers": ("2", "5"),
     "sublayers": ("1.attn", "2", "3.mlp", "4.attn", "4.mlp"),
 }
+LOW = ("0.attn.lo", "1.mlp.lo", "2.attn.lo", "2.mlp.lo", "2", "3.mlp.lo", "3.mlp", "5.attn.lo")
 
 
-def wrapped(name: str, dtype: torch.dtype) -> LoadedModel:
+def wrapped(name: str, dtype: torch.dtype, *, nested: bool = False) -> LoadedModel:
     config = CONFIGS[name]
-    model = random_model(config, FAMILIES[config.model_type].attention or "sdpa").to(dtype)
+    family = FAMILIES[config.model_type]
+    model = random_model(config, family.attention or "sdpa").to(dtype)
+    if nested:
+        nest_linears(model.base_model.get_submodule(family.stack))
     return wrap_model(model, word_tokenizer(), name=name)
 
 
@@ -62,7 +68,19 @@ def test_a_step_by_blocks_equals_one_by_layers(name: str) -> None:
         assert off < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILY_NAMES if not name.startswith("opt")])
+@pytest.mark.parametrize("name", WITH_BLOCKS)
+def test_a_step_without_low_planes_equals_one_by_layers(name: str) -> None:
+    model = wrapped(name, torch.float32, nested=True)
+    ids = random_ids(PROMPT + 12)
+    dropped = [unit for unit in LOW if model.weight_bytes.has(unit)]
+    assert sum(unit.endswith(".lo") for unit in dropped) >= 3
+    expected = steps(by_layers(model), ids, dropped)
+    assert (steps(model, ids, dropped) - expected).abs().max() < 1e-5 * expected.abs().max()
+    with_low = steps(model, ids, [unit for unit in dropped if not unit.endswith(".lo")])
+    assert (with_low - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", WITH_BLOCKS)
 def test_in_bfloat16_blocks_are_as_exact_as_layers(name: str) -> None:
     """Both are compared with float32, over steps that add up their rounding."""
     ids = random_ids(PROMPT + 60)

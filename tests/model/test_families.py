@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from d3cli.decode.loop import DecodedToken, decode, prefill
+from d3cli.decode.loop import DecodedToken, decode, decode_step, prefill
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
@@ -18,14 +20,17 @@ from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.head import top_choices
 from d3cli.scoring.one_pass import Scorer, score
+from tests.depth.layers import any_order
 from tests.families import (
     CONFIGS,
     FAMILY_NAMES,
+    LAYERS,
+    NESTED,
+    case,
     family,
     quick_or_slow,
     random_ids,
     random_model,
-    schedules,
     some_families,
     tiny,
     units_of,
@@ -83,8 +88,9 @@ def test_full_depth_generates_what_transformers_generates(name: str) -> None:
     expected = model.plain.generate(
         torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
     )
-    kinds = schedules(model.gated).values()
-    at_alpha_1 = [replace(schedule, alpha=1.0) for schedule in kinds]
+    at_alpha_1 = [
+        replace(case(name, units)[1], alpha=1.0) for units in units_of(name) if units not in NESTED
+    ]
     for schedule in (DepthSchedule.full(model.gated.num_layers), *at_alpha_1):
         assert ids_of(run(model.gated, prompt, schedule)) == expected[0, PROMPT_LEN:].tolist()
 
@@ -100,8 +106,7 @@ def test_the_gate_at_full_depth_changes_no_bit(name: str) -> None:
 
 @family_and_units
 def test_decoding_equals_the_slow_reference(name: str, units: str) -> None:
-    model = tiny(name)
-    schedule = schedules(model.gated)[units]
+    model, schedule = case(name, units)
     prompt = random_ids(PROMPT_LEN, seed=1)
     tokens = run(model.gated, prompt, schedule)
     expected_ids, logits = model.reference.generate(prompt, schedule, NEW_TOKENS)
@@ -124,8 +129,7 @@ def test_the_reference_itself_departs_from_full_depth(name: str) -> None:
 @some_families_and_units
 @pytest.mark.parametrize("chunk_size", [1, 5, 512])
 def test_prefill_in_chunks_changes_nothing(name: str, units: str, chunk_size: int) -> None:
-    model = tiny(name)
-    schedule = schedules(model.gated)[units]
+    model, schedule = case(name, units)
     prompt = random_ids(PROMPT_LEN, seed=2)
     whole = run(model.gated, prompt, schedule)
     chunked = run(model.gated, prompt, schedule, chunk_size)
@@ -135,8 +139,7 @@ def test_prefill_in_chunks_changes_nothing(name: str, units: str, chunk_size: in
 
 @family_and_units
 def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) -> None:
-    model = tiny(name)
-    schedule = schedules(model.gated)[units]
+    model, schedule = case(name, units)
     prompt = random_ids(PROMPT_LEN, seed=3)
     tokens = run(model.gated, prompt, schedule)
     (scores,) = score(model.gated, [Document(prompt, ids_of(tokens))], schedule)
@@ -150,13 +153,13 @@ def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) 
 def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_from_scratch(
     name: str, units: str
 ) -> None:
-    model = tiny(name)
+    model, decaying = case(name, units)
     documents = [
         Document(random_ids(11, seed=5), random_ids(17, seed=6)),
         Document(random_ids(3, seed=7), random_ids(9, seed=8)),
         Document(random_ids(20, seed=9), [7]),
     ]
-    decaying, layers = schedules(model.gated)[units], model.gated.num_layers
+    layers = model.gated.num_layers
     late = DepthSchedule(layers, 0.9, 0, 4, 2, ("5", "4"))
     tried = [decaying, DepthSchedule.full(layers), replace(decaying, start=6), decaying, late]
     scorer = Scorer(model.gated, documents)
@@ -177,8 +180,7 @@ def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_from_scrat
 
 @some_families_and_units
 def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, units: str) -> None:
-    model = tiny(name)
-    schedule = schedules(model.gated)[units]
+    model, schedule = case(name, units)
     documents = [
         Document(random_ids(prompt, seed=prompt), random_ids(response, seed=100 + response))
         for prompt, response in ((3, 30), (19, 1), (11, 12), (26, 21))
@@ -196,8 +198,8 @@ def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, uni
 
 @some_families_and_units
 def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> None:
-    model = tiny(name).gated
-    schedule = schedules(model)[units]
+    built, schedule = case(name, units)
+    model = built.gated
     cache = model.new_cache()
     prompt = random_ids(PROMPT_LEN, seed=4)
     for chunk in prefill(model, cache, prompt):
@@ -215,7 +217,7 @@ def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> 
         )
     )
     held = [*prompt, *ids_of(tokens)[:-1]]
-    assert cache.is_ragged
+    assert cache.is_ragged == (units != "planes")  # without low planes no key is missing
     assert cache.position == len(held)
     assert cache.full_length < cache.position
 
@@ -238,8 +240,7 @@ def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> 
 
 @some_families_and_units
 def test_the_audit_counts_where_full_depth_agrees(name: str, units: str) -> None:
-    model = tiny(name)
-    schedule = schedules(model.gated)[units]
+    model, schedule = case(name, units)
     prompt = random_ids(PROMPT_LEN, seed=5)
     engine = Engine(model.gated)
     tokens = run(model.gated, prompt, schedule)
@@ -252,7 +253,7 @@ def test_the_audit_counts_where_full_depth_agrees(name: str, units: str) -> None
     agreement = engine.repair()
     assert agreement.compared == len(below) > 0
     assert agreement.agreed == sum(token.top_id == int(full[token.step]) for token in below)
-    if units != "sublayers":  # those may be mild enough to agree everywhere
+    if units not in ("sublayers", *NESTED):  # those may be mild enough to agree everywhere
         assert agreement.agreed < agreement.compared
 
 
@@ -280,3 +281,27 @@ def test_buffers_of_old_checkpoints_are_ignored(tmp_path: Path) -> None:
     tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 256, 256)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert load_model(str(tmp_path)).num_layers == 8
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data(), st.sampled_from([0.8, 0.93, 1e-9]), st.integers(0, 5))
+def test_any_mix_of_units_decodes_and_scores_as_the_reference(
+    data: st.DataObject, alpha: float, start: int
+) -> None:
+    model = tiny("llama", nested=True)
+    weights = model.gated.weight_bytes
+    order = data.draw(any_order(weights, 1, 2))
+    schedule = DepthSchedule(LAYERS, alpha, start, 1, 2, order, weights.weights(order))
+    prompt, reply = random_ids(9, seed=1), random_ids(16, seed=2)
+    expected = log_probs(
+        model.reference.logits([*prompt, *reply[:-1]], len(prompt), schedule)[len(prompt) - 1 :],
+        reply,
+    )
+    cache = model.gated.new_cache()
+    for chunk in prefill(model.gated, cache, prompt):
+        rows = [model.gated.logits(chunk.hidden[-1])]
+    for step, token_id in enumerate(reply[:-1], start=1):
+        rows.append(decode_step(model.gated, cache, token_id, schedule.dropped(step)))
+    assert (log_probs(torch.stack(rows), reply) - expected).abs().max() < TOLERANCE
+    (scores,) = score(model.gated, [Document(prompt, reply)], schedule)
+    assert (scores.log_probs - expected).abs().max() < TOLERANCE

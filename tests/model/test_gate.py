@@ -1,6 +1,7 @@
 """The gate, the byte counts and the allow-list."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from d3cli.base.errors import ModelError, ScheduleError, UsageError
 from d3cli.depth.families import CANNOT_SKIP, FAMILIES, UNLISTED, find_family
 from d3cli.depth.units import LayerBytes
 from d3cli.model.wrap import wrap_model
-from tests.families import CONFIGS, LAYERS, random_ids, sublayers, tiny
+from tests.families import CONFIGS, LAYERS, planes, random_ids, sublayers, tiny
 
 
 def test_every_supported_type_is_proven() -> None:
@@ -48,6 +49,59 @@ def test_limits_hold_for_one_pass_only() -> None:
     with pytest.raises(TypeError):  # a pass that fails in the middle
         model.hidden_states(ids, limits={"3": 0, "4.mlp": "two"})  # type: ignore[dict-item]
     assert torch.equal(model.hidden_states(ids), before)
+
+
+@pytest.mark.parametrize("by_blocks", [True, False])
+def test_low_planes_are_off_for_one_pass_only(by_blocks: bool) -> None:
+    model = tiny("llama", nested=True).gated
+    model = model if by_blocks else replace(model, blocks=None)
+    ids, cache = torch.tensor([random_ids(9)]), model.new_cache()
+    before = model.hidden_states(ids, cache)
+    cache.commit(9, full_depth=True)
+    steps = [
+        model.hidden_states(ids[:, :1], cache, limits=limits)
+        for limits in ({}, {"3.attn.lo": 0, "4.mlp.lo": 0}, {}, {"4.mlp.lo": 0})
+    ]
+    assert torch.equal(steps[0], steps[2])
+    assert len({float(step.sum()) for step in steps}) == 3
+    limits = {"3.attn.lo": 4, "4.mlp.lo": 0}
+    assert not torch.equal(model.hidden_states(ids, limits=limits), before)
+    assert torch.equal(model.hidden_states(ids), before)
+    with pytest.raises(TypeError):  # a pass that fails in the middle
+        model.hidden_states(ids, limits={**limits, "5": "two"})  # type: ignore[dict-item]
+    assert torch.equal(model.hidden_states(ids), before)
+    assert all(
+        linear.low_rows is None for plane in model.gate.low_planes.values() for linear in plane
+    )
+
+
+def test_a_plane_that_runs_on_more_positions_than_there_are_runs_on_all() -> None:
+    model = tiny("llama", nested=True).gated
+    ids = torch.tensor([random_ids(9)])
+    assert torch.equal(model.hidden_states(ids, limits={"3.attn.lo": 99}), model.hidden_states(ids))
+
+
+def test_a_step_without_low_planes_sets_nothing_on_the_linears() -> None:
+    """The decoder block has the high planes at hand, so thousands of tokens cost nothing."""
+    model = tiny("llama", nested=True).gated
+    blocks = model.blocks
+    assert blocks is not None
+    dropped = frozenset({"3.attn.lo", "3.mlp", "5"})
+    left = blocks.blocks_without(dropped)
+    assert len(left) == LAYERS - 1
+    assert left is blocks.blocks_without(frozenset(dropped))
+    assert left[3].attention is blocks.blocks[3].high_attention
+    assert left[3].mlp is None
+    assert left[4] is blocks.blocks[4]
+
+
+def test_low_planes_of_other_weights_are_refused() -> None:
+    nested = tiny("llama", nested=True).gated
+    schedule = planes(nested)
+    nested.check_schedule(schedule)
+    with pytest.raises(ScheduleError, match=r"low plane 0\.mlp\.lo, and llama.* has none") as error:
+        tiny("llama").gated.check_schedule(schedule)
+    assert "nested" in str(error.value.hint)
 
 
 def test_a_second_thread_is_refused_during_a_pass() -> None:
@@ -101,6 +155,21 @@ class TestBytes:
         attn = 4 * (2 * 32 * 32 + 2 * 32 * 16)
         assert weights.layers == (LayerBytes(attn, 4 * 3 * 32 * 80, 4 * 2 * 32),) * LAYERS
         assert weights.fixed == 4 * (131 * 32 + 32)
+
+    def test_low_planes_and_weights_of_nested_linears(self) -> None:
+        plain, nested = (tiny("llama", nested=nested).gated for nested in (False, True))
+        assert (plain.weight_bytes.is_nested, plain.weight_bytes.layer_weights) == (False, 0)
+        weights = nested.weight_bytes
+        assert weights.layer_weights * 4 == sum(one.total for one in plain.weight_bytes.layers)
+        attn, gate_and_up, down = 2 * 32 * 32 + 2 * 32 * 16, 2 * 32 * 80, 32 * 80
+        plane = 0.5 + 2 * 4 / 32  # bytes of a weight: its code, and two floats for 32 weights
+        assert weights.layers[0] == LayerBytes(
+            attn=round(2 * plane * attn),
+            mlp=round(2 * plane * gate_and_up) + 4 * down,  # 80 inputs do not fit the kernel
+            other=4 * 2 * 32,
+            attn_low=round(plane * attn),
+            mlp_low=round(plane * gate_and_up),
+        )
 
     def test_a_tied_table_is_read_as_the_head(self) -> None:
         assert tiny("llama-tied").gated.weight_bytes.fixed == 4 * (131 * 32 + 32)

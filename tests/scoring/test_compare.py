@@ -8,7 +8,7 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.compare import compare
 from d3cli.scoring.documents import Document
-from tests.families import random_ids, schedules, tiny
+from tests.families import case, random_ids
 
 
 def logits_step_by_step(
@@ -24,14 +24,12 @@ def logits_step_by_step(
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("kind", ["layers", "sublayers"])
+@pytest.mark.parametrize("kind", ["layers", "sublayers", "all kinds"])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @torch.inference_mode()
 def test_every_figure_equals_that_of_decoding_token_by_token(name: str, kind: str) -> None:
-    model = tiny(name).gated
-    if kind not in schedules(model):
-        pytest.skip("no sublayers")
-    schedule, full = schedules(model)[kind], DepthSchedule.full(model.num_layers)
+    built, schedule = case(name, kind)
+    model, full = built.gated, DepthSchedule.full(built.gated.num_layers)
     documents = [
         Document(random_ids(9), random_ids(14, seed=1)),
         Document(random_ids(4, seed=2), random_ids(20, seed=3)),
