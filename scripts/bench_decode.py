@@ -29,6 +29,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ import llama_cpp_arm
 
 BUILD = Path(__file__).parent.parent / "build"
 TORCH_LIMIT, ONEDNN_LIMIT = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
-TIERS = {
-    "native": {},
-    "avx512": {TORCH_LIMIT: "avx512", ONEDNN_LIMIT: "AVX512_CORE_VNNI"},
-    "avx2": {TORCH_LIMIT: "avx2", ONEDNN_LIMIT: "AVX2"},
-}
 NATIVE = "native"
+# The environment of each tier, and the features that a processor must have for it.
+TIERS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    NATIVE: ({}, ()),
+    "avx512": (
+        {TORCH_LIMIT: "avx512", ONEDNN_LIMIT: "AVX512_CORE_VNNI"},
+        ("avx512_f", "avx512_vnni"),
+    ),
+    "avx2": ({TORCH_LIMIT: "avx2", ONEDNN_LIMIT: "AVX2"}, ("avx2",)),
+}
 
 
 def words(text: str) -> list[str]:
@@ -51,7 +56,7 @@ def words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", default="llama-3.2-1b", help="a name in scripts/shapes.py")
     parser.add_argument("--model", help="a directory, a GGUF file or demo, instead of a shape")
@@ -77,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: torch's choice")
     parser.add_argument("--json", type=Path, help="write all samples to this file")
     parser.add_argument("--read", type=Path, metavar="JSON", help="show an earlier run")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     asked.tier = [tier for tiers in asked.tier or [[NATIVE]] for tier in tiers]
     if unknown := set(asked.tier) - set(TIERS):
         parser.error(f"there is no tier {min(unknown)}: use {', '.join(TIERS)}")
@@ -118,7 +123,7 @@ def llama_files(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """What llama.cpp can decode here: each file, and again with extra buffers if that works."""
     if not asked.llama_cpp or NATIVE not in asked.tier:
         return []
-    if not llama_cpp_arm.is_installed():
+    if llama_cpp_arm.installed_version() is None:
         print("llama.cpp is not measured: pip install llama-cpp-python", file=sys.stderr)
         return []
     if asked.model is None:
@@ -155,27 +160,31 @@ def run_process(settings: dict[str, Any], tier: str) -> dict[str, Any]:
     """Measures in a new process; returns what `bench_arms.measure` does, and the tier."""
     environment = {k: v for k, v in os.environ.items() if k not in (TORCH_LIMIT, ONEDNN_LIMIT)}
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, __file__, "--worker", json.dumps(settings), file.name]
-        code = subprocess.run(command, env=environment | TIERS[tier]).returncode
+        command = [sys.executable, __file__, "--worker", tier, json.dumps(settings), file.name]
+        code = subprocess.run(command, env=environment | TIERS[tier][0]).returncode
         if code:
             raise SystemExit(f"the process of the tier {tier} ended with exit code {code}")
         return {"tier": tier} | json.loads(Path(file.name).read_text())
 
 
-def work(settings: str, target: str) -> None:
-    """In the child."""
+def work(tier: str, settings: str, target: str) -> None:
+    """In the child: measures, and writes the result."""
+    import torch
     from bench_arms import LlamaFile, Settings, measure
 
+    features = torch.cpu.get_capabilities()
+    if missing := [name for name in TIERS[tier][1] if not features.get(name)]:
+        raise SystemExit(f"this processor has no {missing[0]}, which the tier {tier} needs")
     fields = json.loads(settings)
     fields["llama_files"] = [LlamaFile(**file) for file in fields["llama_files"]]
     Path(target).write_text(json.dumps(measure(Settings(**fields))))
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--worker"]:
-        work(*sys.argv[2:])
+def main(argv: Sequence[str]) -> None:
+    if argv[:1] == ["--worker"]:
+        work(*argv[1:])
         return
-    asked = arguments()
+    asked = arguments(argv)
     if asked.read:
         print(bench_report.report(json.loads(asked.read.read_text())["processes"]))
         return
@@ -202,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -109,7 +109,7 @@ def clock_over_bytes(processes: Sequence[Process], name: str) -> Spread | None:
     def one(process: Process) -> float | None:
         arm = named(process, name)
         full = named(process, f"{arm['group']}, {FULL_DEPTH}") if arm else None
-        if not arm or not full or arm["bytes"] is None:
+        if not arm or not full or arm["depth"] is None:
             return None
         return gain(arm, full) * arm["bytes"] / full["bytes"]
 
@@ -228,13 +228,15 @@ def table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def heading(processes: Sequence[Process]) -> str:
+    """What was measured, on what, and how steady the machine was."""
     first = processes[0]
     steady = [abs(b - a) <= STEADY * max(a, b) for a, b in (p["bandwidth"] for p in processes)]
     bandwidth = [rate / 1e9 for process in processes for rate in process["bandwidth"]]
+    versions = ", ".join(f"{name} {found}" for name, found in first["versions"].items() if found)
     return (
         f"{first['model']}, tier {first['tier']} ({first['instructions']}), {first['threads']} "
-        f"threads, {first['machine']['processor']}, torch {first['versions']['torch']}\n"
-        f"{len(processes)} processes, {len(first['arms'][0]['seconds'])} half rounds each; "
+        f"threads, {first['machine']['processor']}\n{versions}\n"
+        f"processes: {len(processes)}, half rounds in each: {len(first['arms'][0]['seconds'])}; "
         f"bandwidth {min(bandwidth):.1f} to {max(bandwidth):.1f} GB/s, steady in {sum(steady)} of "
         f"{len(steady)} processes; load at most "
         f"{max(load[0] for p in processes for load in p['load']):.1f}; peak memory with all models "
@@ -251,11 +253,13 @@ def report(results: Sequence[Process]) -> str:
     titles = ("arm", "ms", "× HF's best", "× full depth", "layers ×", "bytes ×")
     for tier, processes in by_tier.items():
         body = list(rows(processes))
-        failed = dict.fromkeys(text for process in processes for text in process["failed"])
+        said = dict.fromkeys(
+            text for process in processes for text in (*process["notes"], *process["failed"])
+        )
         parts += [
             heading(processes),
             table((*titles, "clock / bytes", "of bandwidth"), body),
-            "\n".join([*steps(processes), *kernels(processes), *failed]),
+            "\n".join([*steps(processes), *kernels(processes), *said]),
         ]
         judged += [(tier, *row) for row in aims(processes)]
     if judged:

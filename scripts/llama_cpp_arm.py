@@ -14,11 +14,11 @@ own first (`works`). llama-cpp-python 0.3.36, built by pip on an Intel processor
 
 import argparse
 import ctypes
-import importlib.util
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +27,12 @@ CONTEXT = 512  # tokens
 TRIED = 8  # tokens that a trial decodes
 
 
-def is_installed() -> bool:
-    return importlib.util.find_spec("llama_cpp") is not None
+def installed_version() -> str | None:
+    """The version of llama-cpp-python; None if it is not installed."""
+    try:
+        return version("llama_cpp_python")
+    except PackageNotFoundError:
+        return None
 
 
 class LlamaCpp:
