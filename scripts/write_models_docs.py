@@ -112,7 +112,8 @@ in bfloat16, unless you add `--quantization int4`. On a CPU that keeps the 4 bit
 Q4_K as they are, with scales in the dtype of the activations; weights of other types, such as Q6_K
 in a Q4_K_M file, are rounded again. `--quantization int8` and `nested` round again in any case: of
 a file of 4 bits, the two planes of `nested` hold no more than `int4` does in half the bytes.
-Config, tokenizer and chat template come from the file's metadata; other files beside it are not read.
+Config, tokenizer and chat template come from the file's metadata; other files beside it are not
+read.
 
 | `general.architecture` | `model_type` |
 |---|---|

@@ -92,12 +92,17 @@ class FourBitLinear(nn.Module):
 
     @classmethod
     def rounded(
-        cls, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype, group: int = GROUP
+        cls,
+        weight: Tensor,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+        group: int = GROUP,
+        importance: Tensor | None = None,
     ) -> Self:
-        """From a weight ``[out, in]`` in any float dtype."""
+        """From a weight ``[out, in]`` in any float dtype; `importance` as in `round_to_groups`."""
 
         def encode(part: slice) -> Groups:
-            return round_to_groups(weight[part], group, dtype)
+            return round_to_groups(weight[part], group, dtype, importance=importance)
 
         return cls((weight.shape[0], weight.shape[1]), encode, bias, dtype, group)
 

@@ -24,9 +24,6 @@ from d3cli.kernels.int4_rounding import Groups, round_to_groups
 GROUP = 64
 # Of rows whose length has no such groups.
 SMALL_GROUP = 32
-# Of least squares for the low plane. What rounding leaves is spread evenly, so that values which
-# span its range are almost the best.
-LOW_ROUNDS = 0
 PLANES = ("high", "low")
 
 
@@ -54,15 +51,21 @@ class NestedLinear(nn.Module):
         self.low_rows: int | None = None
 
     @classmethod
-    def rounded(cls, weight: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> Self:
-        """From a weight ``[out, in]`` in any float dtype."""
+    def rounded(
+        cls,
+        weight: Tensor,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+        importance: Tensor | None = None,
+    ) -> Self:
+        """From a weight ``[out, in]`` in any float dtype; `importance` as in `round_to_groups`."""
         shape = weight.shape[0], weight.shape[1]
         group = group_for(shape[1])
-        high = FourBitLinear.rounded(weight, None, dtype, group)
+        high = FourBitLinear.rounded(weight, None, dtype, group, importance)
 
         def encode(part: slice) -> Groups:
             rest = weight[part].float() - high.dequantized(part)
-            return round_to_groups(rest, group, dtype, LOW_ROUNDS)
+            return round_to_groups(rest, group, dtype, importance=importance)
 
         return cls(high, FourBitLinear(shape, encode, None, dtype, group), bias)
 

@@ -133,6 +133,11 @@ class KernelPlan:
         return self.float_products(out_features, in_features)
 
     @property
+    def rounds_for_inputs(self) -> bool:
+        """Whether linears are rounded for the inputs that they get in a text."""
+        return self.quantized is Kernel.TORCH_NESTED
+
+    @property
     def packs_head(self) -> bool:
         """Whether the LM head is packed."""
         return self.head in PACKED_KERNELS

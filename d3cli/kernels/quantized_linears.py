@@ -4,11 +4,12 @@ Knows nothing of files.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from d3cli.kernels.int4_linear import FourBitLinear
@@ -22,48 +23,85 @@ IN_LAYER = re.compile(r"\.\d+\.")
 
 Read = Callable[[Tensor], Tensor]
 ReadGroups = Callable[[Tensor], Callable[[slice], Groups] | None]
+Small = FourBitLinear | NestedLinear | EightBitLinear
 
 
 @torch.inference_mode()
-def quantize_linears(causal_lm: Any, plan: KernelPlan, read: Read, groups: ReadGroups) -> list[str]:
+def quantize_linears(
+    causal_lm: Any, plan: KernelPlan, read: Read, groups: ReadGroups, ids: Sequence[int]
+) -> list[str]:
     """Replaces the linears of the layers; returns the names of those whose shapes do not fit.
 
     Args:
         read: returns the values of a weight, in memory that is freed with the result.
         groups: returns what reads rows of a weight that is stored in 4 bits; None for others.
+        ids: tokens of a text. The model reads it meanwhile if the plan rounds for inputs.
     """
-    found = [
-        (name, module)
+    waiting = {
+        name: _Waiting(module, plan, read, groups)
         for name, module in causal_lm.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and IN_LAYER.search(f".{name}")
-    ]
-    unfit = []
-    while found:
-        name, linear = found.pop(0)
-        small = _quantized(linear, plan, read, groups)
-        if small is None:
-            unfit.append(name)
-        else:
-            causal_lm.set_submodule(name, small.train(linear.training))
-    return unfit
+    }
+    if plan.rounds_for_inputs and ids:
+        for name, linear in waiting.items():
+            causal_lm.set_submodule(name, linear)
+        causal_lm.base_model(torch.tensor([list(ids)]), use_cache=False)
+    for name, linear in waiting.items():
+        causal_lm.set_submodule(name, linear.quantized())
+    return [name for name, linear in waiting.items() if not linear.fits]
 
 
-def _quantized(
-    linear: Any, plan: KernelPlan, read: Read, groups: ReadGroups
-) -> FourBitLinear | NestedLinear | EightBitLinear | None:
-    """A linear in fewer bits; None if the kernel does not take its shape."""
-    weight = linear.weight.detach()
-    is_transposed = isinstance(linear, Conv1D)  # GPT-2's, [in, out]
-    shape = weight.shape[::-1] if is_transposed else weight.shape
-    kernel, dtype = plan.of_linear(*shape), weight.dtype
-    if kernel is not plan.quantized:
-        return None
-    if kernel is Kernel.TORCH_INT4 and (stored := groups(weight)) is not None:
-        return FourBitLinear(tuple(shape), stored, linear.bias, dtype)
-    values = read(weight)
-    values = values.T if is_transposed else values
-    if kernel is Kernel.TORCH_INT4:
-        return FourBitLinear.rounded(values, linear.bias, dtype)
-    if kernel is Kernel.TORCH_NESTED:
-        return NestedLinear.rounded(values, linear.bias, dtype)
-    return EightBitLinear(values, linear.bias, dtype=dtype)
+class _Waiting(nn.Module):
+    """A linear that is quantized when it is called first, for the inputs that it gets then.
+
+    One pass over a text so quantizes a whole model, one weight at a time: each linear's inputs come
+    from those before it, in fewer bits already.
+
+    Attributes:
+        fits: whether the kernel takes its shape.
+    """
+
+    def __init__(self, linear: Any, plan: KernelPlan, read: Read, groups: ReadGroups) -> None:
+        super().__init__()
+        self._linear, self._plan, self._read, self._groups = linear, plan, read, groups
+        self._small: Small | None = None
+        # GPT-2's Conv1D stores it as [in, out].
+        shape = linear.weight.shape
+        self._is_transposed = isinstance(linear, Conv1D)
+        self._shape = tuple(reversed(shape) if self._is_transposed else shape)
+        self.fits = plan.of_linear(*self._shape) is plan.quantized
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        if not self.fits:
+            return functional.linear(hidden, self._values(), self._linear.bias)
+        importance = hidden.reshape(-1, hidden.shape[-1]).float().square().mean(dim=0)
+        found: Tensor = self.quantized(importance)(hidden)
+        return found
+
+    def quantized(self, importance: Tensor | None = None) -> nn.Module:
+        """It in fewer bits, or as it was if it does not fit."""
+        if not self.fits:
+            linear: nn.Module = self._linear
+            return linear
+        if self._small is None:
+            self._small = self._quantize(importance).train(self._linear.training)
+            self._linear = None  # frees its weight
+        return self._small
+
+    def _quantize(self, importance: Tensor | None) -> Small:
+        linear, kernel = self._linear, self._plan.quantized
+        bias, dtype = linear.bias, linear.weight.dtype
+        if kernel is Kernel.TORCH_INT4 and (stored := self._groups(linear.weight.detach())):
+            return FourBitLinear(self._shape, stored, bias, dtype)
+        values = self._values()
+        if kernel is Kernel.TORCH_INT4:
+            return FourBitLinear.rounded(values, bias, dtype)
+        if kernel is Kernel.TORCH_NESTED:
+            return NestedLinear.rounded(values, bias, dtype, importance)
+        return EightBitLinear(values, bias, dtype=dtype)
+
+    def _values(self) -> Tensor:
+        """The weight ``[out, in]``."""
+        values = self._read(self._linear.weight.detach())
+        return values.T if self._is_transposed else values

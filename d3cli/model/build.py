@@ -4,6 +4,7 @@ Never remote code. Knows nothing of gates, depth or replies.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,13 +31,19 @@ CPU = Setting("device", "cpu")
 
 
 def load_weights(
-    checkpoint: Checkpoint, family: Family, plan: KernelPlan, *, progress: ByteProgress
+    checkpoint: Checkpoint,
+    family: Family,
+    plan: KernelPlan,
+    *,
+    ids: Sequence[int],
+    progress: ByteProgress,
 ) -> tuple[Any, list[str]]:
     """Loads a causal language model with the kernels of `plan`.
 
     Returns it with the names of linears that were not quantized because of their shapes.
 
     Args:
+        ids: a text for `quantize_linears`.
         progress: counts each weight that is brought into another form.
 
     Raises:
@@ -69,7 +76,7 @@ def load_weights(
     if not options:
         model = model.to(plan.form.device)
     if plan.form.quantization in OWN_KINDS:
-        unfit = quantize_linears(model, plan, weights.read, weights.groups)
+        unfit = quantize_linears(model, plan, weights.read, weights.groups, ids)
         join_quantized(model)
     if plan.head_in_8_bits:
         quantize_head(model, weights.rows)

@@ -34,6 +34,7 @@ from d3cli.model.kv_cache import DEFAULT_RESERVE
 from d3cli.model.memory import check_memory
 from d3cli.model.model import LoadedModel
 from d3cli.model.origin import Origin, find_calibration, shipped_schedule
+from d3cli.model.typical_text import typical_ids
 from d3cli.model.wrap import wrap_model
 from d3cli.text.chat_template import own_template
 from d3cli.text.renderer import Renderer
@@ -186,7 +187,11 @@ def load_model(
     plan = _measured(checkpoint.description, plan)
     to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
     causal_lm, unfit = load_weights(
-        checkpoint, plan.family, plan.kernels, progress=ByteProgress(to_convert, on_progress)
+        checkpoint,
+        plan.family,
+        plan.kernels,
+        ids=typical_ids(tokenizer, plan.config) if plan.kernels.rounds_for_inputs else [],
+        progress=ByteProgress(to_convert, on_progress),
     )
     model = wrap_model(
         causal_lm,

@@ -82,3 +82,34 @@ def test_the_dtype_of_the_file_may_be_any_float() -> None:
     for same in (weight.float(), weight.double()):
         found = round_to_groups(same, 32, BF16)
         assert torch.equal(found.codes, round_to_groups(weight, 32, BF16).codes)
+
+
+@DTYPES
+def test_important_inputs_have_smaller_errors(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(64, 128, generator=generator)
+    importance = torch.rand(128, generator=generator).pow(8) + 1e-3
+    fitted, even = (round_to_groups(weight, 64, dtype, importance=i) for i in (importance, None))
+
+    def error(groups: Groups) -> float:
+        return float(((groups.dequantized() - weight).square() * importance).sum())
+
+    assert error(fitted) < 0.9 * error(even)
+    assert squared_error(weight, fitted) > squared_error(weight, even)
+
+
+def test_equal_importance_is_none() -> None:
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(8))
+    for importance in (torch.full((128,), 3.0), torch.zeros(128), torch.full((128,), torch.nan)):
+        found = round_to_groups(weight, 64, FP32, importance=importance)
+        expected = round_to_groups(weight, 64, FP32)
+        torch.testing.assert_close(found.dequantized(), expected.dequantized())
+
+
+def test_one_input_that_matters_leaves_the_others_sound() -> None:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(9))
+    importance = torch.full((64,), 1e-12)
+    importance[5] = 1e6
+    off = (round_to_groups(weight, 64, BF16, importance=importance).dequantized() - weight).abs()
+    assert off[:, 5].max() < 0.02
+    assert off.max() < 0.5
