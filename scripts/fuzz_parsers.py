@@ -43,8 +43,8 @@ def rows(data: bytes) -> object:
 
 
 def prompts(data: bytes) -> object:
-    from d3cli.cli.options import PromptOptions
     from d3cli.cli.output import Output
+    from d3cli.cli.prompt_options import PromptOptions
     from d3cli.cli.prompts import read_prompts
 
     return read_prompts(Output(), PromptOptions(), file_of(data, "prompts.jsonl"))

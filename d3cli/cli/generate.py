@@ -10,6 +10,7 @@ from d3cli.cli.command_line import CommandSettings, command
 from d3cli.cli.format import speed
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.progress import PROGRESS_FROM
+from d3cli.cli.prompt_options import PromptOptions, Think
 from d3cli.cli.prompts import read_prompt
 from d3cli.cli.request import prepare, system_prompt
 from d3cli.depth.choice import Source
@@ -26,7 +27,7 @@ SCHEMA = 1
 class GenerateSettings(CommandSettings):
     """The command line of ``d3 generate``."""
 
-    prompts: options.PromptOptions
+    prompts: PromptOptions
     reply: options.GenerationOptions
     as_json: options.Json = False
     debug: options.Debug = False
@@ -76,7 +77,7 @@ def generate(settings: GenerateSettings) -> int:
     if settings.as_json:
         _stream(output, reply, _Json(output, opening, ready.source))
     else:
-        hide = ready.request.think is options.Think.hide
+        hide = ready.request.think is Think.hide
         _stream(output, reply, _Text(output, opening, hide=hide))
     return 0
 

@@ -11,8 +11,8 @@ from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import PromptError, UsageError
 from d3cli.base.settings import default_model, names_a_model
 from d3cli.cli import stdin
-from d3cli.cli.options import PromptOptions
 from d3cli.cli.output import Output
+from d3cli.cli.prompt_options import PromptOptions
 from d3cli.files.names import find_local
 from d3cli.text.data_rows import known_prompt, read_data
 

@@ -11,8 +11,9 @@ from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
 from d3cli.cli.depth import calibrate_command, choose_schedule, parse_alpha, parse_start
 from d3cli.cli.model_options import ModelOptions
-from d3cli.cli.options import GenerationOptions, PromptOptions, Think
+from d3cli.cli.options import GenerationOptions
 from d3cli.cli.output import Output
+from d3cli.cli.prompt_options import PromptOptions, Think
 from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.rules import ignored_settings
 from d3cli.decode.sampling import SamplingParams

@@ -17,8 +17,8 @@ import pytest
 
 from d3cli.base.errors import PromptError, UsageError
 from d3cli.cli import stdin
-from d3cli.cli.options import PromptOptions
 from d3cli.cli.output import Output
+from d3cli.cli.prompt_options import PromptOptions
 from d3cli.cli.prompts import read_prompt, read_prompts
 from tests.conftest import BUILTIN_PATH, D3, check
 from tests.processes import d3_process

@@ -8,8 +8,8 @@ import pytest
 
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.calibrate.texts import Sample, read_samples
-from d3cli.cli.options import PromptOptions
 from d3cli.cli.output import Output
+from d3cli.cli.prompt_options import PromptOptions
 from d3cli.cli.prompts import read_prompts
 
 PAIRS = [{"prompt": f"Why {n}?", "response": f"Because {n}."} for n in range(3)]

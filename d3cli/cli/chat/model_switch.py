@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli import signals
 from d3cli.cli.chat.settings import ChatSettings
-from d3cli.cli.options import Think
+from d3cli.cli.prompt_options import Think
 from d3cli.cli.request import resolve_think
 from d3cli.decode.sampling import SamplingParams
 from d3cli.files.names import find_local

@@ -10,6 +10,7 @@ from d3cli.cli import options
 from d3cli.cli.command_line import CommandSettings
 from d3cli.cli.completion import complete_model
 from d3cli.cli.model_options import MODEL_HELP
+from d3cli.cli.prompt_options import INPUT
 
 KEPT = "Conversations"
 
@@ -76,15 +77,13 @@ class ChatCommandSettings(CommandSettings):
     reply: options.GenerationOptions
     keys: Annotated[
         Keys,
-        typer.Option(
-            envvar="D3_KEYS", rich_help_panel=options.INPUT, help="Editing keys at the prompt."
-        ),
+        typer.Option(envvar="D3_KEYS", rich_help_panel=INPUT, help="Editing keys at the prompt."),
     ] = Keys.emacs
     on_overflow: Annotated[
         Overflow,
         typer.Option(
             envvar="D3_ON_OVERFLOW",
-            rich_help_panel=options.INPUT,
+            rich_help_panel=INPUT,
             help="When the context is full: say so and stop, or drop the oldest turns and list "
             "them.",
         ),

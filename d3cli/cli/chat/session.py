@@ -14,8 +14,8 @@ from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.writer import Replies
 from d3cli.cli.depth import choose_schedule
-from d3cli.cli.options import Think
 from d3cli.cli.output import Output
+from d3cli.cli.prompt_options import Think
 from d3cli.cli.request import resolve_think
 from d3cli.decode import transcript
 from d3cli.decode.sampling import SamplingParams

@@ -11,9 +11,9 @@ from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
 from d3cli.cli.chat.views import stats_line
 from d3cli.cli.format import agreement
-from d3cli.cli.options import Think
 from d3cli.cli.output import Output
 from d3cli.cli.progress import PROGRESS_FROM
+from d3cli.cli.prompt_options import Think
 from d3cli.cli.signals import Stopped
 from d3cli.text.reasoning import count_thinking, split_reasoning
 

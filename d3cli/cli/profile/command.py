@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3cli.base.errors import UsageError
-from d3cli.cli import options
 from d3cli.cli.command_line import command
 from d3cli.cli.output import Output
 from d3cli.cli.profile.options import ProfileSettings
 from d3cli.cli.profile.recorded import check_options, show_recorded
 from d3cli.cli.profile.result import choose_destination
 from d3cli.cli.profile.running import run_profile
+from d3cli.cli.prompt_options import Think
 from d3cli.cli.prompts import PromptRow, read_prompt, read_prompts
 from d3cli.cli.request import Ready, prepare, system_prompt
 
@@ -41,7 +41,7 @@ def profile(settings: ProfileSettings) -> int:
         return 0
     if recorded.against is not None:
         raise UsageError("--against compares two recorded runs", "name the other one with --from")
-    if settings.reply.template.think is options.Think.hide:
+    if settings.reply.template.think is Think.hide:
         raise UsageError("d3 profile shows all tokens, also of reasoning", "use --think on")
     name, rows = _read_rows(output, settings)
     if prompts.raw and any(len(row.messages) > 1 for row in rows):

@@ -9,6 +9,7 @@ import typer
 from d3cli.cli import options
 from d3cli.cli.command_line import CommandSettings
 from d3cli.cli.profile.destination import Format
+from d3cli.cli.prompt_options import INPUT, PromptOptions
 
 MEASURE, RECORDED = "Measure", "Recorded runs"
 
@@ -82,13 +83,13 @@ class RecordedOptions:
 class ProfileSettings(CommandSettings):
     """The command line of ``d3 profile``."""
 
-    prompts: options.PromptOptions
+    prompts: PromptOptions
     input_file: Annotated[
         Path | None,
         typer.Option(
             "--input",
             metavar="FILE",
-            rich_help_panel=options.INPUT,
+            rich_help_panel=INPUT,
             help='Several prompts: a file of JSON rows that have "prompt" or "messages".',
         ),
     ] = None

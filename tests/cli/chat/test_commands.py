@@ -11,7 +11,7 @@ import pytest
 
 from d3cli.cli.chat.commands import COMMANDS
 from d3cli.cli.chat.model_switch import NoModelLeftError
-from d3cli.cli.options import Think
+from d3cli.cli.prompt_options import Think
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
 from tests.cli.chat.at_terminal import STORY

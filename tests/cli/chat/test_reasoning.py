@@ -3,7 +3,7 @@
 import pytest
 
 from d3cli.cli.chat.markdown import HIDDEN
-from d3cli.cli.options import Think
+from d3cli.cli.prompt_options import Think
 from d3cli.decode.transcript import ChatMessage
 from tests.cli.chat.desk import NewDesk
 from tests.scripted import script

@@ -13,7 +13,7 @@ from d3cli.cli.chat.settings import (
     spell_setting,
     unquoted,
 )
-from d3cli.cli.options import Think
+from d3cli.cli.prompt_options import Think
 
 
 @pytest.mark.parametrize(
