@@ -119,21 +119,30 @@ def hostile_trace() -> Trace:
 def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
     """A written trace as 0.1.0 would have written it.
 
-    There, tokens have no `bytes_read`, and no reply has an order of its own. The kernels stay, if
-    they are known.
+    There, tokens have no `bytes_read`, no reply has an order of its own, and no weights are nested.
+    The kernels stay, if they are known.
     """
+
+    def without_bits(data: dict[str, Any], figures: str) -> dict[str, Any]:
+        known = data.get(figures, {}).items()
+        found = {name: value for name, value in known if not name.endswith("bits")}
+        return {figures: found} if figures in data else {}
+
     replies = [
         {name: value for name, value in reply.items() if name not in ("skip_order", "needed_order")}
         | {
             "tokens": [
                 {name: value for name, value in token.items() if name != "bytes_read"}
                 for token in reply["tokens"]
-            ]
+            ],
         }
+        | without_bits(reply, "stats")
         for reply in data["replies"]
     ]
-    model = {name: value for name, value in data["model"].items() if value or name != "kernels"}
-    return data | {"schema": 1, "model": model, "replies": replies}
+    new = ("kernels", "low_bytes", "layer_weights")
+    model = {name: value for name, value in data["model"].items() if value or name not in new}
+    totals = without_bits(data, "totals")
+    return data | {"schema": 1, "model": model, "replies": replies} | totals
 
 
 def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Trace:

@@ -6,7 +6,6 @@ Knows nothing of files, options or terminals.
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import Literal
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.alternatives import alternatives
@@ -19,7 +18,7 @@ from d3cli.calibrate.order import units_of
 from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Outcome
 from d3cli.calibrate.search import Search
 from d3cli.calibrate.texts import split
-from d3cli.depth.units import UnitKind
+from d3cli.depth.units import UnitChoice, UnitKind
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 
@@ -158,7 +157,7 @@ class Calibrator:
         return time.monotonic() - self._began
 
 
-def _kinds(model: LoadedModel, units: Literal["layer", "sublayer", "auto"]) -> list[UnitKind]:
+def _kinds(model: LoadedModel, units: UnitChoice) -> list[UnitKind]:
     family = model.gate.family
     if not family.can_skip or model.num_layers < 3:
         raise UsageError(
@@ -171,5 +170,10 @@ def _kinds(model: LoadedModel, units: Literal["layer", "sublayer", "auto"]) -> l
         raise UsageError(
             f"the layers of {model.name} have no separate sublayers",
             ("use ", Setting("units", "layer")),
+        )
+    if units == "plane" and not model.weight_bytes.is_nested:
+        raise UsageError(
+            f"the weights of {model.name} are not nested, so they have no low planes",
+            ("use ", Setting("quantization", "nested")),
         )
     return [units]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from d3cli.calibrate.clock import OutOfTime
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.depth.schedule import DepthSchedule, static_schedule
-from d3cli.depth.units import UnitKind
+from d3cli.depth.units import UnitKind, parse_unit
 from d3cli.model.model import LoadedModel
 
 # Each round tries the units that looked best in the previous rounds, and those with the least
@@ -22,11 +22,10 @@ PREVIOUS_BEST, LEAST_INFLUENCE = 4, 2
 
 
 def units_of(model: LoadedModel, kind: UnitKind) -> list[str]:
-    """All units except those of the first and the last layer, which D³ always keeps."""
+    """All units except those of the first and the last layer, which lose only low planes."""
+    found = model.weight_bytes.unit_names(kind)
     inner = range(1, model.num_layers - 1)
-    if kind == "layer":
-        return [str(layer) for layer in inner]
-    return [f"{layer}.{part}" for layer in inner for part in ("attn", "mlp")]
+    return [name for name in found if kind == "plane" or parse_unit(name).layer in inner]
 
 
 @dataclass(slots=True)

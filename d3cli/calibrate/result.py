@@ -13,7 +13,7 @@ from d3cli.calibrate.space import Candidate
 from d3cli.calibrate.texts import hash_documents
 from d3cli.depth.calibration_record import Calibration, Unseen
 from d3cli.depth.prompt_order import Schedule
-from d3cli.depth.units import UnitKind
+from d3cli.depth.units import UnitChoice, UnitKind
 from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop
 
@@ -38,7 +38,7 @@ class CalibrationSettings:
     """
 
     target_drop: float
-    units: Literal["layer", "sublayer", "auto"] = "auto"
+    units: UnitChoice = "auto"
     order: Literal["influence", "greedy", "prompt", "auto"] = "auto"
     confidence: float = 0.9
     reply_tokens: int = 256

@@ -83,7 +83,7 @@ def percent(share: float | None) -> str:
 
 
 def speed(reply: "Reply") -> list[str]:
-    """A reply's tokens, tokens per second, TTFT and depth, each as a few words."""
+    """A reply's tokens, tokens per second, TTFT, depth and bits, each as a few words."""
     stats = reply.stats
     count = stats.completion_tokens
     parts = [f"{count:,} token{'' if count == 1 else 's'}"]
@@ -96,6 +96,8 @@ def speed(reply: "Reply") -> list[str]:
             f"layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g} of "
             f"{reply.model.num_layers}"
         )
+    if stats.bits is not None:
+        parts.append(f"{stats.full_bits:.1f} → {stats.min_bits:.1f} bits, mean {stats.bits:.1f}")
     return parts
 
 

@@ -47,6 +47,7 @@ class UnitsName(StrEnum):
     auto = "auto"
     layer = "layer"
     sublayer = "sublayer"
+    plane = "plane"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ class DepthOptions:
             min=0,
             metavar="N",
             rich_help_panel=DEPTH,
-            help="Number of first layers that are never dropped.",
+            help="Number of first layers that are never dropped. They may lose low planes.",
         ),
     ] = None
     core_last: Annotated[
@@ -89,7 +90,7 @@ class DepthOptions:
             min=0,
             metavar="N",
             rich_help_panel=DEPTH,
-            help="Number of last layers that are never dropped.",
+            help="Number of last layers that are never dropped. They may lose low planes.",
         ),
     ] = None
     units: Annotated[
@@ -97,8 +98,9 @@ class DepthOptions:
         typer.Option(
             envvar="D3_UNITS",
             rich_help_panel=DEPTH,
-            help="What an alpha drops from a model that is not calibrated: whole layers (auto) or "
-            "sublayers. The prompt decides their order.",
+            help="What an alpha drops from a model that is not calibrated, in the order that the "
+            "prompt decides: whole layers, sublayers, or the low planes of nested weights. auto: "
+            "low planes if there are any, else layers.",
         ),
     ] = UnitsName.auto
 

@@ -270,6 +270,7 @@ class Reply:
         depths = [token.depth for token in steps]
         mean = sum(depths) / len(depths) if depths else None
         decode_s = self._latest - self._first
+        weights, read = self.model.weight_bytes, [token.bytes_read for token in steps]
         return RunStats(
             prompt_tokens=len(self.prompt_ids),
             completion_tokens=count,
@@ -279,9 +280,10 @@ class Reply:
             mean_depth=mean,
             min_depth=min(depths, default=None),
             layer_ratio=self.model.num_layers / mean if mean else None,
-            byte_ratio=self.model.weight_bytes.ratio(
-                len(steps), sum(token.bytes_read for token in steps)
-            ),
+            byte_ratio=weights.ratio(len(steps), sum(read)),
+            full_bits=weights.bits(weights.total) if steps else None,
+            bits=weights.bits(sum(read) / len(steps)) if steps else None,
+            min_bits=weights.bits(min(read)) if steps else None,
             peak_memory_bytes=peak_memory(self.model.device),
             seed=None if self.sampling.is_greedy else self.sampling.seed,
         )

@@ -19,6 +19,8 @@ class RunStats:
         tokens_per_second, mean_depth, min_depth: over the decode steps; None without one.
         layer_ratio, byte_ratio: full depth over this reply, in layers and in bytes of weights, over
             the decode steps; None without one. The KV cache and a later repair are not counted.
+        full_bits, bits, min_bits: bits read for each weight of the layers: at full depth, on
+            average and at least; None without a decode step, or if the weights are not nested.
         peak_memory_bytes: see `peak_memory`.
         seed: None if sampling was greedy.
     """
@@ -32,6 +34,9 @@ class RunStats:
     min_depth: float | None
     layer_ratio: float | None
     byte_ratio: float | None
+    full_bits: float | None
+    bits: float | None
+    min_bits: float | None
     peak_memory_bytes: int
     seed: int | None
 

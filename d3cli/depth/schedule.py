@@ -111,6 +111,8 @@ class DepthSchedule(_Computed):
                     f"the skip order names layer {unit.layer}, which is not a flex layer "
                     f"({self.core_first} to {self.num_layers - self.core_last - 1})"
                 )
+            if unit in seen:
+                raise ScheduleError(f"the skip order names {name} twice")
             if seen.intersection(unit.barred_by):
                 raise ScheduleError(
                     f"the skip order names {name} after another unit of layer {unit.layer} that "
@@ -211,8 +213,13 @@ class DepthSchedule(_Computed):
             return f"constant, {self.floor:.4g} of {self.num_layers} layers from token 1 on"
         return (
             f"alpha {self.alpha:g} from token {self.start}, down to {self.floor:.4g} of "
-            f"{self.num_layers} layers"
+            f"{self.num_layers} layers{self._lost_bits()}"
         )
+
+    def _lost_bits(self) -> str:
+        """Says, after a number of layers, that some of it are low planes."""
+        low = [parse_unit(name).low for name in self.skip_order]
+        return (" by weight" if any(low) else "") + (", low planes only" if all(low) else "")
 
     def to_json(self) -> dict[str, Any]:
         """A plain object, in the same form wherever a schedule is written."""

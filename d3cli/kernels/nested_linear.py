@@ -76,9 +76,13 @@ class NestedLinear(nn.Module):
         if rows == positions:
             return self._multiply(hidden, (self.high, self.low))
         if rows == 0:
-            return self._multiply(hidden, (self.high,))
+            return self.without_low(hidden)
         both = self._multiply(hidden[..., :rows, :], (self.high, self.low))
-        return torch.cat([both, self._multiply(hidden[..., rows:, :], (self.high,))], dim=-2)
+        return torch.cat([both, self.without_low(hidden[..., rows:, :])], dim=-2)
+
+    def without_low(self, hidden: Tensor) -> Tensor:
+        """As `forward`, with the high plane alone."""
+        return self._multiply(hidden, (self.high,))
 
     def _multiply(self, hidden: Tensor, planes: tuple[FourBitLinear, ...]) -> Tensor:
         """``[..., in]`` to ``[..., out]``, with the sum of some planes."""

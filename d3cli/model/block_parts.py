@@ -145,11 +145,7 @@ def _whole(linear: Any) -> States:
 def _high(linear: Any) -> States:
     """As `_whole`, without the low plane."""
     nested = linear.product if isinstance(linear, JointLinear) else linear
-    if not isinstance(nested, NestedLinear):
-        return _whole(linear)
-    if nested.bias is None:
-        return _whole(nested.high)
-    return lambda states: nested.high(states) + nested.bias
+    return nested.without_low if isinstance(nested, NestedLinear) else _whole(linear)
 
 
 def _attention(

@@ -223,6 +223,10 @@ def _model_trace(model: LoadedModel) -> ModelTrace:
         layer_bytes=tuple((layer.attn, layer.mlp, layer.other) for layer in weights.layers),
         fixed_bytes=weights.fixed,
         kernels=kernels_used(model.causal_lm),
+        low_bytes=tuple((layer.attn_low, layer.mlp_low) for layer in weights.layers)
+        if weights.is_nested
+        else None,
+        layer_weights=weights.layer_weights,
     )
 
 

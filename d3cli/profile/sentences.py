@@ -6,6 +6,7 @@ from d3cli.base.amounts import readable_size
 from d3cli.base.inert import quoted
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
+from d3cli.depth.units import UnitKind, units_in_words
 from d3cli.profile.summary import TOLERANCE, Needed, Spread, Summary
 from d3cli.profile.trace import ReplyTrace, Trace
 
@@ -109,6 +110,11 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
             f"{ratios(summary, replies)}. Including the repair of the KV cache afterwards, it is "
             f"{summary.byte_ratio_net:.2f}× by bytes."
         )
+    if summary.bits is not None:
+        yield (
+            f"A token read {summary.bits:.1f} bits for each weight of the layers on average and at "
+            f"least {summary.min_bits:.1f}; at full depth it is {summary.full_bits:.1f}."
+        )
     if len(replies) == 1 and replies[0].skip_order is not None:
         yield _own_order(trace, replies[0])
     if trace.compared and summary.perplexity is not None:
@@ -137,10 +143,11 @@ def _own_order(trace: Trace, reply: ReplyTrace) -> str:
         return "The prompt was too short to decide an order of layers."
     most = max((token.dropped_units or 0 for token in reply.tokens), default=0)
     asked = trace.depth_schedule
-    kind = asked.kind if isinstance(asked, PromptSchedule) else "unit"
+    kind: UnitKind = asked.kind if isinstance(asked, PromptSchedule) else "layer"
     if not most:
-        return f"In the order of its prompt, {kind} {order[0]} would have been dropped first."
-    units = f"{kind}{'s' * (most > 1)} {' '.join(order[:most])}"
+        first = f"{units_in_words(kind, 1)} {order[0]}"
+        return f"In the order of its prompt, {first} would have been dropped first."
+    units = f"{units_in_words(kind, most)} {' '.join(order[:most])}"
     return f"In the order of its prompt, the reply dropped {units}."
 
 

@@ -87,6 +87,8 @@ class Summary:
         cpu_percent: mean processor use while decoding.
         layer_ratio, byte_ratio: full depth over the depth used; bytes of weights only.
         byte_ratio_net: the same with one more full-depth read for each reply: its repair.
+        full_bits, bits, min_bits: bits read for each weight of the layers: at full depth, on
+            average and at least; None if the weights are not nested.
         compared, agreed: tokens below full depth that were compared, and those that agreed.
         perplexity, full_perplexity: of the replies, with D³ and at full depth.
         kl: mean, in nats per token.
@@ -106,6 +108,9 @@ class Summary:
     layer_ratio: float | None
     byte_ratio: float | None
     byte_ratio_net: float | None
+    full_bits: float | None
+    bits: float | None
+    min_bits: float | None
     compared: int
     agreed: int
     perplexity: float | None
@@ -125,7 +130,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
     tokens = [token for reply in replies for token in reply.tokens]
     steps = [token for token in tokens if token.step]
     times = [token.ms for token in steps if token.ms is not None]
-    layers = trace.model.num_layers
+    layers, weights = trace.model.num_layers, trace.model.weight_bytes
     mean_depth = fmean(token.depth for token in steps) if steps else None
     below = [token for token in steps if token.full_token_id is not None and token.depth < layers]
     whole = bool(tokens) and all(token.full_logprob is not None for token in tokens)
@@ -153,6 +158,9 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         layer_ratio=None if mean_depth is None else layers / mean_depth,
         byte_ratio=_byte_ratio(trace, steps, repairs=0),
         byte_ratio_net=_byte_ratio(trace, steps, repairs=sum(len(r.tokens) > 1 for r in replies)),
+        full_bits=weights.bits(weights.total) if steps else None,
+        bits=weights.bits(fmean(token.bytes_read for token in steps)) if steps else None,
+        min_bits=weights.bits(min(token.bytes_read for token in steps)) if steps else None,
         compared=len(below),
         agreed=sum(bool(token.agrees) for token in below),
         perplexity=_perplexity([token.logprob for token in tokens]) if whole else None,

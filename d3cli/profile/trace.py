@@ -129,6 +129,9 @@ class ModelTrace:
         fixed_bytes: bytes read at every depth: the LM head and the last norm.
         kernels: what multiplies by the weights in a decode step, by their shape; None in older
             traces.
+        low_bytes: bytes of the low planes of each layer's attention and MLP, which `layer_bytes`
+            includes; None if the weights are not nested.
+        layer_weights: the number of weights in all layers, if they are nested; else 0.
     """
 
     name: str
@@ -143,11 +146,23 @@ class ModelTrace:
     layer_bytes: tuple[tuple[Bytes, Bytes, Bytes], ...]
     fixed_bytes: Bytes
     kernels: dict[str, str] | None = None
+    low_bytes: tuple[tuple[Bytes, Bytes], ...] | None = None
+    layer_weights: Count = 0
+
+    def __post_init__(self) -> None:
+        low = self.low_bytes or ((0, 0),) * len(self.layer_bytes)
+        require(len(low) == len(self.layer_bytes), "low_bytes does not fit layer_bytes")
+        fits = all(
+            one.attn_low <= one.attn and one.mlp_low <= one.mlp for one in self.weight_bytes.layers
+        )
+        require(fits, "low_bytes has more bytes than layer_bytes")
 
     @property
     def weight_bytes(self) -> WeightBytes:
         """Bytes of weights that a decode step reads."""
-        return WeightBytes(tuple(LayerBytes(*each) for each in self.layer_bytes), self.fixed_bytes)
+        low = self.low_bytes or ((0, 0),) * len(self.layer_bytes)
+        layers = (LayerBytes(*a, *b) for a, b in zip(self.layer_bytes, low, strict=True))
+        return WeightBytes(tuple(layers), self.fixed_bytes, self.layer_weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

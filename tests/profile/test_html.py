@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.cells import Cell, cells
 from d3cli.profile.html.page import html_report
 from d3cli.profile.trace import Trace
@@ -46,38 +45,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self._raw:
             self.text += data
-
-
-def test_what_each_layer_did() -> None:
-    trace = whole_trace()
-    reply = trace.replies[0]
-    table = cells(trace, reply, reply.tokens)
-    assert (len(table), {len(row) for row in table}) == (16, {len(reply.tokens)})
-    for at, token in enumerate(reply.tokens):
-        column = [row[at] for row in table]
-        assert sum(state != Cell.SKIPPED for state in column) == token.active_layers
-        assert sum(state == Cell.RUN for state in column) == token.depth  # whole layers
-
-
-def test_dropped_sublayers_have_their_own_states() -> None:
-    order = ("1.attn", "2.mlp", "1.mlp")
-    schedule = DepthSchedule(4, 0.5, 0, 1, 1, order, (0.4, 0.6, 0.6))
-    made = made_trace([4, 4 - 0.4, 4 - 1.0, 4 - 1.6], [1.0, 1.0, 1.0])
-    tokens = tuple(
-        replace(token, dropped_units=count, bytes_read=read)
-        for count, (token, read) in enumerate(
-            zip(made.replies[0].tokens, (60, 56, 50, 44), strict=True)
-        )
-    )
-    reply = replace(made.replies[0], tokens=tokens)
-    trace = replace(made, schedule=schedule.to_json(), replies=(reply,))
-    run, no_attention, no_mlp, skipped = Cell.RUN, Cell.NO_ATTENTION, Cell.NO_MLP, Cell.SKIPPED
-    assert cells(trace, reply, reply.tokens) == [
-        [run] * 4,
-        [run, no_attention, no_attention, skipped],
-        [run, run, no_mlp, no_mlp],
-        [run] * 4,
-    ]
 
 
 def test_a_token_without_dropped_units_has_empty_cells() -> None:

@@ -12,7 +12,7 @@ from d3cli.cli.profile.tables import csv_text, report
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
-from d3cli.profile.html.charts import RUN, SKIPPED, cells
+from d3cli.profile.cells import Cell, cells
 from d3cli.profile.html.page import html_report
 from d3cli.profile.profiler import Profiler
 from d3cli.profile.run import ProfileOptions
@@ -147,10 +147,10 @@ def test_an_order_beside_that_for_all_replies_is_refused(trace: Trace) -> None:
 
 def test_the_heat_map_shows_each_replys_own_layers(trace: Trace) -> None:
     short, *long = trace.replies
-    assert {state for row in cells(trace, short, short.tokens) for state in row} == {RUN}
+    assert {state for row in cells(trace, short, short.tokens) for state in row} == {Cell.RUN}
     for reply in long:
         table = cells(trace, reply, reply.tokens)
-        dropped = {str(layer) for layer, row in enumerate(table) if SKIPPED in row}
+        dropped = {str(layer) for layer, row in enumerate(table) if Cell.SKIPPED in row}
         most = max(token.dropped_units for token in reply.tokens)
         assert dropped == set(reply.skip_order[:most])
 

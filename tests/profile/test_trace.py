@@ -105,12 +105,7 @@ class TestSchema1:
         trace = read_trace(RECORDED)
         assert trace.schema == 2
         before = json.loads(RECORDED.read_text())
-        after = written(trace)
-        assert after["totals"] == before["totals"]
-        assert [reply["stats"] for reply in after["replies"]] == [
-            reply["stats"] for reply in before["replies"]
-        ]
-        assert as_schema_1(after) == before
+        assert as_schema_1(written(trace)) == before
 
     @pytest.mark.parametrize(
         ("path", "value", "says"),

@@ -43,7 +43,7 @@ class ChatSettings:
 ON_OR_OFF = ("on", "off")
 # The words that a setting accepts, where it accepts only these.
 CHOICES = {
-    "units": ("auto", "layer", "sublayer"),
+    "units": ("auto", "layer", "sublayer", "plane"),
     "think": tuple(Think),
     "stats": ON_OR_OFF,
     "plain": ON_OR_OFF,

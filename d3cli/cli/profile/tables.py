@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from d3cli.base.amounts import readable_size
 from d3cli.cli.format import aligned, cut, filled, fixed, one_line, percent
+from d3cli.cli.profile.heat_map import heat_map
 from d3cli.depth.units import WeightBytes
 from d3cli.profile import sentences
 from d3cli.profile.columns import Column, columns_of
@@ -24,6 +25,7 @@ def report(trace: Trace, width: int) -> str:
         if len(trace.replies) > 1:
             parts.append(f"{number}: {one_line(reply.prompt, max(10, width - 4))}\n")
         parts.append(tokens_table(reply, width))
+        parts.append(heat_map(trace, reply, width))
         if reply.layers is not None:
             parts.append(layers_table(trace, reply, width))
     total = summarize(trace, trace.replies)

@@ -124,6 +124,12 @@ def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str,
             f"{total.byte_ratio:.2f}×",
             f"{total.byte_ratio_net:.2f}× net of repair",
         )
+    if total.bits is not None:
+        yield (
+            "bits per weight",
+            f"{total.full_bits:.1f} → {total.min_bits:.1f}",
+            f"{total.bits:.1f} on average",
+        )
     if total.agreement is not None:
         yield (
             "agreement",
