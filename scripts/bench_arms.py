@@ -38,22 +38,14 @@ from d3cli.scoring.documents import Document
 from d3cli.scoring.step_times import fill_cache, spread_steps
 
 sys.path.insert(0, str(Path(__file__).parent))
-from llama_cpp_arm import LlamaCpp, installed_version
-from shapes import SHAPES
+from llama_cpp_arm import LlamaCpp, LlamaFile, installed_version
+from shapes import shape_of
 
 RATIOS = (1.33, 1.6, 2.0)
 PROMPT, REPLY = 32, 256  # tokens
+FULL_DEPTH = "full depth"
 ALPHA = 0.99
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class LlamaFile:
-    """A GGUF file for llama.cpp: its path, and whether weights go to extra buffers."""
-
-    name: str
-    path: str
-    extra_buffers: bool
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,7 @@ class Arm:
     Attributes:
         group: arms that compute with the same weights, such as "d3 int4".
         run: decodes some tokens and returns the seconds per token.
+        reference: the name of the arm that runs the same steps at full depth.
         depth: layers that it runs on average; None where d3 does not count them.
         bytes: weights that it reads a token.
     """
@@ -95,6 +88,7 @@ class Arm:
     name: str
     group: str
     run: Callable[[], float]
+    reference: str | None = None
     depth: float | None = None
     bytes: float | None = None
     seconds: list[float] = field(default_factory=list)
@@ -173,19 +167,25 @@ def gemv_arm(group: str, model: LoadedModel, tokens: int) -> Arm:
                     linear(vector)
         return (time.perf_counter() - began) / tokens
 
-    return Arm(f"{group}, products alone", group, run, None, model.weight_bytes.total)
+    name, reference = f"{group}, products alone", f"{group}, {FULL_DEPTH}"
+    return Arm(name, group, run, reference, None, model.weight_bytes.total)
 
 
-def d3_arms(group: str, model: LoadedModel, document: Document, tokens: int) -> Iterator[Arm]:
-    """Forced tokens at full depth, at constant depths and under a decaying schedule.
+def d3_arms(
+    group: str, model: LoadedModel, document: Document, tokens: int, *, decaying: bool
+) -> Iterator[Arm]:
+    """Forced tokens at full depth and at constant depths.
 
     All arms share one cache, and put its lengths back before they run. What they write over its
     rows does not change their times.
+
+    Args:
+        decaying: also under a decaying schedule, at steps spread over a long reply.
     """
     cache = fill_cache(model, document)
     whole, weights, layers = cache.position, model.weight_bytes, model.num_layers
 
-    def arm(name: str, schedule: DepthSchedule, steps: Sequence[int]) -> Arm:
+    def arm(name: str, schedule: DepthSchedule, steps: Sequence[int], reference: str) -> Arm:
         def run() -> float:
             for layer in cache.layers:
                 layer.length = whole
@@ -200,24 +200,25 @@ def d3_arms(group: str, model: LoadedModel, document: Document, tokens: int) -> 
 
         depth = sum(schedule.depth(step) for step in steps) / len(steps)
         read = sum(weights.read(schedule.dropped(step)) for step in steps) / len(steps)
-        return Arm(f"{group}, {name}", group, run, depth, read)
+        return Arm(f"{group}, {name}", group, run, f"{group}, {reference}", depth, read)
 
-    early = range(1, tokens + 1)
-    yield arm("full depth", DepthSchedule.full(layers), early)
+    early, full = range(1, tokens + 1), DepthSchedule.full(layers)
+    yield arm(FULL_DEPTH, full, early, FULL_DEPTH)
     order = list(map(str, range(1, layers - 1)))
     for ratio in RATIOS:
         dropped = layers - round(layers / ratio)
         name = f"{layers - dropped} of {layers} layers"
-        yield arm(name, static_schedule(weights, order[:dropped]), early)
-    core = ceil(layers / 4)
-    decaying = schedule_of(weights, order[core - 1 : 1 - core], ALPHA, 0)
-    yield arm(f"alpha {ALPHA} over {REPLY}", decaying, spread_steps(REPLY, tokens))
+        yield arm(name, static_schedule(weights, order[:dropped]), early, FULL_DEPTH)
+    if decaying:
+        spread, over = spread_steps(REPLY, tokens), f"over {REPLY} tokens"
+        core = ceil(layers / 4)
+        schedule = schedule_of(weights, order[core - 1 : 1 - core], ALPHA, 0)
+        yield arm(f"{FULL_DEPTH} {over}", full, spread, f"{FULL_DEPTH} {over}")
+        yield arm(f"alpha {ALPHA} {over}", schedule, spread, f"{FULL_DEPTH} {over}")
 
 
 def llama_arm(file: LlamaFile, document: Document, tokens: int, threads: int) -> Arm:
-    model = LlamaCpp(
-        Path(file.path), document.prompt_ids, threads, extra_buffers=file.extra_buffers
-    )
+    model = LlamaCpp(file, document.prompt_ids, threads)
     run = partial(model.seconds_per_token, document.response_ids[:tokens])
     return Arm(file.name, "llama.cpp", run)
 
@@ -240,7 +241,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     arms = list(hf_arms(plain_model(files, first.causal_lm.dtype), document, settings))
     for group, model in models.items():
         arms.append(gemv_arm(group, model, settings.tokens))
-        arms += d3_arms(group, model, document, settings.tokens)
+        decaying = model is first
+        arms += d3_arms(group, model, document, settings.tokens, decaying=decaying)
     arms += [llama_arm(file, document, settings.tokens, threads) for file in settings.llama_files]
     arms, failed = warmed_up(arms)
     load_before, before = os.getloadavg(), read_bandwidth(CPU)
@@ -264,9 +266,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         ],
         "failed": failed,
         "arms": [
-            {"name": arm.name, "group": arm.group, "depth": arm.depth, "bytes": arm.bytes}
-            | {"seconds": arm.seconds}
-            for arm in arms
+            {name: value for name, value in vars(arm).items() if name != "run"} for arm in arms
         ],
     }
 
@@ -288,13 +288,3 @@ def warmed_up(arms: Sequence[Arm]) -> tuple[list[Arm], list[str]]:
         else:
             working.append(arm)
     return working, failed
-
-
-def shape_of(config: Any) -> str | None:
-    """The name of the shape that a model has."""
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-
-    def size(of: Any) -> list[Any]:
-        return [getattr(of, name, None) for name in fields]
-
-    return next((name for name, shape in SHAPES.items() if size(shape) == size(config)), None)

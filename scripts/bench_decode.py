@@ -1,6 +1,6 @@
 """Measures decoding: d3 beside Hugging Face's generate, llama.cpp and the memory's bandwidth.
 
-    make bench                                           # the Llama-3.2-1B shape, 15 minutes
+    make bench                                           # the Llama-3.2-1B shape, 20 minutes
     python scripts/bench_decode.py --tier native,avx2    # as well as on a processor with AVX2 only
     python scripts/bench_decode.py --model FILE.gguf     # one file in all three programs
     python scripts/bench_decode.py --model demo --tokens 32
@@ -13,13 +13,14 @@ within half a round and their median within a process; the tables show the media
 and, in brackets, the least and the greatest (`bench_report.py`).
 
 A tier is a set of the processor's instructions, chosen by two environment variables that torch and
-oneDNN read. llama.cpp, which is compiled for one processor, runs in the tier "native" only. It runs
-where `pip install llama-cpp-python` was done.
+oneDNN read; bitsandbytes ignores them. llama.cpp, which is compiled for one processor, runs in the
+tier "native" only, where `pip install llama-cpp-python` was done.
 
 - `HF`: transformers' own loop, with its dynamic and its static cache, and compiled (--compile). Its
   times include the choice of the next token; all others read forced tokens and choose none.
 - `products alone`: one product for each weight matrix of a step at full depth, nothing else.
-- `alpha 0.99 over 256`: steps spread over a reply of 256 tokens, at their own depths.
+- `alpha 0.99 over 256 tokens`: steps spread over a reply, at their own depths; compared with full
+  depth at the same steps.
 - `llama.cpp`: `llama_decode` of one token after the other (`llama_cpp_arm.py`).
 """
 
@@ -30,12 +31,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bench_report
 import llama_cpp_arm
+from llama_cpp_arm import LlamaFile
 
 BUILD = Path(__file__).parent.parent / "build"
 TORCH_LIMIT, ONEDNN_LIMIT = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
@@ -119,7 +122,7 @@ def made_gguf(shape: str, kinds: list[str]) -> dict[str, Path]:
     return files
 
 
-def llama_files(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def llama_files(asked: argparse.Namespace) -> list[LlamaFile]:
     """What llama.cpp can decode here: each file, and again with extra buffers if that works."""
     if not asked.llama_cpp or NATIVE not in asked.tier:
         return []
@@ -135,14 +138,13 @@ def llama_files(asked: argparse.Namespace) -> list[dict[str, Any]]:
         return []
     found = []
     for kind, path in files.items():
-        for extra, name in (
-            (False, f"llama.cpp {kind}"),
-            (True, f"llama.cpp {kind}, extra buffers"),
-        ):
-            if llama_cpp_arm.works(path, extra_buffers=extra):
-                found.append({"name": name, "path": str(path), "extra_buffers": extra})
+        plain = LlamaFile(f"llama.cpp {kind}", str(path), extra_buffers=False)
+        reordered = LlamaFile(f"{plain.name}, extra buffers", str(path), extra_buffers=True)
+        for file in (plain, reordered):
+            if llama_cpp_arm.works(file):
+                found.append(file)
             else:
-                print(f"{name} is not measured: it fails here", file=sys.stderr)
+                print(f"{file.name} is not measured: it fails here", file=sys.stderr)
     return found
 
 
@@ -170,7 +172,7 @@ def run_process(settings: dict[str, Any], tier: str) -> dict[str, Any]:
 def work(tier: str, settings: str, target: str) -> None:
     """In the child: measures, and writes the result."""
     import torch
-    from bench_arms import LlamaFile, Settings, measure
+    from bench_arms import Settings, measure
 
     features = torch.cpu.get_capabilities()
     if missing := [name for name in TIERS[tier][1] if not features.get(name)]:
@@ -203,7 +205,7 @@ def main(argv: Sequence[str]) -> None:
     for number in range(asked.processes):
         for tier in asked.tier:
             print(f"{tier}, process {number + 1} of {asked.processes}", file=sys.stderr)
-            llama = files if tier == NATIVE else []
+            llama = list(map(asdict, files)) if tier == NATIVE else []
             done.append(run_process(settings | {"llama_files": llama}, tier))
             if asked.json:  # after each process, so that an interrupted run is not lost
                 asked.json.write_text(json.dumps({"settings": settings, "processes": done}))

@@ -68,7 +68,7 @@ class Spread:
         return f"{self.median:.2f} ({self.least:.2f}–{self.greatest:.2f})"
 
 
-def named(process: Process, name: str) -> Mapping[str, Any] | None:
+def named(process: Process, name: str | None) -> Mapping[str, Any] | None:
     """The arm of this name; None if it did not run."""
     return next((arm for arm in process["arms"] if arm["name"] == name), None)
 
@@ -103,14 +103,25 @@ def gain_over(processes: Sequence[Process], name: str, rivals: tuple[str, ...]) 
     return spread(processes, one)
 
 
-def clock_over_bytes(processes: Sequence[Process], name: str) -> Spread | None:
-    """The gain over the same weights' full depth, divided by the gain in bytes."""
+def gain_over_full_depth(processes: Sequence[Process], name: str) -> Spread | None:
+    """An arm's gain over the same weights at full depth, at the same steps."""
 
     def one(process: Process) -> float | None:
         arm = named(process, name)
-        full = named(process, f"{arm['group']}, {FULL_DEPTH}") if arm else None
+        full = named(process, arm["reference"]) if arm else None
+        return gain(arm, full) if arm and full else None
+
+    return spread(processes, one)
+
+
+def clock_over_bytes(processes: Sequence[Process], name: str) -> Spread | None:
+    """The gain over full depth at the same steps, divided by the gain in bytes."""
+
+    def one(process: Process) -> float | None:
+        arm = named(process, name)
+        full = named(process, arm["reference"]) if arm else None
         if not arm or not full or arm["depth"] is None:
-            return None
+            return None  # not a step of d3
         return gain(arm, full) * arm["bytes"] / full["bytes"]
 
     return spread(processes, one)
@@ -156,14 +167,13 @@ def rows(processes: Sequence[Process]) -> Iterator[tuple[str, ...]]:
         each = [found for process in processes if (found := named(process, name))]
         if len(each) < len(processes):
             continue
-        full = named(processes[0], f"{arm['group']}, {FULL_DEPTH}")
-        own = gain_over(processes, name, (f"{arm['group']}, {FULL_DEPTH}",))
+        full = named(processes[0], arm["reference"])
         share = spread(processes, lambda process, name=name: of_bandwidth(process, name))
         yield (
             name,
             f"{1000 * median(median(found['seconds']) for found in each):.1f}",
             shown(gain_over(processes, name, (HF,))),
-            shown(own),
+            shown(gain_over_full_depth(processes, name)),
             f"{processes[0]['layers'] / arm['depth']:.2f}" if arm["depth"] else "",
             f"{full['bytes'] / arm['bytes']:.2f}" if full and arm["bytes"] else "",
             shown(clock_over_bytes(processes, name)),

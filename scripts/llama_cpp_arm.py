@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -35,32 +36,41 @@ def installed_version() -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class LlamaFile:
+    """A GGUF file for llama.cpp.
+
+    Attributes:
+        name: what to call it in a table.
+        extra_buffers: whether llama.cpp copies weights into the order that its kernels like best.
+    """
+
+    name: str
+    path: str
+    extra_buffers: bool
+
+
 class LlamaCpp:
     """A GGUF file in llama.cpp, with a prompt in its KV cache.
-
-    Args:
-        extra_buffers: lets llama.cpp copy weights into the order that its kernels like best.
 
     Raises:
         RuntimeError: llama.cpp cannot load the file or read the prompt.
     """
 
-    def __init__(
-        self, path: Path, prompt: Sequence[int], threads: int, *, extra_buffers: bool
-    ) -> None:
+    def __init__(self, file: LlamaFile, prompt: Sequence[int], threads: int) -> None:
         self._lib = library()
         settings = self._lib.llama_model_default_params()
         settings.n_gpu_layers = 0
-        settings.use_extra_bufts = extra_buffers
-        self._model = self._lib.llama_model_load_from_file(str(path).encode(), settings)
+        settings.use_extra_bufts = file.extra_buffers
+        self._model = self._lib.llama_model_load_from_file(file.path.encode(), settings)
         if not self._model:
-            raise RuntimeError(f"llama.cpp cannot load {path}")
+            raise RuntimeError(f"llama.cpp cannot load {file.path}")
         context = self._lib.llama_context_default_params()
         context.n_ctx = context.n_batch = CONTEXT
         context.n_threads = context.n_threads_batch = threads
         self._context = self._lib.llama_init_from_model(self._model, context)
         if not self._context:
-            raise RuntimeError(f"llama.cpp cannot make a context for {path}")
+            raise RuntimeError(f"llama.cpp cannot make a context for {file.path}")
         self._prompt_length = len(prompt)
         self.decode(prompt)
 
@@ -112,20 +122,21 @@ def quantize(source: Path, target: Path, kind: str, threads: int) -> None:
     part.rename(target)
 
 
-def works(path: Path, *, extra_buffers: bool) -> bool:
+def works(file: LlamaFile) -> bool:
     """Whether llama.cpp decodes a file here: in another process, since it may crash."""
-    options = ["--extra-buffers"] if extra_buffers else []
-    command = [sys.executable, __file__, str(path), "--threads", "1", *options]
+    options = ["--extra-buffers"] if file.extra_buffers else []
+    command = [sys.executable, __file__, file.path, "--threads", "1", *options]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--extra-buffers", action="store_true")
     asked = parser.parse_args()
-    model = LlamaCpp(asked.file, range(100, 132), asked.threads, extra_buffers=asked.extra_buffers)
+    file = LlamaFile(asked.file, asked.file, asked.extra_buffers)
+    model = LlamaCpp(file, range(100, 132), asked.threads)
     times = [model.seconds_per_token(range(200, 200 + TRIED)) for _ in range(3)]
     print(f"{1000 * median(times):.1f} ms a token")
 

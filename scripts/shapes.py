@@ -80,6 +80,16 @@ SHAPES: dict[str, LlamaConfig] = {
 }
 
 
+def shape_of(config: Any) -> str | None:
+    """The name of the shape that a model has; None for another one."""
+
+    def size(of: Any) -> list[Any]:
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+        return [getattr(of, name, None) for name in names]
+
+    return next((name for name, shape in SHAPES.items() if size(shape) == size(config)), None)
+
+
 def random_model(config: LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> torch.nn.Module:
     """A causal language model of this shape; the weights are small random numbers."""
     torch.manual_seed(0)

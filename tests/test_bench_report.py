@@ -15,7 +15,14 @@ from bench_report import BF16, HF, INT4, INT8, Spread, aims, fastest, gain_over,
 
 def arm(name: str, *seconds: float, depth: float | None = None, read: int | None = None) -> Any:
     group = name.partition(",")[0] if name.startswith("d3") else name.partition(" ")[0]
-    return {"name": name, "group": group, "depth": depth, "bytes": read, "seconds": seconds}
+    return {
+        "name": name,
+        "group": group,
+        "reference": f"{group}, full depth" if group.startswith("d3") else None,
+        "depth": depth,
+        "bytes": read,
+        "seconds": seconds,
+    }
 
 
 def process(*arms: Any, model: str = "llama-3.2-1b", tier: str = "native", **other: Any) -> Any:
