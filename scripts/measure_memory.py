@@ -39,8 +39,8 @@ TRIES = 4
 def measure(model_name: str, dtype: str, quantization: str | None, prompt: int, reply: int) -> None:
     """In the child: predict, then load and decode; prints one JSON line.
 
-    No kernels are measured: weights in bfloat16 are packed where that is possible, or plain if
-    ``D3_KERNELS`` is "torch".
+    No kernels are measured: weights in bfloat16, and the LM head, are packed where that is
+    possible. If ``D3_KERNELS`` is "torch", they are plain, and the head may have 8 bits.
     """
     import psutil
     import torch
@@ -56,6 +56,7 @@ def measure(model_name: str, dtype: str, quantization: str | None, prompt: int, 
 
     KernelChoices.prepare = lambda *_, **__: None
     KernelChoices.current = KernelChoices.expected
+    KernelChoices.head_in_8_bits = KernelChoices.expected_head_in_8_bits
     before = psutil.Process().memory_info().rss
     need = predict_memory(
         open_checkpoint(find_model(model_name, offline=True)).description,

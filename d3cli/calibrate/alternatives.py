@@ -11,6 +11,7 @@ from torch import nn
 
 from d3cli.base.errors import Setting
 from d3cli.files.safetensors import Description, TensorInfo
+from d3cli.kernels.choices import choices_here
 from d3cli.kernels.plan import Form, plan_kernels
 from d3cli.kernels.quantization import Quantization
 from d3cli.model.held_weights import head_shape
@@ -66,10 +67,11 @@ def _byte_ratio(model: LoadedModel, form: Form) -> float:
         if isinstance(part, nn.Linear)
     )
     description = Description(model.name, config.to_dict(), tensors)
+    choices = choices_here()
     now, then = (
         sum(map(plan.held_bytes, tensors)) + plan.head_bytes(*head_shape(config))
         for plan in (
-            plan_kernels(description, head_shape(config), each)
+            plan_kernels(description, head_shape(config), each, None, choices.head_in_8_bits)
             for each in (Form(form.dtype, form.device), form)
         )
     )

@@ -129,10 +129,16 @@ class Output:
         """Writes one JSON object as a line."""
         self.write(json_line(value))
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Writes rows to stdout: aligned on a terminal, separated by tabs in a pipe."""
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], *, headed: bool = False
+    ) -> None:
+        """Writes rows to stdout: aligned on a terminal, separated by tabs in a pipe.
+
+        Args:
+            headed: writes the header into a pipe too.
+        """
         if not self.stdout_width:
-            for row in rows:
+            for row in [header, *rows] if headed else rows:
                 self.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
             return
         table = Table(box=None, header_style="bold", pad_edge=False)

@@ -7,9 +7,9 @@ user's own. Knows nothing of how products are chosen.
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import psutil
 import torch
@@ -22,9 +22,16 @@ from d3cli.base.hardware import processor_name
 from d3cli.base.json_rows import decode_json
 from d3cli.base.settings import state_dir
 from d3cli.kernels.measure import Measured
+from d3cli.kernels.measure_small import (
+    LIMITS,
+    UNLIMITED,
+    Kind,
+    MeasuredHead,
+    MeasuredRows,
+)
 from d3cli.kernels.products import Product, Products
 
-SCHEMA = 1
+SCHEMA = 2
 # The machines kept: a home directory may serve several, and torch changes.
 MOST_MACHINES = 32
 
@@ -32,6 +39,8 @@ _FILE = FileKind(what="file of kernel choices", largest=MIB)
 
 Natural = Annotated[int, Meta(ge=1)]
 Speed = Annotated[float, Meta(gt=0)]
+# What is chosen for: weights of a kind and a shape ``(out, in)``, or an LM head.
+Wanted = tuple[Literal[Kind, "bfloat16", "head"], int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,8 @@ class Choice:
         Products(self.one, self.few, self.some, self.many)  # raises ValueError
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
+    def wanted(self) -> Wanted:
+        return "bfloat16", self.out_features, self.in_features
 
     @property
     def products(self) -> Products:
@@ -114,16 +123,92 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsChoice:
+    """How weights ``[out, in]`` in 8 or 4 bits are multiplied.
+
+    Attributes:
+        kernel_rows, failed: see `MeasuredRows`.
+    """
+
+    kind: Kind
+    out_features: Natural
+    in_features: Natural
+    kernel_rows: Natural
+    failed: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kernel_rows not in (*LIMITS, UNLIMITED):
+            raise ValueError(f"no measurement finds {self.kernel_rows} rows")
+
+    @property
+    def wanted(self) -> Wanted:
+        return self.kind, self.out_features, self.in_features
+
+    @classmethod
+    def of(cls, wanted: tuple[Kind, int, int], found: MeasuredRows) -> "RowsChoice":
+        return cls(*wanted, kernel_rows=found.kernel_rows, failed=found.failed)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadChoice:
+    """Whether an LM head ``[out, in]`` is faster in 8 bits than in bfloat16.
+
+    Attributes:
+        in_8_bits, share: see `MeasuredHead`.
+    """
+
+    out_features: Natural
+    in_features: Natural
+    in_8_bits: bool
+    share: Speed
+
+    @property
+    def wanted(self) -> Wanted:
+        return "head", self.out_features, self.in_features
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], found: MeasuredHead) -> "HeadChoice":
+        return cls(*shape, in_8_bits=found.in_8_bits, share=round(found.share, 4))
+
+
+Record = Choice | RowsChoice | HeadChoice
+
+
+@dataclass(frozen=True, slots=True)
 class OnMachine:
     """The choices on one machine.
 
     Attributes:
+        choices: for weights in bfloat16.
+        rows: for weights in 8 and 4 bits.
+        heads: for LM heads.
         bfloat16_is_fast: whether bfloat16 is no slower than float32; None if never measured.
     """
 
     machine: Machine
     choices: tuple[Choice, ...] = ()
+    rows: tuple[RowsChoice, ...] = ()
+    heads: tuple[HeadChoice, ...] = ()
     bfloat16_is_fast: bool | None = None
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All choices."""
+        return (*self.choices, *self.rows, *self.heads)
+
+    def find(self, wanted: Wanted) -> Any:
+        """What was chosen; None if it was not measured."""
+        return next((record for record in self.records if record.wanted == wanted), None)
+
+    def including(self, record: Record) -> "OnMachine":
+        """The same with another choice, which replaces an older one."""
+        name = _LISTS[type(record)]
+        others = [kept for kept in getattr(self, name) if kept.wanted != record.wanted]
+        changed: dict[str, Any] = {name: (*others, record)}
+        return replace(self, **changed)
+
+
+_LISTS: dict[type, str] = {Choice: "choices", RowsChoice: "rows", HeadChoice: "heads"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which products multiply bfloat16 weights on this machine: measured once, then kept.
+"""Which products multiply weights on this machine: measured once, then kept.
 
 Where the choice cannot be kept, or the machine is busy, a note says so. `choice_file` has the form
 of the file. ``D3_KERNELS=torch`` uses torch's own products and measures nothing.
@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -18,14 +19,25 @@ from d3cli.base.errors import D3Error, UsageError, Words
 from d3cli.base.file_lock import file_lock
 from d3cli.kernels.choice_file import (
     Choice,
+    HeadChoice,
     Machine,
     OnMachine,
+    Record,
+    RowsChoice,
+    Wanted,
     choices_file,
     read_machines,
     write_machine,
 )
 from d3cli.kernels.measure import Measured, bfloat16_is_fast, measure
-from d3cli.kernels.products import PACKED, Products, can_pack
+from d3cli.kernels.measure_small import (
+    Kind,
+    MeasuredHead,
+    MeasuredRows,
+    measure_head,
+    measure_rows,
+)
+from d3cli.kernels.products import PACKED, Product, Products, can_pack
 from d3cli.kernels.threads import machine_is_busy
 
 SWITCH = "D3_KERNELS"
@@ -33,6 +45,7 @@ SWITCH = "D3_KERNELS"
 LOCK_SECONDS = 20.0
 # The weights by which bfloat16 is compared with float32.
 TYPICAL = (2048, 2048)
+TYPICAL_WEIGHTS: Wanted = ("bfloat16", *TYPICAL)
 # A shape is measured again if other programs disturbed it: so many times in all. After so many
 # seconds, the other shapes are left for the next start.
 TRIES, LIMIT_S = 2, 5.0
@@ -40,7 +53,14 @@ CPU = torch.device("cpu")
 BUSY = "this machine is too busy to measure kernels: torch's own are used until it is quiet"
 DAMAGED = "the file of kernel choices is damaged or foreign, and will be replaced"
 
-Measure = Callable[[int, int], Measured]
+
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """What measures: a shape of weights in bfloat16, one in 8 or 4 bits, an LM head."""
+
+    products: Callable[[int, int], Measured]
+    rows: Callable[[Kind, int, int], MeasuredRows]
+    head: Callable[[int, int, Product], MeasuredHead]
 
 
 def choices_here() -> "KernelChoices":
@@ -54,7 +74,7 @@ def choices_here() -> "KernelChoices":
 
 @cache
 def _choices(*_: object) -> "KernelChoices":
-    return KernelChoices(measure, machine_is_busy)
+    return KernelChoices(Meters(measure, measure_rows, measure_head), machine_is_busy)
 
 
 def _switch() -> str:
@@ -68,7 +88,7 @@ class KernelChoices:
     """The choices on this machine, with torch's current number of threads.
 
     Args:
-        measure: finds the products of a shape.
+        meters: find what is the fastest.
         is_busy: whether other programs would disturb that.
 
     Attributes:
@@ -79,9 +99,9 @@ class KernelChoices:
         UsageError: ``D3_KERNELS`` is neither "auto" nor "torch".
     """
 
-    def __init__(self, measure: Measure, is_busy: Callable[[], bool]) -> None:
+    def __init__(self, meters: Meters, is_busy: Callable[[], bool]) -> None:
         self.notes: list[Words] = []
-        self._measure, self._is_busy = measure, is_busy
+        self._meters, self._is_busy = meters, is_busy
         self._measures = _switch() == "auto"
         self._may_keep = True
         self._usual: list[OnMachine] = []  # this machine with other numbers of threads
@@ -95,22 +115,40 @@ class KernelChoices:
         On a busy machine, where d3 uses fewer threads than usual, those measured with the usual
         ones count.
         """
-        shape = out_features, in_features
-        return self._find(shape) or self._find_usual(shape) or Products()
+        found = self._find_any(("bfloat16", out_features, in_features))
+        products: Products = Products() if found is None else found.products
+        return products
 
     def expected(self, out_features: int, in_features: int) -> Products:
         """The products to count on: packed ones, if possible, until they were measured.
 
         They need the most memory.
         """
-        found = self._find((out_features, in_features))
+        found = self.here.find(("bfloat16", out_features, in_features))
         may_pack = self._measures and can_pack(torch.bfloat16, CPU)
-        return found or (PACKED if may_pack else Products())
+        unknown = PACKED if may_pack else Products()
+        products: Products = unknown if found is None else found.products
+        return products
+
+    def kernel_rows(self, kind: Kind, out_features: int, in_features: int) -> int | None:
+        """The most rows that torch's kernel for fewer bits multiplies; None: not measured."""
+        found = self._find_any((kind, out_features, in_features))
+        return None if found is None else found.kernel_rows
+
+    def head_in_8_bits(self, out_features: int, in_features: int) -> bool:
+        """Whether an LM head is faster in 8 bits than in bfloat16: yes until it was measured."""
+        found = self._find_any(("head", out_features, in_features))
+        return found is None or found.in_8_bits
+
+    def expected_head_in_8_bits(self, out_features: int, in_features: int) -> bool:
+        """Whether to count on that: not until it was measured, since bfloat16 needs more memory."""
+        found = self.here.find(("head", out_features, in_features))
+        return not self._measures if found is None else found.in_8_bits
 
     def bfloat16_is_fast(self) -> bool:
         """Whether bfloat16 is no slower than float32, measured if need be."""
         if self.here.bfloat16_is_fast is None:
-            self.prepare([TYPICAL], with_float32=True)
+            self.prepare([TYPICAL_WEIGHTS], with_float32=True)
         known = (each.bfloat16_is_fast for each in (self.here, *self._usual))
         return next((fast for fast in known if fast is not None), False)
 
@@ -120,22 +158,21 @@ class KernelChoices:
         return taken
 
     def prepare(
-        self,
-        shapes: Iterable[tuple[int, int]],
-        *,
-        with_float32: bool = False,
-        again: bool = False,
-    ) -> None:
+        self, weights: Iterable[Wanted], *, with_float32: bool = False, again: bool = False
+    ) -> int:
         """Measures what is missing, and keeps it. Another process that measures is waited for.
 
         Args:
-            shapes: of bfloat16 weights, ``(out, in)``.
+            weights: what a model has. An LM head comes after the same shape in bfloat16.
             with_float32: compares bfloat16 with float32 too.
             again: measures also what was measured before.
+
+        Returns:
+            How many of `weights` were measured.
         """
-        wanted = list(dict.fromkeys(shapes))
+        wanted = list(dict.fromkeys(weights))
         if not self._measures or not self._may_measure(self._missing(wanted, again), with_float32):
-            return
+            return 0
         with self._lock():
             if self._may_keep:
                 self._read()
@@ -155,55 +192,63 @@ class KernelChoices:
                 self.notes.append(BUSY)
             if self._may_keep:
                 self._write()
+        return count
 
-    def _measure_all(self, shapes: list[tuple[int, int]], limit_s: float) -> int:
-        """Measures shapes until one does not succeed; returns how many did."""
+    def _measure_all(self, missing: list[Wanted], limit_s: float) -> int:
+        """Measures until one does not succeed; returns how many did."""
         end = time.perf_counter() + limit_s
-        for count, shape in enumerate(shapes):
-            if time.perf_counter() > end or not self._measure_one(shape, end):
+        for count, wanted in enumerate(missing):
+            if time.perf_counter() > end or not self._measure_one(wanted, end):
                 return count
-        return len(shapes)
+        return len(missing)
 
     def _compare_with_float32(self) -> None:
-        if self._find(TYPICAL) is not None:
+        if self.here.find(TYPICAL_WEIGHTS) is not None:
             fast = bfloat16_is_fast(self.current(*TYPICAL), *TYPICAL)
             if fast is not None:
                 self.here = replace(self.here, bfloat16_is_fast=fast)
 
-    def _missing(self, shapes: list[tuple[int, int]], again: bool) -> list[tuple[int, int]]:
-        return [shape for shape in shapes if again or self._find(shape) is None]
+    def _missing(self, weights: list[Wanted], again: bool) -> list[Wanted]:
+        return [wanted for wanted in weights if again or self.here.find(wanted) is None]
 
-    def _may_measure(self, missing: list[tuple[int, int]], with_float32: bool) -> bool:
+    def _may_measure(self, missing: list[Wanted], with_float32: bool) -> bool:
         """Whether there is something to measure, on a quiet machine."""
         if not missing and not (with_float32 and self.here.bfloat16_is_fast is None):
             return False
         if self._is_busy():
-            lacking = any(self._find_usual(shape) is None for shape in missing)
+            lacking = any(self._find_any(wanted) is None for wanted in missing)
             if lacking and BUSY not in self.notes:
                 self.notes.append(BUSY)
             return False
         return True
 
-    def _measure_one(self, shape: tuple[int, int], end: float) -> bool:
+    def _measure_one(self, wanted: Wanted, end: float) -> bool:
         """Measures a shape, not again after `end`; returns whether the result counts."""
         for number in range(TRIES):
             if number and time.perf_counter() > end:
                 break
-            found = self._measure(*shape)
-            if found.steady:
-                others = [choice for choice in self.here.choices if choice.shape != shape]
-                choices = (*others, Choice.of(shape, found))
-                self.here = replace(self.here, choices=choices)
+            record = self._measured(wanted)
+            if record is not None:
+                self.here = self.here.including(record)
                 return True
         return False
 
-    def _find(self, shape: tuple[int, int]) -> Products | None:
-        return next((c.products for c in self.here.choices if c.shape == shape), None)
+    def _measured(self, wanted: Wanted) -> Record | None:
+        """What one measurement finds; None if the machine was not quiet meanwhile."""
+        kind, *(outputs, inputs) = wanted
+        if kind == "bfloat16":
+            products = self._meters.products(outputs, inputs)
+            return Choice.of((outputs, inputs), products) if products.steady else None
+        if kind == "head":
+            head = self._meters.head(outputs, inputs, self.current(outputs, inputs).one)
+            return HeadChoice.of((outputs, inputs), head) if head.steady else None
+        rows = self._meters.rows(kind, outputs, inputs)
+        return RowsChoice.of((kind, outputs, inputs), rows) if rows.steady else None
 
-    def _find_usual(self, shape: tuple[int, int]) -> Products | None:
-        """What was measured with another number of threads, the largest first."""
-        usual = (choice for each in self._usual for choice in each.choices)
-        return next((choice.products for choice in usual if choice.shape == shape), None)
+    def _find_any(self, wanted: Wanted) -> Any:
+        """What was measured here, else with another number of threads, the largest first."""
+        found = (each.find(wanted) for each in (self.here, *self._usual))
+        return next((record for record in found if record is not None), None)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

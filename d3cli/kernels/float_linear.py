@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d3cli.kernels.plan import JOINED, KernelPlan
+from d3cli.kernels.joint_shapes import JOINED
+from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.products import Product, Products, pack
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from d3cli.kernels.device import product_dtype
 from d3cli.kernels.int4_rounding import CENTER, Groups, round_to_groups
 from d3cli.kernels.row_threads import share_rows
-from d3cli.kernels.scratch import WEIGHTS, scratch
+from d3cli.kernels.scratch import WEIGHTS, scratch, usual_rows
 
 # The kernel's blocks of outputs are at most this long; the last ones may be shorter.
 BLOCK = 64
@@ -26,7 +26,7 @@ OUT_MULTIPLE = 16
 GROUP = 32
 # Weights that are packed at once.
 CHUNK = 1 << 18
-# The most tokens for which the kernel is faster than unpacking the weights.
+# The most rows for which the kernel is faster than unpacking the weights, unless it was measured.
 FEW = 64
 
 
@@ -55,6 +55,7 @@ class FourBitLinear(nn.Module):
     Attributes:
         weight: the codes in the kernel's order, uint8 ``[out, in / 2]``.
         scales_and_zeros: ``[in / group, out, 2]``, in the dtype of the activations.
+        kernel_rows: the most rows that the kernel multiplies; for more, weights are unpacked.
 
     Raises:
         ValueError: the kernel does not take this shape.
@@ -89,6 +90,7 @@ class FourBitLinear(nn.Module):
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
         self.bias = bias
+        self.kernel_rows = usual_rows(dtype, FEW)
 
     @classmethod
     def rounded(
@@ -109,16 +111,18 @@ class FourBitLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
         rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
-        output: Tensor
-        if len(rows) <= FEW:
-            output = torch.ops.aten._weight_int4pack_mm_for_cpu(
-                rows.contiguous(), self.weight, self.group, self.scales_and_zeros
-            )
-            if self.bias is not None:
-                output = output + self.bias
+        if len(rows) <= self.kernel_rows:
+            output = self.by_kernel(rows)
         else:
             output = multiply_unpacked([self], rows, self.bias)
         return output.reshape(*hidden.shape[:-1], self.out_features)
+
+    def by_kernel(self, rows: Tensor) -> Tensor:
+        """``[M, in]`` to ``[M, out]`` on torch's own kernel."""
+        output: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows.contiguous(), self.weight, self.group, self.scales_and_zeros
+        )
+        return output if self.bias is None else output + self.bias
 
     def dequantized(self, outputs: slice = slice(None)) -> Tensor:
         """The weights that the codes stand for, ``[out, in]`` float32.

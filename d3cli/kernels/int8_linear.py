@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from d3cli.kernels.device import product_dtype
 from d3cli.kernels.row_threads import share_rows
-from d3cli.kernels.scratch import WEIGHTS, scratch
+from d3cli.kernels.scratch import WEIGHTS, scratch, usual_rows
 
 HeadChoice = Literal["auto", "off"]
 
@@ -26,8 +26,11 @@ MULTIPLE = 32
 CHUNK = 1024
 # Float32 weights that are rounded at once: few enough for the processor's cache.
 AT_ONCE = 1 << 16
-# The most tokens for which the kernel is faster than a plain product.
+# The most rows for which the kernel is faster than unpacking the weights, unless it was measured.
 FEW = 16
+# For so many rows or fewer, the weights are the first factor of the product. oneDNN reorders the
+# second one, which takes longer than such a product; more rows take long to transpose.
+NARROW = 128
 
 _Read = Callable[[Tensor], Any]
 
@@ -50,6 +53,7 @@ class EightBitLinear(nn.Module):
     Attributes:
         weight: ``[out, in]``, int8.
         scales: ``[out]``, in the dtype of the activations.
+        kernel_rows: the most rows that the kernel multiplies; for more, weights are unpacked.
 
     Raises:
         ValueError: the length of a row is not a multiple of 32.
@@ -80,28 +84,36 @@ class EightBitLinear(nn.Module):
         self.weight = nn.Parameter(rounded, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = bias
+        self.kernel_rows = usual_rows(dtype, FEW)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
         rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
-        if len(rows) <= FEW:
+        if len(rows) <= self.kernel_rows:
             output = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scales)
             if self.bias is not None:
                 output = output + self.bias
         else:
-            output = rows.new_empty(len(rows), self.out_features)
-            step = max(1, WEIGHTS // self.in_features)
-            dtype = product_dtype(rows.dtype)
-            rows = rows.to(dtype)
-            for start in range(0, self.out_features, step):
-                chunk = self.weight[start : start + step]
-                unpacked = scratch(chunk.numel(), dtype).view(chunk.shape).copy_(chunk)
-                output[:, start : start + step] = linear(rows, unpacked)
-            if self.bias is None:
-                output *= self.scales
-            else:  # in one operation, which rounds once
-                output = torch.addcmul(self.bias, output, self.scales)
+            output = self._multiply_unpacked(rows)
         return output.reshape(*hidden.shape[:-1], self.out_features)
+
+    def _multiply_unpacked(self, rows: Tensor) -> Tensor:
+        """``[M, in]`` to ``[M, out]``."""
+        output = rows.new_empty(len(rows), self.out_features)
+        step = max(1, WEIGHTS // self.in_features)
+        dtype = product_dtype(rows.dtype)
+        rows = rows.to(dtype)
+        for start in range(0, self.out_features, step):
+            part = slice(start, start + step)
+            codes = self.weight[part]
+            unpacked = scratch(codes.numel(), dtype).view(codes.shape).copy_(codes)
+            is_narrow = len(rows) <= NARROW
+            product = (unpacked @ rows.T).T if is_narrow else linear(rows, unpacked)
+            if self.bias is None:
+                output[:, part] = product * self.scales[part]
+            else:  # in one operation, which rounds once
+                output[:, part] = torch.addcmul(self.bias[part], product, self.scales[part])
+        return output
 
     def dequantized(self) -> Tensor:
         """The weights that the rows stand for, ``[out, in]`` float32."""

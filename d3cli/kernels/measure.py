@@ -1,22 +1,16 @@
-"""Measures which product is the fastest for a shape of weights on this machine.
+"""Measures which product is the fastest for a shape of bfloat16 weights on this machine.
 
-The candidates take turns: in each round all of them forward, then all of them backward (ABBA), so
-that a drift of the machine's speed meets them alike. A candidate replaces `torch.nn.functional
-.linear` only if it is faster by a margin in every round, so one that is fast only at times loses.
-Before that, its results are compared with float64: a candidate that rounds more than torch does is
-out, and so is one that raises.
+`contest` compares the candidates' times. Before that, their results are compared with float64: a
+candidate that rounds more than `torch.nn.functional.linear` does is out, and so is one that raises.
 
 Products of one row run on many copies of a weight, more than the caches hold, as the layers of a
 model are. Products of several rows are bound by arithmetic, so a part of one weight is enough.
 Knows nothing of files or models.
 """
 
-import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
-from statistics import median
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +18,11 @@ from torch.nn.functional import linear
 
 from d3cli.base.errors import one_line
 from d3cli.base.free_memory import free_memory
+from d3cli.kernels.contest import MARGIN, Call, Outcome, Watch, compare
 from d3cli.kernels.products import (
     FEW,
     FOR_ONE_ROW,
+    FOR_SOME_ROWS,
     SOME,
     Multiply,
     Product,
@@ -35,21 +31,11 @@ from d3cli.kernels.products import (
     pack,
 )
 
-# A candidate must take at most this share of the default's time, in every round.
-MARGIN = 0.95
-# A candidate that takes this many times as long before the rounds is out.
-HOPELESS = 3.0
 # Packed weights must not take more than this share of the time of plain ones with many rows.
 WORST_PREFILL = 1.25
 # bfloat16 may take this much longer than float32 with many rows, if it is not slower with one.
 WORST_BFLOAT16 = 1.25
 ROUNDS, ROUNDS_OF_SEVERAL = 5, 3
-# Each visit times at least this many products, and this many seconds.
-LEAST_CALLS, MOST_CALLS, VISIT_S = 5, 40, 0.001
-# If the default's slowest round takes this many times as long as its fastest, the machine is busy.
-# So it is if this thread runs for less than this share of the time: it was stopped, or slept until
-# other programs let another thread go on.
-UNSTEADY, AWAKE = 1.5, 0.8
 # Bytes of the copies of a weight, beyond most caches, and at most this share of the free memory.
 # There are at most as many copies as a model has layers.
 POOL_BYTES, POOL_SHARE, MOST_COPIES = 128 << 20, 1 / 16, 64
@@ -63,45 +49,6 @@ SEVERAL = {"few": FEW, "some": SOME, "many": 64}
 PROMPT = 256
 # The exactness check: inputs, and outputs of each; an error this many times torch's is too large.
 INPUTS, OUTPUTS, WORST_ERROR = 32, 256, 1.1
-
-T = TypeVar("T", bound=Hashable)
-Clock = Callable[[], float]
-Call = Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[T]):
-    """The times of some candidates.
-
-    Attributes:
-        default: the candidate to beat.
-        rounds: seconds of one call of each candidate, in each round.
-        failed: the candidates that raised, and why.
-    """
-
-    default: T
-    rounds: Mapping[T, list[float]]
-    failed: Mapping[T, str] = field(default_factory=dict)
-
-    def seconds(self, candidate: T) -> float:
-        """The median over the rounds."""
-        return median(self.rounds[candidate])
-
-    def worst_share(self, candidate: T) -> float:
-        """The largest share of the default's time that a candidate took in a round."""
-        pairs = zip(self.rounds[candidate], self.rounds[self.default], strict=True)
-        return max(own / default for own, default in pairs)
-
-    def winner(self, among: Iterable[T]) -> T:
-        """The fastest of some candidates that beat the default in every round, else the default."""
-        beats = [c for c in among if c in self.rounds and self.worst_share(c) < MARGIN]
-        return min(beats, key=self.worst_share, default=self.default)
-
-    @property
-    def is_steady(self) -> bool:
-        """Whether the default took about as long in each round."""
-        times = self.rounds[self.default]
-        return max(times) < UNSTEADY * min(times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,49 +69,12 @@ class Measured:
     failed: Mapping[Product, str]
 
 
-def compare(
-    candidates: Mapping[T, Call],
-    default: T,
-    *,
-    rounds: int,
-    clock: Clock = time.perf_counter,
-) -> Outcome[T]:
-    """Times candidates in turn: forward, then backward, in each round."""
-    first: dict[T, float] = {}
-    failed: dict[T, str] = {}
-    for candidate, call in candidates.items():
-        try:
-            first[candidate] = _visit(call, 3, 0.0, clock)
-        except Exception as error:  # a kernel that does not run here may raise anything
-            if candidate == default:
-                raise
-            failed[candidate] = one_line(error)[:120]
-    running = [c for c in first if first[c] <= HOPELESS * first[default]]
-    times: dict[T, list[float]] = {candidate: [] for candidate in running}
-    for _ in range(rounds):
-        there = {c: _visit(candidates[c], LEAST_CALLS, VISIT_S, clock) for c in running}
-        back = {c: _visit(candidates[c], LEAST_CALLS, VISIT_S, clock) for c in reversed(running)}
-        for candidate in running:
-            times[candidate].append((there[candidate] + back[candidate]) / 2)
-    return Outcome(default, times, failed)
-
-
-def _visit(call: Call, least: int, seconds: float, clock: Clock) -> float:
-    """The median time of some calls."""
-    times: list[float] = []
-    while len(times) < least or (len(times) < MOST_CALLS and sum(times) < seconds):
-        begun = clock()
-        call()
-        times.append(clock() - begun)
-    return median(times)
-
-
 @torch.inference_mode()
 def measure(out_features: int, in_features: int) -> Measured:
     """The fastest products of bfloat16 weights of a shape, with torch's current threads."""
-    weight = _weight(out_features, in_features)
+    weight = random_weight(out_features, in_features)
     candidates, failed = _exact_products(weight)
-    watch = _Watch()
+    watch = Watch()
     one = _compare_one(weight, candidates)
     several = {name: _compare_several(weight, rows, candidates) for name, rows in SEVERAL.items()}
     steady = one.is_steady and watch.is_awake
@@ -180,12 +90,12 @@ def measure(out_features: int, in_features: int) -> Measured:
 
 def _compare_one(weight: Tensor, candidates: Iterable[Product]) -> Outcome[Product]:
     """The times of one row, by copies of a weight."""
-    row, plain = _rows(1, weight.shape[1]), _copies(weight)
+    row, plain = random_rows(1, weight.shape[1]), copies_of(weight)
     packed = [pack(each) for each in plain] if Product.PACKED in candidates else []
     calls: dict[Product, Call] = {
-        product: _calls(product.multiply, row, packed if product.packed else plain)
+        product: in_turn(product.multiply, row, packed if product.packed else plain)
         for product in candidates
-        if product is not Product.FLOAT32
+        if product not in (Product.FLOAT32, Product.WEIGHT_FIRST)
     }
     return compare(calls, Product.LINEAR, rounds=ROUNDS)
 
@@ -193,12 +103,12 @@ def _compare_one(weight: Tensor, candidates: Iterable[Product]) -> Outcome[Produ
 def _compare_several(weight: Tensor, rows: int, candidates: Iterable[Product]) -> Outcome[Product]:
     """The times of several rows, by a part of a weight."""
     part = weight[: max(1, MOST_FOR_SEVERAL // weight.shape[1])].clone()
-    inputs = _rows(rows, weight.shape[1])
+    inputs = random_rows(rows, weight.shape[1])
     packed = [pack(part)] if Product.PACKED in candidates else []
     calls: dict[Product, Call] = {
-        product: _calls(product.multiply, inputs, packed if product.packed else [part])
+        product: in_turn(product.multiply, inputs, packed if product.packed else [part])
         for product in candidates
-        if product not in FOR_ONE_ROW
+        if product not in FOR_ONE_ROW and (rows <= SOME or product not in FOR_SOME_ROWS)
     }
     return compare(calls, Product.LINEAR, rounds=ROUNDS_OF_SEVERAL)
 
@@ -222,9 +132,8 @@ def decide(one: Outcome[Product], several: Mapping[str, Outcome[Product]]) -> Pr
         and many.seconds(Product.PACKED) < WORST_PREFILL * many.seconds(Product.LINEAR)
     ):
         return Products(packed, Product.PACKED, Product.PACKED, Product.PACKED)
-    return Products(
-        plain, **{name: found.winner([Product.FLOAT32]) for name, found in several.items()}
-    )
+    others = [Product.FLOAT32, Product.WEIGHT_FIRST]
+    return Products(plain, **{name: found.winner(others) for name, found in several.items()})
 
 
 @torch.inference_mode()
@@ -236,15 +145,15 @@ def bfloat16_is_fast(products: Products, out_features: int, in_features: int) ->
     Args:
         products: of bfloat16 weights of this shape.
     """
-    weight = _weight(out_features, in_features)
-    plain, wide = _copies(weight), _copies(weight.float())
+    weight = random_weight(out_features, in_features)
+    plain, wide = copies_of(weight), copies_of(weight.float())
     narrow = [pack(each) for each in plain] if products.packed else plain
-    watch = _Watch()
+    watch = Watch()
     for rows, allowed in ((1, 1.0), (PROMPT, WORST_BFLOAT16)):
-        inputs = _rows(rows, in_features)
+        inputs = random_rows(rows, in_features)
         calls = {
-            torch.float32: _calls(linear, inputs.float(), wide),
-            torch.bfloat16: _calls(products.for_rows(rows).multiply, inputs, narrow),
+            torch.float32: in_turn(linear, inputs.float(), wide),
+            torch.bfloat16: in_turn(products.for_rows(rows).multiply, inputs, narrow),
         }
         found = compare(calls, torch.float32, rounds=ROUNDS_OF_SEVERAL)
         if not (found.is_steady and watch.is_awake):
@@ -256,39 +165,28 @@ def bfloat16_is_fast(products: Products, out_features: int, in_features: int) ->
     return True
 
 
-class _Watch:
-    """Tells whether this thread has been running all the time."""
-
-    def __init__(self) -> None:
-        self._begun, self._own = time.perf_counter(), time.thread_time()
-
-    @property
-    def is_awake(self) -> bool:
-        own, wall = time.thread_time() - self._own, time.perf_counter() - self._begun
-        return own > AWAKE * wall
-
-
-def _weight(out_features: int, in_features: int) -> Tensor:
+def random_weight(out_features: int, in_features: int) -> Tensor:
     """A random weight of a shape, or its first rows if it is large."""
     rows = min(out_features, max(1, MOST_WEIGHTS // in_features))
-    numbers = _rows(1, min(RANDOM, rows * in_features)).flatten()
+    numbers = random_rows(1, min(RANDOM, rows * in_features)).flatten()
     whole = numbers.repeat(-(-rows * in_features // len(numbers)))
     return whole[: rows * in_features].view(rows, in_features)
 
 
-def _rows(count: int, in_features: int) -> Tensor:
+def random_rows(count: int, in_features: int) -> Tensor:
+    """Inputs ``[count, in]`` in bfloat16, always the same."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, in_features, generator=generator).bfloat16()
 
 
-def _copies(weight: Tensor) -> list[Tensor]:
+def copies_of(weight: Tensor) -> list[Tensor]:
     """A weight and its copies: together more than the caches hold, unless it is small."""
     room = min(POOL_BYTES, int(POOL_SHARE * free_memory()))
     count = min(MOST_COPIES, room // weight.nbytes)
     return [weight, *(weight.clone() for _ in range(count))]
 
 
-def _calls(multiply: Multiply, rows: Tensor, weights: Sequence[Tensor]) -> Call:
+def in_turn(multiply: Multiply, rows: Tensor, weights: Sequence[Tensor]) -> Call:
     """Multiplies by each weight in turn."""
     turn = cycle(weights)
     return lambda: multiply(rows, next(turn), None)
@@ -297,7 +195,7 @@ def _calls(multiply: Multiply, rows: Tensor, weights: Sequence[Tensor]) -> Call:
 def _exact_products(weight: Tensor) -> tuple[list[Product], dict[Product, str]]:
     """The products that run here and round no more than torch's own, and why others are out."""
     part = weight[:OUTPUTS].clone()
-    inputs = _rows(INPUTS, weight.shape[1])
+    inputs = random_rows(INPUTS, weight.shape[1])
     exact = linear(inputs.double(), part.double())
     candidates, failed, allowed = [Product.LINEAR], dict[Product, str](), 0.0
     for product in Product:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from d3cli.kernels.int4_linear import (
-    FEW,
     FourBitLinear,
     fits_int4,
     int4_bytes,
@@ -35,6 +34,7 @@ class NestedLinear(nn.Module):
         bias: ``[out]``.
 
     Attributes:
+        kernel_rows: the most rows that the kernel multiplies; for more, weights are unpacked.
         low_rows: how many of the leading positions (the last dimension but one) get the low plane;
             None is all of them.
 
@@ -48,6 +48,7 @@ class NestedLinear(nn.Module):
         if (low.out_features, low.in_features) != (self.out_features, self.in_features):
             raise ValueError("the planes of a linear must have one shape")
         self.high, self.low, self.bias = high, low, bias
+        self.kernel_rows = high.kernel_rows
         self.low_rows: int | None = None
 
     @classmethod
@@ -87,12 +88,12 @@ class NestedLinear(nn.Module):
     def _multiply(self, hidden: Tensor, planes: tuple[FourBitLinear, ...]) -> Tensor:
         """``[..., in]`` to ``[..., out]``, with the sum of some planes."""
         rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
-        if len(rows) > FEW:
+        if len(rows) > self.kernel_rows:
             output = multiply_unpacked(planes, rows, self.bias)
         else:
-            output = planes[0](rows)
+            output = planes[0].by_kernel(rows)
             for plane in planes[1:]:
-                output = output + plane(rows)
+                output = output + plane.by_kernel(rows)
             if self.bias is not None:
                 output = output + self.bias
         return output.reshape(*hidden.shape[:-1], self.out_features)

@@ -8,7 +8,7 @@
 | linear of a layer           | bitsandbytes int8 | bnb-8bit                                 |
 | LM head                     | torch int8        | int4, int8, nested, bnb-4bit or on       |
 |                             |                   | request; on a CPU, if it is a large part |
-|                             |                   | of a step                                |
+|                             |                   | of a step, and measured to be faster     |
 | any other linear, LM head   | torch, torch mv,  | bfloat16 on a CPU: whichever was         |
 |                             | oneDNN packed     | measured to be the fastest (`choices`)   |
 | any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D   |
@@ -34,15 +34,13 @@ from d3cli.kernels.bnb_linear import fits_cpu_kernel, quantized_bytes
 from d3cli.kernels.choices import choices_here
 from d3cli.kernels.int4_linear import fits_int4, int4_bytes
 from d3cli.kernels.int8_linear import MULTIPLE, HeadChoice, int8_bytes
+from d3cli.kernels.joint_shapes import joint_shapes
 from d3cli.kernels.nested_linear import fits_nested, nested_bytes
 from d3cli.kernels.products import Products
 from d3cli.kernels.quantization import OWN_KINDS, Quantization
 
 # The LM head gets 8 bits if it is at least this share of what a full-depth step reads.
 LEAST_HEAD = 1 / 16
-# Names of linears in one module that read the same input. They become one product (`joint_linear`),
-# unless it would read many plain weights.
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Plain weights are copied to be joined if they are at most so many: calls weigh more there than the
 # memory of a copy.
 FEW_TO_COPY = 1 << 22
@@ -67,6 +65,8 @@ class Kernel(StrEnum):
 PACKED_KERNELS = (Kernel.PACKED, Kernel.PACKED_FOUR)
 # The products of a bfloat16 weight by its outputs and inputs.
 ProductsOf = Callable[[int, int], Products]
+# Whether an LM head of a shape is faster in 8 bits than in bfloat16.
+HeadIn8Bits = Callable[[int, int], bool]
 
 _KERNELS: Mapping[Quantization, Kernel] = {
     "int8": Kernel.TORCH_INT8,
@@ -84,8 +84,8 @@ class Form:
     Attributes:
         dtype: of weights that are not quantized, and of activations.
         quantization: quantizes the layers' linears while loading.
-        quantize_head: "auto" puts the LM head into 8 bits if that pays, "off" does not. None is
-            "auto" with layers in int8, int4, nested or bnb-4bit, else "off".
+        quantize_head: "auto" puts the LM head into 8 bits if that is faster, "off" does not. None
+            is "auto" with layers in int8, int4, nested or bnb-4bit, else "off".
     """
 
     dtype: torch.dtype
@@ -108,6 +108,7 @@ class KernelPlan:
         quantized: the kernel of quantized linears, whether the files hold them so or loading
             quantizes them; None if no linear is quantized.
         head: the kernel of the LM head, for one token.
+        head_may_have_8_bits: whether that is up to the measured speed.
         float_products: the products of a bfloat16 weight by its shape; None if all are torch's.
         stored_quantized: whether the files hold quantized weights.
         transposed: whether linears are stored as ``[in, out]``, as in GPT-2.
@@ -121,6 +122,7 @@ class KernelPlan:
     stored_quantized: bool = False
     transposed: bool = False
     joints: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+    head_may_have_8_bits: bool = False
 
     def product_shape(self, tensor: TensorInfo) -> tuple[int, int]:
         """The outputs and inputs of the product that a weight ``[out, in]`` is part of."""
@@ -180,7 +182,7 @@ class KernelPlan:
     def quantizes(self, tensor: TensorInfo) -> bool:
         """Whether loading quantizes this tensor."""
         return self._is_read_to_quantize(tensor) and (
-            self.of_linear(*self._out_in(tensor)) is self.quantized
+            self.of_linear(*self.out_in(tensor)) is self.quantized
         )
 
     def quantizes_itself(self, tensor: TensorInfo) -> bool:
@@ -211,14 +213,14 @@ class KernelPlan:
     def _quantized_bytes(self, tensor: TensorInfo) -> int:
         assert self.form.quantization is not None
         if self.quantized is Kernel.TORCH_INT4:
-            return int4_bytes(*self._out_in(tensor), self.form.dtype)
+            return int4_bytes(*self.out_in(tensor), self.form.dtype)
         if self.quantized is Kernel.TORCH_NESTED:
-            return nested_bytes(*self._out_in(tensor), self.form.dtype)
+            return nested_bytes(*self.out_in(tensor), self.form.dtype)
         if self.quantized is Kernel.TORCH_INT8:
-            return int8_bytes(*self._out_in(tensor), self.form.dtype)
+            return int8_bytes(*self.out_in(tensor), self.form.dtype)
         return quantized_bytes(tensor.numel, self.form.quantization)
 
-    def _out_in(self, tensor: TensorInfo) -> tuple[int, int]:
+    def out_in(self, tensor: TensorInfo) -> tuple[int, int]:
         """The outputs and inputs of a linear's weight."""
         first, second = tensor.shape
         return (second, first) if self.transposed else (first, second)
@@ -233,6 +235,7 @@ def plan_kernels(
     head: tuple[int, int],
     form: Form,
     products_of: ProductsOf | None = None,
+    head_in_8_bits: HeadIn8Bits | None = None,
 ) -> KernelPlan:
     """Chooses the kernels for a model; see the table above.
 
@@ -240,15 +243,15 @@ def plan_kernels(
         head: the shape of the LM head, ``(vocabulary, inputs)``.
         products_of: the products of bfloat16 weights on a CPU; by default
             `KernelChoices.expected`.
+        head_in_8_bits: whether a bfloat16 LM head on a CPU is faster in 8 bits; by default
+            `KernelChoices.expected_head_in_8_bits`.
     """
     stored = model.config.get("quantization_config")
     kind = form.quantization or _stored_kind(stored)
     quantized = None if kind is None else _KERNELS[kind]
     is_listed = model.config.get("model_type") in FAMILIES  # other code may access its weights
-    if not (is_listed and form.dtype == torch.bfloat16 and form.device.type == "cpu"):
-        products_of = None
-    elif products_of is None:
-        products_of = choices_here().expected
+    is_measured = is_listed and form.dtype == torch.bfloat16 and form.device.type == "cpu"
+    products_of = (products_of or choices_here().expected) if is_measured else None
     plan = KernelPlan(
         form,
         quantized,
@@ -261,9 +264,13 @@ def plan_kernels(
     plan = replace(plan, head=Kernel(plan.products_of(*head).one))
     is_small = kind == "bnb-4bit" or kind in OWN_KINDS
     choice = form.quantize_head or ("auto" if is_small else "off")
-    if is_listed and choice == "auto" and _head_fits_8_bits(plan, model, head):
+    if not (is_listed and choice == "auto" and _head_fits_8_bits(plan, model, head)):
+        return plan
+    if not is_measured:
         return replace(plan, head=Kernel.TORCH_INT8)
-    return plan
+    head_in_8_bits = head_in_8_bits or choices_here().expected_head_in_8_bits
+    plan = replace(plan, head_may_have_8_bits=True)
+    return replace(plan, head=Kernel.TORCH_INT8) if head_in_8_bits(*head) else plan
 
 
 def _stored_kind(stored: Any) -> Quantization | None:
@@ -273,40 +280,6 @@ def _stored_kind(stored: Any) -> Quantization | None:
     if stored.get("load_in_4bit"):
         return "bnb-4bit"
     return "bnb-8bit" if stored.get("load_in_8bit") else None
-
-
-def joint_shapes(model: Description) -> dict[str, tuple[int, int]]:
-    """The shapes of joint products, by the names of the weights that they join."""
-    by_name = {
-        tensor.name: tensor.shape
-        for tensor in model.tensors
-        if tensor.layer is not None and len(tensor.shape) == 2 and not tensor.is_expert
-    }
-    found: dict[str, tuple[int, int]] = {}
-    for names in JOINED:
-        first = f".{names[0]}.weight"
-        for prefix in [name.removesuffix(first) for name in by_name if name.endswith(first)]:
-            members = [f"{prefix}.{name}.weight" for name in names]
-            if all(member in by_name for member in members):
-                outputs = sum(by_name[member][0] for member in members)
-                found |= dict.fromkeys(members, (outputs, by_name[members[0]][1]))
-    return found
-
-
-def float_shapes(
-    model: Description, head: tuple[int, int], plan: KernelPlan
-) -> list[tuple[int, int]]:
-    """The shapes of the weights that multiply with the products of `KernelChoices`."""
-    if plan.float_products is None:
-        return []
-    shapes = set() if plan.head_in_8_bits else {head}
-    if not plan.transposed:  # GPT-2's layers have no linears
-        shapes |= {
-            plan.product_shape(tensor)
-            for tensor in model.tensors
-            if tensor.layer is not None and len(tensor.shape) == 2 and not plan.quantizes(tensor)
-        }
-    return sorted(shape for shape in shapes if shape[0] * shape[1] >= TINY)
 
 
 def _head_fits_8_bits(plan: KernelPlan, model: Description, head: tuple[int, int]) -> bool:

@@ -5,8 +5,12 @@
 | torch            | plain  | `torch.nn.functional.linear`                                         |
 | torch mv         | plain  | `torch.mv`; for one row                                              |
 | torch in float32 | plain  | converts parts of the weight, multiplies in float32; for several     |
+| weight first     | plain  | the weight times the rows, transposed; for 2 to 16                   |
 | oneDNN packed    | packed | oneDNN's kernel on blocks in its own order                           |
 | … four rows      | packed | the same with one row four times: alone it has too few sums at once  |
+
+Before each product oneDNN reorders the second factor. The weight comes second in `linear`, so that
+this takes longer than the product itself if there are few rows.
 
 The processor decides which one is fastest, and its features do not tell: `measure` does. A
 plain weight stays where it is, mapped from its file. A packed one is a copy. Knows nothing of files
@@ -40,6 +44,7 @@ class Product(StrEnum):
     LINEAR = "torch"
     MV = "torch mv"
     FLOAT32 = "torch in float32"
+    WEIGHT_FIRST = "torch, weight first"
     PACKED = "oneDNN packed"
     PACKED_FOUR = "oneDNN packed, four rows"
 
@@ -54,6 +59,8 @@ class Product(StrEnum):
 
 
 FOR_ONE_ROW = frozenset({Product.MV, Product.PACKED_FOUR})
+# Of many rows the result, which must be transposed, costs more than this product saves.
+FOR_SOME_ROWS = frozenset({Product.WEIGHT_FIRST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,8 @@ class Products:
             raise ValueError("some products are packed, and some are not")
         if FOR_ONE_ROW & set(several):
             raise ValueError("a product for one row cannot have several")
+        if FOR_SOME_ROWS & {self.one, self.many}:
+            raise ValueError("a product for some rows cannot have one or many")
 
     @property
     def packed(self) -> bool:
@@ -130,6 +139,12 @@ def _in_float32(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found
 
 
+def _weight_first(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return (weight @ rows.T).T.contiguous()
+    return torch.addmm(bias[:, None], weight, rows.T).T.contiguous()
+
+
 def _packed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return found
@@ -143,6 +158,7 @@ _FUNCTIONS: dict[Product, Multiply] = {
     Product.LINEAR: linear,
     Product.MV: _by_mv,
     Product.FLOAT32: _in_float32,
+    Product.WEIGHT_FIRST: _weight_first,
     Product.PACKED: _packed,
     Product.PACKED_FOUR: _four_times,
 }

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int4_rounding import Groups
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.measure_small import Kind
 from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.kernels.plan import Kernel, KernelPlan
 
@@ -24,6 +25,13 @@ IN_LAYER = re.compile(r"\.\d+\.")
 Read = Callable[[Tensor], Tensor]
 ReadGroups = Callable[[Tensor], Callable[[slice], Groups] | None]
 Small = FourBitLinear | NestedLinear | EightBitLinear
+# The most rows that torch's kernel multiplies, for a kind and a shape; None if not measured.
+RowsOf = Callable[[Kind, int, int], int | None]
+_KINDS: dict[type, Kind] = {
+    EightBitLinear: "int8",
+    FourBitLinear: "int4",
+    NestedLinear: "nested",
+}
 
 
 @torch.inference_mode()
@@ -105,3 +113,13 @@ class _Waiting(nn.Module):
         """The weight ``[out, in]``."""
         values = self._read(self._linear.weight.detach())
         return values.T if self._is_transposed else values
+
+
+def use_measured_rows(causal_lm: nn.Module, rows_of: RowsOf) -> None:
+    """Gives linears in fewer bits, joined or not, the numbers of rows that were measured."""
+    for module in causal_lm.modules():
+        kind = _KINDS.get(type(module))
+        if kind is not None:
+            small: Any = module
+            rows = rows_of(kind, small.out_features, small.in_features)
+            small.kernel_rows = small.kernel_rows if rows is None else rows

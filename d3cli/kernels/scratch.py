@@ -32,3 +32,15 @@ def scratch(numel: int, dtype: torch.dtype, slot: int = 0) -> Tensor:
         with torch.inference_mode(mode=False):  # so that it can be written to in either mode
             kept = _buffers.kept[dtype, slot] = torch.empty(numel, dtype=dtype)
     return kept[:numel]
+
+
+def usual_rows(dtype: torch.dtype, few: int) -> int:
+    """The most rows for which torch's kernels for fewer bits are used, unless it was measured.
+
+    In float32 they are slower than unpacking even for one row.
+
+    Args:
+        dtype: of the activations.
+        few: the number for bfloat16.
+    """
+    return 0 if dtype == torch.float32 else few

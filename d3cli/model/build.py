@@ -17,12 +17,13 @@ from d3cli.base.progress import ByteProgress
 from d3cli.depth.families import Family
 from d3cli.files.json_files import BROKEN_FILES
 from d3cli.kernels.bnb_linear import pack_for_cpu, quantization_config
+from d3cli.kernels.choices import choices_here
 from d3cli.kernels.int8_linear import quantize_head
 from d3cli.kernels.joint_linear import join_quantized, place_and_join
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import import_bitsandbytes, no_progress_bar, prepare_quantization
 from d3cli.kernels.quantization import OWN_KINDS
-from d3cli.kernels.quantized_linears import quantize_linears
+from d3cli.kernels.quantized_linears import quantize_linears, use_measured_rows
 from d3cli.model.check import OLD_BUFFERS
 from d3cli.model.checkpoint import Checkpoint
 from d3cli.model.config import model_class, without_choices
@@ -82,6 +83,7 @@ def load_weights(
         quantize_head(model, weights.rows)
     if plan.float_products is not None:
         place_and_join(model, plan, weights.read, progress.add)
+        use_measured_rows(model, choices_here().kernel_rows)
     weights.fill(model)
     if plan.form.device.type == "cpu":
         _pack_4_bits(name, model, progress)

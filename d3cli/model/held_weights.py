@@ -8,7 +8,8 @@ from typing import Any
 from d3cli.files.lazy_weights import REOPEN_AFTER
 from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.kernels.choices import KernelChoices
-from d3cli.kernels.plan import Form, KernelPlan, float_shapes, plan_kernels
+from d3cli.kernels.measured_shapes import measured_shapes
+from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
 from d3cli.kernels.quantization import OWN_KINDS
 from d3cli.model.config import config_errors
 
@@ -26,8 +27,9 @@ def plan_for(
 
     Args:
         config: its parsed config.
-        choices: measures the products that are not known yet. By default nothing is measured, and
-            weights with unknown products count as packed, which takes the most memory.
+        choices: measures what is not known yet. By default nothing is measured: weights with
+            unknown products count as packed, and the LM head as bfloat16, which takes the most
+            memory.
 
     Raises:
         ModelError: the config makes no sense.
@@ -36,9 +38,9 @@ def plan_for(
         head = head_shape(config)
         if choices is None:
             return plan_kernels(model, head, form)
-        plan = plan_kernels(model, head, form, choices.expected)
-        choices.prepare(float_shapes(model, head, plan))
-        return plan_kernels(model, head, form, choices.current)
+        plan = plan_kernels(model, head, form, choices.expected, choices.expected_head_in_8_bits)
+        choices.prepare(measured_shapes(model, head, plan))
+        return plan_kernels(model, head, form, choices.current, choices.head_in_8_bits)
 
 
 def head_shape(config: Any) -> tuple[int, int]:

@@ -248,6 +248,15 @@ def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
             f"{len(unfit)} linears are not quantized, since the kernel does not take their shapes: "
             f"{', '.join(unfit[:3])}{', …' if len(unfit) > 3 else ''}"
         )
+    form = plan.kernels.form
+    if form.quantization in OWN_KINDS and form.dtype == torch.float32:
+        notes.append(
+            (
+                "torch's kernels for 8 and 4 bits are slow with activations in float32: with ",
+                Setting("dtype", "bfloat16"),
+                " a token takes much less time",
+            )
+        )
     if plan.kernels.form.in_4_bits_on_cpu and not bnb_is_fast():
         notes.append(
             (

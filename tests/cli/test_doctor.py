@@ -8,16 +8,20 @@ import torch
 from transformers import LlamaConfig
 
 from d3cli.base.errors import ModelError
+from d3cli.cli.doctor.command import CHOICES
 from d3cli.cli.doctor.probe import SHAPES, expected_speeds, forms, kernels, read_bandwidth
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.kernels import choices
 from d3cli.kernels.int4_linear import int4_bytes
 from d3cli.kernels.measure import Measured
+from d3cli.kernels.measure_small import UNLIMITED, MeasuredHead, MeasuredRows
 from d3cli.kernels.products import Product, Products
 from d3cli.model.load import load_model
 from d3cli.model.origin import Origin
 from tests.conftest import D3
 
 CPU = torch.device("cpu")
+ROWS = {"int8": 4, "int4": UNLIMITED}
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +136,12 @@ def measures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setenv("D3_KERNELS", "auto")
     monkeypatch.setattr("d3cli.kernels.choices.measure", measure)
+    monkeypatch.setattr(
+        "d3cli.kernels.choices.measure_rows", lambda kind, *_: MeasuredRows(ROWS[kind], True)
+    )
+    monkeypatch.setattr(
+        "d3cli.kernels.choices.measure_head", lambda *_: MeasuredHead(True, 0.5, True)
+    )
     monkeypatch.setattr("d3cli.kernels.choices.machine_is_busy", lambda: False)
     monkeypatch.setattr("d3cli.kernels.choices.bfloat16_is_fast", lambda *_: True)
     return shapes
@@ -145,6 +155,10 @@ def test_the_kernels_are_measured_once(d3: D3, measures: list[tuple[int, int]]) 
     (row,) = (line for line in shown.out.splitlines() if line.startswith("2048 × 8192"))
     assert row.split("\t")[1:5] == ["torch mv", "30 GB/s", "1.50", "torch"]
     assert "oneDNN packed is out: could not create a primitive" in row
+    assert "\t".join(CHOICES) in shown.out
+    assert "int8, 2048 × 8192\t1 to 4 tokens\t5 and more" in shown.out
+    assert "int4, 2048 × 8192\tall tokens" in shown.out
+    assert "128256 × 2048\t8 bits\t0.50" in shown.out
     assert "were measured" in shown.err
     count = len(measures)
     again = d3("doctor", "--json")
@@ -168,3 +182,21 @@ def test_tune_measures_all_shapes_again(d3: D3, measures: list[tuple[int, int]])
     assert set(measures) == known
     assert (128, 384) in known
     assert len(measures) == len(known)
+
+
+def test_tune_on_a_busy_machine_says_that_it_measured_nothing(
+    d3: D3, measures: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d3cli.kernels.choices.machine_is_busy", lambda: True)
+    choices._choices.cache_clear()
+    result = d3("doctor", "--tune")
+    assert result.code == 1
+    assert result.err.count("error: no kernel was measured: other programs keep this machine busy")
+    assert measures == []
+    assert d3("doctor").code == 0
+
+
+def test_tune_where_measuring_is_switched_off(d3: D3) -> None:
+    result = d3("doctor", "--tune")
+    assert result.code == 1
+    assert "error: no kernel was measured: D3_KERNELS is torch" in result.err

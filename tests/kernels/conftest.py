@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from d3cli.files.safetensors import Description
-from d3cli.kernels.choices import KernelChoices, _choices
+from d3cli.kernels.choice_file import Wanted
+from d3cli.kernels.choices import KernelChoices, Meters, _choices
+from d3cli.kernels.joint_shapes import joint_shapes
 from d3cli.kernels.measure import Measured
-from d3cli.kernels.plan import TINY, joint_shapes
+from d3cli.kernels.measure_small import MeasuredHead, MeasuredRows
+from d3cli.kernels.plan import TINY
 from d3cli.kernels.products import Products, can_pack
 
 needs_packing = pytest.mark.skipif(
@@ -21,6 +24,21 @@ KeepChoices = Callable[[Description, Products], None]
 def measured(products: Products, *, steady: bool = True) -> Measured:
     """As if a shape had been measured."""
     return Measured(products, speed=3e10, torch_speed=2e10, steady=steady, failed={})
+
+
+def meters(
+    products: Callable[[int, int], Measured],
+    *,
+    rows: int = 4,
+    head_in_8_bits: bool = True,
+    steady: bool = True,
+) -> Meters:
+    """Meters without a clock, which find the same for every shape in 8 or 4 bits and every head."""
+    return Meters(
+        products,
+        lambda *_: MeasuredRows(rows, steady),
+        lambda *_: MeasuredHead(head_in_8_bits, 0.5, steady),
+    )
 
 
 def forget_choices() -> None:
@@ -36,8 +54,9 @@ def keep_choices(monkeypatch: pytest.MonkeyPatch) -> KeepChoices:
         monkeypatch.setenv("D3_KERNELS", "auto")
         shapes = [tensor.shape for tensor in model.tensors if len(tensor.shape) == 2]
         shapes += joint_shapes(model).values()
-        choices = KernelChoices(lambda *_: measured(products), lambda: False)
-        choices.prepare(((a, b) for a, b in shapes if a * b >= TINY), again=True)
+        choices = KernelChoices(meters(lambda *_: measured(products)), lambda: False)
+        weights: list[Wanted] = [("bfloat16", a, b) for a, b in shapes if a * b >= TINY]
+        choices.prepare(weights, again=True)
         forget_choices()
 
     return keep

@@ -14,14 +14,20 @@ import torch
 
 from d3cli.base.errors import UsageError
 from d3cli.kernels import choices as module
-from d3cli.kernels.choice_file import MOST_MACHINES, Machine, choices_file
+from d3cli.kernels.choice_file import MOST_MACHINES, Machine, Wanted, choices_file
 from d3cli.kernels.choices import BUSY, DAMAGED, TYPICAL, KernelChoices, choices_here
 from d3cli.kernels.measure import Measured
+from d3cli.kernels.measure_small import MeasuredHead
 from d3cli.kernels.products import PACKED, Product, Products
 from tests.conftest import D3
-from tests.kernels.conftest import measured
+from tests.kernels.conftest import measured, meters
 
 MV, SHAPE = Products(one=Product.MV), (2048, 4096)
+
+
+def half(*shape: int) -> Wanted:
+    """Weights of a shape in bfloat16."""
+    return "bfloat16", shape[0], shape[1]
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +48,12 @@ class Meter:
 
 
 def choices(meter: Callable[[int, int], Measured], *, busy: bool = False) -> KernelChoices:
-    return KernelChoices(meter, lambda: busy)
+    return KernelChoices(meters(meter), lambda: busy)
 
 
 def of(found: KernelChoices) -> Products:
     """The products of a shape, measured if need be."""
-    found.prepare([SHAPE])
+    found.prepare([half(*SHAPE)])
     return found.current(*SHAPE)
 
 
@@ -70,12 +76,12 @@ def test_what_was_measured_is_kept() -> None:
 def test_shapes_are_measured_once_and_together() -> None:
     meter = Meter()
     found = choices(meter)
-    found.prepare([SHAPE, (64, 512), SHAPE])
+    found.prepare([half(*SHAPE), half(64, 512), half(*SHAPE)])
     assert meter.shapes == [SHAPE, (64, 512)]
     assert len(found.notes) == 1
-    found.prepare([SHAPE], again=True)
+    found.prepare([half(*SHAPE)], again=True)
     assert meter.shapes == [SHAPE, (64, 512), SHAPE]
-    assert sorted(choice.shape for choice in found.here.choices) == [(64, 512), SHAPE]
+    assert sorted(choice.wanted[1:] for choice in found.here.choices) == [(64, 512), SHAPE]
 
 
 def test_packed_products_do_not_count_where_weights_cannot_be_packed(
@@ -145,12 +151,13 @@ class TestAFileThatCannotBeUsed:
             b"\x00\xff",
             b"{",
             b"[]",
-            b'{"schema": 2, "machines": []}',
-            b'{"schema": 1, "machines": [{"machine": {}}]}',
-            b'{"schema": 1, "machines": "none"}',
+            b'{"schema": 1, "machines": []}',
+            b'{"schema": 3, "machines": []}',
+            b'{"schema": 2, "machines": [{"machine": {}}]}',
+            b'{"schema": 2, "machines": "none"}',
             b" " * (2 << 20),
         ],
-        ids=["empty", "binary", "cut", "a list", "newer", "lacking", "words", "large"],
+        ids=["empty", "binary", "cut", "a list", "older", "newer", "lacking", "words", "large"],
     )
     def test_it_is_measured_again_and_replaced(self, content: bytes) -> None:
         choices_file().write_bytes(content)
@@ -225,7 +232,7 @@ def test_a_busy_machine_takes_what_was_measured_with_more_threads(
 def test_a_machine_that_becomes_busy_keeps_torchs_own_for_now() -> None:
     meter = Meter(steady=False)
     found = choices(meter)
-    found.prepare([SHAPE])
+    found.prepare([half(*SHAPE)])
     assert found.notes == [BUSY]
     assert meter.shapes == [SHAPE] * module.TRIES
     assert found.here.choices == ()
@@ -240,17 +247,17 @@ def test_a_machine_that_becomes_busy_is_not_kept_waiting() -> None:
         return measured(MV, steady=len(shapes) == 1)
 
     found = choices(measure)
-    found.prepare([SHAPE, (64, 512), (64, 1024)])
+    found.prepare([half(*SHAPE), half(64, 512), half(64, 1024)])
     assert shapes == [SHAPE, *[(64, 512)] * module.TRIES]
     assert said(found, "for one shape of weights were measured")
     assert BUSY in found.notes
-    assert [choice.shape for choice in choices(measure).here.choices] == [SHAPE]
+    assert [choice.wanted[1:] for choice in choices(measure).here.choices] == [SHAPE]
 
 
 def test_a_slow_machine_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LIMIT_S", -1.0)
     meter = Meter()
-    choices(meter).prepare([SHAPE])
+    choices(meter).prepare([half(*SHAPE)])
     assert meter.shapes == []
 
 
@@ -259,7 +266,7 @@ def test_the_switch_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D3_KERNELS", "torch")
     meter = Meter()
     found = choices(meter)
-    found.prepare([(8, 8)], again=True)
+    found.prepare([half(8, 8)], again=True)
     assert of(found) == found.expected(*SHAPE) == Products()
     assert not found.bfloat16_is_fast()
     assert meter.shapes == []
@@ -330,3 +337,58 @@ def test_the_same_object_serves_a_process(monkeypatch: pytest.MonkeyPatch, tmp_p
     before = choices_here()
     monkeypatch.setenv("D3_HOME", str(tmp_path))
     assert choices_here() is not before
+
+
+class TestWeightsInFewerBits:
+    WANTED: Wanted = ("int4", 2048, 4096)
+    HEAD: Wanted = ("head", 2048, 4096)
+
+    def test_rows_and_heads_are_kept_like_products(self) -> None:
+        own = meters(Meter(), rows=16, head_in_8_bits=False)
+        found = KernelChoices(own, lambda: False)
+        assert found.kernel_rows(*self.WANTED) is None
+        assert found.head_in_8_bits(*SHAPE)
+        assert not found.expected_head_in_8_bits(*SHAPE)
+        assert found.prepare([half(*SHAPE), self.WANTED, self.HEAD]) == 3
+        other = KernelChoices(meters(Meter(Products()), rows=1), lambda: False)
+        assert other.prepare([half(*SHAPE), self.WANTED, self.HEAD]) == 0
+        for each in (found, other):
+            assert each.kernel_rows(*self.WANTED) == 16
+            assert each.kernel_rows("int8", 2048, 4096) is None
+            assert not each.head_in_8_bits(*SHAPE)
+            assert each.current(*SHAPE) == MV
+        assert other.prepare([self.WANTED], again=True) == 1
+        assert other.kernel_rows(*self.WANTED) == 1
+
+    def test_an_lm_head_competes_with_the_product_chosen_for_it(self) -> None:
+        seen: list[tuple[Any, ...]] = []
+
+        def head(*words: Any) -> MeasuredHead:
+            seen.append(words)
+            return MeasuredHead(True, 0.5, steady=True)
+
+        own = replace(meters(Meter()), head=head)
+        KernelChoices(own, lambda: False).prepare([half(*SHAPE), self.HEAD])
+        assert seen == [(*SHAPE, Product.MV)]
+
+    def test_a_machine_that_becomes_busy_keeps_the_fixed_numbers(self) -> None:
+        found = KernelChoices(meters(Meter(), steady=False), lambda: False)
+        assert found.prepare([self.WANTED]) == 0
+        assert found.notes == [BUSY]
+        assert found.kernel_rows(*self.WANTED) is None
+
+    def test_the_switch_measures_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("D3_KERNELS", "torch")
+        found = KernelChoices(meters(Meter(), head_in_8_bits=False), lambda: False)
+        assert found.prepare([self.WANTED, self.HEAD]) == 0
+        assert found.kernel_rows(*self.WANTED) is None
+        assert found.head_in_8_bits(*SHAPE)
+        assert found.expected_head_in_8_bits(*SHAPE)
+
+    def test_numbers_that_no_measurement_finds(self) -> None:
+        KernelChoices(meters(Meter(), rows=16), lambda: False).prepare([self.WANTED])
+        kept = choices_file().read_text()
+        choices_file().write_text(kept.replace('"kernel_rows": 16', '"kernel_rows": 17'))
+        found = KernelChoices(meters(Meter()), lambda: False)
+        assert found.kernel_rows(*self.WANTED) is None
+        assert DAMAGED in found.notes

@@ -26,6 +26,7 @@ BY_PRODUCT = {
     Product.LINEAR: Products(),
     Product.MV: Products(one=Product.MV),
     Product.FLOAT32: Products(few=Product.FLOAT32, some=Product.FLOAT32, many=Product.FLOAT32),
+    Product.WEIGHT_FIRST: Products(few=Product.WEIGHT_FIRST, some=Product.WEIGHT_FIRST),
     Product.PACKED: PACKED,
     Product.PACKED_FOUR: replace(PACKED, one=Product.PACKED_FOUR),
 }
@@ -104,12 +105,14 @@ def test_the_number_of_rows_chooses() -> None:
         {"one": Product.PACKED},
         {"many": Product.PACKED},
         {"few": Product.MV},
+        {"one": Product.WEIGHT_FIRST},
+        {"many": Product.WEIGHT_FIRST},
         {"one": Product.PACKED, "few": Product.PACKED_FOUR},
     ],
     ids=str,
 )
 def test_products_that_no_weight_can_have_together(wrong: dict[str, Product]) -> None:
-    with pytest.raises(ValueError, match=r"packed|for one row"):
+    with pytest.raises(ValueError, match=r"packed|for one row|for some rows"):
         Products(**wrong)
 
 

@@ -5,12 +5,15 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from d3cli.kernels import contest
 from d3cli.kernels import measure as module
-from d3cli.kernels.measure import Outcome, bfloat16_is_fast, compare, decide, measure
+from d3cli.kernels.contest import Outcome, Watch, compare
+from d3cli.kernels.measure import bfloat16_is_fast, decide, measure
 from d3cli.kernels.products import PACKED, Product, Products
 from tests.kernels.conftest import needs_packing
 
 LINEAR, MV, FLOAT32 = Product.LINEAR, Product.MV, Product.FLOAT32
+FIRST = Product.WEIGHT_FIRST
 PACK, FOUR = Product.PACKED, Product.PACKED_FOUR
 
 
@@ -124,8 +127,8 @@ def test_a_thread_that_others_stop_is_noticed(
     """All candidates may be slowed down alike: their rounds do not show it."""
     times = {"perf_counter": 0.0, "thread_time": 0.0}
     for name in times:
-        monkeypatch.setattr(module.time, name, lambda name=name: times[name])
-    watch = module._Watch()
+        monkeypatch.setattr(contest.time, name, lambda name=name: times[name])
+    watch = Watch()
     times |= {"perf_counter": 10.0, "thread_time": own}
     assert watch.is_awake == awake
 
@@ -133,6 +136,7 @@ def test_a_thread_that_others_stop_is_noticed(
 def rows(**seconds: float) -> Outcome[Product]:
     """An outcome with the same time in each round; `linear` takes one second."""
     names = {"linear": LINEAR, "mv": MV, "wide": FLOAT32, "pack": PACK, "four": FOUR}
+    names["first"] = FIRST
     return Outcome(
         LINEAR, {names[name]: [s] * 3 for name, s in ({"linear": 1.0} | seconds).items()}
     )
@@ -165,13 +169,15 @@ def test_what_is_chosen(
 def test_each_number_of_rows_chooses_for_itself() -> None:
     several = {"few": rows(wide=2.0), "some": rows(wide=1.0), "many": rows(wide=0.5)}
     assert decide(rows(), several) == Products(many=FLOAT32)
+    several = {"few": rows(first=0.5), "some": rows(first=0.6, wide=0.5), "many": rows()}
+    assert decide(rows(), several) == Products(few=FIRST, some=FLOAT32)
 
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the real candidates, a few times."""
     monkeypatch.setattr(module, "POOL_BYTES", 1 << 16)
-    monkeypatch.setattr(module, "VISIT_S", 0.0)
+    monkeypatch.setattr(contest, "VISIT_S", 0.0)
 
 
 @pytest.mark.usefixtures("little")
@@ -190,11 +196,12 @@ class TestWithRealProducts:
         one, *several = compared
         assert {LINEAR, MV} <= one
         assert all({LINEAR, FLOAT32} <= each for each in several)
+        assert [FIRST in each for each in compared] == [False, True, True, False]
         assert len(several) == 3
 
     @needs_packing
     def test_packed_ones_are_compared_where_they_run(self) -> None:
-        candidates, failed = module._exact_products(module._weight(256, 128))
+        candidates, failed = module._exact_products(module.random_weight(256, 128))
         assert set(candidates) == set(Product)
         assert failed == {}
 
@@ -212,7 +219,7 @@ class TestWithRealProducts:
         def broken(*_: object) -> torch.Tensor:
             raise RuntimeError("could not create a primitive")
 
-        for product in (MV, FLOAT32):
+        for product in (MV, FLOAT32, FIRST):
             monkeypatch.setitem(module_functions(), product, broken)
         found = measure(256, 128)
         assert found.failed[MV] == found.failed[FLOAT32] == "could not create a primitive"
@@ -220,7 +227,7 @@ class TestWithRealProducts:
 
     def test_a_large_weight_is_measured_in_part(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MOST_WEIGHTS", 1 << 12)
-        assert module._weight(1 << 40, 64).shape == (64, 64)
+        assert module.random_weight(1 << 40, 64).shape == (64, 64)
 
 
 def module_functions() -> dict[Product, object]:
@@ -242,5 +249,5 @@ def test_bfloat16_must_not_be_slower_than_float32(
         for seconds in (one, many)
     ]
     monkeypatch.setattr(module, "compare", lambda *_, **__: outcomes.pop(0))
-    monkeypatch.setattr(module, "AWAKE", 0.0)
+    monkeypatch.setattr(contest, "AWAKE", 0.0)
     assert bfloat16_is_fast(Products(), 16, 16) == fast

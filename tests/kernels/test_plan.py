@@ -9,15 +9,24 @@ from torch import nn
 
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
 from d3cli.kernels.choice_file import choices_file
+from d3cli.kernels.choices import KernelChoices
 from d3cli.kernels.float_linear import FloatLinear
-from d3cli.kernels.plan import Form, Kernel, KernelPlan, float_shapes, plan_kernels
+from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.measured_shapes import float_shapes, measured_shapes
+from d3cli.kernels.plan import Form, Kernel, KernelPlan, plan_kernels
 from d3cli.kernels.products import PACKED, Product, Products
 from d3cli.model.config import parse_config
 from d3cli.model.held_weights import head_shape, plan_for
 from d3cli.model.load import load_model
 from d3cli.model.memory import predict_memory
 from tests.conftest import BUILTIN_PATH
-from tests.kernels.conftest import KeepChoices, forget_choices, needs_packing
+from tests.kernels.conftest import (
+    KeepChoices,
+    forget_choices,
+    measured,
+    meters,
+    needs_packing,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -25,7 +34,9 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 def planned(model: Description, form: Form) -> KernelPlan:
     """The plan of a machine on which packed weights are the fastest for every shape."""
-    return plan_kernels(model, head_shape(parse_config(model)), form, lambda *_: PACKED)
+    return plan_kernels(
+        model, head_shape(parse_config(model)), form, lambda *_: PACKED, lambda *_: True
+    )
 
 
 def described(hidden: int = 2048, heads: int = 32, layers: int = 16, **more: Any) -> Description:
@@ -138,6 +149,61 @@ def test_the_shapes_to_measure_are_those_of_bfloat16_products() -> None:
         (Form(BF16, CPU, "int4", "off"), [head]),
     ):
         assert float_shapes(model, head, planned(model, form)) == shapes
+
+
+def test_what_is_measured_for_weights_in_fewer_bits() -> None:
+    """Joint products as one shape, and the LM head after the same shape in bfloat16."""
+    model, head = described(), (128256, 2048)
+    names = ("q_proj", "k_proj", "v_proj")
+    parts = [
+        TensorInfo(f"model.layers.0.self_attn.{name}.weight", "BF16", (64 * (1 + at), 2048))
+        for at, name in enumerate(names)
+    ]
+    model = replace(model, tensors=(*model.tensors[:2], *parts))
+    for kind in ("int8", "int4", "nested"):
+        form = Form(BF16, CPU, kind)
+        slow_head = plan_kernels(model, head, form, lambda *_: PACKED, lambda *_: False)
+        assert slow_head.head is Kernel.PACKED
+        small = [("int8", *head), (kind, 384, 2048), (kind, 8 * 2048, 4 * 2048)]
+        assert measured_shapes(model, head, slow_head) == [
+            ("bfloat16", *head),
+            *sorted(small),
+            ("head", *head),
+        ]
+    assert measured_shapes(model, head, planned(model, Form(FP32, CPU, "int4"))) == []
+
+
+def test_the_head_stays_in_bfloat16_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until it was measured, memory for bfloat16 is counted."""
+    monkeypatch.setenv("D3_KERNELS", "auto")
+    model = describe_directory("demo", BUILTIN_PATH)
+    form, config = Form(BF16, CPU, "int4"), parse_config(model)
+    assert not plan_for(model, config, form).head_in_8_bits
+    unknown = predict_memory(model, dtype=BF16, quantization="int4")
+    for faster in (True, False):
+        choices_file().unlink(missing_ok=True)
+        own = meters(lambda *_: measured(Products()), head_in_8_bits=faster)
+        choices = KernelChoices(own, lambda: False)
+        assert plan_for(model, config, form, choices).head_in_8_bits == faster
+        forget_choices()
+        assert predict_memory(model, dtype=BF16, quantization="int4").weights <= unknown.weights
+        loaded = load_model(dtype="bfloat16", device="cpu", quantization="int4").causal_lm
+        assert (type(loaded.lm_head) is EightBitLinear) == faster
+
+
+def test_a_loaded_model_follows_the_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("D3_KERNELS", "auto")
+    model = describe_directory("demo", BUILTIN_PATH)
+    for kind in ("int8", "int4", "nested"):
+        choices = KernelChoices(meters(lambda *_: measured(Products()), rows=4), lambda: False)
+        plan_for(model, parse_config(model), Form(BF16, CPU, kind), choices)
+        forget_choices()
+        loaded = load_model(dtype="bfloat16", device="cpu", quantization=kind).causal_lm
+        layer = loaded.model.layers[0]
+        products = [layer.self_attn.q_proj.joint.product, layer.mlp.down_proj, loaded.lm_head]
+        assert [product.kernel_rows for product in products] == [4, 4, 4]
 
 
 def test_unless_they_were_measured_packed_weights_are_expected(

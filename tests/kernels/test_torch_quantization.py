@@ -214,6 +214,14 @@ class TestRefusals:
             check_model(description, quantization="int4", device="cpu", full_depth_only=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_warned_of(kind: str) -> None:
+    for dtype in ("float32", "bfloat16"):
+        notes = map(spelled, load_model(device="cpu", quantization=kind, dtype=dtype).notes)
+        warned = [note for note in notes if "slow with activations in float32" in note]
+        assert ["bfloat16" in note for note in warned] == [True] * (dtype == "float32")
+
+
 def test_bnb_4bit_names_int4_where_its_kernel_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")
     for fast in (True, False):

@@ -1,5 +1,6 @@
 """``d3 doctor``: what this machine has, whether d3 works on it, and how fast models can be."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -11,9 +12,17 @@ from d3cli.cli.output import Output
 from d3cli.kernels.lean_imports import import_libraries
 
 SCHEMA = 1
-
-
-CHOICES = ("bfloat16 weights", "kernel for one token", "", "× torch", "for many tokens", "")
+# Headings of the kernels chosen. A candidate that is left out raised, or was not exact.
+CHOICES = (
+    "bfloat16 weights",
+    "kernel for one token",
+    "reads",
+    "× torch's speed",
+    "kernel for many tokens",
+    "left out",
+)
+ROWS = ("weights in fewer bits", "torch's kernel for", "unpacked for", "left out")
+HEADS = ("LM head", "beside layers in fewer bits", "time in 8 bits × bfloat16's")
 TUNE_HELP = "Measure again which kernels are the fastest here. Best on an idle machine."
 
 
@@ -25,7 +34,8 @@ def doctor(
     """Examine this machine: versions, processor, memory, GPU, kernels, expected speed.
 
     Measures for a second how fast memory can be read, and asks the built-in model to add two
-    numbers. The kernels for weights in bfloat16 are measured once, and kept for all commands.
+    numbers. The kernels for weights in 16, 8 and 4 bits are measured once, and kept for all
+    commands.
 
     A token takes at least as long as reading the weights, so bandwidth divided by their size is the
     most tokens per second that any program can reach.
@@ -43,9 +53,15 @@ def doctor(
     else:
         output.table(("this machine", ""), _facts(found))
         output.write("\n")
-        if rows := _choices(found["kernel_choices"]["choices"]):
-            output.table(CHOICES, rows)
-            output.write("\n")
+        chosen = found["kernel_choices"]
+        for headings, rows in (
+            (CHOICES, _choices(chosen["choices"])),
+            (ROWS, _rows(chosen["rows"])),
+            (HEADS, _heads(chosen["heads"])),
+        ):
+            if rows:
+                output.table(headings, rows, headed=True)
+                output.write("\n")
         output.table(
             ("expected at most", "weights", "", "full depth", "depth 0.6", ""),
             [_speed(row) for row in found["expected"]],
@@ -59,7 +75,22 @@ def doctor(
             "d3 doctor --json",
         )
         return 1
+    if tune and not found["kernel_choices"]["measured"]:
+        output.error(*_why_not_measured())
+        return 1
     return 0
+
+
+def _why_not_measured() -> tuple[str, str]:
+    """Why --tune measured nothing, and what to do."""
+    from d3cli.kernels.choices import SWITCH
+
+    if os.environ.get(SWITCH) == "torch":
+        return f"no kernel was measured: {SWITCH} is torch", f"unset {SWITCH}"
+    return (
+        "no kernel was measured: other programs keep this machine busy",
+        "end them or wait for them, then run d3 doctor --tune again",
+    )
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -109,8 +140,44 @@ def _choices(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             choice["many"],
             "; ".join(f"{name} is out: {why}" for name, why in choice["failed"].items()),
         )
-        for choice in sorted(choices, key=lambda each: (each["in_features"], each["out_features"]))
+        for choice in sorted(choices, key=_order)
     ]
+
+
+def _rows(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """For each shape of weights in fewer bits: how many tokens have which kernel."""
+    return [
+        (
+            f"{choice['kind']}, {choice['out_features']} × {choice['in_features']}",
+            *_ranges(choice["kernel_rows"]),
+            choice["failed"] and f"unpacking is out: {choice['failed']}",
+        )
+        for choice in sorted(choices, key=_order)
+    ]
+
+
+def _ranges(kernel_rows: int) -> tuple[str, str]:
+    from d3cli.kernels.measure_small import UNLIMITED
+
+    if kernel_rows == UNLIMITED:
+        return "all tokens", ""
+    several = "one token" if kernel_rows == 1 else f"1 to {kernel_rows} tokens"
+    return several, f"{kernel_rows + 1} and more"
+
+
+def _heads(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"{choice['out_features']} × {choice['in_features']}",
+            "8 bits" if choice["in_8_bits"] else "bfloat16",
+            f"{choice['share']:.2f}",
+        )
+        for choice in sorted(choices, key=_order)
+    ]
+
+
+def _order(choice: dict[str, Any]) -> tuple[str, int, int]:
+    return choice.get("kind", ""), choice["in_features"], choice["out_features"]
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, ...]:

@@ -12,10 +12,12 @@ from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.files.safetensors import Description, TensorInfo
-from d3cli.kernels.choice_file import choices_file
+from d3cli.kernels.choice_file import Wanted, choices_file
 from d3cli.kernels.choices import choices_here
-from d3cli.kernels.plan import Form, float_shapes, plan_kernels
+from d3cli.kernels.measured_shapes import measured_shapes
+from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
 from d3cli.kernels.process import use_threads
+from d3cli.kernels.quantization import Quantization
 from d3cli.kernels.threads import pick_threads, usable_cores
 from d3cli.model.memory import available_memory
 
@@ -23,6 +25,8 @@ PROBE_SECONDS = 1.0
 PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches
 QUESTION, ANSWER = "What is 27 + 45?", "72"
 DEPTH = 0.6  # the share of the layers that run, in the second column of expected speeds
+# The forms of weights whose kernels are measured.
+MEASURED: tuple[Quantization | None, ...] = (None, "int8", "int4")
 # Processor features that speed up products of bfloat16 and quantized weights, as torch names them.
 MATRIX_FEATURES: tuple[str, ...] = (
     "avx2",
@@ -77,9 +81,17 @@ class Shape:
             depth: the share of the layers that run.
         """
         description = self.description
-        plan = plan_kernels(description, self.head, form)
+        plan = _plan(self, form)
         layers = sum(map(plan.held_bytes, description.tensors))
         return depth * layers + plan.head_bytes(*self.head)
+
+
+def _plan(shape: Shape, form: Form) -> KernelPlan:
+    """The kernels of a model of a shape, as far as they were measured."""
+    choices = choices_here()
+    return plan_kernels(
+        shape.description, shape.head, form, choices.current, choices.head_in_8_bits
+    )
 
 
 SHAPES = (
@@ -114,30 +126,36 @@ def kernels(device: torch.device) -> dict[str, dict[str, str]]:
     """In each form, the kernels of a 1B model's layers and of its LM head, for one token."""
     found = {}
     for name, form in forms(device).items():
-        plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form, choices_here().current)
+        plan = _plan(SHAPES[0], form)
         layers = plan.of_linear(SHAPES[0].hidden, SHAPES[0].inner)
         found[name] = {"layers": layers.value, "lm_head": plan.head.value}
     return found
 
 
 def choose_kernels(*, again: bool) -> dict[str, Any]:
-    """Measures the kernels of a 1B model's weights in bfloat16, unless they are known.
+    """Measures the kernels of a 1B model's weights in 16, 8 and 4 bits, unless they are known.
 
     Args:
         again: measures all shapes again that were ever measured on this machine.
     """
-    choices = choices_here()
-    form = forms(torch.device("cpu"))["bfloat16"]
-    plan = plan_kernels(SHAPES[0].description, SHAPES[0].head, form, choices.expected)
-    shapes = float_shapes(SHAPES[0].description, SHAPES[0].head, plan)
+    choices, shape = choices_here(), SHAPES[0]
+    wanted: list[Wanted] = []
+    for quantization in MEASURED:
+        form = Form(torch.bfloat16, torch.device("cpu"), quantization)
+        plan = plan_kernels(shape.description, shape.head, form, choices.expected)
+        wanted += measured_shapes(shape.description, shape.head, plan)
     if again:
-        shapes += [choice.shape for choice in choices.here.choices]
-    choices.prepare(shapes, with_float32=True, again=again)
+        wanted += [record.wanted for record in choices.here.records]
+    measured = choices.prepare(wanted, with_float32=True, again=again)
+    here = choices.here
     return {
         "file": str(choices_file()),
+        "measured": measured,
         "notes": choices.take_notes(),
-        "bfloat16_is_fast": choices.here.bfloat16_is_fast,
-        "choices": [asdict(choice) for choice in choices.here.choices],
+        "bfloat16_is_fast": here.bfloat16_is_fast,
+        "choices": [asdict(choice) for choice in here.choices],
+        "rows": [asdict(choice) for choice in here.rows],
+        "heads": [asdict(choice) for choice in here.heads],
     }
 
 
