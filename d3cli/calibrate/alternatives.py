@@ -17,6 +17,8 @@ from d3cli.kernels.quantization import Quantization
 from d3cli.model.held_weights import head_shape
 from d3cli.model.model import LoadedModel
 
+# The forms of the weights that are compared.
+FORMS: tuple[Quantization, ...] = ("int8", "int4")
 # A form that reads fewer bytes by less than this factor is not worth naming.
 MIN_RATIO = 1.1
 
@@ -35,7 +37,7 @@ class Alternative:
 
 def alternatives(model: LoadedModel) -> list[Alternative]:
     """The settings that make this model faster on this device, the best one first."""
-    if not _can_quantize(model):
+    if not can_quantize(model):
         return []
     kind: Quantization = "int4" if model.device.type == "cpu" else "bnb-4bit"
     ratio = _byte_ratio(model, Form(model.causal_lm.dtype, model.device, kind))
@@ -43,7 +45,7 @@ def alternatives(model: LoadedModel) -> list[Alternative]:
     return [one for one in found if one.byte_ratio >= MIN_RATIO]
 
 
-def _can_quantize(model: LoadedModel) -> bool:
+def can_quantize(model: LoadedModel) -> bool:
     """Whether the model can be loaded with 4-bit weights, and is not."""
     config = model.causal_lm.config
     if not any(isinstance(part, nn.Linear) for part in model.gate.layers.modules()):
@@ -55,6 +57,19 @@ def _can_quantize(model: LoadedModel) -> bool:
     if model.device.type == "cpu":
         return model.gate.family.can_skip and model.causal_lm.dtype != torch.float16
     return all(find_spec(name) for name in ("bitsandbytes", "accelerate"))
+
+
+def forms_to_try(model: LoadedModel) -> list[Quantization]:
+    """The forms of the weights that a search compares with those as stored.
+
+    They run on a CPU. One that reads about as much as a model does now is left out.
+    """
+    if model.device.type != "cpu" or not can_quantize(model):
+        return []
+    dtype = torch.bfloat16 if model.causal_lm.dtype == torch.float32 else model.causal_lm.dtype
+    return [
+        kind for kind in FORMS if _byte_ratio(model, Form(dtype, model.device, kind)) >= MIN_RATIO
+    ]
 
 
 def _byte_ratio(model: LoadedModel, form: Form) -> float:

@@ -26,9 +26,11 @@ HOPELESS = 2.0
 MIN_HALF = MIN_DOCUMENTS // 2
 # If a larger share of the prompts is too short to decide an order, such orders are not searched.
 MAX_SHORT = 0.5
-# Passes over the unseen half: full depth and what is shared, for the tests and again for the
-# comparison; then the tests, the chosen schedule, constant depth and decay.
-UNSEEN_PASSES = 2 * 2 + (4 + 2 + 3) * WITH_REUSE
+# Passes over the unseen half: full depth, and its prompts again; then what may be tested, constant
+# depth and decay.
+UNSEEN_PASSES = 2 + (6 + 2) * WITH_REUSE
+# Forms of the weights that are searched, as expected; the others are measured at full depth only.
+SEARCHED_FORMS = 2
 
 
 class _Orders(NamedTuple):
@@ -131,6 +133,7 @@ def make_budget(
     pace: float,
     seconds: float,
     search_pace: float | None = None,
+    forms: int = 1,
     all_kinds: bool = True,
     all_documents: bool = False,
 ) -> Budget:
@@ -140,6 +143,7 @@ def make_budget(
         units: how many units each kind has.
         pace: full-depth positions per second.
         search_pace: that of the search, if an earlier search has shown it; None is `pace`.
+        forms: how many forms of the weights are measured.
         all_kinds: search all kinds, however long it takes; else the first one may be enough.
         all_documents: use all documents.
 
@@ -153,7 +157,7 @@ def make_budget(
     orders = _orders(order, search)
     paces = (search_pace or pace, pace)
     budgets = [
-        _budget(search[:half], unseen[:half], units, each, paces, seconds)
+        _budget(search[:half], unseen[:half], units, each, paces, seconds, forms)
         for each in orders
         # On very few documents, a greedy order is noise: influence on more of them comes first.
         for half in (halves if not (each.greedy and order == "auto") else halves[:2])
@@ -161,7 +165,7 @@ def make_budget(
     if not all_kinds:
         first = dict(list(units.items())[:1])
         budgets += [
-            _budget(search[:half], unseen[:half], first, orders[-1], paces, seconds)
+            _budget(search[:half], unseen[:half], first, orders[-1], paces, seconds, forms)
             for half in halves[-2:]
         ]
     chosen = next((budget for budget in budgets if budget.estimate <= seconds), budgets[-1])
@@ -242,6 +246,7 @@ def _budget(
     orders: _Orders,
     paces: tuple[float, float],
     seconds: float,
+    forms: int,
 ) -> Budget:
     """A budget.
 
@@ -266,7 +271,11 @@ def _budget(
             work += race
         if orders.by_prompt:  # influence, and what the documents share when scored one by one
             work += 2.2 * at_all + race
-    test = UNSEEN_PASSES * sum(map(len, unseen))
+    searched = min(SEARCHED_FORMS, forms)
+    work *= searched
+    if forms > 1:
+        work += forms * (at_all + sum(map(len, unseen)))
+    test = searched * UNSEEN_PASSES * sum(map(len, unseen))
     seconds_of_test = test / paces[1]
     return Budget(
         search=search,

@@ -1,29 +1,37 @@
-"""Finds the fastest depth schedule within a quality target and confirms it on unseen text.
+"""Finds the fastest way to run a model within a quality target, and confirms it on unseen text.
 
-One half of the documents is searched (`search`); the other half tests what was found (`confirm`).
-Knows nothing of files, options or terminals.
+One half of the documents is searched (`search`), in each form of the weights that may win
+(`forms`); the other half tests what was found (`unseen`, `confirm`). Knows nothing of files,
+options or terminals.
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.alternatives import alternatives
 from d3cli.calibrate.budget import Budget, check_halves, make_budget, measure_pace, short_prompts
 from d3cli.calibrate.clock import SearchClock
-from d3cli.calibrate.confirm import confirm
+from d3cli.calibrate.confirm import Pair, confirm, constant_and_decaying, safest_first
+from d3cli.calibrate.costs import StepCosts, measure_costs
+from d3cli.calibrate.forms import ModelForms, with_contenders
+from d3cli.calibrate.full_depth import FormsAtFullDepth
 from d3cli.calibrate.judge import judge_replies
-from d3cli.calibrate.nearest import find_nearest
+from d3cli.calibrate.nearest import choose_nearest, find_nearest
 from d3cli.calibrate.order import units_of
-from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Outcome
+from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Measured, Outcome
 from d3cli.calibrate.search import Search
+from d3cli.calibrate.space import CandidateKey
 from d3cli.calibrate.texts import split
+from d3cli.calibrate.unseen import measure_unseen
 from d3cli.depth.units import UnitChoice, UnitKind
+from d3cli.kernels.quantization import Quantization
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 
 # The share of the time that is kept for free-running replies where they are asked for.
 REPLIES_SHARE = 0.4
+MeasureCosts = Callable[[LoadedModel, Document], StepCosts]
 
 
 class Calibrator:
@@ -33,8 +41,11 @@ class Calibrator:
     the search looks at; iteration begins with it if it has not been called.
 
     Args:
+        model: a model, or the forms of its weights. They are let go and loaded in turn, so nobody
+            else should hold one of them.
         began: when the clock of `max_seconds` started, by `time.monotonic`; None for now.
         all_documents: use all documents, however long it takes.
+        costs: finds what decode steps cost; by default `measure_costs`.
 
     Raises:
         UsageError: the model cannot skip the units asked for, its context is shorter than the
@@ -43,15 +54,19 @@ class Calibrator:
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: LoadedModel | ModelForms,
         documents: Sequence[Document],
         settings: CalibrationSettings,
         began: float | None = None,
         all_documents: bool = False,
+        costs: MeasureCosts | None = None,
     ) -> None:
-        self.model, self.settings, self.outcome = model, settings, Outcome()
+        self.forms = model if isinstance(model, ModelForms) else ModelForms(model)
+        self.settings, self.outcome = settings, Outcome()
         self._began = time.monotonic() if began is None else began
         self._all_documents = all_documents
+        self._measure_costs = costs or measure_costs
+        model = self.forms.model
         if settings.reply_tokens > model.context_length:
             raise UsageError(
                 (
@@ -66,6 +81,13 @@ class Calibrator:
         check_halves(self._search_half, self._unseen_half)
         self._plan: Budget | None = None
         self._pace = 0.0
+        self._sealed: dict[CandidateKey, Measured] = {}
+        self._pairs: dict[Quantization | None, Pair] = {}
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model that is in memory."""
+        return self.forms.model
 
     @property
     def plan(self) -> Budget:
@@ -88,9 +110,42 @@ class Calibrator:
     def __iter__(self) -> Iterator[CalibrationProgress]:
         if self._plan is None:
             yield CalibrationProgress("measuring the model's pace", 0.0)
-        plan = self.plan
-        search, outcome = yield from self._search(plan)
-        if search.ended_early and not outcome.tried:
+        plan, outcome, settings = self.plan, self.outcome, self.settings
+        outcome.short_prompts = short_prompts(plan.search)
+        at_full = FormsAtFullDepth(self.forms, plan, settings, self._measure_costs)
+        yield from at_full
+        outcome.against = self.forms.in_words(None)
+        several = len(self.forms.others) > 0
+        if several:
+            outcome.forms = with_contenders(at_full.forms, settings.target_drop)
+            outcome.tried |= {one.full.candidate.key: one.full for one in outcome.forms}
+            self._sealed |= at_full.sealed
+            outcome.cut += [plan.left_out] if plan.left_out else []
+            yield from self._search_forms(at_full)
+        else:
+            search = yield from self._search_only(at_full)
+        responses = [len(document.response_ids) for document in self.plan.unseen]
+        tried = [one for key, one in outcome.tried.items() if key in self._sealed]
+        sequence = safest_first(tried, settings.target_drop, responses)
+        confirm(outcome, settings, sequence, self._sealed, self._pairs)
+        if outcome.chosen is None and several:
+            outcome.nearest = choose_nearest(outcome, settings.target_drop)
+        elif outcome.chosen is None:
+            outcome.alternatives = alternatives(self.model)
+            if outcome.text_fits:
+                yield from find_nearest(search, self._kinds)
+        elif settings.replies:
+            prompts = list(dict.fromkeys(tuple(d.prompt_ids) for d in self.plan.unseen))
+            deadline = self._began + settings.max_seconds
+            yield from judge_replies(self.forms, settings, outcome, prompts, deadline)
+        outcome.seconds = self._elapsed()
+
+    def _search_only(
+        self, at_full: FormsAtFullDepth
+    ) -> Generator[CalibrationProgress, None, Search]:
+        """Searches in the only form that there is."""
+        search, found = yield from self._search(at_full, None, self.plan)
+        if search.ended_early and not found.tried:
             raise CalibrationError(
                 f"the time of {self.settings.max_seconds:.0f} seconds ended before any schedule "
                 "was tried",
@@ -98,29 +153,68 @@ class Calibrator:
             )
         while (more := self._more_thorough(search)) is not None:
             yield CalibrationProgress("time is left for a more thorough search", 0.0)
-            again, found = yield from self._search(more)
-            if again.ended_early and not found.tried:
+            again, better = yield from self._search(at_full, None, more)
+            if again.ended_early and not better.tried:
                 break
-            search, outcome = again, found
-        self._plan, self.outcome = search.plan, outcome
-        search.clock.deadline = float("inf")  # a test that has begun is finished
-        yield from confirm(search)
-        if outcome.chosen is None:
-            outcome.alternatives = alternatives(self.model)
-            if outcome.text_fits:
-                yield from find_nearest(search, self._kinds)
-        if self.settings.replies and outcome.chosen is not None:
-            yield from judge_replies(search, self._began + self.settings.max_seconds)
-        outcome.seconds = self._elapsed()
+            search, found = again, better
+        self._plan = search.plan
+        if len(search.plan.unseen) > len(at_full.unseen.documents):
+            yield from at_full.read_unseen(search.plan)
+        yield from self._seal(at_full, search, found)
+        search.outcome = self.outcome
+        return search
 
-    def _search(self, plan: Budget) -> Generator[CalibrationProgress, None, tuple[Search, Outcome]]:
-        outcome = Outcome(cut=[plan.left_out] if plan.left_out else [])
-        outcome.short_prompts = short_prompts(plan.search)
+    def _search_forms(self, at_full: FormsAtFullDepth) -> Iterator[CalibrationProgress]:
+        """Searches in every form that may win, the fastest first."""
+        wanted = [one.quantization for one in self.outcome.forms if one.searched]
+        for number, quantization in enumerate(wanted):
+            self.forms.take(quantization)
+            try:
+                plan = self._budget_of_form(at_full, quantization, len(wanted) - number)
+            except CalibrationError:  # too little time is left
+                words = self.forms.in_words(quantization)
+                self.outcome.cut.append(f"schedules in {words} were not searched")
+                continue
+            search, found = yield from self._search(at_full, quantization, plan)
+            yield from self._seal(at_full, search, found)
+            del search  # it holds the model, which is let go next
+
+    def _search(
+        self, at_full: FormsAtFullDepth, quantization: Quantization | None, plan: Budget
+    ) -> Generator[CalibrationProgress, None, tuple[Search, Outcome]]:
+        """One search, with an outcome of its own that begins with the orders known."""
+        found = Outcome(orders=dict(self.outcome.orders), influence=dict(self.outcome.influence))
+        found.cut += [plan.left_out] if plan.left_out else []
         clock = SearchClock(plan.search_deadline, plan.positions)
-        search = Search(self.model, self.settings, plan, clock, outcome)
+        yardstick = at_full.yardstick(quantization)
+        search = Search(self.model, self.settings, plan, clock, found, yardstick, at_full.reference)
         yield from search
         search.took = clock.elapsed
-        return search, outcome
+        return search, found
+
+    def _seal(
+        self, at_full: FormsAtFullDepth, search: Search, found: Outcome
+    ) -> Iterator[CalibrationProgress]:
+        """Takes over what a search found, and measures on the unseen half what may be tested."""
+        outcome, quantization = self.outcome, search.yardstick.quantization
+        outcome.tried |= found.tried
+        outcome.orders |= found.orders
+        outcome.influence |= found.influence
+        outcome.cut += found.cut
+        outcome.no_verdict = outcome.no_verdict or found.no_verdict
+        search.clock.deadline = float("inf")  # a test that has begun is finished
+        responses = [len(document.response_ids) for document in at_full.unseen.documents]
+        candidates = safest_first(found.tried.values(), self.settings.target_drop, responses)
+        if not candidates:
+            return
+        pair = constant_and_decaying(search, candidates[-1])
+        if pair is not None:
+            self._pairs[quantization] = pair
+            candidates += [pair.static, pair.decaying]
+        distinct = list({candidate.key: candidate for candidate in candidates}.values())
+        self._sealed |= yield from measure_unseen(
+            self.model, at_full.unseen, distinct, self.settings, search.clock.share
+        )
 
     def _more_thorough(self, search: Search) -> Budget | None:
         """A more thorough search that fits into the time that this one has left.
@@ -139,19 +233,40 @@ class Calibrator:
         return more if fits else None
 
     def _budget(self, search_pace: float) -> Budget:
-        settings = self.settings
-        left = settings.max_seconds - self._elapsed()
         return make_budget(
             self._search_half,
             self._unseen_half,
-            units={kind: len(units_of(self.model, kind)) for kind in self._kinds},
-            order=settings.order,
+            units=self._units(),
+            order=self.settings.order,
             pace=self._pace,
             search_pace=search_pace,
-            seconds=left * (1 - REPLIES_SHARE) if settings.replies else left,
-            all_kinds=settings.units != "auto",
+            seconds=self._seconds_left(),
+            forms=1 + len(self.forms.others),
+            all_kinds=self.settings.units != "auto",
             all_documents=self._all_documents,
         )
+
+    def _budget_of_form(
+        self, at_full: FormsAtFullDepth, quantization: Quantization | None, share: int
+    ) -> Budget:
+        """What to search in one form, in one of `share` parts of the time left."""
+        return make_budget(
+            self.plan.search,
+            self.plan.unseen,
+            units=self._units(),
+            order=self.settings.order,
+            pace=at_full.paces.get(quantization, self._pace),
+            seconds=self._seconds_left() / share,
+            all_kinds=self.settings.units != "auto",
+            all_documents=True,
+        )
+
+    def _units(self) -> dict[UnitKind, int]:
+        return {kind: len(units_of(self.model, kind)) for kind in self._kinds}
+
+    def _seconds_left(self) -> float:
+        left = self.settings.max_seconds - self._elapsed()
+        return left * (1 - REPLIES_SHARE) if self.settings.replies else left
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began

@@ -1,53 +1,67 @@
-"""The unseen half of a calibration: a test in sequence, then constant depth against decay."""
+"""The unseen half of a calibration: a test in sequence, and constant depth against decay.
+
+Every candidate that may be tested was measured while its form of the weights was loaded. Here these
+figures are read in an order that was set without them.
+"""
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from d3cli.base.errors import Setting
-from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.race import Tried
 from d3cli.calibrate.result import (
-    CalibrationProgress,
     CalibrationSettings,
     DecayVerdict,
     Measured,
+    Outcome,
     Sentence,
     UnseenDrop,
 )
 from d3cli.calibrate.search import Search
-from d3cli.calibrate.space import MIN_EVIDENCE, MIN_SAVED, Candidate, front, share_at_floor
-from d3cli.calibrate.unit_order import mean_ratios
-from d3cli.depth.schedule import TOLERANCE
-from d3cli.scoring.compare import Comparison, compare
-from d3cli.scoring.intervals import drop_by_position, mean_loss, measure_drop
+from d3cli.calibrate.space import MIN_EVIDENCE, MIN_SAVED, Candidate, Sort, front, share_at_floor
+from d3cli.calibrate.unseen import Sealed
+from d3cli.kernels.quantization import Quantization
+from d3cli.scoring.intervals import mean_loss, measure_drop
 
 # A larger KL, in multiples of the target, means that the text does not suit the model: there, the
 # schedule makes it a different model, even where the perplexity hardly changes.
 MAX_KL = 20
-# Constant depth and decay are compared where their byte ratios differ by no more than this share.
-SAME_BYTES = 0.005
+# Constant depth and decay are compared where their times differ by no more than this share.
+SAME_TIME = 0.005
 # The most schedules that are tested on the unseen half.
 MAX_TESTED = 6
 OTHER_TEXT = ("(", Setting("self_replies"), ", ", Setting("data"), ")")
 
 
-def confirm(search: Search) -> Iterator[CalibrationProgress]:
-    """Tests what a search found and fills the rest of its outcome.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A constant and a decaying depth that take the same time."""
 
-    Fixed-sequence testing: each schedule is scored once on the unseen half, from the safest to the
-    fastest, and the first that fails ends the test.
+    static: Candidate
+    decaying: Candidate
+
+
+def confirm(
+    outcome: Outcome,
+    settings: CalibrationSettings,
+    sequence: Sequence[Candidate],
+    sealed: Sealed,
+    pairs: Mapping[Quantization | None, Pair],
+) -> None:
+    """Tests candidates and fills the rest of an outcome.
+
+    Fixed-sequence testing: from the safest to the fastest, and the first that fails ends the test.
+
+    Args:
+        sequence: as from `safest_first`.
+        sealed: their figures on the unseen half, and those of `pairs`.
+        pairs: what to compare in each form of the weights.
     """
-    settings, outcome, texts = search.settings, search.outcome, search.plan.unseen
-    responses = [len(document.response_ids) for document in texts]
-    sequence = safest_first(outcome.tried.values(), settings.target_drop, responses)
     if not sequence:
         outcome.why_not, outcome.text_fits = _nothing_to_test(outcome.tried.values(), settings)
         return
-    unseen = Evaluator(search.model, texts, [len(texts)], search.clock)
-    unseen.share_first_layers(candidate.schedule for candidate in sequence)
-    held = yield from _test(search, unseen, sequence)
+    held = _test(outcome, settings, sequence, sealed)
     if held is None:
         drop = outcome.tested[0].drop
         outcome.why_not = (
@@ -55,25 +69,40 @@ def confirm(search: Search) -> Iterator[CalibrationProgress]:
             f"{drop.high:+.2%} at {settings.confidence:.0%} confidence",
         )
         return
-    pair = _constant_and_decaying(search, held)
-    yield CalibrationProgress("comparison with full depth", search.clock.share)
-    chosen, *measured = _measure(unseen, [held, *pair], settings)
-    if chosen.kl > MAX_KL * math.log1p(settings.target_drop):
+    if held.kl > MAX_KL * math.log1p(settings.target_drop):
         outcome.text_fits = False
         outcome.why_not = (
             f"the text does not suit the model: full depth's perplexity on it is "
-            f"{chosen.full_perplexity:.3g}, and the schedule that costs {chosen.drop.value:+.2%} "
-            f"has a KL divergence of {chosen.kl:.2g} nats per token; try other text ",
+            f"{held.full_perplexity:.3g}, and the schedule that costs {held.drop.value:+.2%} "
+            f"has a KL divergence of {held.kl:.2g} nats per token; try other text ",
             *OTHER_TEXT,
         )
         return
-    outcome.chosen = chosen
-    if measured:
-        static, decaying = (unseen.losses(c.schedule, len(texts)) for c in pair)
-        difference = [b - a for a, b in zip(static, decaying, strict=True)]
-        outcome.verdict = DecayVerdict(
-            measured[0], measured[1], measure_drop(difference, settings.confidence)
-        )
+    outcome.chosen = held
+    outcome.rivals = _rivals(held, settings.target_drop, sealed.values())
+    pair = pairs.get(held.candidate.quantization)
+    if pair is not None:
+        outcome.verdict = _verdict(pair, sealed, settings)
+    elif not outcome.no_verdict:
+        outcome.no_verdict = "no constant and no decaying depth take the same time"
+
+
+def _rivals(chosen: Measured, target: float, sealed: Iterable[Measured]) -> dict[Sort, Measured]:
+    """The fastest of each sort that held, none faster than the chosen one."""
+    held = [
+        one
+        for one in sealed
+        if one.drop.high <= target and one.candidate.speed <= chosen.candidate.speed
+    ]
+    held.sort(key=lambda one: one.candidate.speed)
+    found = {one.candidate.sort: one for one in held} | {chosen.candidate.sort: chosen}
+    return {sort: found[sort] for sort in Sort if sort in found}
+
+
+def _verdict(pair: Pair, sealed: Sealed, settings: CalibrationSettings) -> DecayVerdict:
+    static, decaying = sealed[pair.static.key], sealed[pair.decaying.key]
+    difference = [b - a for a, b in zip(static.losses, decaying.losses, strict=True)]
+    return DecayVerdict(static, decaying, measure_drop(difference, settings.confidence))
 
 
 def safest_first(
@@ -81,7 +110,7 @@ def safest_first(
 ) -> list[Candidate]:
     """The candidates worth testing on responses of these lengths, the safest and slowest first.
 
-    Each held on the search half; no other one both saves more bytes and has a lower bound.
+    Each held on the search half; no other one is both faster and has a lower bound.
     """
     held = [
         one
@@ -91,7 +120,7 @@ def safest_first(
         and share_at_floor(one.candidate.schedule, responses) >= MIN_EVIDENCE / 2
     ]
     kept: list[Tried] = []
-    for one in sorted(held, key=lambda t: (-t.candidate.byte_ratio, t.drop.high)):
+    for one in sorted(held, key=lambda t: (-t.candidate.speed, t.drop.high)):
         if not kept or one.drop.high < kept[-1].drop.high:
             kept.append(one)
     if len(kept) > MAX_TESTED:  # keep the fastest; spread the others evenly
@@ -115,10 +144,10 @@ def _nothing_to_test(
         return (better, *OTHER_TEXT), False
     if best.drop.high <= target:
         saved = max(one.candidate.saved for one in safest if one.drop.high <= target)
-        much = f"at most {saved:.1%} of the bytes" if saved >= 0.0005 else "no bytes"
+        much = f"at most {saved:.1%} of the time" if saved >= 0.0005 else "no time"
         return (f"the schedules within the target save {much}, net of repair",), True
     costs = (
-        f"the safest schedule tried, byte ratio {best.candidate.byte_ratio:.2f}, costs "
+        f"the safest schedule tried, {best.candidate.speed:.2f}× as fast, costs "
         f"{best.drop.value:+.2%} on {best.documents} documents, at most {best.drop.high:+.2%} "
         f"at {settings.confidence:.0%} confidence"
     )
@@ -126,92 +155,45 @@ def _nothing_to_test(
 
 
 def _test(
-    search: Search, unseen: Evaluator, sequence: Sequence[Candidate]
-) -> Generator[CalibrationProgress, None, Candidate | None]:
+    outcome: Outcome,
+    settings: CalibrationSettings,
+    sequence: Sequence[Candidate],
+    sealed: Sealed,
+) -> Measured | None:
     """The last candidate that held; None where the first one failed."""
     last = None
     for candidate in sequence:
-        yield CalibrationProgress(
-            f"unseen text: byte ratio {candidate.byte_ratio:.2f}", search.clock.share
-        )
-        losses = unseen.losses(candidate.schedule, len(unseen.documents))
-        drop = measure_drop(losses, search.settings.confidence)
-        held = drop.high <= search.settings.target_drop
-        search.outcome.tested.append(UnseenDrop(candidate, drop, held))
+        measured = sealed[candidate.key]
+        held = measured.drop.high <= settings.target_drop
+        outcome.tested.append(UnseenDrop(candidate, measured.drop, held))
         if not held:
             break
-        last = candidate
+        last = measured
     return last
 
 
-def _constant_and_decaying(
-    search: Search, chosen: Candidate
-) -> tuple[Candidate, Candidate] | tuple[()]:
-    """The best static depth near the chosen one's bytes, and the best decaying one at its bytes.
+def constant_and_decaying(search: Search, near: Candidate) -> Pair | None:
+    """The best static depth near a candidate's time, and the best decaying one at its time.
 
-    Empty where there is none; the outcome then says why.
+    None where there is none; the outcome then says why.
     """
     if search.clock.elapsed > search.plan.seconds:
         search.outcome.no_verdict = "there was no time to compare constant depth with decay"
-        return ()
+        return None
     decaying = [candidate for candidate in search.pool if not candidate.is_static]
 
     def rivals(flat: Candidate) -> list[Candidate]:
-        return front([c for c in decaying if _same_bytes(c, flat)])
+        return front([c for c in decaying if _same_time(c, flat)])
 
     static = [c for c in front([c for c in search.pool if c.is_static]) if rivals(c)]
     if not static:
-        search.outcome.no_verdict = "no constant and no decaying depth save the same bytes"
-        return ()
-    flat = min(static, key=lambda c: abs(c.byte_ratio - chosen.byte_ratio))
+        return None
+    flat = min(static, key=lambda c: abs(c.speed - near.speed))
     # The first ones on the front have the lowest predicted loss; the search half picks one.
     count = len(search.plan.search)
     losses = search.evaluator.losses
-    return flat, min(rivals(flat)[:3], key=lambda c: mean_loss(losses(c.schedule, count)))
+    return Pair(flat, min(rivals(flat)[:3], key=lambda c: mean_loss(losses(c.schedule, count))))
 
 
-def _same_bytes(one: Candidate, other: Candidate) -> bool:
-    return abs(one.byte_ratio / other.byte_ratio - 1) <= SAME_BYTES
-
-
-def _measure(
-    unseen: Evaluator, candidates: Sequence[Candidate], settings: CalibrationSettings
-) -> list[Measured]:
-    """Candidates on the unseen half, beside full depth."""
-    compared = compare(unseen.model, unseen.documents, [c.schedule for c in candidates])
-    return [_measured(unseen, *one, settings) for one in zip(candidates, compared, strict=True)]
-
-
-def _measured(
-    unseen: Evaluator,
-    candidate: Candidate,
-    compared: Sequence[Comparison],
-    settings: CalibrationSettings,
-) -> Measured:
-    losses = unseen.losses(candidate.schedule, len(unseen.documents))
-    tokens = sum(map(len, losses))
-    schedules = unseen.ordered(candidate.schedule)
-    at_floor = np.concatenate(
-        [
-            loss[(c.depths <= schedule.floor + TOLERANCE).numpy() & bool(schedule.skip_order)]
-            for loss, c, schedule in zip(losses, compared, schedules, strict=True)
-        ]
-    )
-    layer_ratio, byte_ratio = mean_ratios(
-        schedules, settings.reply_tokens, unseen.model.weight_bytes
-    )
-    return Measured(
-        candidate,
-        len(losses),
-        tokens,
-        measure_drop(losses, settings.confidence),
-        tuple(drop_by_position(losses)),
-        kl=sum(float(c.kl.sum()) for c in compared) / tokens,
-        same_top=sum(int(c.same_top.sum()) for c in compared) / tokens,
-        mean_rank=sum(int(c.ranks.sum()) for c in compared) / tokens,
-        full_perplexity=math.exp(-sum(float(c.full_log_probs.sum()) for c in compared) / tokens),
-        floor_tokens=len(at_floor),
-        floor_drop=math.expm1(float(at_floor.mean())) if len(at_floor) else 0.0,
-        layer_ratio=layer_ratio,
-        byte_ratio=byte_ratio,
-    )
+def _same_time(one: Candidate, other: Candidate) -> bool:
+    return abs(one.speed / other.speed - 1) <= SAME_TIME

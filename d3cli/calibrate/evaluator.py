@@ -43,6 +43,8 @@ class Evaluator:
         stages: the counts of documents that may be asked for, increasing; the last is all of them.
         clock: is checked before every batch.
         kept_bytes: overrides the bound on what is kept.
+        reference: log-probabilities of the documents' responses that losses are relative to; None
+            for the model's own at full depth.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Evaluator:
         stages: Sequence[int],
         clock: SearchClock,
         kept_bytes: int | None = None,
+        reference: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
+        self._has_reference = reference is not None
         assert list(stages) == sorted(set(stages)) and stages[-1] == len(documents)
         self.model, self.documents, self.stages, self.clock = model, documents, stages, clock
         self._remember: tuple[DepthSchedule, tuple[int, ...]] = (
@@ -66,12 +70,12 @@ class Evaluator:
         begin = 0
         for stage in stages:
             self._batches[stage] = [
-                _Batch(model, documents, rows)
+                _Batch(model, documents, rows, reference)
                 for rows in batch_rows(model, documents, range(begin, stage))
             ]
             begin = stage
         # Where each prompt decides the order, documents are scored one by one.
-        self._single = [_Batch(model, documents, [row]) for row in range(len(documents))]
+        self._single = [_Batch(model, documents, [row], reference) for row in range(len(documents))]
 
     def remember(self, schedule: DepthSchedule, layers: Iterable[int]) -> None:
         """Makes schedules that agree with this one in its first layers cheap: `Scorer.remember`.
@@ -100,6 +104,12 @@ class Evaluator:
             self.clock.check()
             found.append(batch.ordered(schedule))
         return found
+
+    def full_losses(self, count: int) -> Losses:
+        """As `losses` of full depth, which are zero unless they are relative to another model's."""
+        if self._has_reference:
+            return self.losses(DepthSchedule.full(self.model.num_layers), count)
+        return [np.zeros(len(d.response_ids)) for d in self.documents[:count]]
 
     def losses(self, schedule: Schedule, count: int) -> Losses:
         """The losses of the first `count` documents; `count` must be one of the stages.
@@ -130,6 +140,27 @@ class Evaluator:
             batch.known[effect] = batch.losses(schedule)
             self.clock.scored += batch.positions * batch.share_run(schedule)
         return batch.known[effect]
+
+
+def check_finite(full: Iterable[NDArray[np.float64]]) -> None:
+    """Raises GenerationError if a log-probability at full depth is not finite."""
+    if not all(np.isfinite(log_probs).all() for log_probs in full):
+        raise GenerationError(
+            "the model's log-probabilities are not finite",
+            (
+                "the weights may be damaged or the dtype too narrow: try ",
+                Setting("dtype", "float32"),
+            ),
+        )
+
+
+def finite_losses(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Losses with a number for each token.
+
+    Dropping units may overflow a narrow dtype. That counts as a loss, not as an error.
+    """
+    finite: NDArray[np.float64] = np.nan_to_num(losses, nan=WORST, posinf=WORST)
+    return finite
 
 
 def check_memory_to_score(model: LoadedModel, documents: Sequence[Document]) -> None:
@@ -167,7 +198,11 @@ class _Batch:
     """Documents that are scored together, by their index in the list."""
 
     def __init__(
-        self, model: LoadedModel, documents: Sequence[Document], rows: Sequence[int]
+        self,
+        model: LoadedModel,
+        documents: Sequence[Document],
+        rows: Sequence[int],
+        reference: Sequence[NDArray[np.float64]] | None,
     ) -> None:
         self.model, self.rows = model, rows
         self.documents = [documents[row] for row in rows]
@@ -176,7 +211,8 @@ class _Batch:
         self.positions = len(rows) * (self.prompt + self.response - 1)
         self.known: dict[object, dict[int, NDArray[np.float64]]] = {}
         self._prompt = MeasuredPrompt(model, self.documents[0].prompt_ids)
-        self._full: list[NDArray[np.float64]] | None = None
+        self._full = None if reference is None else [reference[row] for row in rows]
+        self._is_prepared = False
         self._scorer: Scorer | None = None
         self._remembered: tuple[DepthSchedule, tuple[int, ...]] | None = None
         self._kept = self._states = 0  # bytes kept: all, and those of remembered layers
@@ -202,29 +238,24 @@ class _Batch:
         return schedule.mean_depth(self.response) / self.model.num_layers
 
     def prepare(self, schedule: DepthSchedule, layers: tuple[int, ...], room: int) -> int:
-        """Computes full depth's scores once, and remembers a schedule.
+        """Reads the prompts and computes full depth's scores once, and remembers a schedule.
 
         Returns:
             The increase of the bytes kept, at most `room`.
         """
         before = self._kept
-        if self._full is None:
+        if not self._is_prepared:
+            self._is_prepared = True
             needed = self.positions * kv_bytes_per_position(
                 self.model.causal_lm.config, self.model.causal_lm.dtype
             )
             if needed <= room:
                 self._scorer = Scorer(self.model, self.documents)
                 self._kept = needed
+        if self._full is None:
             scores = self._score(DepthSchedule.full(self.model.num_layers))
             self._full = [s.log_probs.numpy() for s in scores]
-            if not all(np.isfinite(log_probs).all() for log_probs in self._full):
-                raise GenerationError(
-                    "the model's log-probabilities are not finite",
-                    (
-                        "the weights may be damaged or the dtype too narrow: try ",
-                        Setting("dtype", "float32"),
-                    ),
-                )
+            check_finite(self._full)
         if self._scorer is not None and self._remembered != (schedule, layers):
             self._remembered = (schedule, layers)
             self._kept -= self._states
@@ -241,8 +272,7 @@ class _Batch:
         assert self._full is not None
         scores = self._score(schedule)
         return {
-            # Dropping units may overflow a narrow dtype. That counts as a loss, not as an error.
-            row: np.nan_to_num(full - score.log_probs.numpy(), nan=WORST, posinf=WORST)
+            row: finite_losses(full - score.log_probs.numpy())
             for row, full, score in zip(self.rows, self._full, scores, strict=True)
         }
 

@@ -1,15 +1,15 @@
 """Free-running replies judged by full depth: its perplexity on what each schedule wrote."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from d3cli.calibrate.forms import ModelForms
 from d3cli.calibrate.own_replies import write_reply
-from d3cli.calibrate.result import CalibrationProgress, Judged
-from d3cli.calibrate.search import Search
+from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Judged, Outcome
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
@@ -22,45 +22,62 @@ MAX_PROMPTS, MIN_PROMPTS = 16, 4
 FULL_DEPTH, CHOSEN, CONSTANT, DECAYING = "full depth", "chosen", "constant depth", "decaying"
 
 
-def judge_replies(search: Search, deadline: float) -> Iterator[CalibrationProgress]:
+def judge_replies(
+    forms: ModelForms,
+    settings: CalibrationSettings,
+    outcome: Outcome,
+    prompts: Sequence[Sequence[int]],
+    deadline: float,
+) -> Iterator[CalibrationProgress]:
     """Full depth's perplexity on replies that it and each schedule of interest wrote.
 
-    Fills the outcome's `judged`, and `by_replies` of its verdict.
+    Fills the outcome's `judged`, and `by_replies` of its verdict. Full depth is that of the form
+    that everything is compared with. It writes and judges after the others have written.
 
     Args:
+        prompts: token ids; the first ones are answered.
         deadline: by `time.monotonic`; the writers answer no further prompt after it.
     """
-    model, settings, outcome = search.model, search.settings, search.outcome
-    writers = _writers(search)
-    surprises: dict[str, Losses] = {name: [] for name in writers}
-    prompts = list(dict.fromkeys(tuple(d.prompt_ids) for d in search.plan.unseen))[:MAX_PROMPTS]
+    assert outcome.chosen is not None
+    writers, prompts = _writers(outcome), prompts[:MAX_PROMPTS]
+    model = forms.take(outcome.chosen.candidate.quantization)
+    written: list[dict[str, Document]] = []
     for number, prompt in enumerate(prompts):
         # Either all writers answer a prompt or none.
         if number >= MIN_PROMPTS and time.monotonic() > deadline:
             outcome.cut.append(f"replies to {number} of {len(prompts)} prompts were judged")
             break
-        judged: dict[Schedule, NDArray[np.float64]] = {}  # two writers may be the same
+        replies: dict[Schedule, Document] = {}  # two writers may be the same
         for name, schedule in writers.items():
             yield CalibrationProgress(f"reply {number + 1} of {len(prompts)}: {name}", 0.99)
-            if schedule not in judged:
+            if schedule not in replies:
                 seed = settings.seed + number
-                reply = write_reply(model, prompt, schedule, settings.reply_tokens, seed)
-                judged[schedule] = surprise(model, reply)
-            surprises[name].append(judged[schedule])
-    own, confidence = surprises[FULL_DEPTH], settings.confidence
-    outcome.judged = {name: judge(each, own, confidence) for name, each in surprises.items()}
+                replies[schedule] = write_reply(
+                    model, prompt, schedule, settings.reply_tokens, seed
+                )
+        written.append({name: replies[schedule] for name, schedule in writers.items()})
+    model = forms.take(None)
+    full = DepthSchedule.full(model.num_layers)
+    surprises: dict[str, Losses] = {FULL_DEPTH: [], **{name: [] for name in writers}}
+    for number, by_writer in enumerate(written):
+        yield CalibrationProgress(f"reply {number + 1} of {len(written)}: {FULL_DEPTH}", 0.99)
+        seed = settings.seed + number
+        own = write_reply(model, prompts[number], full, settings.reply_tokens, seed)
+        for name, reply in {FULL_DEPTH: own, **by_writer}.items():
+            surprises[name].append(surprise(model, reply))
+    own_surprises, confidence = surprises[FULL_DEPTH], settings.confidence
+    outcome.judged = {
+        name: judge(each, own_surprises, confidence) for name, each in surprises.items()
+    }
     if outcome.verdict is not None:
         rise = measure_rise(surprises[DECAYING], surprises[CONSTANT], confidence)
         outcome.verdict = replace(outcome.verdict, by_replies=rise)
 
 
-def _writers(search: Search) -> dict[str, Schedule]:
-    chosen, verdict = search.outcome.chosen, search.outcome.verdict
+def _writers(outcome: Outcome) -> dict[str, Schedule]:
+    chosen, verdict = outcome.chosen, outcome.verdict
     assert chosen is not None
-    writers: dict[str, Schedule] = {
-        FULL_DEPTH: DepthSchedule.full(search.model.num_layers),
-        CHOSEN: chosen.candidate.schedule,
-    }
+    writers: dict[str, Schedule] = {CHOSEN: chosen.candidate.schedule}
     if verdict is not None:
         writers[CONSTANT] = verdict.static.candidate.schedule
         writers[DECAYING] = verdict.decaying.candidate.schedule

@@ -7,6 +7,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
+from d3cli.calibrate.costs import Yardstick
 from d3cli.calibrate.influence import measure_influence, order_by_influence
 from d3cli.calibrate.order import units_of
 from d3cli.calibrate.race import Tried
@@ -39,11 +40,11 @@ def find_nearest(
         for order in _orders(search, kind):
             doing = kind_in_words(kind, by_prompt=order.by_prompt)
             yield CalibrationProgress(f"{doing}: what anything saved costs", search.clock.share)
-            candidate = _shortest_that_saves(order, search.settings.reply_tokens)
-            if candidate is not None and candidate.schedule not in outcome.tried:
+            candidate = _shortest_that_saves(order, search.yardstick)
+            if candidate is not None and candidate.key not in outcome.tried:
                 losses = search.evaluator.losses(candidate.schedule, documents)
                 drop = measure_drop(losses, search.settings.confidence)
-                outcome.tried[candidate.schedule] = Tried(candidate, documents, drop)
+                outcome.tried[candidate.key] = Tried(candidate, documents, drop)
     outcome.nearest = choose_nearest(outcome, search.settings.target_drop)
 
 
@@ -64,15 +65,18 @@ def _fixed_order(search: Search, kind: UnitKind) -> UnitOrder:
     ranked = order_by_influence(model, {unit: outcome.influence[unit] for unit in units})
     found = outcome.orders.get(kind, ())
     return fixed_order(
-        model.weight_bytes, kind, [*found, *(unit for unit in ranked if unit not in found)]
+        search.yardstick.costs, kind, [*found, *(unit for unit in ranked if unit not in found)]
     )
 
 
-def _shortest_that_saves(order: UnitOrder, reply_tokens: int) -> Candidate | None:
+def _shortest_that_saves(order: UnitOrder, yardstick: Yardstick) -> Candidate | None:
     """The constant depth that drops as few units of an order as save enough; None without one."""
+    steps = yardstick.new_tokens - 1
     for count in range(1, order.places + 1):
-        ratio = order.static_ratio(count, reply_tokens)
-        candidate = Candidate(order.static(count), order.kind, ratio, math.nan)
+        ratios = yardstick.ratios(steps * order.saved[count], steps * order.saved_seconds[count])
+        candidate = Candidate(
+            order.static(count), order.kind, *ratios, math.nan, yardstick.quantization
+        )
         if candidate.saved >= MIN_SAVED:
             return candidate
     return None
@@ -86,9 +90,9 @@ def choose_nearest(outcome: Outcome, missed: float) -> Nearest | None:
     Args:
         missed: the target that was not met.
     """
-    tested = {one.candidate.schedule: one.drop for one in outcome.tested}
+    tested = {one.candidate.key: one.drop for one in outcome.tested}
     saving = [
-        replace(one, drop=tested.get(one.candidate.schedule, one.drop))
+        replace(one, drop=tested.get(one.candidate.key, one.drop))
         for one in outcome.tried.values()
         if one.candidate.saved >= MIN_SAVED
     ]
@@ -97,4 +101,4 @@ def choose_nearest(outcome: Outcome, missed: float) -> Nearest | None:
     best = min(saving, key=lambda one: one.drop.high)
     least = max(missed, MARGIN * best.drop.high)
     target = next((target for target in TARGETS if target > least), None)
-    return Nearest(best, best.candidate.schedule in tested, target)
+    return Nearest(best, best.candidate.key in tested, target)

@@ -60,7 +60,7 @@ class GreedyOrder:
     def __iter__(self) -> Iterator[DepthSchedule]:
         left = list(self.ranking)
         last_rates: dict[str, float] = {}  # nats lost per byte saved, when last tried
-        before: NDArray[np.float64] = np.zeros(self.documents)
+        before = np.array([loss.sum() for loss in self.evaluator.full_losses(self.documents)])
         while left:
             # All schedules of a round agree up to the layer in which they drop one more unit.
             so_far = static_schedule(self.model.weight_bytes, self.order)

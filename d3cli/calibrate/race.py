@@ -11,12 +11,12 @@ import numpy as np
 
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.space import Candidate, StaticLosses, front
-from d3cli.scoring.intervals import Drop, measure_drop
+from d3cli.scoring.intervals import Drop, mean_loss, measure_drop
 
 # The most candidates in each round.
 ENTRANTS, SECOND_ROUND, FINALISTS = 14, 10, 6
 # The fastest schedule predicted to be within the target may fail. Safer ones, which save these
-# shares of its bytes, are scored as well.
+# shares of what it saves, are scored as well.
 SAFE_SHARES = (0.25, 0.5, 0.75)
 
 
@@ -35,8 +35,12 @@ def race(
     statics: StaticLosses,
     target: float,
     confidence: float,
+    full_speed: float = 1.0,
 ) -> Iterator[Tried]:
     """Scores the most promising candidates on few documents, then fewer candidates on more.
+
+    Args:
+        full_speed: the speed of full depth in this form of the weights.
 
     Yields every measurement as it is made. A candidate's last one is on the most documents.
     """
@@ -54,8 +58,12 @@ def race(
         yield first[-1]
     # Predictions are off by about the same factor for all candidates: correct it.
     factor = _prediction_error(first, statics, few)
+    at_full = mean_loss(statics.losses[0])
     corrected = front(
-        [c if c.is_static else replace(c, predicted=factor * c.predicted) for c in pool]
+        [
+            c if c.is_static else replace(c, predicted=at_full + factor * (c.predicted - at_full))
+            for c in pool
+        ]
     )
     second = [
         *_spread(corrected, 0.5 * max_loss, 1.4 * max_loss, SECOND_ROUND),
@@ -66,15 +74,15 @@ def race(
         tried.append(measure(entrant, more))
         yield tried[-1]
     hopeful = [t.candidate for t in tried if t.drop.low <= target]
-    hopeful = sorted(hopeful, key=lambda c: c.byte_ratio)[-FINALISTS:]
-    for entrant in _distinct([*_safe(corrected, max_loss), *hopeful]):
+    hopeful = sorted(hopeful, key=lambda c: c.speed)[-FINALISTS:]
+    for entrant in _distinct([*_safe(corrected, max_loss, full_speed), *hopeful]):
         yield measure(entrant, all_)
 
 
-def _safe(ordered: Sequence[Candidate], max_loss: float) -> list[Candidate]:
+def _safe(ordered: Sequence[Candidate], max_loss: float, full_speed: float) -> list[Candidate]:
     """Candidates slower than the fastest one that is predicted to be within the target."""
     within = [c for c in ordered if c.predicted <= max_loss]
-    savings = [1 - 1 / c.byte_ratio for c in within]
+    savings = [1 - full_speed / c.speed for c in within]
     if not within or savings[-1] <= 0:  # none, or none that saves more than its repair costs
         return []
     return [
@@ -84,16 +92,21 @@ def _safe(ordered: Sequence[Candidate], max_loss: float) -> list[Candidate]:
 
 
 def _prediction_error(tried: Sequence[Tried], statics: StaticLosses, documents: int) -> float:
-    """Measured loss over predicted loss of the decaying schedules, on the same documents."""
+    """Measured loss over predicted loss of the decaying schedules, on the same documents.
+
+    Both without the loss at full depth, which is known.
+    """
     sums, tokens = statics.by_step(documents)
+    at_full = float(sums[0].sum() / tokens.sum())
     measured = predicted = 0.0
     for one in tried:
         schedule = one.candidate.schedule
         if one.candidate.is_static:
             continue
         dropped = [schedule.num_dropped(t) for t in range(1, len(tokens))]
-        predicted += float(sums[dropped, np.arange(1, len(tokens))].sum() / tokens.sum())
-        measured += math.log1p(one.drop.value)
+        lost = sums[dropped, np.arange(1, len(tokens))].sum() + sums[0, 0]
+        predicted += float(lost / tokens.sum()) - at_full
+        measured += math.log1p(one.drop.value) - at_full
     if predicted <= 0 or measured <= 0:
         return 1.0
     return min(max(measured / predicted, 0.25), 4.0)

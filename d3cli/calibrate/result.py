@@ -9,13 +9,13 @@ from d3cli import __version__
 from d3cli.base.errors import Setting, UsageError
 from d3cli.calibrate.alternatives import Alternative
 from d3cli.calibrate.race import Tried
-from d3cli.calibrate.space import Candidate
+from d3cli.calibrate.space import Candidate, CandidateKey, Sort
 from d3cli.calibrate.texts import hash_documents
-from d3cli.depth.calibration_record import Calibration, Unseen
-from d3cli.depth.prompt_order import Schedule
+from d3cli.depth.calibration_record import Calibration, Rival, Unseen
 from d3cli.depth.units import UnitChoice, UnitKind
+from d3cli.kernels.quantization import Quantization
 from d3cli.scoring.documents import Document
-from d3cli.scoring.intervals import Drop
+from d3cli.scoring.intervals import Drop, Losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class CalibrationSettings:
 
     Attributes:
         target_drop: the largest allowed rise of perplexity, as a fraction.
-        units: what may be dropped; "auto" searches both kinds and keeps what saves more.
+        units: what may be dropped; "auto" searches both kinds and keeps what is faster.
         order: how units are ranked: by influence, greedily, or for each prompt by its own
             influence. "auto" is greedy where time allows, and each prompt's own order as well.
         confidence: of the one-sided bound that must be within the target.
@@ -79,9 +79,10 @@ class CalibrationProgress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A candidate on the unseen half.
+    """A candidate on the unseen half, compared with full depth (see `Outcome.against`).
 
     Attributes:
+        losses: nats lost by each token.
         layer_ratio, byte_ratio: for replies of the length asked for. If each prompt has its own
             order, they are those of the mean layers and bytes.
         by_position: ``(begin, end, tokens, drop)`` of each stretch of the replies.
@@ -94,8 +95,7 @@ class Measured:
     """
 
     candidate: Candidate
-    documents: int
-    tokens: int
+    losses: Losses = field(repr=False, compare=False)
     drop: Drop
     by_position: tuple[tuple[int, int, int, float], ...]
     kl: float
@@ -106,6 +106,36 @@ class Measured:
     floor_drop: float
     layer_ratio: float
     byte_ratio: float
+
+    @property
+    def documents(self) -> int:
+        return len(self.losses)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.losses))
+
+
+@dataclass(frozen=True, slots=True)
+class FormTried:
+    """One form of the model's weights.
+
+    Attributes:
+        quantization: None for the weights as stored.
+        form: in words: "bfloat16 int4".
+        step_seconds: of a decode step at full depth, as measured.
+        full: full depth in this form, on the search half.
+        dominated_by: the form that is faster and loses about as little, so that schedules in this
+            one were not searched; empty if they were, or if the form exceeds the target.
+        searched: whether schedules in this form were searched.
+    """
+
+    quantization: Quantization | None
+    form: str
+    step_seconds: float
+    full: Tried
+    dominated_by: str = ""
+    searched: bool = False
 
 
 class UnseenDrop(NamedTuple):
@@ -196,7 +226,12 @@ class Outcome:
         tested: candidates on the unseen half, in the order of the test.
         orders: the skip order of each kind of unit, for all prompts.
         influence: of every unit.
-        verdict: whether decay paid; None where there was nothing to compare.
+        against: the form of the weights whose full depth everything is compared with, in words.
+        forms: the forms of the weights that were tried; empty if there was only one.
+        rivals: the fastest of each sort that held on the unseen half, none of them faster than the
+            chosen one.
+        verdict: constant depth and decay at the same time per reply; None where there was nothing
+            to compare.
         no_verdict: why there is no verdict.
         judged: full depth's verdict on replies, by writer; empty where replies were not asked for.
         cut: what was left out for lack of time.
@@ -207,11 +242,14 @@ class Outcome:
     text_fits: bool = True
     nearest: Nearest | None = None
     alternatives: Sequence[Alternative] = ()
-    tried: dict[Schedule, Tried] = field(default_factory=dict)
+    tried: dict[CandidateKey, Tried] = field(default_factory=dict)
     short_prompts: int = 0
     tested: list[UnseenDrop] = field(default_factory=list)
     orders: dict[UnitKind, tuple[str, ...]] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
+    against: str = ""
+    forms: list[FormTried] = field(default_factory=list)
+    rivals: Mapping[Sort, Measured] = field(default_factory=dict)
     verdict: DecayVerdict | None = None
     no_verdict: str = ""
     judged: Mapping[str, Judged] = field(default_factory=dict)
@@ -256,7 +294,27 @@ class Outcome:
             data_hash=hash_documents(documents),
             version=__version__,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
+            against=self.against,
+            speed=chosen.candidate.speed,
+            rivals=tuple(self._rival(sort, each) for sort, each in self.rivals.items()),
         )
+
+    def _rival(self, sort: Sort, measured: Measured) -> Rival:
+        candidate, drop = measured.candidate, measured.drop
+        return Rival(
+            sort=sort.value,
+            form=self.form_of(candidate),
+            schedule=candidate.schedule.in_words(),
+            drop=drop.value,
+            drop_interval=(drop.low, drop.high),
+            byte_ratio=candidate.byte_ratio,
+            speed=candidate.speed,
+        )
+
+    def form_of(self, candidate: Candidate) -> str:
+        """The form of the weights of a candidate, in words."""
+        found = (one.form for one in self.forms if one.quantization == candidate.quantization)
+        return next(found, self.against)
 
     def best(self, kind: UnitKind, target: float, *, by_prompt: bool = False) -> Tried | None:
         """The fastest candidate of a kind whose bound on the search half is within the target.
@@ -271,4 +329,4 @@ class Outcome:
             and t.candidate.by_prompt == by_prompt
             and t.drop.high <= target
         ]
-        return max(held, key=lambda t: t.candidate.byte_ratio, default=None)
+        return max(held, key=lambda t: t.candidate.speed, default=None)

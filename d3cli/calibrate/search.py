@@ -3,10 +3,14 @@
 Knows nothing of the unseen half.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from d3cli.calibrate.budget import Budget
 from d3cli.calibrate.clock import OutOfTime, SearchClock
+from d3cli.calibrate.costs import Yardstick
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.influence import measure_influence, order_by_influence
 from d3cli.calibrate.order import GreedyOrder, units_of
@@ -29,6 +33,8 @@ class Search:
 
     Args:
         clock: its deadline is set for each part of the search.
+        yardstick: what a schedule saves.
+        reference: as for `Evaluator`.
 
     Attributes:
         evaluator: scores schedules on the search half.
@@ -44,10 +50,12 @@ class Search:
         plan: Budget,
         clock: SearchClock,
         outcome: Outcome,
+        yardstick: Yardstick,
+        reference: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
         self.model, self.settings, self.plan = model, settings, plan
-        self.clock, self.outcome = clock, outcome
-        self.evaluator = Evaluator(model, plan.search, plan.stages, clock)
+        self.clock, self.outcome, self.yardstick = clock, outcome, yardstick
+        self.evaluator = Evaluator(model, plan.search, plan.stages, clock, reference=reference)
         self.pool: list[Candidate] = []
         self.ended_early = False
         self.took = 0.0
@@ -66,9 +74,10 @@ class Search:
         try:
             units = yield from self._rank(kind, ends)
             self.clock.deadline = ends
-            order = fixed_order(self.model.weight_bytes, kind, units)
+            order = fixed_order(self.yardstick.costs, kind, units)
             static = yield from self._score_prefixes(order)
-            self.outcome.orders[kind] = static.order.units
+            known = self.outcome.orders.get(kind, ())
+            self.outcome.orders[kind] = max(known, static.order.units, key=len)
             yield from self._race(static)
         except OutOfTime:
             self._cut(kind_in_words(kind, by_prompt=False))
@@ -98,13 +107,16 @@ class Search:
         weights = weight_bytes.weights(units)
         schedule = PromptSchedule(self.model.num_layers, 0.5, 0, 1, 1, tuple(units), weights)
         orders = [one.skip_order for one in self.evaluator.ordered(schedule)]
-        return prompt_orders(weight_bytes, kind, units, orders)
+        return prompt_orders(self.yardstick.costs, kind, units, orders)
 
     def _progress(self, doing: str) -> CalibrationProgress:
         return CalibrationProgress(doing, self.clock.share)
 
     def _rank(self, kind: UnitKind, ends: float) -> Generator[CalibrationProgress, None, list[str]]:
         """The units in the order in which to drop them."""
+        if (known := self.outcome.orders.get(kind)) is not None:  # found in another form
+            rest = order_by_influence(self.model, self._influence_of(kind))
+            return [*known, *(unit for unit in rest if unit not in known)]
         yield self._progress(f"{kind}s: influence")
         few, units = self.plan.stages[0], units_of(self.model, kind)
         influence = measure_influence(self.model, self.plan.search[:few], units)
@@ -122,6 +134,9 @@ class Search:
         self.outcome.cut.append(f"the order of {kind}s is greedy in part")
         return [*greedy.order, *(unit for unit in order if unit not in greedy.order)]
 
+    def _influence_of(self, kind: UnitKind) -> dict[str, float]:
+        return {unit: self.outcome.influence[unit] for unit in units_of(self.model, kind)}
+
     def _score_prefixes(
         self, order: UnitOrder
     ) -> Generator[CalibrationProgress, None, StaticLosses]:
@@ -138,14 +153,17 @@ class Search:
         """Scores the most promising schedules over the order."""
         settings, order = self.settings, static.order
         doing = kind_in_words(order.kind, by_prompt=order.by_prompt)
-        pool = candidates(static, settings.reply_tokens)
+        pool = candidates(static, self.yardstick)
         self.pool += pool
         if not pool:
             return
         self.evaluator.share_first_layers(c.schedule for c in pool)
-        for tried in race(self.evaluator, pool, static, settings.target_drop, settings.confidence):
+        _, full_speed = self.yardstick.full_depth
+        for tried in race(
+            self.evaluator, pool, static, settings.target_drop, settings.confidence, full_speed
+        ):
             schedule = tried.candidate.schedule
-            self.outcome.tried[schedule] = tried
+            self.outcome.tried[tried.candidate.key] = tried
             yield self._progress(
                 f"{doing}: alpha {schedule.alpha:.6g} from {schedule.start} on "
                 f"{tried.documents} documents, {tried.drop.value:+.2%}"

@@ -7,15 +7,18 @@ any schedule over the same order.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from d3cli.calibrate.costs import Yardstick
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.unit_order import UnitOrder
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
-from d3cli.depth.schedule import TOLERANCE
+from d3cli.depth.schedule import TOLERANCE, DepthSchedule
 from d3cli.depth.units import UnitKind
+from d3cli.kernels.quantization import Quantization
 from d3cli.scoring.intervals import Losses, mean_loss
 
 # Full-depth tokens before the decay, and the tokens over which it then reaches the floor. Each pace
@@ -26,29 +29,39 @@ PACES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 51
 # The minimum depth of a reply must be the depth of this share of the scored tokens, so that no
 # saving is promised where nothing was measured.
 MIN_EVIDENCE = 0.1
-# A schedule that saves a smaller share of the bytes, net of repair, is not worth its drop.
+# A schedule that saves a smaller share of the time, net of repair, is not worth its drop.
 MIN_SAVED = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A schedule, its byte ratio and its predicted loss.
+    """A schedule in one form of the weights, what it saves and its predicted loss.
 
     Attributes:
-        kind: the kind of units in its skip order.
-        byte_ratio: for replies of the length asked for, net of repair.
+        kind: the kind of units in its skip order; None for full depth.
+        byte_ratio, speed: bytes and predicted time at full depth, in the form of the weights that
+            it is compared with, over those here. For replies of the length asked for, net of
+            repair.
         predicted: nats lost per token, predicted from static depths.
+        quantization: of the weights; None as they were loaded first.
     """
 
     schedule: Schedule
-    kind: UnitKind
+    kind: UnitKind | None
     byte_ratio: float
+    speed: float
     predicted: float
+    quantization: Quantization | None = None
+
+    @property
+    def key(self) -> "CandidateKey":
+        """What runs: the form of the weights, and the schedule."""
+        return self.quantization, self.schedule
 
     @property
     def saved(self) -> float:
-        """The share of bytes saved, net of repair."""
-        return 1 - 1 / self.byte_ratio
+        """The share of time saved, net of repair."""
+        return 1 - 1 / self.speed
 
     @property
     def by_prompt(self) -> bool:
@@ -60,10 +73,37 @@ class Candidate:
         """Whether it drops all of its units from token 1 on."""
         return self.schedule.num_dropped(1) == self.schedule.max_dropped
 
+    @property
+    def sort(self) -> "Sort":
+        """Whether it drops anything, and whether more of it later."""
+        if not self.schedule.max_dropped:
+            return Sort.FULL
+        return Sort.CONSTANT if self.is_static else Sort.DECAYING
+
+
+CandidateKey = tuple[Quantization | None, Schedule]
+
+
+class Sort(StrEnum):
+    """How depth goes over a reply."""
+
+    FULL = "without decay"
+    CONSTANT = "constant depth"
+    DECAYING = "decaying depth"
+
+
+def full_depth(yardstick: Yardstick, num_layers: int) -> Candidate:
+    """Full depth in the form of a yardstick."""
+    schedule = DepthSchedule.full(num_layers)
+    return Candidate(schedule, None, *yardstick.full_depth, 0.0, yardstick.quantization)
+
 
 @dataclass(frozen=True, slots=True)
 class StaticLosses:
-    """The losses of each prefix of an order at constant depth; the empty prefix loses nothing."""
+    """The losses of each prefix of an order at constant depth.
+
+    The empty prefix is full depth. It loses what the form of the weights loses.
+    """
 
     order: UnitOrder
     losses: list[Losses]
@@ -86,9 +126,9 @@ def score_prefixes(
 ) -> Iterator[Losses]:
     """Losses of static depth for each prefix of an order, until one loses more than `max_loss`.
 
-    The first item is full depth, which loses nothing.
+    The first item is full depth.
     """
-    yield [np.zeros(len(d.response_ids)) for d in evaluator.documents[:documents]]
+    yield evaluator.full_losses(documents)
     for count in range(1, order.places + 1):
         losses = evaluator.losses(order.static(count), documents)
         yield losses
@@ -96,19 +136,18 @@ def score_prefixes(
             return
 
 
-def candidates(static: StaticLosses, reply_tokens: int) -> list[Candidate]:
-    """Every schedule of the space, with its byte ratio and its predicted loss.
+def candidates(static: StaticLosses, yardstick: Yardstick) -> list[Candidate]:
+    """Every schedule of the space, with what it saves and its predicted loss.
 
     A token that drops k units is predicted to lose what it lost when all tokens dropped k. In fact
     the tokens before it run deeper, so it loses a little less. If each prompt has its own order,
-    the byte ratio is that of the mean bytes.
+    the ratios are those of the mean bytes and times.
     """
     sums, tokens = static.by_step(len(static.losses[0]))
-    order, steps = static.order, reply_tokens - 1
-    weight_bytes = order.weight_bytes
-    num_layers = len(weight_bytes.layers)
-    saved_by = np.array(order.saved)
-    full = weight_bytes.total * steps
+    order, reply_tokens = static.order, yardstick.new_tokens
+    steps = reply_tokens - 1
+    num_layers = len(order.weight_bytes.layers)
+    saved_by = np.array([order.saved, order.saved_seconds])  # [2, places + 1]
     # Tokens 1, 2, …: after the last start and pace, every token runs at the floor.
     ts = np.arange(1, max(STARTS[-1] + PACES[-1] + 1, len(tokens)))
     scored = np.arange(1, len(tokens))
@@ -126,11 +165,13 @@ def candidates(static: StaticLosses, reply_tokens: int) -> list[Candidate]:
                 continue
             seen.add(dropped.tobytes())
             at_floor = steps - len(in_reply)
-            saved = saved_by[in_reply].sum() + at_floor * saved_by[floor]
-            ratio = weight_bytes.ratio(steps, full - int(saved), repairs=1)
-            lost = sums[in_text, scored].sum() / tokens.sum()
+            nbytes, seconds = saved_by[:, in_reply].sum(axis=1) + at_floor * saved_by[:, floor]
+            ratios = yardstick.ratios(float(nbytes), float(seconds))
+            lost = (sums[in_text, scored].sum() + sums[0, 0]) / tokens.sum()
             schedule = order.schedule(floor, alpha, start)
-            found.append(Candidate(schedule, order.kind, ratio or 1.0, float(lost)))
+            found.append(
+                Candidate(schedule, order.kind, *ratios, float(lost), yardstick.quantization)
+            )
     return found
 
 
@@ -155,9 +196,9 @@ def _alpha(num_layers: int, before_last: float, pace: int) -> float:
 
 
 def front(pool: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that none beats in both bytes and predicted loss, the slowest first."""
+    """The candidates that none beats in both speed and predicted loss, the slowest first."""
     best: list[Candidate] = []
-    for candidate in sorted(pool, key=lambda c: (-c.byte_ratio, c.predicted)):
+    for candidate in sorted(pool, key=lambda c: (-c.speed, c.predicted)):
         if not best or candidate.predicted < best[-1].predicted:
             best.append(candidate)
     return best[::-1]

@@ -4,12 +4,13 @@ To a search, an order is what the unit at each of its places weighs and saves, a
 over it. Runs nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 
+from d3cli.calibrate.costs import StepCosts
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule, schedule_of, static_schedule
 from d3cli.depth.units import UnitKind, WeightBytes
@@ -31,14 +32,20 @@ class UnitOrder:
             means over documents.
         saved: bytes that a step saves without the first ``0 .. places`` units. Means as well;
             a document whose prompt is too short for an order saves nothing.
+        saved_seconds: the same in seconds.
     """
 
-    weight_bytes: WeightBytes
+    costs: StepCosts
     kind: UnitKind
     units: tuple[str, ...]
     by_prompt: bool
     weights: tuple[float, ...]
     saved: tuple[float, ...]
+    saved_seconds: tuple[float, ...]
+
+    @property
+    def weight_bytes(self) -> WeightBytes:
+        return self.costs.weight_bytes
 
     @property
     def places(self) -> int:
@@ -48,8 +55,13 @@ class UnitOrder:
     def first(self, places: int) -> "UnitOrder":
         """The same order, of which no more than this many units may be dropped."""
         units = self.units if self.by_prompt else self.units[:places]
-        weights, saved = self.weights[:places], self.saved[: places + 1]
-        return UnitOrder(self.weight_bytes, self.kind, units, self.by_prompt, weights, saved)
+        return replace(
+            self,
+            units=units,
+            weights=self.weights[:places],
+            saved=self.saved[: places + 1],
+            saved_seconds=self.saved_seconds[: places + 1],
+        )
 
     def schedule(self, count: int, alpha: float, start: int) -> Schedule:
         """The schedule that drops up to `count` units."""
@@ -66,12 +78,6 @@ class UnitOrder:
         num_layers = len(self.weight_bytes.layers)
         return self.schedule(count, 1 - (self.before_last(count) + 1e-4) / num_layers, 0)
 
-    def static_ratio(self, count: int, new_tokens: int) -> float:
-        """The byte ratio, net of repair, of replies that drop `count` units from token 1 on."""
-        steps = new_tokens - 1
-        read = steps * (self.weight_bytes.total - self.saved[count])
-        return self.weight_bytes.ratio(steps, round(read), repairs=1) or 1.0
-
     def before_last(self, count: int) -> float:
         """What the first ``count - 1`` units weigh at most, in layers."""
         if not self.by_prompt:
@@ -80,15 +86,16 @@ class UnitOrder:
         return sum(heaviest[: count - 1])
 
 
-def fixed_order(weight_bytes: WeightBytes, kind: UnitKind, units: Sequence[str]) -> UnitOrder:
+def fixed_order(costs: StepCosts, kind: UnitKind, units: Sequence[str]) -> UnitOrder:
     """One order for all prompts."""
-    weights = weight_bytes.weights(units)
-    saved = tuple(accumulate(weight_bytes.saved(units), initial=0))
-    return UnitOrder(weight_bytes, kind, tuple(units), False, weights, saved)
+    weights = costs.weight_bytes.weights(units)
+    saved = tuple(accumulate(costs.weight_bytes.saved(units), initial=0))
+    seconds = tuple(accumulate(costs.saved(units), initial=0.0))
+    return UnitOrder(costs, kind, tuple(units), False, weights, saved, seconds)
 
 
 def prompt_orders(
-    weight_bytes: WeightBytes,
+    costs: StepCosts,
     kind: UnitKind,
     units: Sequence[str],
     orders: Sequence[Sequence[str]],
@@ -100,18 +107,23 @@ def prompt_orders(
         orders: of the documents, all of `units` each; empty where the prompt is too short. At least
             one must not be empty.
     """
-    weights = [list(weight_bytes.weights(order)) for order in orders if order]
-    saved = [
-        list(accumulate(weight_bytes.saved(order), initial=0)) if order else [0] * (len(units) + 1)
-        for order in orders
-    ]
+    weights = [list(costs.weight_bytes.weights(order)) for order in orders if order]
+    nothing = [0.0] * (len(units) + 1)
+
+    def mean(saved: Callable[[Iterable[str]], Iterable[float]]) -> tuple[float, ...]:
+        each = [
+            list(accumulate(saved(order), initial=0.0)) if order else nothing for order in orders
+        ]
+        return tuple(np.mean(each, axis=0).tolist())
+
     return UnitOrder(
-        weight_bytes,
+        costs,
         kind,
         tuple(units),
         True,
         tuple(np.mean(weights, axis=0).tolist()),
-        tuple(np.mean(saved, axis=0).tolist()),
+        mean(costs.weight_bytes.saved),
+        mean(costs.saved),
     )
 
 

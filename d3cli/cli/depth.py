@@ -4,7 +4,7 @@ import shlex
 from typing import TYPE_CHECKING, Literal
 
 from d3cli.base.errors import Setting, UsageError
-from d3cli.cli.model_options import DtypeName, ModelOptions
+from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
 from d3cli.depth.choice import Choice, choose
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitChoice
@@ -110,6 +110,6 @@ def calibrate_command(model: str, loading: ModelOptions = ModelOptions()) -> str
         command += f" --revision {shlex.quote(loading.revision)}"
     if loading.dtype is not DtypeName.auto:
         command += f" --dtype {loading.dtype.value}"
-    if loading.quantization is not None:
+    if loading.quantization is not QuantizationName.auto:
         command += f" --quantization {loading.quantization.value}"
     return command

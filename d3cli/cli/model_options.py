@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from d3cli.kernels.quantization import Quantization
     from d3cli.model.load import LoadOptions
 
 MODEL = "Model"
@@ -38,6 +39,8 @@ class DtypeName(StrEnum):
 class QuantizationName(StrEnum):
     """How weights are stored in memory."""
 
+    auto = "auto"
+    none = "none"
     int8 = "int8"
     int4 = "int4"
     nested = "nested"
@@ -58,15 +61,17 @@ class ModelOptions:
         ),
     ] = DtypeName.auto
     quantization: Annotated[
-        QuantizationName | None,
+        QuantizationName,
         typer.Option(
             envvar="D3_QUANTIZATION",
             rich_help_panel=MODEL,
             help="Store the layers' weights in fewer bits, which saves memory and is faster. int8, "
             "int4 and nested (two planes of 4 bits, of which decay can drop one) run on any CPU; "
-            "bnb-4bit and bnb-8bit need bitsandbytes, and are for GPUs.",
+            "bnb-4bit and bnb-8bit need bitsandbytes, and are for GPUs. none: as the model has "
+            "them. auto: what d3 calibrate has chosen for this model, else none; d3 calibrate "
+            "tries them itself.",
         ),
-    ] = None
+    ] = QuantizationName.auto
     device: Annotated[
         str,
         typer.Option(
@@ -120,11 +125,16 @@ class ModelOptions:
 
     @property
     def load_options(self) -> "LoadOptions":
-        """These options as `load_model` takes them."""
+        """These options as `load_model` takes them; "auto" has been resolved, or means none."""
         return {
             "dtype": self.dtype.value,
-            "quantization": None if self.quantization is None else self.quantization.value,
+            "quantization": self._quantization,
             "device": self.device,
             "context": self.context,
             "force": self.force,
         }
+
+    @property
+    def _quantization(self) -> "Quantization | None":
+        name: Quantization | Literal["auto", "none"] = self.quantization.value
+        return None if name == "auto" or name == "none" else name

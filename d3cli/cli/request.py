@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 from d3cli.base.errors import UsageError
 from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
+from d3cli.cli.chosen_form import with_chosen_form
 from d3cli.cli.depth import calibrate_command, choose_schedule, parse_alpha, parse_start
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.options import GenerationOptions
@@ -240,6 +241,9 @@ def announce(output: Output, name: str, options: ModelOptions) -> None:
     """Says which model runs, and prepares the process for the libraries that find and load it."""
     check_address_space()
     model = "the built-in model" if name == BUILTIN else at_revision(name, options.revision)
+    chosen = with_chosen_form(name, options)
+    if chosen is not options:
+        model += f", in {chosen.quantization.value} as calibrated"
     output.note(f"model: {model}")
     output.quiet_libraries()
     if options.offline:
@@ -254,7 +258,7 @@ def load_announced(
     **needs: Unpack["LoadOptions"],
 ) -> "LoadedModel":
     """Finds a model and loads it, as `load` does after `announce`."""
-    settings: LoadOptions = {**options.load_options, **needs}
+    settings: LoadOptions = {**with_chosen_form(name, options).load_options, **needs}
     threads, reason = options.threads, ""
     with output.progress.waiting("loading"):
         import_libraries()

@@ -57,7 +57,8 @@ class Unseen:
         drop_interval: its lower and upper bound. Each bound alone has the calibration's confidence.
         kl: mean divergence from full depth, in nats per token.
         same_top: share of tokens whose most likely token stays the same.
-        layer_ratio, byte_ratio: layers and bytes of weights, full depth over this schedule.
+        layer_ratio: layers, full depth over this schedule.
+        byte_ratio: bytes of weights, full depth of what it was measured against over this schedule.
 
     Raises:
         ValueError: the bounds are in the wrong order.
@@ -78,6 +79,28 @@ class Unseen:
 
 
 @dataclass(frozen=True, slots=True)
+class Rival:
+    """The fastest way of one sort that held the target on unseen text.
+
+    Attributes:
+        sort: "without decay", "constant depth" or "decaying depth".
+        form: of the weights: "bfloat16 int4".
+        schedule: in words.
+        drop, drop_interval: as in `Unseen`.
+        byte_ratio, speed: bytes and predicted time, net of repair, full depth of what it was
+            measured against over this.
+    """
+
+    sort: Text
+    form: Text
+    schedule: Text
+    drop: float
+    drop_interval: tuple[float, float]
+    byte_ratio: Positive
+    speed: Positive
+
+
+@dataclass(frozen=True, slots=True)
 class _Head:
     """The schedule as JSON, whose `order` tells which kind it is."""
 
@@ -95,6 +118,9 @@ class _Found:
     data_hash: Text
     version: Text
     date: Text
+    against: Text | None = None
+    speed: Positive | None = None
+    rivals: tuple[Rival, ...] = ()
 
     def __post_init__(self) -> None:
         if datetime.fromisoformat(self.date).tzinfo is None:
@@ -115,6 +141,10 @@ class Calibration(_Found):
         data_hash: of the text that was searched and measured on.
         version: d3's.
         date: when it was made, as ISO 8601 with an offset; the store writes UTC.
+        against: the form of the weights whose full depth it was compared with: "bfloat16".
+        speed: predicted time of a reply there over that of one here, net of repair.
+        rivals: the fastest ways of each sort: whether decay paid.
+            (d3 up to 0.1.0 stored none of these three: its drops are against the same form.)
 
     Raises:
         ValueError: the date has another form, or the schedule is absurdly long.
@@ -141,7 +171,7 @@ class Calibration(_Found):
 
     def to_json(self) -> dict[str, Any]:
         """A plain object."""
-        return {
+        data = {
             "schedule": self.schedule.to_json(),
             "target_drop": self.target_drop,
             "confidence": self.confidence,
@@ -151,6 +181,10 @@ class Calibration(_Found):
             "version": self.version,
             "date": self.date,
         }
+        if self.against is None:
+            return data
+        rivals = [asdict(one) | {"drop_interval": list(one.drop_interval)} for one in self.rivals]
+        return data | {"against": self.against, "speed": self.speed, "rivals": rivals}
 
 
 @dataclass(frozen=True, slots=True)

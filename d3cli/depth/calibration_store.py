@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -24,9 +24,10 @@ from d3cli.base.settings import state_dir
 from d3cli.depth.calibration_record import Calibration, Count, Entry, ModelKey, Text
 from d3cli.depth.prompt_order import PromptSchedule
 
-# Schema 2 has schedules whose order each prompt decides. A file without one is written as schema 1,
-# which d3 0.1.0 reads.
-SCHEMAS = (1, 2)
+# Schema 2 has schedules whose order each prompt decides; schema 3 has what was compared with which
+# form of the weights, and a choice of one. A file without these is written as schema 1, which d3
+# 0.1.0 reads.
+SCHEMAS = (1, 2, 3)
 LARGEST_FILE = 1 << 20
 LOCK_SECONDS = 10.0  # a save takes milliseconds
 
@@ -52,12 +53,15 @@ class StoredFile:
         path: where it is.
         model: the identity of the model that it is for; None if that cannot be read.
         entries: its calibrations, at most one for each dtype and quantization.
+        choice: the form of the one that is used unless the user asks for another form; None for the
+            model as stored.
         problem: why it cannot be used; empty if it can.
     """
 
     path: Path
     model: str | None
     entries: tuple[Entry, ...] = ()
+    choice: str | None = None
     problem: str = ""
 
 
@@ -82,21 +86,61 @@ def find(key: ModelKey) -> Calibration | Stale | None:
     for entry in stored.entries:
         if entry.key.form == key.form:
             return _compare(entry, key)
+    compared = [_compare(entry, key) for entry in stored.entries]
+    if changed := [one for one in compared if isinstance(one, Stale)]:
+        return changed[0]
     forms = " and ".join(entry.key.form for entry in stored.entries)
     return Stale(f"it was made in {forms}, and the model now runs in {key.form}")
 
 
 def _find_moved(key: ModelKey) -> Calibration | None:
     """The calibration that was made for the same files under another path, the latest first."""
-    if not Path(key.model).is_absolute():
-        return None
     found = [
         entry.calibration
-        for stored in all_calibrations()
+        for stored in _others_on_disk(key.model)
         for entry in stored.entries
-        if Path(entry.key.model).is_absolute() and replace(entry.key, model=key.model) == key
+        if replace(entry.key, model=key.model) == key
     ]
     return max(found, key=lambda calibration: calibration.date, default=None)
+
+
+def _others_on_disk(model: str) -> list[StoredFile]:
+    """The files of all models on disk, for one that may have been moved; else none."""
+    if not Path(model).is_absolute():
+        return []
+    return [
+        stored
+        for stored in all_calibrations()
+        if stored.model is not None and Path(stored.model).is_absolute()
+    ]
+
+
+def find_choice(
+    model: str, revision: str | None, fingerprint: Callable[[], str]
+) -> ModelKey | None:
+    """The form in which a model is loaded unless the user asks for another one.
+
+    Args:
+        fingerprint: computes the model's; called only if something was chosen.
+
+    Returns:
+        That of the calibration that was chosen among forms; None if there is none, or if the model
+        has changed since.
+
+    Raises:
+        StoreError: the file is damaged, or was written by a newer d3.
+    """
+    stored = calibrations_of(model)
+    files = [stored] if stored is not None else _others_on_disk(model)
+    chosen = [entry for file in files for entry in file.entries if entry.key.form == file.choice]
+    if not chosen:
+        return None
+    now = fingerprint()
+    for entry in sorted(chosen, key=lambda entry: entry.calibration.date, reverse=True):
+        key = replace(entry.key, model=model, fingerprint=now, revision=revision)
+        if isinstance(_compare(entry, key), Calibration):
+            return key
+    return None
 
 
 def _compare(entry: Entry, key: ModelKey) -> Calibration | Stale:
@@ -152,8 +196,11 @@ def check_writable(key: ModelKey) -> None:
             pass
 
 
-def save(key: ModelKey, calibration: Calibration) -> Path:
+def save(key: ModelKey, calibration: Calibration, *, chosen: bool = False) -> Path:
     """Stores a calibration beside those of other dtypes and quantizations; returns the file.
+
+    Args:
+        chosen: the model is loaded in this form from now on, unless the user asks for another.
 
     Raises:
         StoreError: it cannot be written, or the model's file is damaged or was written by a newer
@@ -164,12 +211,11 @@ def save(key: ModelKey, calibration: Calibration) -> Path:
         stored = calibrations_of(key.model)
         entries = {entry.key.form: entry for entry in (stored.entries if stored else ())}
         entries[key.form] = Entry(key, calibration)
-        by_prompt = any(
-            isinstance(each.calibration.schedule, PromptSchedule) for each in entries.values()
-        )
-        file = _File(SCHEMAS[by_prompt], key.model, [entry.to_json() for entry in entries.values()])
+        choice = key.form if chosen else stored.choice if stored else None
+        data = [entry.to_json() for entry in entries.values()]
+        file = _File(_schema(entries.values(), choice), key.model, data, choice)
         try:
-            text = json.dumps(asdict(file), indent=1, allow_nan=False) + "\n"
+            text = json.dumps(file.to_json(), indent=1, allow_nan=False) + "\n"
             _parse(path, decode_json(text, dict[str, Any]))  # so that it can be read again
         except ValueError as error:
             raise StoreError(f"the calibration cannot be stored: {error}") from error
@@ -255,11 +301,24 @@ class _File(_Head):
 
     model: Text
     entries: list[dict[str, Any]]
+    choice: Text | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        return data if self.choice is not None else {k: v for k, v in data.items() if k != "choice"}
+
+
+def _schema(entries: Iterable[Entry], choice: str | None) -> int:
+    """The oldest schema that can hold these."""
+    calibrations = [entry.calibration for entry in entries]
+    if choice is not None or any(one.against is not None for one in calibrations):
+        return 3
+    return 2 if any(isinstance(one.schedule, PromptSchedule) for one in calibrations) else 1
 
 
 def _parse(path: Path, whole: dict[str, Any]) -> StoredFile:
     file = convert_json(whole, _File)
-    refuse_unknown(whole, asdict(file))
+    refuse_unknown(whole, file.to_json())
     if file_of(file.model).name != path.name:
         raise ValueError("its name belongs to another model")
     if not file.entries:
@@ -267,4 +326,6 @@ def _parse(path: Path, whole: dict[str, Any]) -> StoredFile:
     entries = tuple(Entry.from_json(file.model, entry) for entry in file.entries)
     if len({entry.key.form for entry in entries}) < len(entries):
         raise ValueError("it holds two calibrations for one dtype and quantization")
-    return StoredFile(path, file.model, entries)
+    if file.choice is not None and file.choice not in {entry.key.form for entry in entries}:
+        raise ValueError("it has no calibration for the form that it chooses")
+    return StoredFile(path, file.model, entries, file.choice)

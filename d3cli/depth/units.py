@@ -169,7 +169,7 @@ class WeightBytes:
 
     def saved(self, order: Iterable[str]) -> list[int]:
         """Bytes that a step saves by dropping each unit of an order, after those before it."""
-        return self._marginal(order, lambda unit: self._layer(unit).of(unit.part, low=unit.low))
+        return self.marginal(order, lambda unit: self._layer(unit).of(unit.part, low=unit.low))
 
     def weights(self, order: Iterable[str]) -> tuple[float, ...]:
         """The weight in layers of each unit of an order, after those before it.
@@ -177,7 +177,7 @@ class WeightBytes:
         A layer weighs 1 and a part its share of the layer's attention + MLP bytes, both less the
         low planes dropped before.
         """
-        layers = self._marginal(
+        layers = self.marginal(
             order, lambda unit: self._layer(unit).weight(unit.part, low=unit.low)
         )
         return tuple(layers)
@@ -186,8 +186,8 @@ class WeightBytes:
         return self.layers[unit.layer]
 
     @staticmethod
-    def _marginal(order: Iterable[str], amount: Callable[[Unit], Amount]) -> list[Amount]:
-        """Each unit's amount, less those of its low planes that were dropped before."""
+    def marginal(order: Iterable[str], amount: Callable[[Unit], Amount]) -> list[Amount]:
+        """Each unit's amount in an order, less those of its low planes that were dropped before."""
         gone: set[Unit] = set()
         found = []
         for unit in map(parse_unit, order):

@@ -10,6 +10,7 @@ import torch
 from d3cli.base.errors import CalibrationError, UsageError, spelled
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.clock import SearchClock
+from d3cli.calibrate.costs import StepCosts, costs_by_bytes
 from d3cli.calibrate.judge import judge, surprise
 from d3cli.calibrate.own_replies import self_replies
 from d3cli.calibrate.result import CalibrationSettings, Outcome
@@ -24,10 +25,21 @@ from tests.families import random_ids, tiny
 from tests.planted import IDLE, QUIET, documents, planted, sampled_documents
 
 
+def calibrator_of(
+    model: LoadedModel, texts: list[Document], settings: CalibrationSettings, **options: object
+) -> Calibrator:
+    """One that predicts times by bytes: those of tiny models are noise."""
+
+    def costs(model: LoadedModel, _: Document) -> StepCosts:
+        return costs_by_bytes(model.weight_bytes, settings.reply_tokens - 1)
+
+    return Calibrator(model, texts, settings, costs=costs, **options)
+
+
 def outcome_of(
     model: LoadedModel, texts: list[Document], settings: CalibrationSettings, **options: object
 ) -> Outcome:
-    calibrator = Calibrator(model, texts, settings, **options)
+    calibrator = calibrator_of(model, texts, settings, **options)
     shares = [progress.share for progress in calibrator]
     assert all(0 <= share <= 1 for share in shares)
     return calibrator.outcome
@@ -77,7 +89,7 @@ def test_the_last_schedule_that_held_on_unseen_text_is_chosen(planted_outcome: O
 
 
 def test_the_halves_share_no_document() -> None:
-    calibrator = Calibrator(
+    calibrator = calibrator_of(
         planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
     )
     search, unseen = calibrator.plan.search, calibrator.plan.unseen
@@ -87,7 +99,7 @@ def test_the_halves_share_no_document() -> None:
 
 def test_constructing_does_not_run_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LoadedModel, "hidden_states", lambda *_, **__: pytest.fail("it ran"))
-    calibrator = Calibrator(
+    calibrator = calibrator_of(
         planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
     )
     with pytest.raises(UsageError, match="too little text"):
@@ -98,12 +110,12 @@ def test_constructing_does_not_run_the_model(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_plan_is_made_once() -> None:
-    calibrator = Calibrator(
+    calibrator = calibrator_of(
         planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
     )
     prepared = calibrator.prepare()
     assert calibrator.plan is prepared
-    assert next(iter(calibrator)).doing == "layers: influence"
+    assert next(iter(calibrator)).doing == "decode steps"
     assert calibrator.plan is prepared
 
 
@@ -116,7 +128,7 @@ def test_nothing_is_chosen_if_every_layer_matters() -> None:
 
 
 def test_a_search_without_time_is_an_error() -> None:
-    calibrator = Calibrator(
+    calibrator = calibrator_of(
         planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=40)
     )
     calibrator._plan = replace(calibrator.prepare(), search_deadline=0.0)
@@ -141,7 +153,7 @@ def test_a_search_cut_short_tests_what_it_has_and_says_so(
     monkeypatch.setattr(SearchClock, "elapsed", property(lambda clock: slower * clock.scored))
     monkeypatch.setattr(Calibrator, "_more_thorough", lambda *_: None)
     settings = CalibrationSettings(0.01, reply_tokens=40, max_seconds=1e9)
-    whole = Calibrator(planted(), list(documents()), settings).plan.positions
+    whole = calibrator_of(planted(), list(documents()), settings).plan.positions
     short = replace(settings, max_seconds=share * whole)
     outcome = outcome_of(planted(), list(documents()), short)
     assert cut in " and ".join(outcome.cut)
@@ -157,7 +169,7 @@ def test_a_short_search_that_found_nothing_is_not_out_of_time(
     model = tiny("llama").gated
     texts = sampled_documents(model, [random_ids(5, seed=s) for s in range(40)], 40)
     settings = CalibrationSettings(0.0001, reply_tokens=30, max_seconds=1e9)
-    whole = Calibrator(model, texts, settings).plan.positions
+    whole = calibrator_of(model, texts, settings).plan.positions
     outcome = outcome_of(model, texts, replace(settings, max_seconds=0.7 * whole))
     assert outcome.cut  # the search was not complete
     assert outcome.chosen is None
@@ -197,7 +209,7 @@ def test_a_family_without_sublayers_is_searched_by_layers_alone() -> None:
 def test_schedules_that_save_less_than_a_repair_costs_are_not_chosen() -> None:
     outcome = outcome_of(planted(), list(documents()), CalibrationSettings(0.01, reply_tokens=2))
     assert outcome.chosen is None
-    assert "save no bytes, net of repair" in spelled(outcome.why_not)
+    assert "save no time, net of repair" in spelled(outcome.why_not)
     assert outcome.nearest is None  # one decode step saves less than its repair costs
 
 
@@ -254,7 +266,7 @@ def check_drop_by_decoding(calibrator: Calibrator) -> None:
 
 def test_the_drop_found_is_that_of_decoding_token_by_token() -> None:
     settings = CalibrationSettings(0.2, units="sublayer", order="influence", reply_tokens=40)
-    check_drop_by_decoding(Calibrator(planted(), documents(32, 34), settings))
+    check_drop_by_decoding(calibrator_of(planted(), documents(32, 34), settings))
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +278,7 @@ def builtin() -> LoadedModel:
 def test_the_drop_found_for_the_built_in_model_is_that_of_decoding(builtin: LoadedModel) -> None:
     texts = choose(encode_samples(builtin, builtin_samples(builtin)), 32, 3)
     settings = CalibrationSettings(0.03, units="layer", order="influence", reply_tokens=128)
-    check_drop_by_decoding(Calibrator(builtin, texts, settings))
+    check_drop_by_decoding(calibrator_of(builtin, texts, settings))
 
 
 def test_replies_are_judged_against_full_depths_own(builtin: LoadedModel) -> None:
@@ -291,7 +303,7 @@ def test_a_search_that_leaves_time_is_followed_by_a_more_thorough_one(
     # At this pace, the ten minutes are enough for the least search only.
     monkeypatch.setattr("d3cli.calibrate.calibrator.measure_pace", lambda *_: 47.0)
     settings = CalibrationSettings(0.01, reply_tokens=40)
-    calibrator = Calibrator(planted(), list(documents()), settings)
+    calibrator = calibrator_of(planted(), list(documents()), settings)
     first = calibrator.prepare()
     assert not first.greedy and first.left_out
     doings = [progress.doing for progress in calibrator]

@@ -19,6 +19,7 @@ from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop
 from d3cli.scoring.one_pass import score
+from tests.calibrate.test_calibrator import calibrator_of
 from tests.families import random_ids, tiny
 from tests.planted import sampled_documents
 
@@ -38,7 +39,7 @@ def texts(model: LoadedModel) -> list[Document]:
 
 @pytest.fixture(scope="module")
 def calibrated(model: LoadedModel, texts: list[Document]) -> Calibrator:
-    calibrator = Calibrator(model, texts, SETTINGS)
+    calibrator = calibrator_of(model, texts, SETTINGS)
     list(calibrator)
     assert calibrator.outcome.chosen is None
     return calibrator
@@ -61,7 +62,9 @@ def test_the_suggested_target_is_met(calibrated: Calibrator, texts: list[Documen
     nearest = calibrated.outcome.nearest
     assert nearest is not None and nearest.target_drop is not None
     assert nearest.target_drop >= MARGIN * nearest.tried.drop.high
-    again = Calibrator(calibrated.model, texts, replace(SETTINGS, target_drop=nearest.target_drop))
+    again = calibrator_of(
+        calibrated.model, texts, replace(SETTINGS, target_drop=nearest.target_drop)
+    )
     list(again)
     assert again.outcome.chosen is not None
     assert again.outcome.nearest is None and not again.outcome.alternatives
@@ -70,7 +73,7 @@ def test_the_suggested_target_is_met(calibrated: Calibrator, texts: list[Documen
 def test_a_kind_of_units_without_time_for_a_search_is_looked_at_as_well(
     model: LoadedModel, texts: list[Document]
 ) -> None:
-    calibrator = Calibrator(model, texts, replace(SETTINGS, units="auto"))
+    calibrator = calibrator_of(model, texts, replace(SETTINGS, units="auto"))
     calibrator._plan = replace(calibrator.prepare(), kinds=("layer",))
     list(calibrator)
     kinds = {one.candidate.kind for one in calibrator.outcome.tried.values()}
@@ -79,11 +82,13 @@ def test_a_kind_of_units_without_time_for_a_search_is_looked_at_as_well(
 
 def tried(ratio: float, value: float, layer: int = 1) -> Tried:
     schedule = static_schedule(tiny("llama").gated.weight_bytes, [str(layer)])
-    return Tried(Candidate(schedule, "layer", ratio, 0.0), 8, Drop(value, value - 0.01, value))
+    return Tried(
+        Candidate(schedule, "layer", ratio, ratio, 0.0), 8, Drop(value, value - 0.01, value)
+    )
 
 
 def outcome(*found: Tried) -> Outcome:
-    return Outcome(tried={one.candidate.schedule: one for one in found})
+    return Outcome(tried={one.candidate.key: one for one in found})
 
 
 def test_schedules_that_save_too_little_are_not_the_nearest() -> None:
@@ -107,7 +112,7 @@ def test_a_drop_on_unseen_text_counts_more_than_one_on_the_search_half() -> None
     found.tested = [UnseenDrop(one.candidate, Drop(0.05, 0.04, 0.06), False)]
     nearest = choose_nearest(found, 0.02)
     assert nearest is not None and nearest.tried == other
-    found.tried.pop(other.candidate.schedule)
+    found.tried.pop(other.candidate.key)
     nearest = choose_nearest(found, 0.02)
     assert nearest is not None and nearest.on_unseen_text
     assert nearest.tried.drop == Drop(0.05, 0.04, 0.06)

@@ -139,6 +139,9 @@ class MadeUpLosses:
     def remember(self, *_: object) -> None:
         pass
 
+    def full_losses(self, count: int) -> Losses:
+        return [np.zeros(1)] * count
+
     def losses(self, schedule: DepthSchedule, count: int) -> Losses:
         lost = np.sum([self.LOSSES[unit] for unit in schedule.skip_order], axis=0)
         return [np.array([each]) for each in lost[:count]]

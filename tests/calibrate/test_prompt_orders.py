@@ -11,6 +11,7 @@ import torch
 from d3cli.base.errors import UsageError
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.clock import SearchClock
+from d3cli.calibrate.costs import Yardstick, costs_by_bytes
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.result import CalibrationSettings
 from d3cli.calibrate.space import StaticLosses, candidates, score_prefixes
@@ -82,9 +83,9 @@ def test_byte_ratios_are_those_of_the_mean_bytes(kind: UnitKind) -> None:
     evaluator = Evaluator(model, documents, (10, 20), SearchClock(1e9))
     units = by_prompt(model, kind).units
     orders = [one.skip_order for one in evaluator.ordered(by_prompt(model, kind, len(units)))]
-    order = prompt_orders(model.weight_bytes, kind, units, orders)
+    order = prompt_orders(costs_by_bytes(model.weight_bytes, 39), kind, units, orders)
     static = StaticLosses(order.first(3), list(score_prefixes(evaluator, order.first(3), 10, 1e9)))
-    pool = candidates(static, 40)
+    pool = candidates(static, Yardstick(order.costs, order.costs, 40))
     assert any(candidate.is_static for candidate in pool)
     for candidate in pool[::7]:
         reads = [
@@ -102,7 +103,7 @@ def test_a_constant_depth_drops_all_its_units_at_once_in_every_order() -> None:
     for kind in ("layer", "sublayer"):
         units = by_prompt(model, kind).units
         orders = [one.skip_order for one in evaluator.ordered(by_prompt(model, kind, len(units)))]
-        order = prompt_orders(model.weight_bytes, kind, units, orders)
+        order = prompt_orders(costs_by_bytes(model.weight_bytes, 39), kind, units, orders)
         for count in range(1, order.places):
             for schedule in evaluator.ordered(order.static(count)):
                 assert schedule.num_dropped(1) == count
@@ -187,7 +188,7 @@ def test_prompts_too_short_to_decide_an_order_are_not_searched_by_it() -> None:
 def test_what_was_found_is_stored_read_and_used(calibrated: Calibrator) -> None:
     found = calibrated.outcome.record(SETTINGS, "built-in", texts())
     path = calibration_store.save(KEY, found)
-    assert '"schema": 2' in path.read_text()  # d3 0.1.0 says that a newer d3 wrote it
+    assert '"schema": 3' in path.read_text()  # d3 0.1.0 says that a newer d3 wrote it
     assert calibration_store.find(KEY) == found
     choice = choose(calibrated.model.weight_bytes, stored=found.schedule, calibration=found)
     assert choice.source is Source.CALIBRATION and choice.schedule == found.schedule

@@ -14,10 +14,14 @@ import pytest
 
 from d3cli.base.errors import StoreError
 from d3cli.calibrate.alternatives import alternatives
+from d3cli.calibrate.costs import StepCosts, costs_by_bytes
 from d3cli.calibrate.search import Search
 from d3cli.depth.calibration_store import file_of
 from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document
 from tests.conftest import D3
+from tests.copies import stranger
 from tests.forks import Forks
 from tests.planted import write_planted
 
@@ -26,6 +30,16 @@ QUICK = (
     *("--documents", "32", "--units", "layer", "--order", "influence", "--target-drop", "5%"),
     *("--dtype", "float32"),  # auto depends on the processor
 )
+
+
+@pytest.fixture(autouse=True)
+def _time_follows_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, the times of small models are noise."""
+
+    def costs(model: LoadedModel, _: Document) -> StepCosts:
+        return costs_by_bytes(model.weight_bytes, 255)
+
+    monkeypatch.setattr("d3cli.calibrate.calibrator.measure_costs", costs)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +77,14 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
         *("schema", "schedule", "stored", "target_drop", "confidence", "unseen", "frontier"),
         *("tested", "decay", "no_verdict", "replies", "orders", "influence", "settings"),
         *("why_not", "nearest", "alternatives", "short_prompts", "cut", "seconds"),
+        *("quantization", "against", "forms", "rivals"),
     }
     assert found["target_drop"] == 0.05
     unseen = found["unseen"]
     assert unseen.keys() == {
         *("documents", "tokens", "drop", "drop_interval", "kl", "same_top", "mean_rank"),
         *("full_perplexity", "least_depth", "layer_ratio", "byte_ratio", "byte_ratio_net"),
-        "by_position",
+        *("by_position", "speed"),
     }
     assert unseen["documents"] == 16
     assert unseen["drop_interval"][1] <= 0.05
@@ -171,7 +186,8 @@ def test_the_built_in_model_is_calibrated_and_then_runs_so(d3: D3) -> None:
 
 def test_no_worthwhile_schedule_exits_3_and_stores_nothing(d3: D3) -> None:
     # With seed 0, the model does better without a layer on so few documents: nothing is nearest.
-    options = ("--dtype", "bfloat16", "--target-drop", "0.0001%", "--seed", "1", "--json")
+    form = ("--dtype", "bfloat16", "--quantization", "none")
+    options = (*form, "--target-drop", "0.0001%", "--seed", "1", "--json")
     result = d3("calibrate", *QUICK, *options)
     assert result.code == 3
     found = json.loads(result.out)
@@ -180,7 +196,8 @@ def test_no_worthwhile_schedule_exits_3_and_stores_nothing(d3: D3) -> None:
     assert not file_of("demo").exists()
     nearest = found["nearest"]
     assert nearest["byte_ratio_net"] >= 1 / 0.98 and nearest["drop"] > 0.000001
-    command = f"d3 calibrate demo --dtype bfloat16 --target-drop {nearest['accepting_target']:.0%}"
+    command = f"d3 calibrate demo {' '.join(form)} --target-drop"
+    command += f" {nearest['accepting_target']:.0%}"
     assert command in result.err
 
 
@@ -190,6 +207,42 @@ def test_a_report_without_a_schedule_says_what_else_can_be_done(d3: D3) -> None:
     assert "net of repair (whole layers: alpha" in rows["smallest drop"]
     assert "d3 calibrate demo --dtype float32" in rows["to allow it"]
     assert ("without decay" in rows) == bool(alternatives(load_model(dtype="float32")))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose linears fit the kernels for 8 and 4 bits."""
+    return stranger(tmp_path_factory.mktemp("wide") / "model")
+
+
+def test_the_form_that_is_chosen_is_the_one_that_runs(d3: D3, wide: Path, text: Path) -> None:
+    options = (*QUICK[:-2], "--data", text)
+    made = d3("calibrate", wide, *options, "--json")
+    assert made.code == 0, made
+    found = json.loads(made.out)
+    forms = {form["quantization"]: form for form in found["forms"]}
+    assert forms.keys() >= {None, "int8", "int4"}
+    assert forms[None]["drop"] == 0 and forms[None]["byte_ratio"] == 1
+    assert forms["int4"]["byte_ratio"] > forms["int8"]["byte_ratio"] > 1.5
+    chosen = found["quantization"]
+    assert chosen is not None  # bytes decide here, and the target is wide
+    assert found["unseen"]["drop_interval"][1] <= 0.05
+    assert found["rivals"]["without decay"]["speed"] <= found["unseen"]["speed"]
+    short = ("--max-tokens", "3", "--json")
+    ran = d3("generate", wide, "Hello", *short)
+    assert f"model: {wide}, in {chosen} as calibrated" in ran.err
+    assert json.loads(ran.out)["schedule"] == found["schedule"]
+    plain = d3("generate", wide, "Hello", *short, "--quantization", "none")
+    assert "as calibrated" not in plain.err
+    assert f"it was made in bfloat16 {chosen}, and the model now runs in bfloat16" in plain.err
+    shown = d3("calibrate", "show", wide)
+    assert f"bfloat16 {chosen}" in shown.out and "best without decay" in shown.out
+
+
+def test_with_a_form_asked_for_no_other_is_tried(d3: D3, wide: Path, text: Path) -> None:
+    made = d3("calibrate", wide, *QUICK[:-2], "--data", text, "--quantization", "int8", "--json")
+    found = json.loads(made.out)
+    assert found["forms"] == [] and found["against"] == "bfloat16 int8"
 
 
 def test_csv_lists_what_was_tried(d3: D3, planted: Path, text: Path) -> None:
@@ -277,7 +330,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_result_that_cannot_be_stored_is_still_shown(
     d3: D3, planted: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(*_: object) -> None:
+    def full_disk(*_: object, **__: object) -> None:
         raise StoreError("no space left", "free some")
 
     monkeypatch.setattr("d3cli.cli.calibrate.run.save", full_disk)

@@ -105,7 +105,7 @@ class TestGenerate:
         ("text", "problem", "remedy"),
         [
             ("{", "is damaged", "move it away, or run: d3 calibrate remove demo"),
-            ('{"schema": 3}', "was written by a newer d3", "update d3"),
+            ('{"schema": 4}', "was written by a newer d3", "update d3"),
         ],
     )
     def test_a_file_that_cannot_be_read_is_a_note(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from d3cli.calibrate.result import (
         CalibrationSettings,
         DecayVerdict,
+        FormTried,
         Measured,
         Nearest,
         Outcome,
@@ -37,15 +38,22 @@ def as_json(
     return {
         "schema": SCHEMA,
         "schedule": schedule,
+        "quantization": None if chosen is None else chosen.candidate.quantization,
         "stored": None if stored is None else str(stored),
         "target_drop": settings.target_drop,
         "confidence": settings.confidence,
+        "against": outcome.against,
+        "forms": [_form(form) for form in outcome.forms],
         "unseen": None if chosen is None else _measured(chosen),
         "frontier": [_tried(tried) for tried in _by_byte_ratio(outcome)],
         "tested": [
             _candidate(candidate) | _drop(drop) | {"held": held}
             for candidate, drop, held in outcome.tested
         ],
+        "rivals": {
+            sort.value: _candidate(one.candidate) | _measured(one)
+            for sort, one in outcome.rivals.items()
+        },
         "no_verdict": outcome.no_verdict or None,
         "decay": _decay(outcome.verdict) if outcome.verdict else None,
         "replies": {
@@ -83,6 +91,7 @@ def _measured(measured: "Measured") -> dict[str, Any]:
         "layer_ratio": measured.layer_ratio,
         "byte_ratio": measured.byte_ratio,
         "byte_ratio_net": measured.candidate.byte_ratio,
+        "speed": measured.candidate.speed,
         "by_position": [
             {"begin": begin, "end": end, "tokens": tokens, "drop": drop}
             for begin, end, tokens, drop in measured.by_position
@@ -120,12 +129,14 @@ def csv_rows(outcome: "Outcome") -> Iterator[tuple[object, ...]]:
         "drop_high",
         "chosen",
         "order",
+        "quantization",
+        "speed",
     )
-    chosen = None if outcome.chosen is None else outcome.chosen.candidate.schedule
+    chosen = None if outcome.chosen is None else outcome.chosen.candidate.key
     for tried in _by_byte_ratio(outcome):
         candidate, schedule = tried.candidate, tried.candidate.schedule
         yield (
-            candidate.kind,
+            candidate.kind or "full",
             schedule.alpha,
             schedule.start,
             round(schedule.floor, 6),
@@ -135,8 +146,10 @@ def csv_rows(outcome: "Outcome") -> Iterator[tuple[object, ...]]:
             tried.drop.value,
             tried.drop.low,
             tried.drop.high,
-            int(schedule == chosen),
+            int(candidate.key == chosen),
             "prompt" if candidate.by_prompt else "fixed",
+            candidate.quantization or "none",
+            candidate.speed,
         )
 
 
@@ -144,8 +157,24 @@ def _candidate(candidate: "Candidate") -> dict[str, Any]:
     return {
         "units": candidate.kind,
         "schedule": candidate.schedule.to_json(),
+        "quantization": candidate.quantization,
         "byte_ratio_net": candidate.byte_ratio,
+        "speed": candidate.speed,
     }
+
+
+def _form(form: "FormTried") -> dict[str, Any]:
+    """A form of the weights at full depth, on the search half."""
+    candidate = form.full.candidate
+    return {
+        "quantization": form.quantization,
+        "form": form.form,
+        "step_seconds": form.step_seconds,
+        "byte_ratio": candidate.byte_ratio,
+        "speed": candidate.speed,
+        "searched": form.searched,
+        "dominated_by": form.dominated_by or None,
+    } | _drop(form.full.drop)
 
 
 def _tried(tried: "Tried") -> dict[str, Any]:

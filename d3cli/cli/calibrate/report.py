@@ -22,15 +22,15 @@ if TYPE_CHECKING:
         Outcome,
     )
     from d3cli.calibrate.space import Candidate
-    from d3cli.model.model import LoadedModel
     from d3cli.scoring.intervals import Drop
 
 HIGH_KL = 5  # in multiples of the target, in nats
 HEIGHT, MAX_WIDTH, MIN_WIDTH = 14, 72, 20  # of the plot, in characters
 MARGIN = 36  # for the labels of both axes
 MIN_SAVED = 0.02  # as in `d3cli.calibrate.space`, which takes long to import
-KINDS = {"layer": "whole layers", "sublayer": "sublayers"}
+KINDS = {None: "full depth", "layer": "whole layers", "sublayer": "sublayers"}
 MARKERS = (
+    (None, False, "+"),
     ("layer", False, "o"),
     ("sublayer", False, "x"),
     ("layer", True, "@"),
@@ -43,7 +43,7 @@ def write_report(
     output: Output,
     outcome: "Outcome",
     settings: "CalibrationSettings",
-    model: "LoadedModel",
+    title: str,
     stored: Path | None,
     form: Format,
     command: str,
@@ -51,6 +51,7 @@ def write_report(
     """Writes the outcome to stdout.
 
     Args:
+        title: the model's name.
         stored: the file that holds it.
         command: the command that was given, without the target.
     """
@@ -60,7 +61,7 @@ def write_report(
         output.csv(csv_rows(outcome))
     else:
         rows = list(report_rows(outcome, settings, command))
-        output.table(("calibration", model.name), rows)
+        output.table(("calibration", title), rows)
         if picture := plot(outcome, settings, output.stdout_width):
             output.write(f"\n{picture}\n")
 
@@ -76,7 +77,8 @@ def report_rows(outcome: "Outcome", settings: "CalibrationSettings", command: st
         yield "chosen", f"nothing: {spelled(outcome.why_not, flag)}"
         yield from _instead(outcome, command)
     else:
-        yield from _chosen(outcome.chosen, settings)
+        yield from _chosen(outcome, outcome.chosen, settings)
+    yield from _forms(outcome)
     yield from _best_of_kinds(outcome, settings)
     yield from _decay(outcome)
     for kind, order in outcome.orders.items():
@@ -96,14 +98,14 @@ def _instead(outcome: "Outcome", command: str) -> Rows:
         candidate, drop = nearest.tried.candidate, nearest.tried.drop
         yield (
             "smallest drop",
-            f"{_bounds(drop)} perplexity for bytes {candidate.byte_ratio:.2f}× net of repair "
-            f"({_in_words(candidate)}; "
+            f"{_bounds(drop)} perplexity for {_savings(candidate)} ({_in_words(candidate)}; "
             f"{'unseen text' if nearest.on_unseen_text else 'search half'})",
         )
-        yield "  skip order", order_in_words(candidate.schedule)
+        if candidate.kind is not None:
+            yield "  skip order", order_in_words(candidate.schedule)
         yield "  to allow it", accepting(nearest, command)
     elif outcome.text_fits:
-        yield "smallest drop", f"no schedule tried saves {MIN_SAVED:.0%} of the bytes"
+        yield "smallest drop", f"no schedule tried saves {MIN_SAVED:.0%} of the time"
     for one in outcome.alternatives:
         yield (
             "without decay",
@@ -119,15 +121,16 @@ def accepting(nearest: "Nearest", command: str) -> str:
     return f"{command} --target-drop {100 * nearest.target_drop:g}%"
 
 
-def _chosen(chosen: "Measured", settings: "CalibrationSettings") -> Rows:
-    schedule, steps = chosen.candidate.schedule, settings.reply_tokens
-    yield "chosen", _in_words(chosen.candidate)
-    yield "skip order", order_in_words(schedule)
+def _chosen(outcome: "Outcome", chosen: "Measured", settings: "CalibrationSettings") -> Rows:
+    candidate, steps = chosen.candidate, settings.reply_tokens
+    yield "chosen", _in_words(candidate)
+    if candidate.kind is not None:
+        yield "skip order", order_in_words(candidate.schedule)
     yield (
         f"replies of {steps} tokens",
-        f"layers {chosen.layer_ratio:.2f}×, bytes {chosen.byte_ratio:.2f}×, "
-        f"{chosen.candidate.byte_ratio:.2f}× net of repair",
+        f"layers {chosen.layer_ratio:.2f}×, bytes {chosen.byte_ratio:.2f}×; {_savings(candidate)}",
     )
+    yield "  compared with", f"full depth in {outcome.against}"
     yield (
         "on unseen text",
         f"{_bounds(chosen.drop)} perplexity; {chosen.documents} documents, "
@@ -140,12 +143,13 @@ def _chosen(chosen: "Measured", settings: "CalibrationSettings") -> Rows:
         f"KL {chosen.kl:.4f} nats per token, same top choice {chosen.same_top:.1%}; full depth's "
         f"perplexity {chosen.full_perplexity:.4g}",
     )
-    yield (
-        "  at minimum depth",
-        f"{signed_percent(chosen.floor_drop)} ({chosen.floor_tokens:,} tokens)",
-    )
+    if candidate.kind is not None:
+        yield (
+            "  at minimum depth",
+            f"{signed_percent(chosen.floor_drop)} ({chosen.floor_tokens:,} tokens)",
+        )
     longest = chosen.by_position[-1][1]
-    if steps > longest:
+    if candidate.kind is not None and steps > longest:
         yield (
             "  note",
             f"the longest reply scored has {longest} tokens; after that, replies of {steps} tokens "
@@ -155,9 +159,27 @@ def _chosen(chosen: "Measured", settings: "CalibrationSettings") -> Rows:
         yield "  note", "the KL divergence is far above the target: try --self-replies"
 
 
+def _forms(outcome: "Outcome") -> Rows:
+    """The forms of the weights at full depth."""
+    for one in outcome.forms:
+        if one.quantization is None:
+            costs = "what the others are compared with"
+        else:
+            costs = f"{_bounds(one.full.drop)}; {_savings(one.full.candidate)}"
+        searched = "" if one.searched else "; schedules were not searched"
+        if one.dominated_by:
+            searched += f", since {one.dominated_by} is faster and about as good"
+        yield (
+            f"weights in {one.form}",
+            f"{1000 * one.step_seconds:.3g} ms a token; {costs}{searched}",
+        )
+
+
 def _decay(outcome: "Outcome") -> Rows:
     """Constant depth against decay, by fixed text and by replies."""
     verdict = outcome.verdict
+    for sort, one in outcome.rivals.items():
+        yield f"best {sort}", _measured(one)
     if verdict is not None:
         yield "constant depth", _measured(verdict.static)
         yield "decaying depth", _measured(verdict.decaying)
@@ -194,12 +216,16 @@ def _influence(outcome: "Outcome") -> Iterator[tuple[str, list[tuple[str, float]
 
 
 def _best_of_kinds(outcome: "Outcome", settings: "CalibrationSettings") -> Rows:
-    tried = {(one.candidate.kind, one.candidate.by_prompt) for one in outcome.tried.values()}
+    tried = {
+        (one.candidate.kind, one.candidate.by_prompt)
+        for one in outcome.tried.values()
+        if one.candidate.kind is not None
+    }
     tried |= {(kind, False) for kind in outcome.orders}
     for kind, by_prompt in sorted(tried):
         text = "none within the target"
         if best := outcome.best(kind, settings.target_drop, by_prompt=by_prompt):
-            text = f"bytes {best.candidate.byte_ratio:.2f}× net, {_bounds(best.drop)} perplexity"
+            text = f"{_savings(best.candidate)}, {_bounds(best.drop)} perplexity"
         order = " by prompt" if by_prompt else ""
         yield f"best of {KINDS[kind]}{order}", f"{text} (search half)"
     if outcome.short_prompts and any(by_prompt for _, by_prompt in tried):
@@ -211,8 +237,16 @@ def _best_of_kinds(outcome: "Outcome", settings: "CalibrationSettings") -> Rows:
 
 
 def _in_words(candidate: "Candidate") -> str:
+    form = "" if candidate.quantization is None else f"{candidate.quantization}, "
+    if candidate.kind is None:
+        return f"{form}{KINDS[None]}"
     order = ", each prompt's own order" if candidate.by_prompt else ""
-    return f"{KINDS[candidate.kind]}{order}: {candidate.schedule.in_words()}"
+    return f"{form}{KINDS[candidate.kind]}{order}: {candidate.schedule.in_words()}"
+
+
+def _savings(candidate: "Candidate") -> str:
+    """What it saves, net of repair: the time as predicted from measured steps, and the bytes."""
+    return f"{candidate.speed:.2f}× as fast, bytes {candidate.byte_ratio:.2f}×, net of repair"
 
 
 def _bounds(drop: "Drop") -> str:
@@ -225,8 +259,7 @@ def _measured(measured: "Measured") -> str:
     candidate = measured.candidate
     return (
         f"{_bounds(measured.drop)} perplexity, KL {measured.kl:.4f} nats per token, "
-        f"same top choice {measured.same_top:.1%}, bytes {candidate.byte_ratio:.2f}× net "
-        f"({_in_words(candidate)})"
+        f"same top choice {measured.same_top:.1%}, {_savings(candidate)} ({_in_words(candidate)})"
     )
 
 
@@ -239,23 +272,23 @@ def _judged(judged: "Judged") -> str:
 
 
 def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str:
-    """The drop of every schedule tried against its byte ratio; empty where it cannot be drawn."""
+    """The drop of every schedule tried against its speed; empty where it cannot be drawn."""
     import plotille
 
     tried = list(outcome.tried.values())
     if not tried or width < MIN_WIDTH + MARGIN:
         return ""
-    ratios = [t.candidate.byte_ratio for t in tried]
+    speeds = [t.candidate.speed for t in tried]
     highest = max(2 * settings.target_drop, *(t.drop.value for t in tried if t.drop.value < 10))
     figure = plotille.Figure()
     figure.with_colors = False
     figure.width, figure.height = min(width - MARGIN, MAX_WIDTH), HEIGHT
-    figure.x_label, figure.y_label = "byte ratio, net", "drop"
-    figure.set_x_limits(min(ratios), max([*ratios, min(ratios) + 0.01]))
+    figure.x_label, figure.y_label = "speed, net", "drop"
+    figure.set_x_limits(min(speeds), max([*speeds, min(speeds) + 0.01]))
     figure.set_y_limits(min(0.0, *(t.drop.value for t in tried)), highest)
     figure.x_ticks_fkt = lambda value, _: f"{value:.2f}×"
     figure.y_ticks_fkt = lambda value, _: signed_percent(value)
-    figure.plot([min(ratios), max(ratios)], [settings.target_drop] * 2)
+    figure.plot([min(speeds), max(speeds)], [settings.target_drop] * 2)
     for kind, by_prompt, marker in MARKERS:
         points = [
             t
@@ -264,15 +297,15 @@ def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str
             and math.isfinite(t.drop.value)
         ]
         figure.scatter(
-            [t.candidate.byte_ratio for t in points], [t.drop.value for t in points], marker=marker
+            [t.candidate.speed for t in points], [t.drop.value for t in points], marker=marker
         )
     legend = "o whole layers, x sublayers"
+    if outcome.forms:
+        legend += ", + full depth in each form of the weights"
     if any(t.candidate.by_prompt for t in tried):
         legend += ", @ and * the same in each prompt's own order"
     legend += " (search half); the line is the target"
     if outcome.chosen is not None:
-        figure.scatter(
-            [outcome.chosen.candidate.byte_ratio], [outcome.chosen.drop.value], marker="#"
-        )
+        figure.scatter([outcome.chosen.candidate.speed], [outcome.chosen.drop.value], marker="#")
         legend += "; # the chosen schedule on unseen text"
     return f"{figure.show()}\n{legend}"

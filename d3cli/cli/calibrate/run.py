@@ -19,17 +19,21 @@ from d3cli.cli.calibrate.options import (
 from d3cli.cli.calibrate.parse import parse_duration, parse_target
 from d3cli.cli.calibrate.report import accepting, write_report
 from d3cli.cli.depth import calibrate_command
+from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
 from d3cli.cli.output import Output
 from d3cli.cli.request import load
+from d3cli.depth.calibration_record import ModelKey
 from d3cli.depth.calibration_store import check_writable, save
 from d3cli.kernels.lean_imports import import_libraries
 
 if TYPE_CHECKING:
     from d3cli.calibrate.budget import Budget
     from d3cli.calibrate.calibrator import Calibrator
+    from d3cli.calibrate.forms import ModelForms
     from d3cli.calibrate.result import CalibrationSettings, Outcome
     from d3cli.calibrate.texts import Sample
-    from d3cli.model.load import CheckText
+    from d3cli.kernels.quantization import Quantization
+    from d3cli.model.load import CheckText, LoadOptions
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.documents import Document
 
@@ -50,7 +54,8 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
     samples = None if data is None else read_samples(data)
     # Documents are scored in one pass each, so for memory they are prompts.
     check_text = _template_check(samples)
-    model = load(output, name, given.loading, check_text, prompt_tokens=2048, reply_tokens=1)
+    forms = _load_forms(output, name, given.loading, check_text)
+    model, title = forms.model, forms.model.name
     if given.search.reply_tokens is None:
         settings = replace(settings, reply_tokens=min(REPLY_TOKENS, model.context_length))
     began = time.monotonic()
@@ -69,7 +74,8 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
             texts = _write_replies(output, model, texts, settings, began)
         if not given.loading.force:
             check_memory_to_score(model, texts)
-        calibrator = _search(output, model, texts, settings, began, count)
+        del model  # the calibrator lets go of it to load it in other forms
+        calibrator = _search(output, forms, texts, settings, began, count)
     except signals.Stopped:
         output.note("interrupted: nothing was stored")
         raise
@@ -78,7 +84,34 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
     source = str(data) if data else "self-replies" if given.text.self_replies else "built-in"
     command = calibrate_command(name, given.loading)
     command += "" if data is None else f" --data {shlex.quote(str(data))}"
-    _finish(output, model, calibrator, source, texts, form, command)
+    _finish(output, title, calibrator, source, texts, form, command)
+
+
+def _load_forms(
+    output: Output, name: str, loading: ModelOptions, check_text: "CheckText | None"
+) -> "ModelForms":
+    """Loads the model, and says which forms of its weights are to be tried.
+
+    With --quantization, that is the only form.
+    """
+    from d3cli.calibrate.alternatives import forms_to_try
+    from d3cli.calibrate.forms import ModelForms
+    from d3cli.model.load import load_model
+
+    lengths: LoadOptions = {"prompt_tokens": 2048, "reply_tokens": 1}
+    if loading.quantization is not QuantizationName.auto:
+        return ModelForms(load(output, name, loading, check_text, **lengths))
+    as_stored = replace(loading, quantization=QuantizationName.none)
+    first = load(output, name, as_stored, check_text, **lengths)
+    others = forms_to_try(first) if loading.dtype in (DtypeName.auto, DtypeName.bfloat16) else []
+
+    def load_form(quantization: "Quantization | None") -> "LoadedModel":
+        options: LoadOptions = {**as_stored.load_options, **lengths, "quantization": quantization}
+        return load_model(name, offline=loading.offline, revision=loading.revision, **options)
+
+    if others:
+        output.note(f"weights: tried as stored, and in {' and '.join(others)}")
+    return ModelForms(first, load_form, others)
 
 
 def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
@@ -164,7 +197,7 @@ def _write_replies(
 
 def _search(
     output: Output,
-    model: "LoadedModel",
+    forms: "ModelForms",
     texts: list["Document"],
     settings: "CalibrationSettings",
     began: float,
@@ -174,7 +207,7 @@ def _search(
     from d3cli.calibrate.calibrator import Calibrator
 
     with output.progress.waiting("measuring the model's pace"):
-        calibrator = Calibrator(model, texts, settings, began, all_documents=count is not None)
+        calibrator = Calibrator(forms, texts, settings, began, all_documents=count is not None)
         plan = calibrator.prepare()
     used = [*plan.search, *plan.unseen]
     output.note(
@@ -213,7 +246,7 @@ def _more_in(final: "Budget", first: "Budget") -> str:
 
 def _finish(
     output: Output,
-    model: "LoadedModel",
+    title: str,
     calibrator: "Calibrator",
     source: str,
     texts: list["Document"],
@@ -223,10 +256,10 @@ def _finish(
     """Stores the result and reports it."""
     outcome, settings = calibrator.outcome, calibrator.settings
     if outcome.chosen is None:
-        write_report(output, outcome, settings, model, None, form, command)
+        write_report(output, outcome, settings, title, None, form, command)
         raise TargetNotMetError(
             (
-                "nothing was stored: no schedule that saves 2% of the bytes stays within "
+                "nothing was stored: no schedule that saves 2% of the time stays within "
                 f"+{100 * settings.target_drop:g}% perplexity (",
                 *outcome.why_not,
                 ")",
@@ -234,15 +267,26 @@ def _finish(
             _what_instead(outcome, command),
         )
     try:
-        assert model.origin.key is not None
-        stored = save(model.origin.key, outcome.record(settings, source, texts))
+        key = calibrator.forms.key(outcome.chosen.candidate.quantization)
+        assert key is not None
+        record = outcome.record(settings, source, texts)
+        stored = save(key, record, chosen=bool(calibrator.forms.others))
     except StoreError:
-        write_report(output, outcome, settings, model, None, form, command)
+        write_report(output, outcome, settings, title, None, form, command)
         raise
     try:
-        write_report(output, outcome, settings, model, stored, form, command)
+        write_report(output, outcome, settings, title, stored, form, command)
     finally:  # it is stored even if the report cannot be written
-        output.note(f"stored: {stored}; --alpha auto, the default, now uses it")
+        output.note(f"stored: {stored}; {_from_now_on(calibrator, key)}")
+
+
+def _from_now_on(calibrator: "Calibrator", key: ModelKey) -> str:
+    """When the stored calibration is used."""
+    if not calibrator.forms.others or key.quantization is None:
+        return "--alpha auto, the default, now uses it"
+    return (
+        f"from now on, this model is loaded in {key.quantization}; --quantization none undoes that"
+    )
 
 
 def _what_instead(outcome: "Outcome", command: str) -> Words:
@@ -250,10 +294,12 @@ def _what_instead(outcome: "Outcome", command: str) -> Words:
     found: list[str | Setting] = []
     nearest = outcome.nearest
     if nearest is not None and nearest.target_drop is not None:
-        drop, ratio = nearest.tried.drop.value, nearest.tried.candidate.byte_ratio
+        candidate, drop = nearest.tried.candidate, nearest.tried.drop.value
+        form = "" if candidate.quantization is None else f" in {candidate.quantization}"
         found.append(
-            f"the smallest drop that saves anything is {signed_percent(drop)} for {ratio:.2f}× "
-            f"bytes, which this may accept: {accepting(nearest, command)}"
+            f"the smallest drop that saves anything is {signed_percent(drop)}{form} for "
+            f"{candidate.byte_ratio:.2f}× bytes, which this may accept: "
+            f"{accepting(nearest, command)}"
         )
     for one in outcome.alternatives:
         found += ["; " * bool(found), "without depth decay, ", one.setting]

@@ -94,7 +94,23 @@ def _measured(calibration: Calibration) -> list[tuple[str, str]]:
         ("KL", f"{unseen.kl:.4g} nats per token"),
         ("same top choice", f"{unseen.same_top:.1%}"),
         ("ratios", f"layers {unseen.layer_ratio:.2f}×, bytes {unseen.byte_ratio:.2f}×"),
+        *_compared(calibration),
     ]
+
+
+def _compared(calibration: Calibration) -> Iterator[tuple[str, str]]:
+    """What it was compared with, and the best of each sort; d3 0.1.0 stored neither."""
+    if calibration.against is None:
+        return
+    yield "compared with", f"full depth in {calibration.against}"
+    for one in calibration.rivals:
+        low, high = one.drop_interval
+        yield (
+            f"best {one.sort}",
+            f"{one.form}, {one.schedule}: {signed_percent(one.drop)} ({signed_percent(low)} to "
+            f"{signed_percent(high)}) perplexity, {one.speed:.2f}× as fast, bytes "
+            f"{one.byte_ratio:.2f}×, net of repair",
+        )
 
 
 def as_json(stored: StoredFile) -> list[dict[str, Any]]:
