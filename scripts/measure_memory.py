@@ -20,7 +20,7 @@ ARMS = (
     ("bfloat16", None),
     ("bfloat16", "plain"),
     ("float32", None),
-    *(("bfloat16", kind) for kind in ("int4", "int8", "bnb-4bit", "bnb-8bit")),
+    *(("bfloat16", kind) for kind in ("int4", "nested", "int8", "bnb-4bit", "bnb-8bit")),
 )
 # Shape, dtype, quantization and prompt tokens.
 CHECKED = (
@@ -28,6 +28,7 @@ CHECKED = (
     ("wide", "bfloat16", "plain", 64),
     ("wide", "float32", None, 64),
     ("wide", "bfloat16", "int4", 64),
+    ("wide", "bfloat16", "nested", 64),
     ("wide", "bfloat16", "bnb-4bit", 64),
     ("deep", "bfloat16", None, 64),
     ("cache", "bfloat16", None, 3000),

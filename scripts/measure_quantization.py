@@ -1,8 +1,9 @@
-"""Measures what int8 and int4 weights cost in quality, on fixed texts.
+"""Measures what int8, int4 and nested weights cost in quality, on fixed texts.
 
     python scripts/measure_quantization.py                         # the built-in model
     python scripts/measure_quantization.py DIRECTORY --mixed
     python scripts/measure_quantization.py FILE.gguf --only own    # its 4 bits, as int4 keeps them
+    python scripts/measure_quantization.py DIRECTORY --mixed --only importance
 
 Each arm holds the layers' linears in float32 with the values that the codes stand for. The LM head
 stays as it is. Prints the change of teacher-forced perplexity against the plain weights on the
@@ -14,7 +15,8 @@ The weights of a model that was once stored in 4 bits lie on a grid of 16 values
 flatters groups of the same size. `--mixed` permutes the inputs of every linear before grouping, so
 that no group is one of the grid's.
 
-d3 rounds by least squares (`d3cli/kernels/int4_rounding.py`). The other ways are here to compare.
+d3 rounds by least squares (`d3cli/kernels/int4_rounding.py`), nested weights by the importance of
+their inputs. The other ways are here to compare.
 The last column is the processor time for a million weights, which is comparable within a run only.
 """
 
@@ -37,12 +39,14 @@ from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.joint_linear import JointLinear
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
+from d3cli.model.typical_text import typical_ids
 
 TEXTS = Path(__file__).parent / "texts"
 PIECE, PROMPT = 256, 8  # tokens of one text, and the first of them that are not scored
 GROUPS = (32, 64, 128)
 
-Rounding = Callable[[Tensor], Tensor]
+# A weight ``[out, in]`` and the importance of its inputs, to the weight that its codes stand for.
+Rounding = Callable[[Tensor, Tensor], Tensor]
 
 
 def by_least_squares(rounds: int, group: int, weight: Tensor) -> Tensor:
@@ -96,35 +100,47 @@ def by_half_quadratic(group: int, weight: Tensor) -> Tensor:
     return values.view_as(weight)
 
 
-def in_planes(high: Rounding, low: Rounding, weight: Tensor) -> Tensor:
-    """A weight as the sum of what one way makes of it, and another way of the rest."""
-    found = high(weight)
-    return found + low(weight - found)
+def by_importance(group: int, weight: Tensor, importance: Tensor) -> Tensor:
+    """Least squares in which inputs count by their importance, as in d3's nested planes."""
+    return round_to_groups(weight, group, torch.bfloat16, importance=importance).dequantized()
+
+
+def in_planes(high: int, low: int, weight: Tensor, importance: Tensor | None = None) -> Tensor:
+    """Nested weights, with so many in a group of each plane."""
+    found = weight
+    total = torch.zeros_like(weight)
+    for group in (high, low):
+        plane = round_to_groups(found, group, torch.bfloat16, importance=importance).dequantized()
+        total, found = total + plane, found - plane
+    return total
+
+
+def evenly(way: Callable[[Tensor], Tensor]) -> Rounding:
+    """A way for which all inputs are alike."""
+    return lambda weight, _: way(weight)
 
 
 def arms() -> dict[str, tuple[int, Rounding]]:
     """Each way to round a weight, with the number that must divide its inputs."""
-    found: dict[str, tuple[int, Rounding]] = {
-        "int8, a scale per row": (32, lambda weight: EightBitLinear(weight, None).dequantized())
-    }
+
+    def by_rows(weight: Tensor) -> Tensor:
+        return EightBitLinear(weight, None).dequantized()
+
+    found: dict[str, tuple[int, Rounding]] = {"int8, a scale per row": (32, evenly(by_rows))}
     for group in GROUPS:
         ways: dict[str, Rounding] = {
-            "values that span the range": partial(by_least_squares, 0, group),
-            "least squares, 2 rounds": partial(by_least_squares, 2, group),
-            "least squares, 4 rounds": partial(by_least_squares, 4, group),
-            "least squares from 16 starts": partial(by_clipping, group),
-            "half-quadratic": partial(by_half_quadratic, group),
+            "values that span the range": evenly(partial(by_least_squares, 0, group)),
+            "least squares, 2 rounds": evenly(partial(by_least_squares, 2, group)),
+            "least squares, 4 rounds": evenly(partial(by_least_squares, 4, group)),
+            "least squares, 4 rounds, by importance": partial(by_importance, group),
+            "least squares from 16 starts": evenly(partial(by_clipping, group)),
+            "half-quadratic": evenly(partial(by_half_quadratic, group)),
         }
         found |= {f"int4, groups of {group}, {name}": (group, way) for name, way in ways.items()}
     for high, low in product(GROUPS, GROUPS):
-        for rounds in (0, ROUNDS):
-            planes = partial(
-                in_planes,
-                partial(by_least_squares, ROUNDS, high),
-                partial(by_least_squares, rounds, low),
-            )
-            name = f"nested, groups of {high} and {low}, {rounds} rounds for the low plane"
-            found[name] = (max(high, low), planes)
+        name, planes = f"nested, groups of {high} and {low}", partial(in_planes, high, low)
+        found[name] = (max(high, low), evenly(planes))
+        found[f"{name}, by importance"] = (max(high, low), planes)
     return found
 
 
@@ -148,10 +164,24 @@ def log_probs(model: LoadedModel, texts: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def mixed(rounding: Rounding, weight: Tensor) -> Tensor:
+def mixed(rounding: Rounding, weight: Tensor, importance: Tensor) -> Tensor:
     """Rounds a weight whose inputs are permuted, and puts them back."""
     order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(1))
-    return rounding(weight[:, order])[:, order.argsort()]
+    return rounding(weight[:, order], importance[order])[:, order.argsort()]
+
+
+def importances(model: LoadedModel, linears: list[torch.nn.Linear]) -> list[Tensor]:
+    """The mean squares of each linear's inputs in the text that loading reads, ``[in]``."""
+    found: dict[torch.nn.Module, Tensor] = {}
+
+    def keep(linear: torch.nn.Module, inputs: tuple[Tensor]) -> None:
+        found[linear] = inputs[0].flatten(0, -2).square().mean(0)
+
+    hooks = [linear.register_forward_pre_hook(keep) for linear in linears]
+    model.hidden_states(torch.tensor([typical_ids(model.text.tokenizer, model.causal_lm.config)]))
+    for hook in hooks:
+        hook.remove()
+    return [found[linear] for linear in linears]
 
 
 def bits_of_file(path: str) -> Rounding:
@@ -166,7 +196,7 @@ def bits_of_file(path: str) -> Rounding:
         elif isinstance(module, FourBitLinear) and module not in joined:
             weights.append(module.dequantized())
     in_order = iter(weights)
-    return lambda _: next(in_order)
+    return lambda *_: next(in_order)
 
 
 @torch.inference_mode()
@@ -184,6 +214,7 @@ def main() -> None:
     texts = pieces(model)
     linears = [m for m in model.gate.layers.modules() if isinstance(m, torch.nn.Linear)]
     plain = [linear.weight.detach().clone() for linear in linears]
+    counted = importances(model, linears)
     expected = log_probs(model, texts)
     targets = [ids[PROMPT + 1 :, None] for ids in texts]
     tokens = sum(map(len, targets))
@@ -195,11 +226,12 @@ def main() -> None:
             continue
         error = total = taken = 0.0
         count = weights = 0
-        for linear, weight in zip(linears, plain, strict=True):
+        for linear, weight, importance in zip(linears, plain, counted, strict=True):
             linear.weight.copy_(weight)
             if weight.shape[1] % multiple == 0:
                 began = time.process_time()
-                rounded = mixed(rounding, weight) if asked.mixed else rounding(weight)
+                way = partial(mixed, rounding) if asked.mixed else rounding
+                rounded = way(weight, importance)
                 taken += time.process_time() - began
                 weights += weight.numel()
                 error += float((rounded - weight).square().sum())

@@ -26,6 +26,7 @@ from d3cli.kernels.int4_linear import BLOCK, FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.nested_linear import PLANES, NestedLinear
 from d3cli.kernels.plan import KernelPlan
+from d3cli.kernels.process import trim_memory
 
 # The parameters of linears in fewer bits, which have a row or a column for each output.
 _HELD: dict[type, tuple[str, ...]] = {
@@ -134,6 +135,8 @@ def join_quantized(causal_lm: Any) -> None:
         if _can_be_joined(parts):
             sizes = [part.out_features for part in parts]
             _replace(parent, names, _join_codes(parts), sizes)
+            del parts
+            trim_memory()  # the parts' memory has gaps, which the next joint would not fit
 
 
 def _can_be_joined(parts: Sequence[Any]) -> bool:

@@ -2,8 +2,15 @@
 
 The `high` plane is the weight in 4 bits; the `low` plane is what that leaves of it, in 4 bits too.
 Both together have the quality of 8 bits, and both run on torch's own kernel (`int4_linear`), so
-leaving `low` out reads about half the bytes. Knows nothing of layers or schedules: `low_rows` says
-how many positions get the low plane.
+leaving `low` out reads about half the bytes.
+
+The kernel rounds each plane's product, so the sum is rounded twice. But weights are not rounded to
+bfloat16 first, so its error against float64 equals that of a plain product with their sum: 1.00 of
+it for one token, 1.08 where both planes are unpacked into one weight. A kernel call that adds the
+low product before it rounds would be 0.71 (an input that is always one, with the low product as its
+weights), but those weights would change with every call.
+
+Knows nothing of layers or schedules: `low_rows` says how many positions get the low plane.
 """
 
 from typing import Self
@@ -92,10 +99,11 @@ class NestedLinear(nn.Module):
             output = multiply_unpacked(planes, rows, self.bias)
         else:
             output = planes[0].by_kernel(rows)
-            for plane in planes[1:]:
-                output = output + plane.by_kernel(rows)
-            if self.bias is not None:
-                output = output + self.bias
+            added = [plane.by_kernel(rows) for plane in planes[1:]]
+            added += [] if self.bias is None else [self.bias]
+            # A sum of three is in float32, so that it is rounded once. So is one of two, by torch.
+            total = output.float() if len(added) > 1 else output
+            output = sum(added, total).to(rows.dtype)
         return output.reshape(*hidden.shape[:-1], self.out_features)
 
     def dequantized(self, low: bool = True) -> Tensor:

@@ -93,6 +93,12 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
 
 
+def trim_memory() -> None:
+    """Returns to the system what glibc keeps of memory that is free now."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def import_bitsandbytes() -> None:
     """Imports bitsandbytes without the compiled code that it would fetch from the hub.
 

@@ -22,6 +22,7 @@ from d3cli.model.config import config_errors, parse_config
 from d3cli.model.context import choose_context
 from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
+from d3cli.model.typical_text import TOKENS
 
 # Bytes measured by scripts/measure_memory.py after importing torch: the code of a model's family,
 # that of bitsandbytes, and a tokenizer's tables per token of its vocabulary.
@@ -86,13 +87,17 @@ def _predict(
     model: Description, config: Any, form: Form, positions: int, prompt_tokens: int
 ) -> MemoryNeed:
     with config_errors(model):
-        held = HeldWeights(model, config, plan_for(model, config, form))
+        plan = plan_for(model, config, form)
+        held = HeldWeights(model, config, plan)
+        loading = held.while_loading
+        if plan.rounds_for_inputs:  # a pass over a text goes on meanwhile
+            loading += activations(config, form.dtype, TOKENS, TOKENS)
         chunk = min(max(prompt_tokens, 1), PREFILL_CHUNK)
         return MemoryNeed(
             positions=positions,
             weights=held.total,
             kv_cache=positions * kv_bytes_per_position(config, form.dtype),
-            workspace=max(activations(config, form.dtype, chunk, positions), held.while_loading),
+            workspace=max(activations(config, form.dtype, chunk, positions), loading),
             program=PROGRAM
             + (CUDA_BUILD if torch.version.cuda else 0)
             + TOKENIZER_ENTRY * int(config.vocab_size)

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig
 
 from d3cli.base.errors import ModelError
-from d3cli.cli.doctor.command import CHOICES
+from d3cli.cli.doctor.command import CHOICES, _nested
 from d3cli.cli.doctor.probe import SHAPES, expected_speeds, forms, kernels, read_bandwidth
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels import choices
@@ -41,7 +41,7 @@ def test_what_is_examined(d3: D3) -> None:
     assert rows["built-in model"].startswith("answers")
     assert "free of" in rows["memory"]
     assert "GB/s" in rows["read bandwidth"]
-    assert result.out.count("tok/s") == 12
+    assert result.out.count("tok/s") == 3 * 3 * 2
 
 
 def test_json(d3: D3) -> None:
@@ -50,7 +50,7 @@ def test_json(d3: D3) -> None:
     assert found["builtin_model"] == found["builtin_model"] | {"answers": True, "problem": None}
     assert found["kernels"] == kernels(torch.device(found["read_bandwidth"]["device"]))
     assert found["read_bandwidth"]["bytes_per_second"] > 0
-    assert [row["model"] for row in found["expected"][::2]] == [shape.name for shape in SHAPES]
+    assert [row["model"] for row in found["expected"][::3]] == [shape.name for shape in SHAPES]
     for row in found["expected"]:
         assert 1 < row["depth_0_6"] / row["full_depth"] < 1 / 0.6
 
@@ -107,6 +107,17 @@ def test_the_4_bit_bytes_are_those_of_a_loaded_model() -> None:
     assert layer.attn + layer.mlp == pytest.approx(int4_bytes(weights, 1, torch.bfloat16), rel=0.02)
 
 
+def test_nested_planes_have_their_time_and_bytes(d3: D3) -> None:
+    found = json.loads(d3("doctor", "--json").out)
+    times = found["nested_times"]
+    assert 0 < times["high"] < times["both"]
+    for bf16, _, nested in zip(*[iter(found["expected"])] * 3, strict=True):
+        assert nested["weights"] == "nested"
+        assert 0.5 < nested["size_bytes"] / bf16["size_bytes"] < 0.6
+    assert "slower" not in _nested({"both": 0.9, "high": 0.5})
+    assert _nested({"both": 1.25, "high": 0.7}).endswith("slower than bfloat16 where both are read")
+
+
 def test_the_head_beside_4_bit_layers_is_in_8_bits_where_it_is_large() -> None:
     by_name = {shape.name.split()[0]: shape for shape in SHAPES}
     small, large = by_name["1B"], by_name["70B"]
@@ -121,6 +132,7 @@ def test_the_kernels_are_those_of_a_loaded_model() -> None:
     used = kernels(CPU)
     assert used["float32"] == {"layers": "torch", "lm_head": "torch"}
     assert used["4-bit"] == {"layers": "torch int4", "lm_head": "torch int8"}
+    assert used["nested"] == {"layers": "torch int4, two planes", "lm_head": "torch int8"}
     assert used["bfloat16"] == {"layers": "torch", "lm_head": "torch"}
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from d3cli.kernels.joint_linear import JointLinear, LinearPart
 from d3cli.kernels.nested_linear import NestedLinear, nested_linears
@@ -10,6 +11,8 @@ from d3cli.kernels.nested_linear import NestedLinear, nested_linears
 BF16, FP32 = torch.bfloat16, torch.float32
 DTYPES = pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 SHAPES = [(64, 64), (128, 128), (80, 64), (112, 128), (16, 64), (576, 192)]
+# Enough weights for the mean of their rounding errors.
+ENOUGH = [(128, 128), (112, 128), (576, 192), (256, 512)]
 
 
 def make(shape: tuple[int, int], dtype: torch.dtype, *, has_bias: bool = False) -> NestedLinear:
@@ -52,6 +55,32 @@ def test_leading_positions_get_both_planes_and_others_the_high_one(
             bound = (2 if dtype == BF16 else 64) * torch.finfo(dtype).eps
             scale = float(exact.std())
             torch.testing.assert_close(found.double(), exact, rtol=bound, atol=bound * scale)
+
+
+@DTYPES
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("low_rows", [None, 0])
+@pytest.mark.parametrize("shape", ENOUGH, ids=str)
+def test_one_token_and_many_are_as_exact_as_a_plain_product(
+    shape: tuple[int, int], low_rows: int | None, has_bias: bool, dtype: torch.dtype
+) -> None:
+    linear = make(shape, dtype, has_bias=has_bias)
+    linear.low_rows = low_rows
+    held = linear.dequantized(low_rows is None)
+    x = torch.randn(1000, shape[1]).to(dtype)
+    exact = x.double() @ held.double().T
+    exact += 0 if linear.bias is None else linear.bias.double()
+
+    def error(found: Tensor) -> float:
+        assert found.dtype == dtype
+        return float((found.double() - exact).square().mean().sqrt())
+
+    with torch.inference_mode():
+        plain = error(functional.linear(x, held.to(dtype), linear.bias))
+        for found in (torch.cat([linear(row) for row in x.split(1)]), linear(x)):
+            # One by one, the planes' products are rounded, but no weight is. For many rows weights
+            # are rounded to the dtype, as here, and parts of them before. Sums differ in order.
+            assert error(found) <= (1.1 if dtype == BF16 else 2.0) * plain + 1e-8
 
 
 def test_the_low_plane_holds_what_the_high_one_leaves() -> None:

@@ -117,6 +117,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         *rows,
         ("read bandwidth", f"{speed:.1f} GB/s ({bandwidth['device']})"),
         *((f"kernels, {form}", _kernels(used)) for form, used in found["kernels"].items()),
+        *([("nested weights", _nested(found["nested_times"]))] if found["nested_times"] else []),
         ("config", files["config"] + config),
         ("hub cache", files["hub_cache"]),
         ("default model", files["default_model"]),
@@ -127,6 +128,11 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _kernels(used: dict[str, str]) -> str:
     layers, head = used["layers"], used["lm_head"]
     return layers if layers == head else f"{layers}; LM head: {head}"
+
+
+def _nested(times: dict[str, float]) -> str:
+    shares = f"{times['both']:.2f} × bfloat16's time; {times['high']:.2f} × without the low plane"
+    return shares if times["both"] <= 1 else f"{shares}: slower than bfloat16 where both are read"
 
 
 def _choices(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:

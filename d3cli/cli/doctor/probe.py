@@ -14,6 +14,7 @@ from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.kernels.choice_file import Wanted, choices_file
 from d3cli.kernels.choices import choices_here
+from d3cli.kernels.measure_nested import SHAPE, measure_nested
 from d3cli.kernels.measured_shapes import measured_shapes
 from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
 from d3cli.kernels.process import use_threads
@@ -115,11 +116,13 @@ class Speed:
 
 def forms(device: torch.device) -> dict[str, Form]:
     """The forms of weights that doctor compares, by name."""
-    return {
+    on_cpu = device.type == "cpu"
+    found = {
         "bfloat16": Form(torch.bfloat16, device),
         "float32": Form(torch.float32, device),
-        "4-bit": Form(torch.bfloat16, device, "int4" if device.type == "cpu" else "bnb-4bit"),
+        "4-bit": Form(torch.bfloat16, device, "int4" if on_cpu else "bnb-4bit"),
     }
+    return found | ({"nested": Form(torch.bfloat16, device, "nested")} if on_cpu else {})
 
 
 def kernels(device: torch.device) -> dict[str, dict[str, str]]:
@@ -159,12 +162,20 @@ def choose_kernels(*, again: bool) -> dict[str, Any]:
     }
 
 
+def nested_times(device: torch.device) -> dict[str, float] | None:
+    """What nested planes take for one token, as shares of bfloat16's time; None on a GPU."""
+    if device.type != "cpu":
+        return None
+    return asdict(measure_nested(choices_here().current(*SHAPE)))
+
+
 def expected_speeds(bytes_per_second: float, available: int, device: torch.device) -> list[Speed]:
-    """An upper bound for each shape in bfloat16 and in 4 bits. Reading the KV cache is left out."""
+    """An upper bound for each shape in each form but float32. Reading the KV cache is left out."""
     found = []
     for shape in SHAPES:
-        for name in ("bfloat16", "4-bit"):
-            form = forms(device)[name]
+        for name, form in forms(device).items():
+            if name == "float32":
+                continue
             full, less = (shape.bytes_read(depth, form) for depth in (1, DEPTH))
             found.append(
                 Speed(
@@ -237,6 +248,7 @@ def examine(*, tune: bool = False) -> dict[str, Any]:
         },
         "builtin_model": _ask_builtin(),
         "kernels": kernels(device),
+        "nested_times": nested_times(device),
         "kernel_choices": chosen,
         "expected": [asdict(speed) for speed in expected_speeds(bandwidth, available, device)],
     }
