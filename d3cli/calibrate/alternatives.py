@@ -18,7 +18,7 @@ from d3cli.model.held_weights import head_shape
 from d3cli.model.model import LoadedModel
 
 # The forms of the weights that are compared.
-FORMS: tuple[Quantization, ...] = ("int8", "int4")
+FORMS: tuple[Quantization, ...] = ("int8", "nested", "int4")
 # A form that reads fewer bytes by less than this factor is not worth naming.
 MIN_RATIO = 1.1
 

@@ -8,12 +8,13 @@ from typing import Literal, NamedTuple
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.evaluator import WITH_REUSE
+from d3cli.calibrate.mixed_order import SCORED_PREFIXES
 from d3cli.calibrate.order import LEAST_INFLUENCE, PREVIOUS_BEST
 from d3cli.calibrate.race import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
 from d3cli.calibrate.texts import MIN_DOCUMENTS, MIN_TOKENS
+from d3cli.calibrate.unit_order import SearchKind, kind_in_words
 from d3cli.depth.prompt_order import MIN_POSITIONS
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document, batch_rows
 from d3cli.scoring.one_pass import score
@@ -67,7 +68,7 @@ class Budget:
     search: Sequence[Document]
     unseen: Sequence[Document]
     stages: tuple[int, int, int]
-    kinds: tuple[UnitKind, ...]
+    kinds: tuple[SearchKind, ...]
     greedy: bool
     fixed: bool
     by_prompt: bool
@@ -128,7 +129,7 @@ def make_budget(
     search: Sequence[Document],
     unseen: Sequence[Document],
     *,
-    units: Mapping[UnitKind, int],
+    units: Mapping[SearchKind, int],
     order: Literal["influence", "greedy", "prompt", "auto"],
     pace: float,
     seconds: float,
@@ -228,7 +229,7 @@ def in_words(seconds: float) -> str:
 def _left_out(whole: Budget, chosen: Budget) -> str:
     left_out = []
     if chosen.kinds != whole.kinds:
-        left_out.append(f"only {chosen.kinds[0]}s are searched")
+        left_out.append(f"only {kind_in_words(chosen.kinds[0])} are searched")
     if chosen.greedy != whole.greedy:
         left_out.append("the order is by influence instead of greedy")
     if chosen.by_prompt != whole.by_prompt:
@@ -242,7 +243,7 @@ def _left_out(whole: Budget, chosen: Budget) -> str:
 def _budget(
     search: Sequence[Document],
     unseen: Sequence[Document],
-    units: Mapping[UnitKind, int],
+    units: Mapping[SearchKind, int],
     orders: _Orders,
     paces: tuple[float, float],
     seconds: float,
@@ -260,16 +261,22 @@ def _budget(
     at_few, at_more, at_all = (sum(map(len, search[:stage])) for stage in stages)
     work = 2.2 * at_all
     for kind, count in units.items():
-        race = 0.5 * count * WITH_REUSE * at_more
+        planes = kind in ("mixed", "plane")
+        prefixes = min(count, SCORED_PREFIXES) if planes else 0.5 * count
+        race = prefixes * WITH_REUSE * at_more
         race += (ENTRANTS * at_few + SECOND_ROUND * at_more) * WITH_REUSE
         race += (FINALISTS + len(SAFE_SHARES)) * WITH_REUSE * at_all
         if orders.fixed:
             work += at_few * (1 if kind == "layer" else 3)  # a sublayer's layer runs again
-            if orders.greedy:
+            if orders.greedy and planes:
+                work += count * WITH_REUSE * at_few
+            elif orders.greedy:
                 rounds = 0.5 * count
                 work += (count + rounds * (PREVIOUS_BEST + LEAST_INFLUENCE)) * WITH_REUSE * at_few
             work += race
-        if orders.by_prompt:  # influence, and what the documents share when scored one by one
+        if (
+            orders.by_prompt and kind != "mixed"
+        ):  # influence, and what the documents share when scored one by one
             work += 2.2 * at_all + race
     searched = min(SEARCHED_FORMS, forms)
     work *= searched

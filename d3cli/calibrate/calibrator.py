@@ -17,14 +17,15 @@ from d3cli.calibrate.costs import StepCosts, measure_costs
 from d3cli.calibrate.forms import ModelForms, with_contenders
 from d3cli.calibrate.full_depth import FormsAtFullDepth
 from d3cli.calibrate.judge import judge_replies
+from d3cli.calibrate.mixed_order import count_units
 from d3cli.calibrate.nearest import choose_nearest, find_nearest
-from d3cli.calibrate.order import units_of
 from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Measured, Outcome
 from d3cli.calibrate.search import Search
 from d3cli.calibrate.space import CandidateKey
 from d3cli.calibrate.texts import split
+from d3cli.calibrate.unit_order import SearchKind
 from d3cli.calibrate.unseen import measure_unseen
-from d3cli.depth.units import UnitChoice, UnitKind
+from d3cli.depth.units import UnitChoice
 from d3cli.kernels.quantization import Quantization
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
@@ -76,7 +77,8 @@ class Calibrator:
                 ),
                 "lower it",
             )
-        self._kinds = _kinds(model, settings.units)
+        _kinds(model, settings.units)  # refuses what is impossible
+        _check_planes(self.forms, settings.units)
         self._search_half, self._unseen_half = split(documents, settings.seed)
         check_halves(self._search_half, self._unseen_half)
         self._plan: Budget | None = None
@@ -133,7 +135,7 @@ class Calibrator:
         elif outcome.chosen is None:
             outcome.alternatives = alternatives(self.model)
             if outcome.text_fits:
-                yield from find_nearest(search, self._kinds)
+                yield from find_nearest(search, _kinds(self.model, settings.units))
         elif settings.replies:
             prompts = list(dict.fromkeys(tuple(d.prompt_ids) for d in self.plan.unseen))
             deadline = self._began + settings.max_seconds
@@ -168,7 +170,8 @@ class Calibrator:
         """Searches in every form that may win, the fastest first."""
         wanted = [one.quantization for one in self.outcome.forms if one.searched]
         for number, quantization in enumerate(wanted):
-            self.forms.take(quantization)
+            if not _kinds(self.forms.take(quantization), self.settings.units):
+                continue  # low planes are asked for, and it has none
             try:
                 plan = self._budget_of_form(at_full, quantization, len(wanted) - number)
             except CalibrationError:  # too little time is left
@@ -261,8 +264,11 @@ class Calibrator:
             all_documents=True,
         )
 
-    def _units(self) -> dict[UnitKind, int]:
-        return {kind: len(units_of(self.model, kind)) for kind in self._kinds}
+    def _units(self) -> dict[SearchKind, int]:
+        return {
+            kind: count_units(self.model, kind)
+            for kind in _kinds(self.model, self.settings.units) or ["layer"]
+        }
 
     def _seconds_left(self) -> float:
         left = self.settings.max_seconds - self._elapsed()
@@ -272,23 +278,31 @@ class Calibrator:
         return time.monotonic() - self._began
 
 
-def _kinds(model: LoadedModel, units: UnitChoice) -> list[UnitKind]:
+def _kinds(model: LoadedModel, units: UnitChoice) -> list[SearchKind]:
+    """The kinds of units to search in the form of a model that is loaded."""
     family = model.gate.family
     if not family.can_skip or model.num_layers < 3:
         raise UsageError(
             f"{model.name} runs at full depth only, so there is nothing to calibrate",
             "docs/models.md lists the models that can skip layers",
         )
+    nested = model.weight_bytes.is_nested
     if units == "auto":
+        if nested:
+            return ["mixed"]
         return ["layer", "sublayer"] if family.has_sublayers else ["layer"]
     if units == "sublayer" and not family.has_sublayers:
         raise UsageError(
             f"the layers of {model.name} have no separate sublayers",
             ("use ", Setting("units", "layer")),
         )
-    if units == "plane" and not model.weight_bytes.is_nested:
+    return [units] if nested or units != "plane" else []
+
+
+def _check_planes(forms: ModelForms, units: UnitChoice) -> None:
+    """Raises UsageError if low planes are asked for and no form has them."""
+    if units == "plane" and not (forms.model.weight_bytes.is_nested or "nested" in forms.others):
         raise UsageError(
-            f"the weights of {model.name} are not nested, so they have no low planes",
+            f"the weights of {forms.model.name} are not nested, so they have no low planes",
             ("use ", Setting("quantization", "nested")),
         )
-    return [units]

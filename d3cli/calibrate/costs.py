@@ -113,6 +113,13 @@ class Yardstick:
         """The byte ratio and the speed of full depth in the form that runs."""
         return self.ratios(0.0, 0.0, repairs=False)
 
+    @property
+    def without_low_planes(self) -> float:
+        """The speed if no step reads a low plane."""
+        order = self.costs.weight_bytes.unit_names("plane")
+        steps = self.new_tokens - 1
+        return self.ratios(0.0, steps * sum(self.costs.saved(order)), repairs=False)[1]
+
 
 def measure_costs(model: LoadedModel, document: Document) -> StepCosts:
     """Times decode steps that follow a document, in turn with all and without some units."""

@@ -16,6 +16,8 @@ Load = Callable[[Quantization | None], LoadedModel]
 
 # A form is not searched if a faster one loses at most this share of the target more.
 NEARLY_AS_GOOD = 0.25
+# Or if it is faster than another by less than this, which is within the noise of the clock.
+NEARLY_AS_FAST = 0.95
 
 
 class ModelForms:
@@ -66,25 +68,26 @@ class ModelForms:
 
 
 def with_contenders(forms: Sequence[FormTried], target: float) -> list[FormTried]:
-    """The forms, the fastest at full depth first; each says whether it is worth a search.
+    """The forms, the fastest first; each says whether it is worth a search.
 
-    Not worth it are forms that certainly lose more than the target, and those that a faster form
-    dominates: one that loses about as little and can drop the same units.
+    Not worth it are forms that certainly lose more than the target, and those that another one
+    dominates: it loses about as little, and at full depth it is already about as fast as this one
+    without any low plane.
     """
-    ordered = sorted(forms, key=lambda form: -form.full.candidate.speed)
     found: list[FormTried] = []
-    for form in ordered:
+    for form in sorted(forms, key=lambda form: -form.full.candidate.speed):
         loss = form.full.drop.value
-        faster = [
+        better = [
             other.form
             for other in found
-            if other.full.drop.high <= target
+            if other.full.candidate.speed >= NEARLY_AS_FAST * form.reach
+            and other.full.drop.high <= target
             and other.full.drop.value <= loss + NEARLY_AS_GOOD * target
         ]
         if form.full.drop.low > target:
             found.append(form)
-        elif faster:
-            found.append(replace(form, dominated_by=faster[0]))
+        elif better:
+            found.append(replace(form, dominated_by=better[0]))
         else:
             found.append(replace(form, searched=True))
     return found

@@ -119,7 +119,8 @@ class FormsAtFullDepth:
     def _add(self, quantization: Quantization | None, full: Tried) -> None:
         seconds = self.costs[quantization].seconds
         words = self._models.in_words(quantization)
-        self.forms.append(FormTried(quantization, words, seconds, full))
+        reach = self.yardstick(quantization).without_low_planes
+        self.forms.append(FormTried(quantization, words, seconds, full, reach))
 
 
 def _longest(plan: Budget) -> Document:

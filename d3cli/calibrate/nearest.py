@@ -9,13 +9,12 @@ from dataclasses import replace
 
 from d3cli.calibrate.costs import Yardstick
 from d3cli.calibrate.influence import measure_influence, order_by_influence
-from d3cli.calibrate.order import units_of
+from d3cli.calibrate.mixed_order import in_legal_order
 from d3cli.calibrate.race import Tried
 from d3cli.calibrate.result import CalibrationProgress, Nearest, Outcome
 from d3cli.calibrate.search import Search
 from d3cli.calibrate.space import MIN_SAVED, Candidate
-from d3cli.calibrate.unit_order import UnitOrder, fixed_order, kind_in_words
-from d3cli.depth.units import UnitKind
+from d3cli.calibrate.unit_order import SearchKind, UnitOrder, fixed_order, kind_in_words
 from d3cli.scoring.intervals import measure_drop
 
 # Targets that are suggested, as fractions. The suggested one exceeds the upper bound of the drop by
@@ -25,7 +24,7 @@ MARGIN = 1.2
 
 
 def find_nearest(
-    search: Search, kinds: Sequence[UnitKind]
+    search: Search, kinds: Sequence[SearchKind]
 ) -> Generator[CalibrationProgress, None, None]:
     """Finds the smallest drop at which a schedule saves enough, and fills the outcome's `nearest`.
 
@@ -48,24 +47,26 @@ def find_nearest(
     outcome.nearest = choose_nearest(outcome, search.settings.target_drop)
 
 
-def _orders(search: Search, kind: UnitKind) -> Iterator[UnitOrder]:
+def _orders(search: Search, kind: SearchKind) -> Iterator[UnitOrder]:
     """The orders of a kind that the settings allow, as far as they go."""
     if search.plan.fixed:
         yield _fixed_order(search, kind)
-    if search.plan.by_prompt:
+    if search.plan.by_prompt and kind != "mixed":
         yield search.prompt_order(kind)
 
 
-def _fixed_order(search: Search, kind: UnitKind) -> UnitOrder:
+def _fixed_order(search: Search, kind: SearchKind) -> UnitOrder:
     """The search's own order; the units that it left out follow by influence."""
-    model, outcome, units = search.model, search.outcome, units_of(search.model, kind)
+    model, outcome, units = search.model, search.outcome, search.units_of(kind)
     if not outcome.influence.keys() >= set(units):
         few = search.plan.search[: search.plan.stages[0]]
         outcome.influence |= measure_influence(model, few, units)
     ranked = order_by_influence(model, {unit: outcome.influence[unit] for unit in units})
     found = outcome.orders.get(kind, ())
     return fixed_order(
-        search.yardstick.costs, kind, [*found, *(unit for unit in ranked if unit not in found)]
+        search.yardstick.costs,
+        kind,
+        in_legal_order([*found, *(unit for unit in ranked if unit not in found)]),
     )
 
 

@@ -78,7 +78,7 @@ class GreedyOrder:
                 sums[unit] = np.array([loss.sum() for loss in losses])
                 rates[unit] = (sums[unit] - before) / self.model.weight_bytes.of(unit, self.order)
                 last_rates[unit] = float(rates[unit].sum())
-            chosen = min(rates, key=lambda unit: _upper_end(rates[unit]))
+            chosen = min(rates, key=lambda unit: upper_end(rates[unit]))
             tokens = sum(len(d.response_ids) for d in self.evaluator.documents[: self.documents])
             if sums[chosen].sum() / tokens > self.max_loss:
                 return
@@ -94,6 +94,6 @@ class GreedyOrder:
         return list(dict.fromkeys([*best, *left[:LEAST_INFLUENCE]]))
 
 
-def _upper_end(rates: NDArray[np.float64]) -> float:
+def upper_end(rates: NDArray[np.float64]) -> float:
     """The sum of the documents' losses per byte, plus one standard error."""
     return float(rates.sum() + math.sqrt(len(rates)) * rates.std(ddof=1))

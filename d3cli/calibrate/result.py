@@ -11,8 +11,9 @@ from d3cli.calibrate.alternatives import Alternative
 from d3cli.calibrate.race import Tried
 from d3cli.calibrate.space import Candidate, CandidateKey, Sort
 from d3cli.calibrate.texts import hash_documents
+from d3cli.calibrate.unit_order import SearchKind
 from d3cli.depth.calibration_record import Calibration, Rival, Unseen
-from d3cli.depth.units import UnitChoice, UnitKind
+from d3cli.depth.units import UnitChoice
 from d3cli.kernels.quantization import Quantization
 from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop, Losses
@@ -24,7 +25,8 @@ class CalibrationSettings:
 
     Attributes:
         target_drop: the largest allowed rise of perplexity, as a fraction.
-        units: what may be dropped; "auto" searches both kinds and keeps what is faster.
+        units: what may be dropped; "auto" searches layers and sublayers and keeps what is faster,
+            and mixes with low planes where the weights are nested.
         order: how units are ranked: by influence, greedily, or for each prompt by its own
             influence. "auto" is greedy where time allows, and each prompt's own order as well.
         confidence: of the one-sided bound that must be within the target.
@@ -125,6 +127,7 @@ class FormTried:
         form: in words: "bfloat16 int4".
         step_seconds: of a decode step at full depth, as measured.
         full: full depth in this form, on the search half.
+        reach: the speed without any low plane; that of full depth if the weights are not nested.
         dominated_by: the form that is faster and loses about as little, so that schedules in this
             one were not searched; empty if they were, or if the form exceeds the target.
         searched: whether schedules in this form were searched.
@@ -134,6 +137,7 @@ class FormTried:
     form: str
     step_seconds: float
     full: Tried
+    reach: float
     dominated_by: str = ""
     searched: bool = False
 
@@ -245,7 +249,7 @@ class Outcome:
     tried: dict[CandidateKey, Tried] = field(default_factory=dict)
     short_prompts: int = 0
     tested: list[UnseenDrop] = field(default_factory=list)
-    orders: dict[UnitKind, tuple[str, ...]] = field(default_factory=dict)
+    orders: dict[SearchKind, tuple[str, ...]] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     against: str = ""
     forms: list[FormTried] = field(default_factory=list)
@@ -316,7 +320,7 @@ class Outcome:
         found = (one.form for one in self.forms if one.quantization == candidate.quantization)
         return next(found, self.against)
 
-    def best(self, kind: UnitKind, target: float, *, by_prompt: bool = False) -> Tried | None:
+    def best(self, kind: SearchKind, target: float, *, by_prompt: bool = False) -> Tried | None:
         """The fastest candidate of a kind whose bound on the search half is within the target.
 
         Args:

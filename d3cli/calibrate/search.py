@@ -13,11 +13,24 @@ from d3cli.calibrate.clock import OutOfTime, SearchClock
 from d3cli.calibrate.costs import Yardstick
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.influence import measure_influence, order_by_influence
+from d3cli.calibrate.mixed_order import (
+    SCORED_PREFIXES,
+    OrderOfSingles,
+    in_legal_order,
+    units_of_mix,
+    worth_scoring,
+)
 from d3cli.calibrate.order import GreedyOrder, units_of
 from d3cli.calibrate.race import race
 from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Outcome
 from d3cli.calibrate.space import Candidate, StaticLosses, candidates, score_prefixes
-from d3cli.calibrate.unit_order import UnitOrder, fixed_order, kind_in_words, prompt_orders
+from d3cli.calibrate.unit_order import (
+    SearchKind,
+    UnitOrder,
+    fixed_order,
+    kind_in_words,
+    prompt_orders,
+)
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
@@ -64,12 +77,17 @@ class Search:
         parts = [self._search_fixed] * self.plan.fixed + [self._search_by_prompt] * (
             self.plan.by_prompt
         )
-        searches = [(kind, part) for kind in self.plan.kinds for part in parts]
+        searches = [
+            (kind, part)
+            for kind in self.plan.kinds
+            for part in parts
+            if kind != "mixed" or part == self._search_fixed
+        ]
         for number, (kind, part) in enumerate(searches):
             left = self.plan.search_deadline - self.clock.elapsed
             yield from part(kind, self.clock.elapsed + left / (len(searches) - number))
 
-    def _search_fixed(self, kind: UnitKind, ends: float) -> Iterator[CalibrationProgress]:
+    def _search_fixed(self, kind: SearchKind, ends: float) -> Iterator[CalibrationProgress]:
         """Schedules over one order for all prompts."""
         try:
             units = yield from self._rank(kind, ends)
@@ -82,8 +100,9 @@ class Search:
         except OutOfTime:
             self._cut(kind_in_words(kind, by_prompt=False))
 
-    def _search_by_prompt(self, kind: UnitKind, ends: float) -> Iterator[CalibrationProgress]:
+    def _search_by_prompt(self, kind: SearchKind, ends: float) -> Iterator[CalibrationProgress]:
         """Schedules over each prompt's own order."""
+        assert kind != "mixed"
         doing = kind_in_words(kind, by_prompt=True)
         yield self._progress(f"{doing}: influence")
         self.clock.deadline = ends
@@ -112,30 +131,54 @@ class Search:
     def _progress(self, doing: str) -> CalibrationProgress:
         return CalibrationProgress(doing, self.clock.share)
 
-    def _rank(self, kind: UnitKind, ends: float) -> Generator[CalibrationProgress, None, list[str]]:
+    def _rank(
+        self, kind: SearchKind, ends: float
+    ) -> Generator[CalibrationProgress, None, list[str]]:
         """The units in the order in which to drop them."""
-        if (known := self.outcome.orders.get(kind)) is not None:  # found in another form
-            rest = order_by_influence(self.model, self._influence_of(kind))
-            return [*known, *(unit for unit in rest if unit not in known)]
-        yield self._progress(f"{kind}s: influence")
-        few, units = self.plan.stages[0], units_of(self.model, kind)
-        influence = measure_influence(self.model, self.plan.search[:few], units)
-        self.outcome.influence |= influence
-        order = order_by_influence(self.model, influence)
+        units, words = self.units_of(kind), kind_in_words(kind)
+        known = self.outcome.orders.get(kind)
+        if known is None or not self.outcome.influence.keys() >= set(units):
+            yield self._progress(f"{words}: influence")
+            few = self.plan.search[: self.plan.stages[0]]
+            self.outcome.influence |= measure_influence(self.model, few, units)
+        ranking = order_by_influence(
+            self.model, {unit: self.outcome.influence[unit] for unit in units}
+        )
+        if known is not None:  # found in another form of the weights
+            return in_legal_order([*known, *(unit for unit in ranking if unit not in known)])
         if not self.plan.greedy:
-            return order
+            return in_legal_order(ranking)
         self.clock.deadline = (self.clock.elapsed + ends) / 2  # the race needs the rest
+        if kind in ("mixed", "plane"):
+            return (yield from self._rank_by_singles(words, ranking))
         max_loss = MAX_LOSS * self.settings.target_drop
-        greedy = GreedyOrder(self.model, self.evaluator, few, order, max_loss)
+        greedy = GreedyOrder(self.model, self.evaluator, self.plan.stages[0], ranking, max_loss)
         for schedule in greedy:
-            yield self._progress(f"{kind}s: without {' '.join(schedule.skip_order)}")
+            yield self._progress(f"{words}: without {' '.join(schedule.skip_order)}")
         if not greedy.cut:
             return greedy.order
-        self.outcome.cut.append(f"the order of {kind}s is greedy in part")
-        return [*greedy.order, *(unit for unit in order if unit not in greedy.order)]
+        self.outcome.cut.append(f"the order of {words} is greedy in part")
+        return [*greedy.order, *(unit for unit in ranking if unit not in greedy.order)]
 
-    def _influence_of(self, kind: UnitKind) -> dict[str, float]:
-        return {unit: self.outcome.influence[unit] for unit in units_of(self.model, kind)}
+    def _rank_by_singles(
+        self, words: str, ranking: list[str]
+    ) -> Generator[CalibrationProgress, None, list[str]]:
+        """Low planes and a few coarse units, by what each loses alone."""
+        wanted = worth_scoring(ranking)
+        singles = OrderOfSingles(
+            self.model.weight_bytes, self.evaluator, self.plan.stages[0], wanted
+        )
+        for schedule in singles:
+            yield self._progress(f"{words}: without {' '.join(schedule.skip_order)}")
+        if not singles.cut:
+            return singles.order
+        self.outcome.cut.append(f"the order of {words} is by influence in part")
+        found = singles.order
+        return in_legal_order([*found, *(unit for unit in wanted if unit not in found)])
+
+    def units_of(self, kind: SearchKind) -> list[str]:
+        """All units that an order of a kind may name."""
+        return units_of_mix(self.model) if kind == "mixed" else units_of(self.model, kind)
 
     def _score_prefixes(
         self, order: UnitOrder
@@ -144,7 +187,10 @@ class Search:
         losses: list[Losses] = []
         documents, max_loss = self.plan.stages[1], MAX_LOSS * self.settings.target_drop
         doing = kind_in_words(order.kind, by_prompt=order.by_prompt)
-        for prefix in score_prefixes(self.evaluator, order, documents, max_loss):
+        stride = 1
+        if order.kind in ("mixed", "plane"):
+            stride = max(1, order.places // SCORED_PREFIXES)
+        for prefix in score_prefixes(self.evaluator, order, documents, max_loss, stride):
             losses.append(prefix)
             yield self._progress(f"{doing}: constant depth, {len(losses) - 1} dropped")
         return StaticLosses(order.first(len(losses) - 1), losses)

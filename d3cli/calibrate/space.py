@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from d3cli.calibrate.costs import Yardstick
 from d3cli.calibrate.evaluator import Evaluator
-from d3cli.calibrate.unit_order import UnitOrder
+from d3cli.calibrate.unit_order import SearchKind, UnitOrder
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import TOLERANCE, DepthSchedule
-from d3cli.depth.units import UnitKind
 from d3cli.kernels.quantization import Quantization
 from d3cli.scoring.intervals import Losses, mean_loss
 
@@ -47,7 +46,7 @@ class Candidate:
     """
 
     schedule: Schedule
-    kind: UnitKind | None
+    kind: SearchKind | None
     byte_ratio: float
     speed: float
     predicted: float
@@ -122,16 +121,27 @@ class StaticLosses:
 
 
 def score_prefixes(
-    evaluator: Evaluator, order: UnitOrder, documents: int, max_loss: float
+    evaluator: Evaluator, order: UnitOrder, documents: int, max_loss: float, stride: int = 1
 ) -> Iterator[Losses]:
     """Losses of static depth for each prefix of an order, until one loses more than `max_loss`.
 
     The first item is full depth.
+
+    Args:
+        stride: only every so many prefixes are scored. Between them, losses are taken to grow
+            evenly, as those of low planes nearly do.
     """
-    yield evaluator.full_losses(documents)
-    for count in range(1, order.places + 1):
-        losses = evaluator.losses(order.static(count), documents)
+    before = evaluator.full_losses(documents)
+    yield before
+    scored = 0
+    while scored < order.places:
+        step = min(stride, order.places - scored)
+        scored += step
+        losses = evaluator.losses(order.static(scored), documents)
+        for number in range(1, step):
+            yield [a + (b - a) * number / step for a, b in zip(before, losses, strict=True)]
         yield losses
+        before = losses
         if mean_loss(losses) > max_loss:
             return
 
@@ -169,9 +179,8 @@ def candidates(static: StaticLosses, yardstick: Yardstick) -> list[Candidate]:
             ratios = yardstick.ratios(float(nbytes), float(seconds))
             lost = (sums[in_text, scored].sum() + sums[0, 0]) / tokens.sum()
             schedule = order.schedule(floor, alpha, start)
-            found.append(
-                Candidate(schedule, order.kind, *ratios, float(lost), yardstick.quantization)
-            )
+            kind = order.kind_of(floor)
+            found.append(Candidate(schedule, kind, *ratios, float(lost), yardstick.quantization))
     return found
 
 

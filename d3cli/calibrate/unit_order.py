@@ -7,23 +7,28 @@ over it. Runs nothing.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 
 from d3cli.calibrate.costs import StepCosts
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule, schedule_of, static_schedule
-from d3cli.depth.units import UnitKind, WeightBytes
+from d3cli.depth.units import UnitKind, WeightBytes, parse_unit, units_in_words
+
+# What an order is made of; "mixed" is units of several kinds.
+SearchKind = UnitKind | Literal["mixed"]
 
 
-def kind_in_words(kind: UnitKind, *, by_prompt: bool) -> str:
+def kind_in_words(kind: SearchKind, *, by_prompt: bool = False) -> str:
     """Units of a kind in words, with where their order comes from."""
-    return f"{kind}s by prompt" if by_prompt else f"{kind}s"
+    words = "mixed units" if kind == "mixed" else units_in_words(kind)
+    return f"{words} by prompt" if by_prompt else words
 
 
 @dataclass(frozen=True, slots=True)
 class UnitOrder:
-    """An order of units of one kind, as far as it may be dropped.
+    """An order of units, as far as it may be dropped.
 
     Attributes:
         units: in their order; if each prompt has its own, all that may be dropped, in the model's.
@@ -36,7 +41,7 @@ class UnitOrder:
     """
 
     costs: StepCosts
-    kind: UnitKind
+    kind: SearchKind
     units: tuple[str, ...]
     by_prompt: bool
     weights: tuple[float, ...]
@@ -51,6 +56,11 @@ class UnitOrder:
     def places(self) -> int:
         """How many units may be dropped."""
         return len(self.weights)
+
+    def kind_of(self, count: int) -> SearchKind:
+        """The kind of the first units: of a mixed order, these may be of one kind."""
+        kinds = {parse_unit(name).kind for name in self.units[:count]}
+        return kinds.pop() if self.kind == "mixed" and len(kinds) == 1 else self.kind
 
     def first(self, places: int) -> "UnitOrder":
         """The same order, of which no more than this many units may be dropped."""
@@ -86,7 +96,7 @@ class UnitOrder:
         return sum(heaviest[: count - 1])
 
 
-def fixed_order(costs: StepCosts, kind: UnitKind, units: Sequence[str]) -> UnitOrder:
+def fixed_order(costs: StepCosts, kind: SearchKind, units: Sequence[str]) -> UnitOrder:
     """One order for all prompts."""
     weights = costs.weight_bytes.weights(units)
     saved = tuple(accumulate(costs.weight_bytes.saved(units), initial=0))

@@ -221,7 +221,7 @@ def test_the_form_that_is_chosen_is_the_one_that_runs(d3: D3, wide: Path, text: 
     assert made.code == 0, made
     found = json.loads(made.out)
     forms = {form["quantization"]: form for form in found["forms"]}
-    assert forms.keys() >= {None, "int8", "int4"}
+    assert forms.keys() == {None, "int8", "nested", "int4"}
     assert forms[None]["drop"] == 0 and forms[None]["byte_ratio"] == 1
     assert forms["int4"]["byte_ratio"] > forms["int8"]["byte_ratio"] > 1.5
     chosen = found["quantization"]

@@ -83,7 +83,8 @@ class SearchOptions:
         options.UnitsName,
         typer.Option(
             rich_help_panel=SEARCH,
-            help="What may be dropped. auto: search both, keep what saves more bytes.",
+            help="What may be dropped. auto: layers and sublayers, and mixes with low planes "
+            "where the weights are nested; the fastest wins.",
         ),
     ] = options.UnitsName.auto
     order: Annotated[

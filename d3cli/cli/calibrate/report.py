@@ -11,6 +11,7 @@ from d3cli.cli.calibrate.machine_report import as_json, csv_rows
 from d3cli.cli.calibrate.options import Format
 from d3cli.cli.output import Output, flag
 from d3cli.depth.prompt_order import order_in_words
+from d3cli.depth.units import UnitKind, parse_unit, units_in_words
 
 if TYPE_CHECKING:
     from d3cli.calibrate.result import (
@@ -28,13 +29,22 @@ HIGH_KL = 5  # in multiples of the target, in nats
 HEIGHT, MAX_WIDTH, MIN_WIDTH = 14, 72, 20  # of the plot, in characters
 MARGIN = 36  # for the labels of both axes
 MIN_SAVED = 0.02  # as in `d3cli.calibrate.space`, which takes long to import
-KINDS = {None: "full depth", "layer": "whole layers", "sublayer": "sublayers"}
+KINDS = {
+    None: "full depth",
+    "layer": "whole layers",
+    "sublayer": "sublayers",
+    "plane": "low planes",
+    "mixed": "mixed units",
+}
 MARKERS = (
     (None, False, "+"),
     ("layer", False, "o"),
     ("sublayer", False, "x"),
     ("layer", True, "@"),
     ("sublayer", True, "*"),
+    ("plane", False, "."),
+    ("plane", True, ":"),
+    ("mixed", False, "m"),
 )
 Rows = Iterator[tuple[str, str]]
 
@@ -82,11 +92,12 @@ def report_rows(outcome: "Outcome", settings: "CalibrationSettings", command: st
     yield from _best_of_kinds(outcome, settings)
     yield from _decay(outcome)
     for kind, order in outcome.orders.items():
-        yield f"order of {kind}s", " ".join(order) or "none can be dropped"
+        words = "mixed units" if kind == "mixed" else units_in_words(kind)
+        yield f"order of {words}", " ".join(order) or "none can be dropped"
     for kind_name, influence in _influence(outcome):
         # + 0.0, since a tiny negative number rounds to -0.0
         values = " ".join(f"{unit}:{round(value, 4) + 0.0:.4f}" for unit, value in influence)
-        yield f"influence of {kind_name}s", values
+        yield f"influence of {units_in_words(kind_name)}", values
     yield "took", f"{outcome.seconds:.0f} s"
     for cut in outcome.cut:
         yield "to save time", cut
@@ -204,15 +215,12 @@ def _against_constant(difference: "Drop") -> str:
     return f"{_bounds(difference)} perplexity against constant depth"
 
 
-def _influence(outcome: "Outcome") -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    for kind in ("layer", "sublayer"):
-        found = [
-            (unit, value)
-            for unit, value in outcome.influence.items()
-            if ("." in unit) == (kind == "sublayer")
-        ]
-        if found:
-            yield kind, sorted(found, key=lambda pair: pair[1])
+def _influence(outcome: "Outcome") -> Iterator[tuple[UnitKind, list[tuple[str, float]]]]:
+    """The units of each kind, those with the least influence first."""
+    by_kind: dict[UnitKind, list[tuple[str, float]]] = {}
+    for unit, value in sorted(outcome.influence.items(), key=lambda pair: pair[1]):
+        by_kind.setdefault(parse_unit(unit).kind, []).append((unit, value))
+    yield from sorted(by_kind.items())
 
 
 def _best_of_kinds(outcome: "Outcome", settings: "CalibrationSettings") -> Rows:
@@ -301,7 +309,7 @@ def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str
         )
     legend = "o whole layers, x sublayers"
     if outcome.forms:
-        legend += ", + full depth in each form of the weights"
+        legend += ", . low planes, m mixed units, + full depth in each form of the weights"
     if any(t.candidate.by_prompt for t in tried):
         legend += ", @ and * the same in each prompt's own order"
     legend += " (search half); the line is the target"
