@@ -3,42 +3,90 @@
 Knows the store of calibrations; no torch.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from d3cli.base.errors import D3Error
 from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
-from d3cli.depth.calibration_store import find_choice
-from d3cli.files.names import find_on_disk
+from d3cli.depth.calibration_store import find_choice, is_calibrated
+from d3cli.files.names import ModelFiles, find_on_disk
+
+if TYPE_CHECKING:
+    from d3cli.model.load import LoadOptions
 
 # Where drivers of GPUs show up: NVIDIA, AMD, and Windows' Linux.
 GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 
 
-def with_chosen_form(name: str, options: ModelOptions) -> ModelOptions:
-    """The options with the form that `d3 calibrate` has chosen for this model.
+@dataclass(frozen=True, slots=True)
+class ChosenForm:
+    """In which form a model is loaded.
 
-    They stay as they are if the user asked for a form, or if nothing was chosen: the model is then
-    loaded as stored. A damaged store is reported later, with the depth schedule.
+    Attributes:
+        options: the user's; with a calibrated form in place of "auto".
+        for_decay: whether weights shall be nested if they can be.
+        words: what follows the model's name where that is said; empty if the user chose the form.
     """
+
+    options: ModelOptions
+    for_decay: bool = False
+    words: str = ""
+
+    @property
+    def load_options(self) -> "LoadOptions":
+        """The options as `load_model` takes them."""
+        found = self.options.load_options
+        if self.for_decay:
+            found["quantization"] = "for decay"
+        return found
+
+
+def choose_form(name: str, options: ModelOptions, *, decays: bool = False) -> ChosenForm:
+    """The form that `d3 calibrate` has chosen for this model, unless the user asks for one.
+
+    If nothing was chosen, the weights stay as stored. But if they are not calibrated either, and
+    replies decay, nested weights can lose bits instead of layers. A damaged store is reported
+    later, with the depth schedule.
+
+    Args:
+        decays: whether an explicit alpha lowers the depth, by units that d3 chooses.
+    """
+    asked = ChosenForm(options)
     if options.quantization is not QuantizationName.auto or not _on_cpu(options.device):
-        return options
+        return asked
     try:
         files = find_on_disk(name, options.revision)
-        if files is None:
-            return options
-        chosen = find_choice(files.identity, files.revision, files.fingerprint)
+        chosen = None
+        if files is not None:
+            chosen = find_choice(files.identity, files.revision, files.fingerprint)
+        if chosen is None or chosen.quantization is None:
+            return _for_decay(options) if decays and not _is_calibrated(files) else asked
     except D3Error:
-        return options
-    if chosen is None or chosen.quantization is None:
-        return options
+        return asked
     if options.dtype not in (DtypeName.auto, chosen.dtype):
-        return options
-    return replace(
+        return asked
+    form = replace(
         options,
         dtype=DtypeName(chosen.dtype),
         quantization=QuantizationName(chosen.quantization),
     )
+    return ChosenForm(form, words=f", in {chosen.quantization} as calibrated")
+
+
+def _is_calibrated(files: ModelFiles | None) -> bool:
+    """Whether a model has a schedule for its weights as they are stored."""
+    if files is None:
+        return False
+    return files.builtin or is_calibrated(files.identity, files.revision, files.fingerprint)
+
+
+def _for_decay(options: ModelOptions) -> ChosenForm:
+    """Nested weights, if the dtype allows it."""
+    if options.dtype not in (DtypeName.auto, DtypeName.bfloat16):
+        return ChosenForm(options)
+    words = ", nested for --alpha: 8 bits that become 4 (--quantization none keeps its weights)"
+    return ChosenForm(options, for_decay=True, words=words)
 
 
 def _on_cpu(device: str) -> bool:

@@ -68,8 +68,8 @@ class ModelOptions:
             help="Store the layers' weights in fewer bits, which saves memory and is faster. int8, "
             "int4 and nested (two planes of 4 bits, of which decay can drop one) run on any CPU; "
             "bnb-4bit and bnb-8bit need bitsandbytes, and are for GPUs. none: as the model has "
-            "them. auto: what d3 calibrate has chosen for this model, else none; d3 calibrate "
-            "tries them itself.",
+            "them. auto: what d3 calibrate has chosen for this model, else none, or nested for an "
+            "--alpha below 1 on a CPU; d3 calibrate tries them itself.",
         ),
     ] = QuantizationName.auto
     device: Annotated[

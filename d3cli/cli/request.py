@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 from d3cli.base.errors import UsageError
 from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
-from d3cli.cli.chosen_form import with_chosen_form
+from d3cli.cli.chosen_form import choose_form
 from d3cli.cli.depth import calibrate_command, choose_schedule, parse_alpha, parse_start
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.options import GenerationOptions
@@ -82,6 +82,11 @@ class Request:
             else _read_template(template.chat_template),
             think=template.think,
         )
+
+    @property
+    def decays(self) -> bool:
+        """Whether a number lowers the depth, by units that d3 chooses."""
+        return isinstance(self.alpha, float) and self.alpha < 1 and self.units in ("auto", "plane")
 
     @property
     def needs(self) -> "LoadOptions":
@@ -171,7 +176,7 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     needs = request.needs
     needs["prompt_tokens"] = estimate_tokens(longest_prompt, system or "")
     check_text = None if raw else request.check_text(system)
-    model = load(output, name, loading, check_text, **needs)
+    model = load(output, name, loading, check_text, decays=request.decays, **needs)
     command = calibrate_command(name, loading)
     choice = choose_schedule(
         model, request.alpha, request.start, request.core, request.units, command
@@ -226,25 +231,25 @@ def load(
     name: str,
     options: ModelOptions,
     check_text: "CheckText | None" = None,
+    *,
+    decays: bool = False,
     **needs: Unpack["LoadOptions"],
 ) -> "LoadedModel":
     """Says which model runs, finds it and loads it, with progress on a terminal.
 
     Args:
         check_text: is called with the tokenizer and the renderer before weights are read.
+        decays: as for `choose_form`.
     """
-    announce(output, name, options)
-    return load_announced(output, name, options, check_text, **needs)
+    announce(output, name, options, decays=decays)
+    return load_announced(output, name, options, check_text, decays=decays, **needs)
 
 
-def announce(output: Output, name: str, options: ModelOptions) -> None:
+def announce(output: Output, name: str, options: ModelOptions, *, decays: bool = False) -> None:
     """Says which model runs, and prepares the process for the libraries that find and load it."""
     check_address_space()
     model = "the built-in model" if name == BUILTIN else at_revision(name, options.revision)
-    chosen = with_chosen_form(name, options)
-    if chosen is not options:
-        model += f", in {chosen.quantization.value} as calibrated"
-    output.note(f"model: {model}")
+    output.note(f"model: {model}{choose_form(name, options, decays=decays).words}")
     output.quiet_libraries()
     if options.offline:
         stay_offline()
@@ -255,10 +260,13 @@ def load_announced(
     name: str,
     options: ModelOptions,
     check_text: "CheckText | None" = None,
+    *,
+    decays: bool = False,
     **needs: Unpack["LoadOptions"],
 ) -> "LoadedModel":
     """Finds a model and loads it, as `load` does after `announce`."""
-    settings: LoadOptions = {**with_chosen_form(name, options).load_options, **needs}
+    chosen = choose_form(name, options, decays=decays)
+    settings: LoadOptions = {**chosen.load_options, **needs}
     threads, reason = options.threads, ""
     with output.progress.waiting("loading"):
         import_libraries()
@@ -282,6 +290,8 @@ def load_announced(
         loaded = load_model(
             files, threads=threads, on_progress=show, check_text=check_text, **settings
         )
+    if chosen.for_decay and not loaded.weight_bytes.is_nested:
+        output.note("the weights stay as they are: d3 cannot nest those of this model here")
     ignored = ignored_settings(loaded.text.generation_settings, loaded.context_length)
     for note in (*loaded.notes, *([] if ignored is None else [ignored])):
         output.note(note)

@@ -115,6 +115,24 @@ def _others_on_disk(model: str) -> list[StoredFile]:
     ]
 
 
+def is_calibrated(model: str, revision: str | None, fingerprint: Callable[[], str]) -> bool:
+    """Whether there is a calibration of a model whose weights are as stored, in any dtype.
+
+    Args:
+        fingerprint: computes the model's; called only if it matters.
+
+    Raises:
+        StoreError: the file is damaged, or was written by a newer d3.
+    """
+    entries = [
+        entry
+        for file in _files_of(model)
+        for entry in file.entries
+        if entry.key.quantization is None
+    ]
+    return _latest_current(entries, model, revision, fingerprint) is not None
+
+
 def find_choice(
     model: str, revision: str | None, fingerprint: Callable[[], str]
 ) -> ModelKey | None:
@@ -130,13 +148,29 @@ def find_choice(
     Raises:
         StoreError: the file is damaged, or was written by a newer d3.
     """
+    chosen = [
+        entry
+        for file in _files_of(model)
+        for entry in file.entries
+        if entry.key.form == file.choice
+    ]
+    return _latest_current(chosen, model, revision, fingerprint)
+
+
+def _files_of(model: str) -> list[StoredFile]:
+    """The file of a model; without one, those of all models on disk, if it may have been moved."""
     stored = calibrations_of(model)
-    files = [stored] if stored is not None else _others_on_disk(model)
-    chosen = [entry for file in files for entry in file.entries if entry.key.form == file.choice]
-    if not chosen:
+    return [stored] if stored is not None else _others_on_disk(model)
+
+
+def _latest_current(
+    entries: list[Entry], model: str, revision: str | None, fingerprint: Callable[[], str]
+) -> ModelKey | None:
+    """The key of the latest of these entries for this model as it is now; None without one."""
+    if not entries:
         return None
     now = fingerprint()
-    for entry in sorted(chosen, key=lambda entry: entry.calibration.date, reverse=True):
+    for entry in sorted(entries, key=lambda entry: entry.calibration.date, reverse=True):
         key = replace(entry.key, model=model, fingerprint=now, revision=revision)
         if isinstance(_compare(entry, key), Calibration):
             return key

@@ -6,7 +6,7 @@ Knows nothing of replies or terminals.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 
@@ -14,7 +14,7 @@ from d3cli.base.errors import ModelError, Setting, Words
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.base.settings import BUILTIN
 from d3cli.depth.calibration_record import ModelKey
-from d3cli.depth.families import Family
+from d3cli.depth.families import FAMILIES, Family
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.files.safetensors import Description
 from d3cli.kernels.bnb_linear import bnb_is_fast
@@ -23,7 +23,7 @@ from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
 from d3cli.kernels.plan import Form, KernelPlan
 from d3cli.kernels.process import prepare_process
-from d3cli.kernels.quantization import OWN_KINDS, Quantization, check_hardware
+from d3cli.kernels.quantization import OWN_KINDS, Quantization, check_hardware, check_quantization
 from d3cli.model.build import load_weights
 from d3cli.model.check import check_config, check_sizes
 from d3cli.model.checkpoint import load_tokenizer, open_checkpoint
@@ -50,7 +50,8 @@ class LoadOptions(TypedDict, total=False):
         dtype: "auto", the default, is bfloat16 if the GPU multiplies it, or if it is no slower than
             float32 on this processor; else float32.
         quantization: quantizes the layers' linears while loading: "int8", "int4" and "nested" on a
-            CPU, with torch's own kernels; "bnb-4bit" and "bnb-8bit" with bitsandbytes.
+            CPU, with torch's own kernels; "bnb-4bit" and "bnb-8bit" with bitsandbytes. "for decay"
+            is "nested" for models and on machines that can have it, else None.
         quantize_head: "auto" puts the LM head into 8 bits on a CPU, if it is a large part of what a
             step reads. None, the default, is "auto" with layers in int8, int4, nested or bnb-4bit,
             else "off".
@@ -62,7 +63,7 @@ class LoadOptions(TypedDict, total=False):
     """
 
     dtype: Dtype
-    quantization: Quantization | None
+    quantization: Quantization | Literal["for decay"] | None
     quantize_head: HeadChoice | None
     device: str
     full_depth_only: bool
@@ -96,20 +97,20 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
         NotEnoughMemoryError: it does not fit.
         UsageError: the device is not available here, or the context is too long for the model.
     """
-    quantization = options.get("quantization")
-    full_depth_only = options.get("full_depth_only", False)
-    family, config = check_config(model, quantization, full_depth_only=full_depth_only)
+    form, full_depth_only = _form(options, model), options.get("full_depth_only", False)
+    family, config = check_config(model, form.quantization, full_depth_only=full_depth_only)
     check_sizes(model, config, family)
     with config_errors(model):
         context = choose_context(model.name, config, options.get("context"))
-    form = _form(options)
     plan = plan_for(model, config, form)
+    if options.get("quantization") == "for decay" and not _quantizes(model, plan):
+        plan = plan_for(model, config, replace(form, quantization=None))
     _check_quantizes(model, plan)
     if not options.get("force", False):
         check_memory(
             model,
             config,
-            form,
+            plan.form,
             context=context.length,
             prompt_tokens=options.get("prompt_tokens", 0),
             reply_tokens=options.get("reply_tokens", DEFAULT_RESERVE),
@@ -124,7 +125,7 @@ def _check_quantizes(model: Description, plan: KernelPlan) -> None:
         ModelError: with what to do instead.
     """
     wanted = plan.form.quantization
-    if wanted is None or any(map(plan.quantizes, model.tensors)):
+    if wanted is None or _quantizes(model, plan):
         return
     raise ModelError(
         f"{model.name} cannot be quantized to {wanted}: the kernel takes the shape of none of its "
@@ -132,6 +133,11 @@ def _check_quantizes(model: Description, plan: KernelPlan) -> None:
         ("leave out ", Setting("quantization"), ", or choose another"),
         field="quantization",
     )
+
+
+def _quantizes(model: Description, plan: KernelPlan) -> bool:
+    """Whether a plan quantizes any of a model's linears."""
+    return any(map(plan.quantizes, model.tensors))
 
 
 def load_model(
@@ -219,8 +225,11 @@ def _measured(model: Description, plan: LoadPlan) -> LoadPlan:
     return replace(plan, kernels=plan_for(model, plan.config, plan.kernels.form, choices_here()))
 
 
-def _form(options: LoadOptions) -> Form:
+def _form(options: LoadOptions, model: Description | None = None) -> Form:
     """The form of weights that the options ask for, on this machine.
+
+    Args:
+        model: decides what weights "for decay" are; None if it is not known yet.
 
     Raises:
         UsageError: the device is not available here, the dtype has another name, or the
@@ -229,6 +238,9 @@ def _form(options: LoadOptions) -> Form:
     device = pick_device(options.get("device", "auto"))
     asked, wanted = options.get("dtype", "auto"), options.get("quantization")
     dtype = pick_dtype(asked, device)
+    if wanted == "for decay":
+        on_kernel = device.type == "cpu" and asked in ("auto", "bfloat16")
+        wanted = "nested" if on_kernel and model is not None and _can_be_nested(model) else None
     if asked == "auto" and (device.type, dtype) == ("cpu", torch.float32):
         # The processor does not multiply bfloat16, but reading half the bytes may still be faster.
         # Torch's kernels for 8 and 4 bits are several times slower with float32.
@@ -236,6 +248,16 @@ def _form(options: LoadOptions) -> Form:
         dtype = torch.bfloat16 if is_fast else dtype
     check_hardware(wanted, dtype, device)
     return Form(dtype, device, quantization=wanted, quantize_head=options.get("quantize_head"))
+
+
+def _can_be_nested(model: Description) -> bool:
+    """Whether a model's linears can have two planes, of which its layers can drop one."""
+    family = FAMILIES.get(str(model.config.get("model_type")))
+    try:
+        check_quantization(model.name, model.config, "nested")
+    except ModelError:
+        return False
+    return family is not None and family.has_sublayers
 
 
 def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:

@@ -144,6 +144,33 @@ class TestGenerate:
         assert {name.partition(".")[2] for name in parts["skip_order"]} == {"attn", "mlp"}
         assert len(parts["weights"]) == 16
 
+    def test_without_one_an_alpha_drops_bits_of_nested_weights(self, d3: D3, fox: Path) -> None:
+        prompt = "Tell me a story about a fox and its friends in the quiet forest at night."
+        long = ("--dtype", "bfloat16", "--max-tokens", "12", "--alpha", "0.8", "--json")
+        result = d3("generate", fox, prompt, *long)
+        assert f"model: {fox}, nested for --alpha" in result.err
+        found = json.loads(result.out)
+        assert {unit.split(".")[-1] for unit in found["schedule"]["skip_order"]} == {"lo"}
+        assert found["schedule"]["source"] == "prompt"
+        stats = found["stats"]
+        assert 4 < stats["min_bits"] < stats["bits"] < stats["full_bits"] < 10
+        for options in (["--quantization", "none"], ["--units", "layer"]):
+            result = d3("generate", fox, prompt, *long, *options)
+            assert "nested" not in result.err
+            order = json.loads(result.out)["schedule"]["skip_order"]
+            assert order and all(unit.isdigit() for unit in order)
+            assert json.loads(result.out)["stats"]["bits"] is None
+
+    def test_with_one_an_alpha_keeps_the_weights_that_were_calibrated(
+        self, d3: D3, fox: Path
+    ) -> None:
+        calibration_store.save(key_of(fox), FOUND)
+        tail = ("--max-tokens", "2", "--alpha", "0.9")
+        assert "nested" not in d3("generate", fox, "Hi.", *tail).err
+        assert "nested" not in d3("generate", "Hi.", *tail).err  # it ships with a schedule
+        change_a_tensor(fox, lambda tensor: tensor * 1.01)
+        assert "nested for --alpha" in d3("generate", fox, "Hi.", *tail).err
+
     def test_a_prompt_too_short_to_order_the_layers_runs_at_full_depth(
         self, d3: D3, fox: Path
     ) -> None:

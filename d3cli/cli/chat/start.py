@@ -164,7 +164,7 @@ def start(options: ChatCommandSettings, request: Request) -> int:
         screen = Screen(reply_console())
         prompt = _prompt(options, screen)
         output = ChatOutput(prompt.write_above)
-        announce(output, beginning.model, beginning.loading)
+        announce(output, beginning.model, beginning.loading, decays=request.decays)
         show_last(output, screen, beginning.messages, beginning.settings, draft=beginning.draft)
         make = partial(_make_chat, beginning, output, screen, prompt)
         on_disk = find_on_disk(beginning.model, beginning.loading.revision) is not None
@@ -246,7 +246,14 @@ def _make_chat(
     """
     request, settings = beginning.request, beginning.settings
     check_text = request.check_text(beginning.system)
-    model = load_announced(output, beginning.model, beginning.loading, check_text, **request.needs)
+    model = load_announced(
+        output,
+        beginning.model,
+        beginning.loading,
+        check_text,
+        decays=request.decays,
+        **request.needs,
+    )
 
     from d3cli.decode.conversation import Conversation
 
