@@ -36,13 +36,14 @@ from d3cli.kernels.measure import (
 )
 from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.kernels.products import Product, pack
-from d3cli.kernels.scratch import WEIGHTS
 
 Kind = Literal["int8", "int4", "nested"]
 Small = EightBitLinear | FourBitLinear | NestedLinear
 
 # Bytes of the copies of a linear: beyond the caches of a core.
 POOL_BYTES = 32 << 20
+# Of a linear with more weights, the first outputs are measured.
+MOST_WEIGHTS = 1 << 20
 # Rows without a limit.
 UNLIMITED = 1 << 30
 # The kernel may be used for so many rows at most, and rows that stand for the next larger numbers.
@@ -130,8 +131,8 @@ def measure_head(out_features: int, in_features: int, product: Product) -> Measu
 
 
 def _copies(kind: Kind, out_features: int, in_features: int) -> list[Small]:
-    """Linears of a shape, or of its first outputs: as many weights as are unpacked at once."""
-    most = max(BLOCK, WEIGHTS // in_features // BLOCK * BLOCK)
+    """Linears of a shape, or of its first outputs."""
+    most = max(BLOCK, MOST_WEIGHTS // in_features // BLOCK * BLOCK)
     weight = random_weight(min(out_features, most), in_features)
     first = ROUND[kind](weight, None, dtype=torch.bfloat16)
     held = sum(parameter.nbytes for parameter in first.parameters())
@@ -154,7 +155,10 @@ def _multiply(linears: list[Small], rows: torch.Tensor) -> Call:
 
 def _why_not_unpacked(small: Small) -> str:
     """Why weights cannot be unpacked: it raises, or rounds more than torch's own product does."""
-    rows, held = random_rows(INPUTS, small.in_features), small.dequantized()
+    # Not `random_rows`, which are numbers of the weights too: a few products would be far larger
+    # than all others, and the rounding of these the only error.
+    generator, held = torch.Generator().manual_seed(2), small.dequantized()
+    rows = torch.randn(INPUTS, small.in_features, generator=generator).bfloat16()
     exact = rows.double() @ held.double().T
     allowed = WORST_ERROR * _error(linear(rows, held.bfloat16()), exact)
     try:

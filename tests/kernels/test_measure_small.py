@@ -81,6 +81,12 @@ def test_each_contest_stands_for_the_numbers_after_its_limit() -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("shape", [(512, 2048), (1536, 576), (128, 8192)], ids=str)
+def test_unpacking_is_exact_enough(kind: Kind, shape: tuple[int, int]) -> None:
+    assert module._why_not_unpacked(module._copies(kind, *shape)[0]) == ""
+
+
+@KINDS
 def test_with_the_real_clock_some_limit_is_found(kind: Kind) -> None:
     assert measure_rows(kind, *SHAPE).kernel_rows in (*LIMITS, UNLIMITED)
 
@@ -102,7 +108,7 @@ def test_where_unpacking_raises_the_kernel_takes_all_rows(
 def test_where_unpacking_is_less_exact_it_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = module.EightBitLinear._multiply_unpacked
     monkeypatch.setattr(
-        module.EightBitLinear, "_multiply_unpacked", lambda self, rows: exact(self, rows) * 1.01
+        module.EightBitLinear, "_multiply_unpacked", lambda self, rows: exact(self, rows) * 1.02
     )
     found = measure_rows("int8", *SHAPE)
     assert found.kernel_rows == UNLIMITED
@@ -110,7 +116,7 @@ def test_where_unpacking_is_less_exact_it_is_out(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_large_weight_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WEIGHTS", 1 << 13)
+    monkeypatch.setattr(module, "MOST_WEIGHTS", 1 << 13)
     (small,) = module._copies("int4", 1 << 30, 64)
     assert (small.out_features, small.in_features) == (128, 64)
 
