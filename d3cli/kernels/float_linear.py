@@ -4,7 +4,7 @@ A decode step multiplies one token by every weight, so it takes as long as readi
 ``docs/performance.md`` has the figures. Knows nothing of files, layers or depth.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,12 +99,17 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.weight.dtype == torch.bfloat16
 
 
-def joined_names(model: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """Modules with linears that read the same input, and the names of these."""
-    for parent in list(model.modules()):
-        for names in JOINED:
-            if all(hasattr(parent, name) for name in names):
-                yield parent, names
+def joined_names(model: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    """Modules with linears that read the same input, and the names of these.
+
+    Not one by one: a search that goes on would hold the linears that are replaced meanwhile.
+    """
+    return [
+        (parent, names)
+        for parent in model.modules()
+        for names in JOINED
+        if all(hasattr(parent, name) for name in names)
+    ]
 
 
 def _product_shapes(model: Any) -> dict[int, tuple[int, int]]:
