@@ -242,8 +242,11 @@ def test_a_loaded_model_follows_its_plan(
 
 
 @needs_packing
-def test_the_prediction_of_memory_follows_the_choice(keep_choices: KeepChoices) -> None:
+def test_the_prediction_of_memory_follows_the_choice(
+    keep_choices: KeepChoices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Packing reads weights a second time. Until they are measured, that is expected."""
+    monkeypatch.setattr("d3cli.kernels.plan.FEW_TO_COPY", 0)  # joining reads them again too
     model = describe_directory("demo", BUILTIN_PATH)
     keep_choices(model, Products())
     plain = predict_memory(model, dtype=BF16)

@@ -40,8 +40,8 @@ def test_quantized_ones(quantization: Quantization, kernel: str) -> None:
 def test_a_shape_with_two_kernels() -> None:
     model = load_model(quantization="int4", device="cpu").causal_lm
     layer, plain = model.model.layers[0].mlp, load_model(device="cpu").causal_lm
-    layer.up_proj = plain.model.layers[0].mlp.up_proj
-    assert kernels_used(model)["384 x 128"] == "torch and torch int4"
+    layer.down_proj = plain.model.layers[0].mlp.down_proj
+    assert kernels_used(model)["128 x 384"] == "torch and torch int4"
 
 
 def test_gpt2_stores_inputs_first() -> None:
