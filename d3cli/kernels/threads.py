@@ -42,8 +42,11 @@ def pick_threads() -> tuple[int, str]:
 def machine_is_busy() -> bool:
     """Whether other programs use a core now that this process would use. Looks for 0.1 s."""
     allowed = _allowed()
+    begun = time.process_time()
     used = psutil.cpu_percent(LOOK_S, percpu=True)
-    busy = sum(share for number, share in enumerate(used) if number in allowed) / 100
+    # Threads of this process may still wait, awake, for their next product.
+    own = (time.process_time() - begun) / LOOK_S
+    busy = sum(share for number, share in enumerate(used) if number in allowed) / 100 - own
     return _cores(allowed) - busy <= usable_cores() - BUSY
 
 

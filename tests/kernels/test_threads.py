@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from d3cli.kernels import threads
-from d3cli.kernels.threads import fastest, machine_is_busy, pick_threads, usable_cores
+from d3cli.kernels.threads import (
+    LOOK_S,
+    fastest,
+    machine_is_busy,
+    pick_threads,
+    usable_cores,
+)
 from tests.conftest import D3
 
 
@@ -86,6 +92,14 @@ def test_what_runs_now_makes_a_machine_busy(
 ) -> None:
     others_use(monkeypatch, used)
     assert machine_is_busy() == busy
+
+
+def test_what_this_process_uses_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([3.0, 3.0 + 0.8 * LOOK_S, 3.0, 3.0 + 0.2 * LOOK_S])
+    monkeypatch.setattr("d3cli.kernels.threads.time.process_time", lambda: next(clock))
+    others_use(monkeypatch, 1)
+    assert not machine_is_busy()
+    assert machine_is_busy()
 
 
 def test_other_programs_on_other_processors_do_not_count(
