@@ -3,6 +3,7 @@
     python scripts/bench_prompt_order.py                                    # the built-in model
     python scripts/bench_prompt_order.py --model build/model --prompt 64 512
     python scripts/bench_prompt_order.py --model build/model --texts a.txt b.txt
+    python scripts/bench_prompt_order.py --model build/model --quantization nested --texts a.txt
 
 Time: the prefill of a random prompt with and without measuring the units' influence, in turn and in
 reverse order every other round, in one process. Prints the median of both times, and the median and
@@ -10,7 +11,8 @@ quartiles of the rounds' ratios.
 
 Quality (with --texts): perplexity of the second half of each text's first tokens at a constant
 depth, in the order of the first half's influence, against full depth. Each half is --half tokens
-long. Whole layers are also dropped shallow-first, and sublayers by influence alone.
+long. Whole layers are also dropped shallow-first, and sublayers by influence alone. If the weights
+are nested, only low planes are dropped, in some other orders as well.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,19 +39,28 @@ from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import Scorer
 
 SAVED = (0.02, 0.05, 0.075, 0.1, 0.2)  # shares of the bytes
+SAVED_LOW = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the bytes of all low planes
+EVERY = 8  # positions at which planes are compared
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=BUILTIN)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", choices=["int8", "int4", "nested"])
     parser.add_argument("--prompt", type=int, nargs="+", default=[64, 512], help="tokens")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--texts", type=Path, nargs="+", help="files; measures quality instead")
     parser.add_argument("--half", type=int, default=128, help="tokens")
     args = parser.parse_args()
-    model = load_model(find_model(args.model), dtype=args.dtype, device="cpu", threads=args.threads)
+    model = load_model(
+        find_model(args.model),
+        dtype=args.dtype,
+        quantization=args.quantization,
+        device="cpu",
+        threads=args.threads,
+    )
     if args.texts:
         measure_quality(model, args.texts, args.half)
         return
@@ -99,14 +111,18 @@ def measure_quality(model: LoadedModel, texts: list[Path], half: int) -> None:
         if len(ids) == 2 * half:
             documents.append(Document(ids[:half], ids[half:]))
     print(f"{len(documents)} texts of {half} + {half} tokens")
+    weights = model.weight_bytes
+    total, shares = weights.total, SAVED
+    if weights.is_nested:
+        total, shares = sum(weights.saved(weights.unit_names("plane"))), SAVED_LOW
     found: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for document in documents:
         scorer = Scorer(model, [document])
         full = _loss(scorer, [])
         for name, order in orders(model, document):
-            for share in SAVED:
-                dropped = _saving(model, order, share)
-                saved = sum(model.weight_bytes.saved(dropped)) / model.weight_bytes.total
+            for share in shares:
+                dropped = _saving(model, order, share * total)
+                saved = sum(weights.saved(dropped)) / weights.total
                 losses = found.setdefault((name, share), [])
                 losses.append((_loss(scorer, dropped) - full, saved))
     for (name, _), losses in sorted(found.items()):
@@ -117,6 +133,9 @@ def measure_quality(model: LoadedModel, texts: list[Path], half: int) -> None:
 
 def orders(model: LoadedModel, document: Document) -> Iterator[tuple[str, list[str]]]:
     """Names and skip orders for a document."""
+    if model.weight_bytes.is_nested:
+        yield from _plane_orders(model, document)
+        return
     for kind in ("layer", "sublayer"):
         schedule = model.schedule(0.5, units=kind)
         if not isinstance(schedule, PromptSchedule):
@@ -132,13 +151,50 @@ def orders(model: LoadedModel, document: Document) -> Iterator[tuple[str, list[s
             yield "sublayers, by influence alone", by_influence
 
 
-def _saving(model: LoadedModel, order: list[str], share: float) -> list[str]:
-    """The shortest beginning of an order that saves a share of the bytes."""
+def _plane_orders(model: LoadedModel, document: Document) -> Iterator[tuple[str, list[str]]]:
+    """Orders of low planes."""
+    planes = list(model.weight_bytes.unit_names("plane"))
+    weight = dict(zip(planes, model.weight_bytes.weights(planes), strict=True))
+    ids = torch.tensor([document.prompt_ids])
+    meter = InfluenceMeter(model.gate, "plane")
+    model.hidden_states(ids, meter=meter)
+    influence, error = mean_influence(meter.units, meter.rows()[0]), _errors(model, ids)
+    both = {plane: influence[plane] * error[plane] for plane in planes}
+    for name, values in (("influence", influence), ("own error", error), ("both", both)):
+        yield f"by {name} per weight", sorted(planes, key=lambda one: values[one] / weight[one])
+        yield f"by {name} alone", sorted(planes, key=values.__getitem__)
+    yield "the model's order", planes
+    yield "the last first", planes[::-1]
+
+
+def _errors(model: LoadedModel, ids: torch.Tensor) -> dict[str, float]:
+    """What each low plane adds, as a share of both planes' squared norm, summed over its linears.
+
+    A mean over some positions of a text.
+    """
+    errors = dict.fromkeys(model.gate.low_planes, 0.0)
+
+    def measure(linear: Any, args: Any, unit: str) -> None:
+        rows = args[0].reshape(-1, linear.in_features)[EVERY - 1 :: EVERY]
+        high, low = linear.high(rows).float(), linear.low(rows).float()
+        share = low.square().sum(-1) / (high + low).square().sum(-1)
+        errors[unit] += float(share.mean())
+
+    hooks = [
+        linear.register_forward_hook(lambda module, args, _, unit=unit: measure(module, args, unit))
+        for unit, linears in model.gate.low_planes.items()
+        for linear in linears
+    ]
+    model.hidden_states(ids)
+    for hook in hooks:
+        hook.remove()
+    return errors
+
+
+def _saving(model: LoadedModel, order: list[str], size: float) -> list[str]:
+    """The shortest beginning of an order that saves so many bytes."""
     dropped: list[str] = []
-    while (
-        len(dropped) < len(order)
-        and sum(model.weight_bytes.saved(dropped)) < share * model.weight_bytes.total
-    ):
+    while len(dropped) < len(order) and sum(model.weight_bytes.saved(dropped)) < size:
         dropped.append(order[len(dropped)])
     return dropped
 

@@ -5,11 +5,12 @@ Knows the store of calibrations; no torch.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from d3cli.base.errors import D3Error
 from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
 from d3cli.depth.calibration_store import find_choice, is_calibrated
+from d3cli.depth.units import UnitChoice
 from d3cli.files.names import ModelFiles, find_on_disk
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class ChosenForm:
         return found
 
 
+def lowers_depth(alpha: float | Literal["auto", "off"], units: UnitChoice) -> bool:
+    """Whether an explicit alpha lowers the depth, by units that d3 chooses."""
+    return isinstance(alpha, float) and alpha < 1 and units in ("auto", "plane")
+
+
 def choose_form(name: str, options: ModelOptions, *, decays: bool = False) -> ChosenForm:
     """The form that `d3 calibrate` has chosen for this model, unless the user asks for one.
 
@@ -50,7 +56,7 @@ def choose_form(name: str, options: ModelOptions, *, decays: bool = False) -> Ch
     later, with the depth schedule.
 
     Args:
-        decays: whether an explicit alpha lowers the depth, by units that d3 chooses.
+        decays: what `lowers_depth` returns for the depth options.
     """
     asked = ChosenForm(options)
     if options.quantization is not QuantizationName.auto or not _on_cpu(options.device):

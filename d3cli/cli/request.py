@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 from d3cli.base.errors import UsageError
 from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
-from d3cli.cli.chosen_form import choose_form
+from d3cli.cli.chosen_form import choose_form, lowers_depth
 from d3cli.cli.depth import calibrate_command, choose_schedule, parse_alpha, parse_start
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.options import GenerationOptions
@@ -86,7 +86,7 @@ class Request:
     @property
     def decays(self) -> bool:
         """Whether a number lowers the depth, by units that d3 chooses."""
-        return isinstance(self.alpha, float) and self.alpha < 1 and self.units in ("auto", "plane")
+        return lowers_depth(self.alpha, self.units)
 
     @property
     def needs(self) -> "LoadOptions":

@@ -13,6 +13,7 @@ from d3cli.decode.agreement import common_prefix
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.decode.shared_cache import RepairChoice
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import Schedule
@@ -35,7 +36,7 @@ class ReplyOptions:
 
     Attributes:
         schedule_source: where the schedule comes from.
-        stop, chat_template, think: as for `Engine.stream`.
+        stop, chat_template, think, repair: as for `Engine.stream`.
     """
 
     schedule: Schedule
@@ -45,6 +46,7 @@ class ReplyOptions:
     stop: Sequence[str] = ()
     chat_template: str | None = None
     think: bool | None = None
+    repair: RepairChoice = "auto"
 
 
 class Conversation:
@@ -122,6 +124,7 @@ class Conversation:
             stop=options.stop,
             chat_template=options.chat_template,
             think=options.think,
+            repair=options.repair,
             began=time.perf_counter() if began is None else began,
         )
 

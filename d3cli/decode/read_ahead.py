@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from d3cli.decode.session import Engine
+from d3cli.decode.shared_cache import RepairChoice
 from d3cli.depth.prompt_order import Schedule
 
 # Positions read at once, and so the longest that `stop` waits for.
@@ -22,7 +23,7 @@ class ReadAhead:
 
     Args:
         prompt: returns the tokens that the next prompt begins with; called on the thread.
-        schedule: the depth schedule of the next reply.
+        schedule, repair: of the next reply.
         done: called on the thread once all of them are read.
     """
 
@@ -32,8 +33,10 @@ class ReadAhead:
         prompt: Callable[[], Sequence[int]],
         schedule: Schedule,
         done: Callable[[], None],
+        *,
+        repair: RepairChoice = "auto",
     ) -> None:
-        self._engine, self._schedule = engine, schedule
+        self._engine, self._schedule, self._repair = engine, schedule, repair
         self._stopped = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(prompt, done), name="read-ahead", daemon=True
@@ -57,7 +60,9 @@ class ReadAhead:
             prompt_ids = prompt()
             if self._stopped.is_set():
                 return
-            for _ in self._engine.read_ahead(prompt_ids, CHUNK, schedule=self._schedule):
+            for _ in self._engine.read_ahead(
+                prompt_ids, CHUNK, schedule=self._schedule, repair=self._repair
+            ):
                 if self._stopped.is_set():
                     return
         except Exception:  # nothing is lost: the next prompt raises it again

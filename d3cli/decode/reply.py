@@ -14,7 +14,7 @@ from d3cli.decode.agreement import Agreement, Audit
 from d3cli.decode.loop import DecodedToken, decode
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.shared_cache import SharedCache, Writer
+from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
 from d3cli.decode.stats import RunStats, peak_memory
 from d3cli.depth.prompt_order import PromptSchedule, Schedule, units_to_measure
 from d3cli.depth.schedule import DepthSchedule
@@ -78,8 +78,10 @@ class Reply:
         continues: bool,
         with_entropy: bool,
         began: float | None,
+        repair: RepairChoice,
     ) -> None:
         self.model = shared.model
+        self._repair = repair
         self.asked = schedule
         self.schedule: DepthSchedule = (
             schedule.without_order() if isinstance(schedule, PromptSchedule) else schedule
@@ -124,6 +126,7 @@ class Reply:
             reply_tokens=self._max_tokens,
             audit=self._audit,
             measure=units_to_measure(self.asked),
+            repair=self._repair,
         )
         for chunk in writer.read():
             yield chunk.start + len(chunk.hidden)

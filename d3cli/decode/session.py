@@ -12,7 +12,7 @@ from d3cli.base.errors import ContextFullError, PromptError, Setting, UsageError
 from d3cli.decode.agreement import Agreement
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.shared_cache import SharedCache, Writer
+from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
 from d3cli.depth.prompt_order import Schedule, units_to_measure
 from d3cli.model.kv_cache import PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
@@ -48,11 +48,13 @@ class Engine:
         raw: bool = False,
         with_entropy: bool = False,
         began: float | None = None,
+        repair: RepairChoice = "auto",
     ) -> Reply:
         """Returns a reply to a prompt or a conversation; iterate it to generate.
 
         The KV cache is reused as far as it holds this conversation. Where the last reply ran below
-        full depth, the cache is repaired first. Starting a reply ends the one before it.
+        full depth, the cache is repaired first, unless `repair` is "never". Starting a reply ends
+        the one before it.
 
         Args:
             prompt: a text, which starts a new conversation, or messages with "role" and "content",
@@ -68,6 +70,7 @@ class Engine:
             raw: use the prompt, which must be a text, without a chat template.
             with_entropy: compute the entropy of each token's distribution.
             began: when the wait for the first token began, by `time.perf_counter`; None is now.
+            repair: see `RepairChoice`.
 
         Raises:
             PromptError: the prompt is empty or does not fit the context.
@@ -88,6 +91,7 @@ class Engine:
             continues=raw or not (chat_template or own_template(self.model.tokenizer)),
             with_entropy=with_entropy,
             began=began,
+            repair=repair,
         )
 
     def stream_ids(
@@ -102,6 +106,7 @@ class Engine:
         continues: bool = False,
         with_entropy: bool = False,
         began: float | None = None,
+        repair: RepairChoice = "auto",
     ) -> Reply:
         """As `stream`, for a prompt that is already token ids.
 
@@ -121,6 +126,7 @@ class Engine:
             continues=continues,
             with_entropy=with_entropy,
             began=began,
+            repair=repair,
         )
 
     def repair(self, *, recheck: bool = False) -> Agreement:
@@ -156,6 +162,7 @@ class Engine:
         chunk_size: int = PREFILL_CHUNK,
         *,
         schedule: Schedule | None = None,
+        repair: RepairChoice = "auto",
     ) -> Iterator[int]:
         """Reads the beginning of the next prompt, chunk by chunk, and repairs the cache on the way.
 
@@ -165,9 +172,10 @@ class Engine:
         Args:
             schedule: of the next reply. If that gets its order from the prompt, the units'
                 influence is measured now.
+            repair: see `RepairChoice`.
         """
         writer = Writer(self._shared, prompt_ids)
-        writer.begin(len(prompt_ids), measure=units_to_measure(schedule))
+        writer.begin(len(prompt_ids), measure=units_to_measure(schedule), repair=repair)
         for _ in writer.read(chunk_size):
             yield self.cache.position
 

@@ -7,6 +7,7 @@ text or sampling.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from d3cli.base.errors import UsageError, Words
 from d3cli.decode.agreement import Audit, common_prefix
@@ -17,6 +18,12 @@ from d3cli.depth.units import UnitKind
 from d3cli.model.influence import InfluenceTable
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
+
+# Whether what was read below full depth is read again at full depth before a new prompt. "auto" and
+# "always": yes, since keeping it costs later turns more than reading it takes time
+# (docs/algorithm.md). "never": only where a layer has no keys and values. Those of tokens without a
+# low plane or an MLP stay, although they are approximate.
+RepairChoice = Literal["auto", "always", "never"]
 
 
 class SharedCache:
@@ -76,8 +83,9 @@ class Writer:
         reply_tokens: int | None = None,
         audit: Audit | None = None,
         measure: UnitKind | None = None,
+        repair: RepairChoice = "always",
     ) -> int:
-        """Takes the cache over and keeps what it holds of the prompt at full depth.
+        """Takes the cache over and keeps what it holds of the prompt, at full depth if it repairs.
 
         Args:
             keep: the most positions to keep.
@@ -85,7 +93,9 @@ class Writer:
             audit: the audit of the reply that will be written. Without one, the last reply stays
                 the last.
             measure: the units whose influence on the whole prompt must be known. Positions where it
-                is not are read again.
+                is not are read again. If approximate keys and values stay, the first
+                `MIN_POSITIONS` are enough.
+            repair: see `RepairChoice`.
 
         Returns:
             How many positions were kept. `read` reads the rest of the prompt.
@@ -99,10 +109,13 @@ class Writer:
             unchanged = common_prefix(shared.token_ids, self._prompt_ids)
             shared.influence.crop(unchanged)
             shared.measuring = measure
+            repairs = repair != "never"
+            keep = min(keep, shared.kv.full_length if repairs else shared.kv.complete_length)
             if measure is not None:
                 shared.influence.measure(measure)
-                keep = min(keep, shared.influence.length)
-            shared.kv.crop(min(unchanged, shared.kv.full_length, keep))
+                if repairs or shared.influence.length < MIN_POSITIONS:
+                    keep = min(keep, shared.influence.length)
+            shared.kv.crop(min(unchanged, keep))
             reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
             shared.kv.reserve(min(len(self._prompt_ids) + reserve, model.context_length))
             shared.token_ids = list(self._prompt_ids)
@@ -141,7 +154,9 @@ class Writer:
         unchanged = audit.unchanged(self._prompt_ids) if audit else 0
         rest = self._prompt_ids[self.kv.position :]
         shared = self._shared
-        influence = None if shared.measuring is None else shared.influence
+        # After approximate keys and values that stay, nothing more is measured.
+        measures = shared.measuring is not None and self.kv.position <= shared.influence.length
+        influence = shared.influence if measures else None
         for chunk in prefill(model, self.kv, rest, chunk_size, influence):
             if audit:
                 audit.compare(model, chunk.start, chunk.hidden, unchanged)
@@ -155,7 +170,7 @@ class Writer:
         """
         influence, tokens = self._shared.influence, len(self._prompt_ids)
         if tokens >= MIN_POSITIONS:
-            return Ordered(schedule.ordered(influence.mean(tokens)))
+            return Ordered(schedule.ordered(influence.mean(min(tokens, influence.length))))
         short = f"depth: the prompt has {tokens} tokens, and at least {MIN_POSITIONS} are needed"
         history = self._shared.model.influence
         earlier = history.mean(influence.units, schedule.kind, self._prompt_ids)

@@ -178,9 +178,14 @@ class KVCache(Cache):
             self.full_length = self.position
 
     @property
+    def complete_length(self) -> int:
+        """How many tokens from the start every layer holds, exact or approximate."""
+        return min(self.position, *(layer.length for layer in self.layers))
+
+    @property
     def is_ragged(self) -> bool:
         """Whether a layer holds fewer positions than the sequence has."""
-        return any(layer.length < self.position for layer in self.layers)
+        return self.complete_length < self.position
 
     def crop(self, length: int) -> None:
         """Removes everything from position `length` on, in every layer.

@@ -1,5 +1,7 @@
 """Short ways to make replies in tests."""
 
+from typing import Any
+
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
@@ -15,5 +17,5 @@ def ids(reply: Reply) -> list[int]:
     return [token.token_id for token in reply.tokens]
 
 
-def greedy(engine: Engine, prompt: list[int], schedule: DepthSchedule, **options: int) -> Reply:
+def greedy(engine: Engine, prompt: list[int], schedule: DepthSchedule, **options: Any) -> Reply:
     return engine.stream_ids(prompt, schedule=schedule, sampling=SamplingParams(), **options)

@@ -29,7 +29,7 @@ from tests.families import (
 KINDS = [
     (name, kind)
     for name in CONFIGS
-    for kind in ("layer", "sublayer")
+    for kind in ("layer", "sublayer", "plane")
     if kind == "layer" or "sublayers" in units_of(name)
 ]
 TOKENS = 16
@@ -52,7 +52,7 @@ def order_of(model: LoadedModel, schedule: PromptSchedule, prompt: list[int]) ->
 
 @pytest.mark.parametrize(("name", "kind"), quick_or_slow(KINDS))
 def test_tokens_are_those_of_the_slow_reference_in_the_prompts_order(name: str, kind: str) -> None:
-    tiny_ = tiny(name)
+    tiny_ = tiny(name, nested=kind == "plane")
     schedule, prompt = by_prompt(tiny_.gated, kind), random_ids(20, seed=4)
     ordered = order_of(tiny_.gated, schedule, prompt)
     reply = greedy(Engine(tiny_.gated), prompt, schedule, max_tokens=TOKENS)

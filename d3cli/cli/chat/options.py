@@ -29,6 +29,14 @@ class Overflow(StrEnum):
     drop_oldest = "drop-oldest"
 
 
+class RepairName(StrEnum):
+    """Whether the KV cache is repaired between turns."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepOptions:
     """Which conversation continues, and whether this one is kept."""
@@ -88,6 +96,15 @@ class ChatCommandSettings(CommandSettings):
             "them.",
         ),
     ] = Overflow.stop
+    repair: Annotated[
+        RepairName,
+        typer.Option(
+            envvar="D3_REPAIR",
+            rich_help_panel=options.DEPTH,
+            help="Read the part of a reply that ran below full depth again before the next turn "
+            "(auto, always), mostly while you type; never: only if keys or values are missing.",
+        ),
+    ] = RepairName.auto
     plain: Annotated[
         bool,
         typer.Option(

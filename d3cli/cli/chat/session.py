@@ -181,6 +181,7 @@ class Chat:
             stop=settings.stop,
             chat_template=settings.chat_template,
             think=think,
+            repair=settings.repair,
         )
 
 

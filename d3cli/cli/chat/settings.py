@@ -23,6 +23,7 @@ class ChatSettings:
         sampling: fields of `SamplingParams` that were chosen; for a field that is None or missing,
             the checkpoint decides.
         on_overflow: what to do when the context is full.
+        repair: see `d3cli.decode.shared_cache.RepairChoice`.
     """
 
     alpha: float | Literal["auto", "off"] = "auto"
@@ -38,6 +39,7 @@ class ChatSettings:
     stats: bool = True
     plain: bool = False
     on_overflow: Literal["stop", "drop-oldest"] = "stop"
+    repair: Literal["auto", "always", "never"] = "auto"
 
 
 ON_OR_OFF = ("on", "off")
@@ -48,6 +50,7 @@ CHOICES = {
     "stats": ON_OR_OFF,
     "plain": ON_OR_OFF,
     "on-overflow": ("stop", "drop-oldest"),
+    "repair": ("auto", "always", "never"),
 }
 # Each name that /set knows, and what it accepts.
 SETTINGS = {

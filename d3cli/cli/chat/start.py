@@ -27,6 +27,7 @@ from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.session import Chat, as_typed, show_last
 from d3cli.cli.chat.settings import ChatSettings, spell_setting
 from d3cli.cli.chat.writer import Replies
+from d3cli.cli.chosen_form import lowers_depth
 from d3cli.cli.depth import calibrate_command
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.output import Output
@@ -150,6 +151,7 @@ def _settings(options: ChatCommandSettings, request: Request) -> ChatSettings:
         stats=not options.no_stats,
         plain=options.plain,
         on_overflow=options.on_overflow.value,
+        repair=options.repair.value,
     )
 
 
@@ -278,7 +280,8 @@ def _models(output: Output, loading: ModelOptions, first: str) -> Models:
         if now.max_tokens is not None:
             needs["reply_tokens"] = now.max_tokens
         check_text = None if system is None else template_check(system, now.chat_template)
-        model = load(output, name, options_for(name), check_text, **needs)
+        decays = lowers_depth(now.alpha, now.units)
+        model = load(output, name, options_for(name), check_text, decays=decays, **needs)
         note_turn_end(output, model, now.chat_template, now.stop)
         return model
 

@@ -105,6 +105,7 @@ def settings(now: ChatSettings, options: "ReplyOptions") -> dict[str, str]:
         "stats": on[now.stats],
         "plain": on[now.plain],
         "on-overflow": now.on_overflow,
+        "repair": now.repair,
     }
 
 

@@ -105,7 +105,11 @@ class Replies:
                 self._show_above(text)
 
         self._ahead = ReadAhead(
-            conversation.engine, lambda: conversation.opening(options), options.schedule, done
+            conversation.engine,
+            lambda: conversation.opening(options),
+            options.schedule,
+            done,
+            repair=options.repair,
         )
 
     def stop_reading(self) -> None:
