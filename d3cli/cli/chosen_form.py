@@ -91,7 +91,7 @@ def _for_decay(options: ModelOptions) -> ChosenForm:
     """Nested weights, if the dtype allows it."""
     if options.dtype not in (DtypeName.auto, DtypeName.bfloat16):
         return ChosenForm(options)
-    words = ", nested for --alpha: 8 bits that become 4 (--quantization none keeps its weights)"
+    words = ", nested for --alpha: 9 bits that become 4.5 (--quantization none keeps its weights)"
     return ChosenForm(options, for_decay=True, words=words)
 
 

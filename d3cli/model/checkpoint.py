@@ -161,7 +161,8 @@ def _note_on_form(kind: str, form: Form, *, has_experts: bool) -> Words:
     again = f"its {kind} weights are unpacked and quantized again, to"
     if form.quantization == "nested":
         planes = f"{again} two planes of 4 bits"
-        return (f"{planes}; ", smaller, " keeps their 4 bits") if kind in KINDS else planes
+        better = " keeps their 4 bits, reads less and loses nothing"
+        return (f"{planes}; ", smaller, better) if kind in KINDS else planes
     return f"{again} {'4' if form.quantization in ('int4', 'bnb-4bit') else '8'} bits"
 
 
