@@ -1,4 +1,4 @@
-"""Attention of one token on a CPU, in the shape that torch's kernel computes fastest.
+"""Attention of one token, or a few, on a CPU, in the shape that torch's kernel computes fastest.
 
 A decode step has one query per head. torch's kernel first reorders the keys and values of each
 head. Where heads share keys and values (grouped-query attention, Ainslie et al., arXiv 2305.13245),
@@ -100,3 +100,33 @@ def attend_one(
     else:
         output = scaled_dot_product_attention(queries, key, value, scale=scale)
     return output.reshape(batch, -1)
+
+
+def attend_few(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float | None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention of S tokens of one sequence to T positions; returns ``[S, heads * head_dim]``.
+
+    Args:
+        query: ``[S, heads, head_dim]``.
+        key, value: ``[1, kv_heads, T, head_dim]``.
+        mask: what is added to the scores, ``[S, T]``.
+        scale, softcap: see `attend_one`.
+    """
+    tokens, heads, size = query.shape
+    kv_heads = key.shape[1]
+    # The heads that share keys and values are queries of one head: [1, kv_heads, S * sharing, D].
+    queries = query.view(tokens, kv_heads, -1, size).transpose(0, 1).flatten(1, 2)[None]
+    mask = mask.repeat_interleave(heads // kv_heads, dim=0)
+    if softcap is None:
+        output = scaled_dot_product_attention(queries, key, value, mask, scale=scale)
+    else:
+        scores = queries @ key.transpose(2, 3) * (size**-0.5 if scale is None else scale)
+        scores = torch.tanh(scores / softcap) * softcap + mask
+        output = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    return output.view(kv_heads, tokens, -1, size).transpose(0, 1).reshape(tokens, -1)

@@ -172,18 +172,18 @@ def _attention(
 def _projection(
     module: Any, layout: Layout, shape: tuple[int, int, int], config: Any, planes: Planes
 ) -> States:
-    """``[1, H]`` to queries, keys and values ``[heads + 2 kv_heads, D]``."""
+    """``[S, H]`` to queries, keys and values ``[S, heads + 2 kv_heads, D]``."""
     heads, _, size = shape
     if hasattr(module, "q_proj"):
         together = _together((module.q_proj, module.k_proj, module.v_proj), planes)
         clip: float | None = getattr(config, "clip_qkv", None)
         if clip is None:
-            return lambda states: together(states).view(-1, size)
-        return lambda states: together(states).view(-1, size).clamp_(-clip, clip)
+            return lambda states: together(states).view(len(states), -1, size)
+        return lambda states: together(states).view(len(states), -1, size).clamp_(-clip, clip)
     joint = planes(_find(module, _JOINT))
     if layout.by_head or getattr(module, "multi_query", True) is False:
-        return lambda states: joint(states).view(heads, 3, size).transpose(0, 1).reshape(-1, size)
-    return lambda states: joint(states).view(-1, size)
+        return lambda states: joint(states).view(-1, heads, 3, size).transpose(1, 2).flatten(1, 2)
+    return lambda states: joint(states).view(len(states), -1, size)
 
 
 def _together(linears: Sequence[Any], planes: Planes) -> States:
@@ -196,7 +196,7 @@ def _together(linears: Sequence[Any], planes: Planes) -> States:
 
 
 def _query_key_norm(module: Any, layout: Layout, shape: tuple[int, int, int]) -> States | None:
-    """Normalizes queries and keys ``[heads + kv_heads, D]``; None if the family does not."""
+    """Normalizes queries and keys ``[S, heads + kv_heads, D]``; None if the family does not."""
     heads, kv_heads, size = shape
     found = dict(module.named_children())
     names = [name for name in ("norm", "layernorm") if f"q_{name}" in found]
@@ -206,15 +206,15 @@ def _query_key_norm(module: Any, layout: Layout, shape: tuple[int, int, int]) ->
     query_shape, key_shape = layout.norm_shape(heads, size), layout.norm_shape(kv_heads, size)
 
     def normalize(states: Tensor) -> Tensor:
-        queries = query_norm(states[:heads].reshape(query_shape)).view(heads, size)
-        keys = key_norm(states[heads:].reshape(key_shape)).view(kv_heads, size)
-        return torch.cat((queries, keys))
+        queries = query_norm(states[:, :heads].reshape(query_shape)).view(-1, heads, size)
+        keys = key_norm(states[:, heads:].reshape(key_shape)).view(-1, kv_heads, size)
+        return torch.cat((queries, keys), dim=1)
 
     return normalize
 
 
 def _mlp(module: Any, planes: Planes = _whole) -> States:
-    """``[1, H]`` to ``[1, H]``. A mixture of experts computes its own."""
+    """``[S, H]`` to ``[S, H]``. A mixture of experts computes its own."""
     if hasattr(module, "experts"):
         return lambda states: module(states[None])[0]
     act = _activation(_find(module, _ACTIVATIONS))
@@ -267,10 +267,10 @@ def _angles(
     def at(states: Tensor, position: Tensor) -> Mapping[str, Angles]:
         found = {}
         for kind in kinds:
-            cos, sin = (part[0] for part in rotary(states, position, *([kind] * by_kind)))
+            cos, sin = (part[0, :, None] for part in rotary(states, position, *([kind] * by_kind)))
             if layout.doubled:
                 half = cos.shape[-1] // 2
-                cos, sin = (part[:, :half].repeat_interleave(2, dim=-1) for part in (cos, sin))
+                cos, sin = (part[..., :half].repeat_interleave(2, dim=-1) for part in (cos, sin))
             if layout.in_float:
                 cos, sin = cos.float(), sin.float()
             found[kind] = cos, signed(sin, in_pairs=layout.in_pairs)

@@ -1,10 +1,11 @@
-"""One decode step of a decoder, in as few operations as its mathematics needs.
+"""A decoder's pass over a few tokens, in as few operations as its mathematics needs.
 
 A small model spends more time between its products than in them: modules, keyword arguments, masks
 and casts cost as much as the weights. Here a layer is a `Block` of plain data that runs one token
-of one sequence on a CPU. `block_parts` fills blocks from the modules of a transformers model, and
-its layers remain the way for everything else and the oracle in tests. Casts happen in their order,
-so that bfloat16 rounds alike. Knows nothing of families, files or schedules.
+of one sequence on a CPU, or a few tokens, as verifying a draft does. `block_parts` fills blocks
+from the modules of a transformers model, and its layers remain the way for everything else and the
+oracle in tests. Casts happen in their order, so that bfloat16 rounds alike. Knows nothing of
+families, files or schedules.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,13 +16,49 @@ import torch
 from torch import Tensor
 
 from d3cli.depth.units import Part, Unit, parse_unit
-from d3cli.kernels.grouped_attention import attend_one
+from d3cli.kernels.grouped_attention import attend_few, attend_one
 from d3cli.model.kv_cache import KVCache
 
-# A function of the states of one token: a norm, a linear, an MLP.
+# The most tokens of one pass: a verification has no more, and a prefill is for larger kernels.
+MOST_TOKENS = 16
+
+# A function of the states of S tokens: a norm, a linear, an MLP.
 States = Callable[[Tensor], Tensor]
-# cos and signed sin of one position, each ``[1, rotary_dim]``.
+# cos and signed sin of S positions, each ``[S, 1, rotary_dim]``.
 Angles = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What all layers share in one pass over S tokens.
+
+    Attributes:
+        cache: the KV cache.
+        angles: the rotary angles of the tokens' positions, by their names.
+        tokens: S.
+    """
+
+    cache: KVCache
+    angles: Mapping[str, Angles]
+    tokens: int = 1
+    _masks: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What to add to the scores of S tokens and the T positions held for them, ``[S, T]``.
+
+        Args:
+            window: positions that a token attends to, its own included; None for all before it.
+        """
+        if window not in self._masks:
+            first = self.cache.position
+            start = 0 if window is None else max(0, first - window + 1)
+            ahead = torch.arange(start, first + self.tokens) - torch.arange(
+                first, first + self.tokens
+            ).unsqueeze(1)  # of a held position before a token's own: negative
+            hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+            self._masks[window] = mask
+        return self._masks[window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +91,13 @@ class RMSNorm:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Self-attention of one token.
+    """Self-attention of S tokens.
 
     Attributes:
         index: its layer.
-        project: ``[1, H]`` to queries, keys and values, ``[heads + 2 kv_heads, D]``.
-        output: ``[1, heads D]`` to ``[1, H]``.
-        norm: of queries and keys, ``[heads + kv_heads, D]``.
+        project: ``[S, H]`` to queries, keys and values, ``[S, heads + 2 kv_heads, D]``.
+        output: ``[S, heads D]`` to ``[S, H]``.
+        norm: of queries and keys, ``[S, heads + kv_heads, D]``.
         angles: which of the step's rotary angles turn queries and keys; None for none.
         in_pairs: whether neighbours turn together, instead of the two halves.
         softcap: the bound of the scores.
@@ -77,44 +114,47 @@ class Attention:
     in_pairs: bool = False
     softcap: float | None = None
 
-    def __call__(self, states: Tensor, angles: Mapping[str, Angles], cache: KVCache) -> Tensor:
-        """``[1, H]`` to ``[1, H]``; writes the token's keys and values."""
+    def __call__(self, states: Tensor, shared: Pass) -> Tensor:
+        """``[S, H]`` to ``[S, H]``; writes the tokens' keys and values."""
         heads, kv_heads = self.heads, self.kv_heads
         projected = self.project(states)
-        turned = projected.narrow(0, 0, heads + kv_heads)
-        values = projected.narrow(0, heads + kv_heads, kv_heads)
+        turned = projected.narrow(1, 0, heads + kv_heads)
+        values = projected.narrow(1, heads + kv_heads, kv_heads)
         if self.norm is not None:
             turned = self.norm(turned)
         if self.angles is not None:
-            turned = turn(turned, *angles[self.angles], in_pairs=self.in_pairs)
-        queries, keys = turned.narrow(0, 0, heads), turned.narrow(0, heads, kv_heads)
-        held = cache.update_one(keys, values, self.index)
-        return self.output(attend_one(queries[None], *held, self.scale, self.softcap))
+            turned = turn(turned, *shared.angles[self.angles], in_pairs=self.in_pairs)
+        queries, keys = turned.narrow(1, 0, heads), turned.narrow(1, heads, kv_heads)
+        held = shared.cache.update_few(keys, values, self.index)
+        if shared.tokens == 1:
+            return self.output(attend_one(queries, *held, self.scale, self.softcap))
+        mask = shared.mask(shared.cache.layers[self.index].window, queries.dtype)
+        return self.output(attend_few(queries, *held, mask, self.scale, self.softcap))
 
 
 def turn(heads: Tensor, cos: Tensor, sin: Tensor, *, in_pairs: bool) -> Tensor:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) of ``[N, D]``.
+    """Rotary position embedding (Su et al., arXiv 2104.09864) of ``[S, N, D]``.
 
     Args:
-        cos, sin: ``[1, R]``, where R of the D dimensions turn. `sin` bears the sign of the
+        cos, sin: ``[S, 1, R]``, where R of the D dimensions turn. `sin` bears the sign of the
             dimension that it is multiplied by, as `signed` returns it.
     """
     size = cos.shape[-1]
-    turning = heads if size == heads.shape[-1] else heads.narrow(1, 0, size)
+    turning = heads if size == heads.shape[-1] else heads.narrow(2, 0, size)
     if in_pairs:
-        partners = turning.reshape(-1, size // 2, 2).flip(2).view(-1, size)
+        partners = turning.unflatten(2, (size // 2, 2)).flip(3).flatten(2)
     else:
-        partners = turning.roll(size // 2, 1)
+        partners = turning.roll(size // 2, 2)
     turned = (turning * cos).add_(partners * sin).to(heads.dtype)
     if turning is heads:
         return turned
-    return torch.cat((turned, heads.narrow(1, size, heads.shape[1] - size)), dim=1)
+    return torch.cat((turned, heads.narrow(2, size, heads.shape[2] - size)), dim=2)
 
 
 def signed(sin: Tensor, *, in_pairs: bool) -> Tensor:
-    """`sin` ``[1, R]``, negative where a dimension receives minus its partner."""
+    """`sin` ``[S, 1, R]``, negative where a dimension receives minus its partner."""
     sign = torch.ones_like(sin)
-    sign[:, slice(0, None, 2) if in_pairs else slice(0, sin.shape[-1] // 2)] = -1
+    sign[..., slice(0, None, 2) if in_pairs else slice(0, sin.shape[-1] // 2)] = -1
     return sin * sign
 
 
@@ -162,13 +202,13 @@ class Block:
             mlp=None if (Part.MLP, False) in kinds else mlp,
         )
 
-    def __call__(self, states: Tensor, angles: Mapping[str, Angles], cache: KVCache) -> Tensor:
-        """``[1, H]`` to ``[1, H]``."""
+    def __call__(self, states: Tensor, shared: Pass) -> Tensor:
+        """``[S, H]`` to ``[S, H]``."""
         if self.parallel:
-            return self._parallel(states, angles, cache)
+            return self._parallel(states, shared)
         if self.attention is not None:
             inner = states if self.before_attention is None else self.before_attention(states)
-            inner = self.attention(inner, angles, cache)
+            inner = self.attention(inner, shared)
             states = self._add(states, inner, self.after_attention)
         if self.mlp is not None:
             inner = states if self.before_mlp is None else self.before_mlp(states)
@@ -182,11 +222,11 @@ class Block:
             inner = inner * self.multiplier
         return states + inner
 
-    def _parallel(self, states: Tensor, angles: Mapping[str, Angles], cache: KVCache) -> Tensor:
+    def _parallel(self, states: Tensor, shared: Pass) -> Tensor:
         assert self.before_attention is not None
-        shared = self.attention is not None or self.before_mlp is None
-        normed = self.before_attention(states) if shared else states
-        attended = None if self.attention is None else self.attention(normed, angles, cache)
+        is_read = self.attention is not None or self.before_mlp is None
+        normed = self.before_attention(states) if is_read else states
+        attended = None if self.attention is None else self.attention(normed, shared)
         if self.mlp is None:
             return states if attended is None else states + attended
         computed = self.mlp(normed if self.before_mlp is None else self.before_mlp(states))
@@ -199,11 +239,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class DecoderStack:
-    """A whole decoder for one token: embedding, blocks, last norm.
+    """A whole decoder for a few tokens: embedding, blocks, last norm.
 
     Attributes:
-        embed: a token ``[1, 1]`` and its position ``[1, 1]`` to ``[1, H]``.
-        angles: states ``[1, 1, H]`` and a position ``[1, 1]`` to the rotary angles by their names.
+        embed: tokens ``[1, S]`` and their positions ``[1, S]`` to ``[S, H]``.
+        angles: states ``[1, S, H]`` and positions ``[1, S]`` to the rotary angles by their names.
         hooks: the hooks of all modules whose `forward` is not called here.
     """
 
@@ -223,16 +263,17 @@ class DecoderStack:
         return any(self.hooks)
 
     def __call__(self, token_ids: Tensor, cache: KVCache, dropped: frozenset[str]) -> Tensor:
-        """Final hidden states ``[1, 1, H]`` of one token ``[1, 1]``, which the cache then holds.
+        """Final hidden states ``[1, S, H]`` of tokens ``[1, S]``, which the cache then holds.
 
         Args:
             dropped: the units that do not run.
         """
-        position = torch.tensor([[cache.position]])
-        states = self.embed(token_ids, position)
-        angles = self.angles(states[None], position)
+        tokens = token_ids.shape[1]
+        positions = torch.arange(cache.position, cache.position + tokens)[None]
+        states = self.embed(token_ids, positions)
+        shared = Pass(cache, self.angles(states[None], positions), tokens)
         for block in self.blocks_without(dropped) if dropped else self.blocks:
-            states = block(states, angles, cache)
+            states = block(states, shared)
         return self.norm(states)[None]
 
     def blocks_without(self, dropped: frozenset[str]) -> tuple[Block, ...]:

@@ -149,23 +149,25 @@ class KVCache(Cache):
         visible = slice(layer.window_start(self.position), layer.length)
         return layer.keys[:, :, visible], layer.values[:, :, visible]
 
-    def update_one(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """As `update`, for one token of one sequence, ``[kv_heads, head_dim]``.
+    def update_few(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """As `update`, for a few tokens of one sequence, ``[S, kv_heads, head_dim]``.
 
         Where the buffers have room, this takes fewer operations.
         """
         layer, position = self.layers[layer_idx], self.position
+        end = position + len(keys)
+        keys, values = keys.transpose(0, 1), values.transpose(0, 1)
         held_keys, held_values = layer.keys, layer.values
         if (
             held_keys is None
             or held_values is None
-            or position >= held_keys.shape[2]
+            or end > held_keys.shape[2]
             or layer.length < position
         ):
-            return self.update(keys[None, :, None], values[None, :, None], layer_idx)
-        held_keys.select(2, position).copy_(keys)
-        held_values.select(2, position).copy_(values)
-        layer.length = position + 1
+            return self.update(keys[None], values[None], layer_idx)
+        held_keys.narrow(2, position, end - position).copy_(keys)
+        held_values.narrow(2, position, end - position).copy_(values)
+        layer.length = end
         start = layer.window_start(position)
         count = layer.length - start
         return held_keys.narrow(2, start, count), held_values.narrow(2, start, count)

@@ -16,7 +16,7 @@ class Layout:
         in_pairs: whether rotary angles turn neighbours, instead of the two halves.
         doubled: whether the angles of neighbours come from the first half of the rotary module's.
         in_float: whether queries and keys turn in float32.
-        norm_shape: the shape in which queries or keys are normalized.
+        norm_shape: the shape in which queries or keys of S tokens, the -1, are normalized.
     """
 
     before_attention: str | None = "input_layernorm"
@@ -29,7 +29,7 @@ class Layout:
     in_pairs: bool = False
     doubled: bool = False
     in_float: bool = False
-    norm_shape: Callable[[int, int], tuple[int, ...]] = lambda heads, size: (heads, size)
+    norm_shape: Callable[[int, int], tuple[int, ...]] = lambda heads, size: (-1, heads, size)
 
 
 _LLAMA = Layout()
@@ -59,7 +59,7 @@ LAYOUTS: Mapping[str, Layout] = {
         after_attention="post_attention_layernorm",
         before_mlp=None,
         after_mlp="post_feedforward_layernorm",
-        norm_shape=lambda heads, size: (1, heads * size),
+        norm_shape=lambda heads, size: (-1, heads * size),
     ),
     "cohere": Layout(before_mlp=None, parallel=True, in_pairs=True, in_float=True),
     "glm4": Layout(
@@ -69,7 +69,7 @@ LAYOUTS: Mapping[str, Layout] = {
         in_pairs=True,
         doubled=True,
     ),
-    "stablelm": Layout(norm_shape=lambda heads, size: (1, heads, 1, size)),
+    "stablelm": Layout(norm_shape=lambda heads, size: (-1, heads, 1, size)),
     "smollm3": _LLAMA,
     "starcoder2": _LLAMA,
     "gpt_bigcode": _GPT,

@@ -18,7 +18,7 @@ from d3cli.base.errors import ModelError, ScheduleError, Setting, Words
 from d3cli.depth.choice import resolve_schedule
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
-from d3cli.model.decoder_block import DecoderStack
+from d3cli.model.decoder_block import MOST_TOKENS, DecoderStack
 from d3cli.model.gate import LayerGate
 from d3cli.model.influence import InfluenceHistory, InfluenceMeter
 from d3cli.model.kv_cache import KVCache
@@ -95,7 +95,7 @@ class LoadedModel:
         text: its tokenizer and what else a reply needs.
         origin: where it comes from, and the depth schedule that belongs to it.
         notes: what a user should know about how it was loaded.
-        blocks: runs decode steps on a CPU; None leaves them to transformers' layers.
+        blocks: runs passes over a few tokens on a CPU; None leaves them to transformers' layers.
         influence: its units' influence on what it has read so far, where that was measured.
     """
 
@@ -207,14 +207,14 @@ class LoadedModel:
             UsageError: another thread is using the model.
         """
         blocks = self.blocks
-        alone = token_ids.shape == (1, 1) and attention_mask is None and position_ids is None
-        if blocks is None or cache is None or not alone or states or meter or blocks.is_watched:
+        few = len(token_ids) == 1 and token_ids.shape[1] <= MOST_TOKENS
+        plain = few and attention_mask is None and position_ids is None and not any(limits.values())
+        if blocks is None or cache is None or not plain or states or meter or blocks.is_watched:
             return self._by_layers(
                 token_ids, cache, attention_mask, position_ids, limits, states, meter
             )
         with self.gate.one_pass():
-            dropped = frozenset(unit for unit, limit in limits.items() if not limit)
-            return blocks(token_ids, cache, dropped)
+            return blocks(token_ids, cache, frozenset(limits))
 
     def _by_layers(
         self,

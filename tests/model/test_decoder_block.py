@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from d3cli.depth.families import FAMILIES
+from d3cli.model.decoder_block import MOST_TOKENS
 from d3cli.model.layouts import LAYOUTS
 from d3cli.model.model import LoadedModel
 from d3cli.model.wrap import wrap_model
@@ -33,17 +34,19 @@ def wrapped(name: str, dtype: torch.dtype, *, nested: bool = False) -> LoadedMod
     return wrap_model(model, word_tokenizer(), name=name)
 
 
-def steps(model: LoadedModel, token_ids: Sequence[int], dropped: Collection[str]) -> Tensor:
-    """Hidden states ``[S, H]`` of tokens that are read one by one, after a prompt."""
+def steps(
+    model: LoadedModel, token_ids: Sequence[int], dropped: Collection[str], at_once: int = 1
+) -> Tensor:
+    """Hidden states ``[S, H]`` of tokens that are read one by one, or a few at once."""
     cache = model.new_cache()
     model.hidden_states(torch.tensor([token_ids[:PROMPT]]), cache)
     cache.commit(PROMPT, full_depth=True)
     rows = []
-    for token_id in token_ids[PROMPT:]:
-        limits = dict.fromkeys(dropped, 0)
-        rows.append(model.hidden_states(torch.tensor([[token_id]]), cache, limits=limits)[0, 0])
-        cache.commit(1, full_depth=not dropped)
-    return torch.stack(rows)
+    limits = dict.fromkeys(dropped, 0)
+    for ids in torch.tensor(token_ids[PROMPT:]).split(at_once):
+        rows.append(model.hidden_states(ids[None], cache, limits=limits)[0])
+        cache.commit(len(ids), full_depth=not dropped)
+    return torch.cat(rows)
 
 
 def by_layers(model: LoadedModel) -> LoadedModel:
@@ -65,6 +68,20 @@ def test_a_step_by_blocks_equals_one_by_layers(name: str) -> None:
             continue
         expected = steps(by_layers(model), ids, units)
         off = (steps(model, ids, units) - expected).abs().max()
+        assert off < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", WITH_BLOCKS)
+@pytest.mark.parametrize("at_once", [3, MOST_TOKENS])
+def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str, at_once: int) -> None:
+    """Past the sliding windows too, which are shorter than the reply and may be than the draft."""
+    model = wrapped(name, torch.float32)
+    ids = random_ids(PROMPT + 2 * MOST_TOKENS + 1)
+    for units in DROPPED.values():
+        if not model.gate.family.has_sublayers and any("." in unit for unit in units):
+            continue
+        expected = steps(by_layers(model), ids, units)
+        off = (steps(model, ids, units, at_once) - expected).abs().max()
         assert off < 1e-5 * expected.abs().max()
 
 
