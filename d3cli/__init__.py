@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from d3cli.base.errors import D3Error
     from d3cli.calibrate.calibrator import Calibrator
-    from d3cli.calibrate.result import CalibrationSettings
+    from d3cli.calibrate.settings import CalibrationSettings
     from d3cli.decode.agreement import Agreement
     from d3cli.decode.reply import GenerationChunk, Reply
     from d3cli.decode.sampling import SamplingParams
@@ -62,7 +62,7 @@ _HOMES = {
     "scoring.documents": ("Document",),
     "scoring.one_pass": ("Scorer", "perplexity", "score"),
     "calibrate.calibrator": ("Calibrator",),
-    "calibrate.result": ("CalibrationSettings",),
+    "calibrate.settings": ("CalibrationSettings",),
 }
 
 

@@ -18,11 +18,11 @@ import random
 import numpy as np
 
 from d3cli.base.settings import BUILTIN
-from d3cli.calibrate.alternatives import forms_to_try
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.evaluator import finite_losses
-from d3cli.calibrate.forms import ModelForms
-from d3cli.calibrate.result import CalibrationSettings, Measured, Outcome
+from d3cli.calibrate.forms import ModelForms, load_forms
+from d3cli.calibrate.result import Measured, Outcome
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import Candidate
 from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.calibrate.unit_order import kind_in_words
@@ -38,7 +38,7 @@ COLUMNS = "chosen | unseen half | KL, same top | bytes, net | speed, net | decay
 def calibrated(
     forms: ModelForms, texts: list[Document], settings: CalibrationSettings
 ) -> tuple[Outcome, Calibrator]:
-    forms.take(None)
+    forms.take(forms.reference)
     calibrator = Calibrator(forms, texts, settings)
     for _ in calibrator:
         pass
@@ -46,9 +46,9 @@ def calibrated(
 
 
 def drop_on(forms: ModelForms, texts: list[Document], candidate: Candidate) -> float:
-    """The drop of a candidate on documents, against full depth as stored."""
+    """The drop of a candidate on documents, against full depth of the reference form."""
     kept: dict[int, Snapshot] = {}
-    for batch in take_snapshots(forms.take(None), texts):
+    for batch in take_snapshots(forms.take(forms.reference), texts):
         kept |= batch
     snapshots = [kept[row] for row in range(len(texts))]
     model = forms.take(candidate.quantization)
@@ -96,8 +96,7 @@ def forms_of(args: argparse.Namespace) -> ModelForms:
         )
 
     if args.quantization == "auto":
-        first = load(None)
-        return ModelForms(first, load, forms_to_try(first))
+        return load_forms(load)
     wanted = None if args.quantization == "none" else args.quantization
     return ModelForms(load(wanted))
 

@@ -1,7 +1,6 @@
 """How much a calibration can look at in its time: the documents, the order, an estimate."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -14,13 +13,8 @@ from d3cli.calibrate.race import ENTRANTS, FINALISTS, SAFE_SHARES, SECOND_ROUND
 from d3cli.calibrate.texts import MIN_DOCUMENTS, MIN_TOKENS
 from d3cli.calibrate.unit_order import SearchKind, kind_in_words
 from d3cli.depth.prompt_order import MIN_POSITIONS
-from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.model import LoadedModel
-from d3cli.scoring.documents import Document, batch_rows
-from d3cli.scoring.one_pass import score
+from d3cli.scoring.documents import Document
 
-# The longest pass, in seconds, after which the pace is measured on more documents.
-LONG = 2.0
 # A search that is expected to take more than this many times the given time is refused.
 HOPELESS = 2.0
 # An interval over fewer documents means little.
@@ -85,23 +79,6 @@ class Budget:
             (len(one.search), one.greedy, one.by_prompt, len(one.kinds)) for one in (self, than)
         )
         return here != there and all(a >= b for a, b in zip(here, there, strict=True))
-
-
-def measure_pace(model: LoadedModel, documents: Sequence[Document]) -> float:
-    """Positions per second of a full-depth pass with scores, over a batch of the usual size."""
-    rows = batch_rows(model, documents, range(len(documents)))
-    batch = [documents[row] for row in rows[len(rows) // 2]]
-    full = DepthSchedule.full(model.num_layers)
-    # The first pass also reads the weights from disk, so it measures nothing.
-    score(model, batch[:1], full)
-    for count in (1, 8):
-        part = batch[:count]
-        begun = time.monotonic()
-        score(model, part, full)
-        took = time.monotonic() - begun
-        if took > LONG:
-            break
-    return len(part) * max(map(len, part)) / max(took, 1e-6)
 
 
 def check_halves(search: Sequence[Document], unseen: Sequence[Document]) -> None:

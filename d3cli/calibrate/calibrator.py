@@ -10,22 +10,24 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.alternatives import alternatives
-from d3cli.calibrate.budget import Budget, check_halves, make_budget, measure_pace, short_prompts
+from d3cli.calibrate.budget import Budget, check_halves, make_budget, short_prompts
 from d3cli.calibrate.clock import SearchClock
 from d3cli.calibrate.confirm import Pair, confirm, constant_and_decaying, safest_first
 from d3cli.calibrate.costs import StepCosts, measure_costs
 from d3cli.calibrate.forms import ModelForms, with_contenders
 from d3cli.calibrate.full_depth import FormsAtFullDepth
 from d3cli.calibrate.judge import judge_replies
+from d3cli.calibrate.kinds import check_planes, kinds_of
 from d3cli.calibrate.mixed_order import count_units
 from d3cli.calibrate.nearest import choose_nearest, find_nearest
-from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Measured, Outcome
+from d3cli.calibrate.pace import measure_pace
+from d3cli.calibrate.result import CalibrationProgress, Measured, Outcome
 from d3cli.calibrate.search import Search
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import CandidateKey
 from d3cli.calibrate.texts import split
 from d3cli.calibrate.unit_order import SearchKind
 from d3cli.calibrate.unseen import measure_unseen
-from d3cli.depth.units import UnitChoice
 from d3cli.kernels.quantization import Quantization
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
@@ -77,8 +79,8 @@ class Calibrator:
                 ),
                 "lower it",
             )
-        _kinds(model, settings.units)  # refuses what is impossible
-        _check_planes(self.forms, settings.units)
+        kinds_of(model, settings.units)  # refuses what is impossible
+        check_planes(self.forms, settings.units)
         self._search_half, self._unseen_half = split(documents, settings.seed)
         check_halves(self._search_half, self._unseen_half)
         self._plan: Budget | None = None
@@ -116,7 +118,8 @@ class Calibrator:
         outcome.short_prompts = short_prompts(plan.search)
         at_full = FormsAtFullDepth(self.forms, plan, settings, self._measure_costs)
         yield from at_full
-        outcome.against = self.forms.in_words(None)
+        outcome.against = self.forms.in_words(self.forms.reference)
+        outcome.why_not_as_stored = self.forms.why_not_as_stored
         several = len(self.forms.others) > 0
         if several:
             outcome.forms = with_contenders(at_full.forms, settings.target_drop)
@@ -135,7 +138,7 @@ class Calibrator:
         elif outcome.chosen is None:
             outcome.alternatives = alternatives(self.model)
             if outcome.text_fits:
-                yield from find_nearest(search, _kinds(self.model, settings.units))
+                yield from find_nearest(search, kinds_of(self.model, settings.units))
         elif settings.replies:
             prompts = list(dict.fromkeys(tuple(d.prompt_ids) for d in self.plan.unseen))
             deadline = self._began + settings.max_seconds
@@ -146,7 +149,7 @@ class Calibrator:
         self, at_full: FormsAtFullDepth
     ) -> Generator[CalibrationProgress, None, Search]:
         """Searches in the only form that there is."""
-        search, found = yield from self._search(at_full, None, self.plan)
+        search, found = yield from self._search(at_full, self.forms.reference, self.plan)
         if search.ended_early and not found.tried:
             raise CalibrationError(
                 f"the time of {self.settings.max_seconds:.0f} seconds ended before any schedule "
@@ -155,7 +158,7 @@ class Calibrator:
             )
         while (more := self._more_thorough(search)) is not None:
             yield CalibrationProgress("time is left for a more thorough search", 0.0)
-            again, better = yield from self._search(at_full, None, more)
+            again, better = yield from self._search(at_full, self.forms.reference, more)
             if again.ended_early and not better.tried:
                 break
             search, found = again, better
@@ -170,7 +173,7 @@ class Calibrator:
         """Searches in every form that may win, the fastest first."""
         wanted = [one.quantization for one in self.outcome.forms if one.searched]
         for number, quantization in enumerate(wanted):
-            if not _kinds(self.forms.take(quantization), self.settings.units):
+            if not kinds_of(self.forms.take(quantization), self.settings.units):
                 continue  # low planes are asked for, and it has none
             try:
                 plan = self._budget_of_form(at_full, quantization, len(wanted) - number)
@@ -267,7 +270,7 @@ class Calibrator:
     def _units(self) -> dict[SearchKind, int]:
         return {
             kind: count_units(self.model, kind)
-            for kind in _kinds(self.model, self.settings.units) or ["layer"]
+            for kind in kinds_of(self.model, self.settings.units) or ["layer"]
         }
 
     def _seconds_left(self) -> float:
@@ -276,33 +279,3 @@ class Calibrator:
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
-
-
-def _kinds(model: LoadedModel, units: UnitChoice) -> list[SearchKind]:
-    """The kinds of units to search in the form of a model that is loaded."""
-    family = model.gate.family
-    if not family.can_skip or model.num_layers < 3:
-        raise UsageError(
-            f"{model.name} runs at full depth only, so there is nothing to calibrate",
-            "docs/models.md lists the models that can skip layers",
-        )
-    nested = model.weight_bytes.is_nested
-    if units == "auto":
-        if nested:
-            return ["mixed"]
-        return ["layer", "sublayer"] if family.has_sublayers else ["layer"]
-    if units == "sublayer" and not family.has_sublayers:
-        raise UsageError(
-            f"the layers of {model.name} have no separate sublayers",
-            ("use ", Setting("units", "layer")),
-        )
-    return [units] if nested or units != "plane" else []
-
-
-def _check_planes(forms: ModelForms, units: UnitChoice) -> None:
-    """Raises UsageError if low planes are asked for and no form has them."""
-    if units == "plane" and not (forms.model.weight_bytes.is_nested or "nested" in forms.others):
-        raise UsageError(
-            f"the weights of {forms.model.name} are not nested, so they have no low planes",
-            ("use ", Setting("quantization", "nested")),
-        )

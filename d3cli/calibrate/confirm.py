@@ -10,15 +10,9 @@ from dataclasses import dataclass
 
 from d3cli.base.errors import Setting
 from d3cli.calibrate.race import Tried
-from d3cli.calibrate.result import (
-    CalibrationSettings,
-    DecayVerdict,
-    Measured,
-    Outcome,
-    Sentence,
-    UnseenDrop,
-)
+from d3cli.calibrate.result import DecayVerdict, Measured, Outcome, Sentence, UnseenDrop
 from d3cli.calibrate.search import Search
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import MIN_EVIDENCE, MIN_SAVED, Candidate, Sort, front, share_at_floor
 from d3cli.calibrate.unseen import Sealed
 from d3cli.kernels.quantization import Quantization

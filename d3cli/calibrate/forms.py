@@ -6,7 +6,10 @@ A form is how the weights are held: as stored, or quantized while loading.
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
+from d3cli.base.errors import ModelError, NotEnoughMemoryError, UsageError
+from d3cli.calibrate.alternatives import FORMS, forms_to_try
 from d3cli.calibrate.result import FormTried
 from d3cli.depth.calibration_record import ModelKey
 from d3cli.kernels.quantization import Quantization
@@ -24,18 +27,30 @@ class ModelForms:
     """A model whose forms take turns in memory.
 
     Args:
-        first: the model as stored, or in the only form that there is.
-        load: loads the model in another form, or as stored again.
+        first: the model in the form that the others are compared with: as stored where that fits
+            into memory. Or the model in the only form that there is.
+        load: loads the model in another form, or in the first one again.
         others: the forms to try beside the first one.
+        why_not_as_stored: why the first one is not the model as stored, if d3 decided that.
+
+    Attributes:
+        reference: the first form.
     """
 
     def __init__(
-        self, first: LoadedModel, load: Load | None = None, others: Sequence[Quantization] = ()
+        self,
+        first: LoadedModel,
+        load: Load | None = None,
+        others: Sequence[Quantization] = (),
+        why_not_as_stored: str = "",
     ) -> None:
-        self.others, self._load = tuple(others), load
+        self.others, self.why_not_as_stored, self._load = tuple(others), why_not_as_stored, load
+        key = first.origin.key
+        quantization = None if key is None else key.quantization
+        self.reference = cast("Quantization | None", quantization)
         self._model: LoadedModel | None = first
-        self._loaded: Quantization | None = None
-        self._keys: dict[Quantization | None, ModelKey | None] = {None: first.origin.key}
+        self._loaded = self.reference
+        self._keys: dict[Quantization | None, ModelKey | None] = {self.reference: key}
 
     @property
     def model(self) -> LoadedModel:
@@ -57,6 +72,16 @@ class ModelForms:
             self._keys[quantization] = self._model.origin.key
         return self._model
 
+    def against_nested(self, why: str) -> "ModelForms":
+        """The same without the model as stored: nested weights take its place.
+
+        Args:
+            why: it takes too much memory.
+        """
+        nested = self.take("nested")
+        others = [one for one in self.others if one != "nested"]
+        return ModelForms(nested, self._load, others, why)
+
     def key(self, quantization: Quantization | None) -> ModelKey | None:
         """What a calibration of a form that was loaded is stored under."""
         return self._keys[quantization]
@@ -65,6 +90,33 @@ class ModelForms:
         """A form that was loaded, in words: "bfloat16 int4"."""
         key = self.key(quantization)
         return key.form if key is not None else quantization or "as loaded"
+
+
+def load_forms(first: Load, again: Load | None = None) -> ModelForms:
+    """Loads the model as stored, and finds the forms to try beside it.
+
+    Where it does not fit into memory by the prediction, nested weights take its place: they are
+    loaded, and the others are compared with them.
+
+    Args:
+        first: loads the first form.
+        again: loads forms later; by default `first`.
+
+    Raises:
+        NotEnoughMemoryError: nested weights do not fit either, or there are none of this model.
+        D3Error: it cannot be loaded.
+    """
+    again = again or first
+    try:
+        stored = first(None)
+    except NotEnoughMemoryError as error:
+        try:
+            nested = first("nested")
+        except (NotEnoughMemoryError, ModelError, UsageError):
+            raise error from None  # it names what does fit
+        others = [one for one in FORMS if one != "nested"]
+        return ModelForms(nested, again, others, error.message)
+    return ModelForms(stored, again, forms_to_try(stored))
 
 
 def with_contenders(forms: Sequence[FormTried], target: float) -> list[FormTried]:

@@ -14,7 +14,8 @@ from d3cli.calibrate.costs import StepCosts, Yardstick
 from d3cli.calibrate.evaluator import check_finite, finite_losses
 from d3cli.calibrate.forms import ModelForms
 from d3cli.calibrate.race import Tried
-from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, FormTried, Measured
+from d3cli.calibrate.result import CalibrationProgress, FormTried, Measured
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import CandidateKey, full_depth
 from d3cli.calibrate.unseen import UnseenHalf, measured
 from d3cli.kernels.quantization import Quantization
@@ -53,30 +54,32 @@ class FormsAtFullDepth:
         self.sealed: dict[CandidateKey, Measured] = {}
 
     def __iter__(self) -> Iterator[CalibrationProgress]:
-        model, plan = self._models.take(None), self._plan
+        first, plan = self._models.reference, self._plan
+        model = self._models.take(first)
         yield CalibrationProgress("decode steps", 0.0)
-        self.costs[None] = self._measure_costs(model, _longest(plan))
+        self.costs[first] = self._measure_costs(model, _longest(plan))
         yield from self.read_unseen(plan)
         if not self._models.others:
             return
         searched = yield from self._read(model, plan.search)
         self.reference = [one.log_probs.numpy() for one in searched]
-        candidate = full_depth(self.yardstick(None), model.num_layers)
+        candidate = full_depth(self.yardstick(first), model.num_layers)
         full = Tried(candidate, len(plan.search), Drop(0.0, 0.0, 0.0))
-        self._add(None, full)
+        self._add(first, full)
         del model  # so that it can be let go
         for quantization in self._models.others:
             yield from self._measure(quantization, [*searched, *self.unseen.snapshots])
 
     def read_unseen(self, plan: Budget) -> Iterator[CalibrationProgress]:
         """Reads the unseen half of a plan; the first form must be loaded."""
-        snapshots = yield from self._read(self._models.take(None), plan.unseen)
-        self.unseen = UnseenHalf(plan.unseen, snapshots, self.costs[None])
+        first = self._models.reference
+        snapshots = yield from self._read(self._models.take(first), plan.unseen)
+        self.unseen = UnseenHalf(plan.unseen, snapshots, self.costs[first])
 
     def yardstick(self, quantization: Quantization | None) -> Yardstick:
         """What schedules in a form save, compared with the first form's full depth."""
-        tokens = self._settings.reply_tokens
-        return Yardstick(self.costs[None], self.costs[quantization], tokens, quantization)
+        reference, tokens = self.costs[self._models.reference], self._settings.reply_tokens
+        return Yardstick(reference, self.costs[quantization], tokens, quantization)
 
     def _read(
         self, model: LoadedModel, documents: Sequence[Document]

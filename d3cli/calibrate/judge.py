@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from d3cli.calibrate.forms import ModelForms
 from d3cli.calibrate.own_replies import write_reply
-from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Judged, Outcome
+from d3cli.calibrate.result import CalibrationProgress, Judged, Outcome
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
@@ -56,7 +57,7 @@ def judge_replies(
                     model, prompt, schedule, settings.reply_tokens, seed
                 )
         written.append({name: replies[schedule] for name, schedule in writers.items()})
-    model = forms.take(None)
+    model = forms.take(forms.reference)
     full = DepthSchedule.full(model.num_layers)
     surprises: dict[str, Losses] = {FULL_DEPTH: [], **{name: [] for name in writers}}
     for number, by_writer in enumerate(written):

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from d3cli.calibrate.clock import OutOfTime
 from d3cli.calibrate.evaluator import Evaluator
-from d3cli.calibrate.order import units_of, upper_end
+from d3cli.calibrate.order import sum_by_document, units_of, upper_end
 from d3cli.calibrate.unit_order import SearchKind
 from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import Unit, UnitKind, WeightBytes, parse_unit
@@ -56,36 +55,29 @@ class OrderOfSingles:
     Coarse units count with what they lose and save beyond their low planes, since those come first.
     As in a greedy order, the upper end of what a unit may lose decides.
 
-    Iterate it: each item is the static schedule just tried. You may stop at any time.
+    Iterate it: each item is the static schedule just tried. You may stop at any time. Iteration
+    raises OutOfTime when the evaluator's clock runs out; `order` then leaves out the other units.
 
     Args:
         evaluator: scores static schedules on its first `documents`.
         ranking: the units to score, by influence per byte, the lowest first.
-
-    Attributes:
-        cut: whether it stopped for lack of time; units that were not scored are left out.
     """
 
     weight_bytes: WeightBytes
     evaluator: Evaluator
     documents: int
     ranking: Sequence[str]
-    cut: bool = False
     _losses: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[DepthSchedule]:
         full = DepthSchedule.full(len(self.weight_bytes.layers))
         self.evaluator.remember(full, range(len(self.weight_bytes.layers) - 1))
-        at_full = np.array([loss.sum() for loss in self.evaluator.full_losses(self.documents)])
+        at_full = sum_by_document(self.evaluator.full_losses(self.documents))
         for name in self.ranking:
             schedule = static_schedule(self.weight_bytes, [name])
-            try:
-                losses = self.evaluator.losses(schedule, self.documents)
-            except OutOfTime:
-                self.cut = True
-                return
+            losses = self.evaluator.losses(schedule, self.documents)
+            self._losses[name] = sum_by_document(losses) - at_full
             yield schedule
-            self._losses[name] = np.array([loss.sum() for loss in losses]) - at_full
 
     @property
     def order(self) -> list[str]:

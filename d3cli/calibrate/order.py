@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from d3cli.calibrate.clock import OutOfTime
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.depth.units import UnitKind, parse_unit
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.intervals import Losses
 
 # Each round tries the units that looked best in the previous rounds, and those with the least
 # influence. Losses change little from one drop to the next, so no other unit is likely to be best.
@@ -37,7 +37,7 @@ class GreedyOrder:
     not win against one that certainly does.
 
     Iterate it: each item is the static schedule just tried. You may stop at any time; `order` holds
-    the units chosen so far.
+    the units chosen so far. Iteration raises OutOfTime when the evaluator's clock runs out.
 
     Args:
         evaluator: scores static schedules on its first `documents`.
@@ -46,7 +46,6 @@ class GreedyOrder:
 
     Attributes:
         order: the skip order so far.
-        cut: whether it stopped for lack of time.
     """
 
     model: LoadedModel
@@ -55,12 +54,11 @@ class GreedyOrder:
     ranking: Sequence[str]
     max_loss: float
     order: list[str] = field(default_factory=list)
-    cut: bool = False
 
     def __iter__(self) -> Iterator[DepthSchedule]:
         left = list(self.ranking)
         last_rates: dict[str, float] = {}  # nats lost per byte saved, when last tried
-        before = np.array([loss.sum() for loss in self.evaluator.full_losses(self.documents)])
+        before = sum_by_document(self.evaluator.full_losses(self.documents))
         while left:
             # All schedules of a round agree up to the layer in which they drop one more unit.
             so_far = static_schedule(self.model.weight_bytes, self.order)
@@ -69,13 +67,8 @@ class GreedyOrder:
             sums: dict[str, NDArray[np.float64]] = {}
             for unit in self._entrants(left, last_rates):
                 schedule = static_schedule(self.model.weight_bytes, [*self.order, unit])
-                try:
-                    losses = self.evaluator.losses(schedule, self.documents)
-                except OutOfTime:
-                    self.cut = True
-                    return
+                sums[unit] = sum_by_document(self.evaluator.losses(schedule, self.documents))
                 yield schedule
-                sums[unit] = np.array([loss.sum() for loss in losses])
                 rates[unit] = (sums[unit] - before) / self.model.weight_bytes.of(unit, self.order)
                 last_rates[unit] = float(rates[unit].sum())
             chosen = min(rates, key=lambda unit: upper_end(rates[unit]))
@@ -92,6 +85,11 @@ class GreedyOrder:
             return list(left)
         best = sorted(left, key=last_rates.__getitem__)[:PREVIOUS_BEST]
         return list(dict.fromkeys([*best, *left[:LEAST_INFLUENCE]]))
+
+
+def sum_by_document(losses: Losses) -> NDArray[np.float64]:
+    """What each document loses, in nats."""
+    return np.array([loss.sum() for loss in losses])
 
 
 def upper_end(rates: NDArray[np.float64]) -> float:

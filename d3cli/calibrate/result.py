@@ -1,73 +1,16 @@
-"""What a calibration looks for and what it found: values only."""
+"""What a calibration found: values only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from d3cli import __version__
-from d3cli.base.errors import Setting, UsageError
+from d3cli.base.errors import Setting
 from d3cli.calibrate.alternatives import Alternative
 from d3cli.calibrate.race import Tried
 from d3cli.calibrate.space import Candidate, CandidateKey, Sort
-from d3cli.calibrate.texts import hash_documents
 from d3cli.calibrate.unit_order import SearchKind
-from d3cli.depth.calibration_record import Calibration, Rival, Unseen
-from d3cli.depth.units import UnitChoice
 from d3cli.kernels.quantization import Quantization
-from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop, Losses
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationSettings:
-    """What to look for.
-
-    Attributes:
-        target_drop: the largest allowed rise of perplexity, as a fraction.
-        units: what may be dropped; "auto" searches layers and sublayers and keeps what is faster,
-            and mixes with low planes where the weights are nested.
-        order: how units are ranked: by influence, greedily, or for each prompt by its own
-            influence. "auto" is greedy where time allows, and each prompt's own order as well.
-        confidence: of the one-sided bound that must be within the target.
-        reply_tokens: the reply length that savings are computed for.
-        seed: splits the documents.
-        max_seconds: the search stops at about this time and uses what it has.
-        replies: whether free-running replies are judged as well.
-
-    Raises:
-        UsageError: a value is outside its range.
-    """
-
-    target_drop: float
-    units: UnitChoice = "auto"
-    order: Literal["influence", "greedy", "prompt", "auto"] = "auto"
-    confidence: float = 0.9
-    reply_tokens: int = 256
-    seed: int = 0
-    max_seconds: float = 600.0
-    replies: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.target_drop <= 1:
-            raise UsageError(
-                (Setting("target_drop"), f" is {self.target_drop:.6g}"),
-                "it must be above 0% and at most 100%",
-            )
-        if not 0.5 < self.confidence <= 0.99:
-            raise UsageError(
-                (Setting("confidence"), f" is {self.confidence:g}"),
-                "it must be above 0.5 and at most 0.99: a few dozen documents support no more",
-            )
-        if self.reply_tokens < 2:
-            raise UsageError(
-                (Setting("reply_tokens"), f" is {self.reply_tokens}"), "it must be at least 2"
-            )
-        if not self.max_seconds > 0:
-            raise UsageError(
-                (Setting("max_seconds"), f" is {self.max_seconds:g}"), "it must be above 0"
-            )
-
 
 Sentence = tuple[str | Setting, ...]  # in pieces, as errors take it
 
@@ -231,6 +174,8 @@ class Outcome:
         orders: the skip order of each kind of unit, for all prompts.
         influence: of every unit.
         against: the form of the weights whose full depth everything is compared with, in words.
+        why_not_as_stored: why that is not the model as stored; empty if it is, or if the user chose
+            the form.
         forms: the forms of the weights that were tried; empty if there was only one.
         rivals: the fastest of each sort that held on the unseen half, none of them faster than the
             chosen one.
@@ -252,6 +197,7 @@ class Outcome:
     orders: dict[SearchKind, tuple[str, ...]] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     against: str = ""
+    why_not_as_stored: str = ""
     forms: list[FormTried] = field(default_factory=list)
     rivals: Mapping[Sort, Measured] = field(default_factory=dict)
     verdict: DecayVerdict | None = None
@@ -259,61 +205,6 @@ class Outcome:
     judged: Mapping[str, Judged] = field(default_factory=dict)
     cut: list[str] = field(default_factory=list)
     seconds: float = 0.0
-
-    def record(
-        self,
-        settings: CalibrationSettings,
-        source: str,
-        documents: Sequence[Document],
-    ) -> Calibration:
-        """The chosen schedule and its figures, to be stored.
-
-        Args:
-            source: where the text comes from.
-        """
-        assert self.chosen is not None
-        chosen = self.chosen
-        return Calibration(
-            schedule=chosen.candidate.schedule,
-            target_drop=settings.target_drop,
-            confidence=settings.confidence,
-            unseen=Unseen(
-                documents=chosen.documents,
-                drop=chosen.drop.value,
-                drop_interval=(chosen.drop.low, chosen.drop.high),
-                kl=chosen.kl,
-                same_top=chosen.same_top,
-                layer_ratio=chosen.layer_ratio,
-                byte_ratio=chosen.byte_ratio,
-            ),
-            settings={
-                "data": source,
-                "units": settings.units,
-                "order": settings.order,
-                "reply_tokens": settings.reply_tokens,
-                "seed": settings.seed,
-                "seconds": round(self.seconds, 1),
-                "cut": "; ".join(self.cut) or None,
-            },
-            data_hash=hash_documents(documents),
-            version=__version__,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            against=self.against,
-            speed=chosen.candidate.speed,
-            rivals=tuple(self._rival(sort, each) for sort, each in self.rivals.items()),
-        )
-
-    def _rival(self, sort: Sort, measured: Measured) -> Rival:
-        candidate, drop = measured.candidate, measured.drop
-        return Rival(
-            sort=sort.value,
-            form=self.form_of(candidate),
-            schedule=candidate.schedule.in_words(),
-            drop=drop.value,
-            drop_interval=(drop.low, drop.high),
-            byte_ratio=candidate.byte_ratio,
-            speed=candidate.speed,
-        )
 
     def form_of(self, candidate: Candidate) -> str:
         """The form of the weights of a candidate, in words."""

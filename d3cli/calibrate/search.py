@@ -3,7 +3,7 @@
 Knows nothing of the unseen half.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ from d3cli.calibrate.mixed_order import (
 )
 from d3cli.calibrate.order import GreedyOrder, units_of
 from d3cli.calibrate.race import race
-from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Outcome
+from d3cli.calibrate.result import CalibrationProgress, Outcome
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import Candidate, StaticLosses, candidates, score_prefixes
 from d3cli.calibrate.unit_order import (
     SearchKind,
@@ -32,6 +33,7 @@ from d3cli.calibrate.unit_order import (
     prompt_orders,
 )
 from d3cli.depth.prompt_order import PromptSchedule
+from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitKind
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.intervals import Losses
@@ -153,9 +155,7 @@ class Search:
             return (yield from self._rank_by_singles(words, ranking))
         max_loss = MAX_LOSS * self.settings.target_drop
         greedy = GreedyOrder(self.model, self.evaluator, self.plan.stages[0], ranking, max_loss)
-        for schedule in greedy:
-            yield self._progress(f"{words}: without {' '.join(schedule.skip_order)}")
-        if not greedy.cut:
+        if (yield from self._follow(greedy, words)):
             return greedy.order
         self.outcome.cut.append(f"the order of {words} is greedy in part")
         return [*greedy.order, *(unit for unit in ranking if unit not in greedy.order)]
@@ -168,13 +168,22 @@ class Search:
         singles = OrderOfSingles(
             self.model.weight_bytes, self.evaluator, self.plan.stages[0], wanted
         )
-        for schedule in singles:
-            yield self._progress(f"{words}: without {' '.join(schedule.skip_order)}")
-        if not singles.cut:
+        if (yield from self._follow(singles, words)):
             return singles.order
         self.outcome.cut.append(f"the order of {words} is by influence in part")
         found = singles.order
         return in_legal_order([*found, *(unit for unit in wanted if unit not in found)])
+
+    def _follow(
+        self, ranking: Iterable[DepthSchedule], words: str
+    ) -> Generator[CalibrationProgress, None, bool]:
+        """Whether time allows a ranking to end."""
+        try:
+            for schedule in ranking:
+                yield self._progress(f"{words}: without {' '.join(schedule.skip_order)}")
+        except OutOfTime:
+            return False
+        return True
 
     def units_of(self, kind: SearchKind) -> list[str]:
         """All units that an order of a kind may name."""

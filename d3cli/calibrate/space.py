@@ -42,7 +42,7 @@ class Candidate:
             it is compared with, over those here. For replies of the length asked for, net of
             repair.
         predicted: nats lost per token, predicted from static depths.
-        quantization: of the weights; None as they were loaded first.
+        quantization: of the weights; None as stored.
     """
 
     schedule: Schedule

@@ -12,7 +12,8 @@ import numpy as np
 
 from d3cli.calibrate.costs import StepCosts
 from d3cli.calibrate.evaluator import finite_losses
-from d3cli.calibrate.result import CalibrationProgress, CalibrationSettings, Measured
+from d3cli.calibrate.result import CalibrationProgress, Measured
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import Candidate, CandidateKey
 from d3cli.calibrate.unit_order import mean_ratios
 from d3cli.depth.schedule import TOLERANCE

@@ -119,6 +119,7 @@ class _Found:
     version: Text
     date: Text
     against: Text | None = None
+    why_not_as_stored: Text | None = None
     speed: Positive | None = None
     rivals: tuple[Rival, ...] = ()
 
@@ -142,9 +143,11 @@ class Calibration(_Found):
         version: d3's.
         date: when it was made, as ISO 8601 with an offset; the store writes UTC.
         against: the form of the weights whose full depth it was compared with: "bfloat16".
+        why_not_as_stored: why that is not the model as stored; None if it is, or if the user chose
+            the form.
         speed: predicted time of a reply there over that of one here, net of repair.
         rivals: the fastest ways of each sort: whether decay paid.
-            (d3 up to 0.1.0 stored none of these three: its drops are against the same form.)
+            (d3 up to 0.1.0 stored none of these four: its drops are against the same form.)
 
     Raises:
         ValueError: the date has another form, or the schedule is absurdly long.
@@ -184,7 +187,10 @@ class Calibration(_Found):
         if self.against is None:
             return data
         rivals = [asdict(one) | {"drop_interval": list(one.drop_interval)} for one in self.rivals]
-        return data | {"against": self.against, "speed": self.speed, "rivals": rivals}
+        data |= {"against": self.against, "speed": self.speed, "rivals": rivals}
+        if self.why_not_as_stored is None:
+            return data
+        return data | {"why_not_as_stored": self.why_not_as_stored}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 import pytest
 
 from d3cli.base.errors import CalibrationError, UsageError
-from d3cli.calibrate.budget import check_halves, make_budget, measure_pace
+from d3cli.calibrate.budget import check_halves, make_budget
+from d3cli.calibrate.pace import measure_pace
 from d3cli.scoring.documents import Document
 from tests.planted import documents, planted
 
@@ -42,12 +43,12 @@ def test_the_pace_is_not_that_of_the_pass_that_reads_the_weights(
 ) -> None:
     took = iter([40.0, 0.5, 2.0])
     clock = [0.0]
-    monkeypatch.setattr("d3cli.calibrate.budget.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("d3cli.calibrate.pace.time.monotonic", lambda: clock[0])
 
     def score(*_: object) -> None:
         clock[0] += next(took)
 
-    monkeypatch.setattr("d3cli.calibrate.budget.score", score)
+    monkeypatch.setattr("d3cli.calibrate.pace.score", score)
     texts = documents()[:8]
     assert measure_pace(planted(), texts) == 8 * max(map(len, texts)) / 2.0
 

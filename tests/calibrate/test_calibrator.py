@@ -13,7 +13,8 @@ from d3cli.calibrate.clock import SearchClock
 from d3cli.calibrate.costs import StepCosts, costs_by_bytes
 from d3cli.calibrate.judge import judge, surprise
 from d3cli.calibrate.own_replies import self_replies
-from d3cli.calibrate.result import CalibrationSettings, Outcome
+from d3cli.calibrate.result import Outcome
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.texts import builtin_samples, choose, encode_samples
 from d3cli.decode.loop import decode_step, prefill
 from d3cli.depth.schedule import DepthSchedule, static_schedule

@@ -5,8 +5,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from d3cli.base.errors import NotEnoughMemoryError
 from d3cli.calibrate.costs import StepCosts, Yardstick, costs_by_bytes
-from d3cli.calibrate.forms import with_contenders
+from d3cli.calibrate.forms import load_forms, with_contenders
 from d3cli.calibrate.mixed_order import OrderOfSingles, in_legal_order, worth_scoring
 from d3cli.calibrate.race import Tried
 from d3cli.calibrate.result import FormTried
@@ -14,6 +15,8 @@ from d3cli.calibrate.space import Candidate, score_prefixes
 from d3cli.calibrate.unit_order import fixed_order
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import LayerBytes, Part, WeightBytes
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import Drop, Losses
 
@@ -119,3 +122,47 @@ def test_losses_between_scored_prefixes_grow_evenly() -> None:
     assert found[1] == pytest.approx((whole[0] + whole[2]) / 2)
     short = list(score_prefixes(evaluator, order, 4, 0.012, stride=2))
     assert len(short) == 3
+
+
+class Loads:
+    """Loads the built-in model in the forms that there is memory for."""
+
+    def __init__(self, *fitting: str | None) -> None:
+        self.fitting, self.asked = fitting, []
+
+    def __call__(self, quantization: str | None) -> LoadedModel:
+        self.asked.append(quantization)
+        if quantization not in self.fitting:
+            raise NotEnoughMemoryError(f"no room for {quantization}")
+        return load_model(dtype="bfloat16", device="cpu", quantization=quantization)
+
+
+def test_the_model_as_stored_is_what_forms_are_compared_with() -> None:
+    forms = load_forms(Loads(None))
+    assert (forms.reference, forms.why_not_as_stored) == (None, "")
+    assert set(forms.others) == {"int8", "nested", "int4"}
+
+
+def test_nested_weights_take_its_place_where_it_does_not_fit() -> None:
+    loads = Loads("nested")
+    forms = load_forms(loads)
+    assert loads.asked == [None, "nested"]
+    assert forms.model.weight_bytes.is_nested and forms.reference == "nested"
+    assert forms.why_not_as_stored == "no room for None"
+    assert forms.others == ("int8", "int4")
+
+
+def test_where_nested_weights_do_not_fit_either_it_is_refused() -> None:
+    loads = Loads("int4")
+    with pytest.raises(NotEnoughMemoryError, match="no room for None"):
+        load_forms(loads)
+    assert loads.asked == [None, "nested"]
+
+
+def test_a_model_that_is_too_large_to_score_makes_room_for_nested_weights() -> None:
+    loads = Loads(None, "nested")
+    forms = load_forms(loads).against_nested("no room to score")
+    assert forms.model.weight_bytes.is_nested and forms.reference == "nested"
+    assert forms.why_not_as_stored == "no room to score"
+    assert forms.others == ("int8", "int4")
+    assert forms.take("nested") is forms.model and loads.asked == [None, "nested"]

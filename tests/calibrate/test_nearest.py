@@ -11,7 +11,8 @@ from d3cli.calibrate.alternatives import alternatives
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.nearest import MARGIN, choose_nearest
 from d3cli.calibrate.race import Tried
-from d3cli.calibrate.result import CalibrationSettings, Outcome, UnseenDrop
+from d3cli.calibrate.result import Outcome, UnseenDrop
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import MIN_SAVED, Candidate
 from d3cli.depth.schedule import DepthSchedule, static_schedule
 from d3cli.model.load import load_model

@@ -13,7 +13,8 @@ from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.clock import SearchClock
 from d3cli.calibrate.costs import Yardstick, costs_by_bytes
 from d3cli.calibrate.evaluator import Evaluator
-from d3cli.calibrate.result import CalibrationSettings
+from d3cli.calibrate.record import make_record
+from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import StaticLosses, candidates, score_prefixes
 from d3cli.calibrate.unit_order import mean_ratios, prompt_orders
 from d3cli.decode.loop import decode_step, prefill
@@ -186,7 +187,7 @@ def test_prompts_too_short_to_decide_an_order_are_not_searched_by_it() -> None:
 
 
 def test_what_was_found_is_stored_read_and_used(calibrated: Calibrator) -> None:
-    found = calibrated.outcome.record(SETTINGS, "built-in", texts())
+    found = make_record(calibrated.outcome, SETTINGS, "built-in", texts())
     path = calibration_store.save(KEY, found)
     assert '"schema": 3' in path.read_text()  # d3 0.1.0 says that a newer d3 wrote it
     assert calibration_store.find(KEY) == found

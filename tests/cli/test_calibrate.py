@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from d3cli.base.errors import StoreError
+from d3cli.base.errors import NotEnoughMemoryError, StoreError
 from d3cli.calibrate.alternatives import alternatives
+from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.costs import StepCosts, costs_by_bytes
+from d3cli.calibrate.forms import load_forms
+from d3cli.calibrate.record import make_record
 from d3cli.calibrate.search import Search
-from d3cli.depth.calibration_store import file_of
+from d3cli.calibrate.settings import CalibrationSettings
+from d3cli.calibrate.texts import encode_samples, read_samples
+from d3cli.cli.calibrate.machine_report import as_json
+from d3cli.cli.calibrate.report import report_rows
+from d3cli.depth.calibration_store import file_of, save
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
@@ -36,10 +43,11 @@ QUICK = (
 def _time_follows_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine, the times of small models are noise."""
 
-    def costs(model: LoadedModel, _: Document) -> StepCosts:
-        return costs_by_bytes(model.weight_bytes, 255)
+    monkeypatch.setattr("d3cli.calibrate.calibrator.measure_costs", by_bytes)
 
-    monkeypatch.setattr("d3cli.calibrate.calibrator.measure_costs", costs)
+
+def by_bytes(model: LoadedModel, _: Document) -> StepCosts:
+    return costs_by_bytes(model.weight_bytes, 255)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,7 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
         *("schema", "schedule", "stored", "target_drop", "confidence", "unseen", "frontier"),
         *("tested", "decay", "no_verdict", "replies", "orders", "influence", "settings"),
         *("why_not", "nearest", "alternatives", "short_prompts", "cut", "seconds"),
-        *("quantization", "against", "forms", "rivals"),
+        *("quantization", "against", "why_not_as_stored", "forms", "rivals"),
     }
     assert found["target_drop"] == 0.05
     unseen = found["unseen"]
@@ -243,6 +251,46 @@ def test_with_a_form_asked_for_no_other_is_tried(d3: D3, wide: Path, text: Path)
     made = d3("calibrate", wide, *QUICK[:-2], "--data", text, "--quantization", "int8", "--json")
     found = json.loads(made.out)
     assert found["forms"] == [] and found["against"] == "bfloat16 int8"
+    assert found["quantization"] == "int8" and found["why_not_as_stored"] is None
+    assert "now uses it with --quantization int8" in made.err
+    ran = d3("generate", wide, "Hello", "--max-tokens", "3", "--json", "--quantization", "int8")
+    assert json.loads(ran.out)["schedule"] == found["schedule"]
+
+
+def test_where_nested_weights_replace_those_as_stored_the_report_says_so(
+    d3: D3, wide: Path, text: Path
+) -> None:
+    def too_large(quantization: str | None) -> LoadedModel:
+        if quantization is None:
+            raise NotEnoughMemoryError("it needs 9 GB, but only 8 GB are free here")
+        return load_model(wide, dtype="bfloat16", device="cpu", quantization=quantization)
+
+    forms = load_forms(too_large)
+    model = forms.model
+    assert forms.reference == model.origin.key.quantization == "nested"
+    documents = encode_samples(model, read_samples(text))
+    settings = CalibrationSettings(0.2, units="plane", order="influence", reply_tokens=64)
+    calibrator = Calibrator(forms, documents, settings, costs=by_bytes)
+    del model  # the forms take turns
+    for _ in calibrator:
+        pass
+    outcome = calibrator.outcome
+    found = as_json(outcome, settings, None)
+    assert found["against"] == "bfloat16 nested"
+    assert found["why_not_as_stored"] == "it needs 9 GB, but only 8 GB are free here"
+    tried = {form["quantization"]: form for form in found["forms"]}
+    assert tried.keys() == {"nested", "int8", "int4"}
+    assert tried["nested"]["drop"] == 0 and tried["nested"]["byte_ratio"] == 1
+    assert {one["quantization"] for one in found["frontier"]} <= tried.keys()
+    rows = list(report_rows(outcome, settings, ""))
+    assert ("compared with", "full depth in bfloat16 nested") in rows
+    assert any("what nesting costs is outside the target" in text for _, text in rows)
+    key = forms.key(found["quantization"])
+    save(key, make_record(outcome, settings, "mine", documents), chosen=True)
+    assert "outside: as stored, it needs 9 GB" in d3("calibrate", "show", wide).out
+    ran = d3("generate", wide, "Hello", "--max-tokens", "3", "--json")
+    assert f"in {found['quantization']} as calibrated" in ran.err
+    assert json.loads(ran.out)["schedule"] == found["schedule"]
 
 
 def test_csv_lists_what_was_tried(d3: D3, planted: Path, text: Path) -> None:

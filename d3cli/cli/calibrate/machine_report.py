@@ -11,14 +11,8 @@ from d3cli.depth.choice import Source
 
 if TYPE_CHECKING:
     from d3cli.calibrate.race import Tried
-    from d3cli.calibrate.result import (
-        CalibrationSettings,
-        DecayVerdict,
-        FormTried,
-        Measured,
-        Nearest,
-        Outcome,
-    )
+    from d3cli.calibrate.result import DecayVerdict, FormTried, Measured, Nearest, Outcome
+    from d3cli.calibrate.settings import CalibrationSettings
     from d3cli.calibrate.space import Candidate
     from d3cli.scoring.intervals import Drop
 
@@ -43,6 +37,7 @@ def as_json(
         "target_drop": settings.target_drop,
         "confidence": settings.confidence,
         "against": outcome.against,
+        "why_not_as_stored": outcome.why_not_as_stored or None,
         "forms": [_form(form) for form in outcome.forms],
         "unseen": None if chosen is None else _measured(chosen),
         "frontier": [_tried(tried) for tried in _by_byte_ratio(outcome)],

@@ -1,4 +1,4 @@
-"""A calibration's report: rows of a name and a value, and a plot."""
+"""A calibration's report for people: rows of a name and a value."""
 
 import math
 from collections.abc import Iterator
@@ -9,25 +9,18 @@ from d3cli.base.amounts import signed_percent
 from d3cli.base.errors import spelled
 from d3cli.cli.calibrate.machine_report import as_json, csv_rows
 from d3cli.cli.calibrate.options import Format
+from d3cli.cli.calibrate.plot import plot
 from d3cli.cli.output import Output, flag
 from d3cli.depth.prompt_order import order_in_words
 from d3cli.depth.units import UnitKind, parse_unit, units_in_words
 
 if TYPE_CHECKING:
-    from d3cli.calibrate.result import (
-        CalibrationSettings,
-        DecayVerdict,
-        Judged,
-        Measured,
-        Nearest,
-        Outcome,
-    )
+    from d3cli.calibrate.result import DecayVerdict, Judged, Measured, Nearest, Outcome
+    from d3cli.calibrate.settings import CalibrationSettings
     from d3cli.calibrate.space import Candidate
     from d3cli.scoring.intervals import Drop
 
 HIGH_KL = 5  # in multiples of the target, in nats
-HEIGHT, MAX_WIDTH, MIN_WIDTH = 14, 72, 20  # of the plot, in characters
-MARGIN = 36  # for the labels of both axes
 MIN_SAVED = 0.02  # as in `d3cli.calibrate.space`, which takes long to import
 KINDS = {
     None: "full depth",
@@ -36,16 +29,6 @@ KINDS = {
     "plane": "low planes",
     "mixed": "mixed units",
 }
-MARKERS = (
-    (None, False, "+"),
-    ("layer", False, "o"),
-    ("sublayer", False, "x"),
-    ("layer", True, "@"),
-    ("sublayer", True, "*"),
-    ("plane", False, "."),
-    ("plane", True, ":"),
-    ("mixed", False, "m"),
-)
 Rows = Iterator[tuple[str, str]]
 
 
@@ -83,11 +66,17 @@ def report_rows(outcome: "Outcome", settings: "CalibrationSettings", command: st
         f"at most {signed_percent(settings.target_drop)} perplexity, with "
         f"{100 * settings.confidence:g}% confidence",
     )
+    yield "compared with", f"full depth in {outcome.against}"
+    if outcome.why_not_as_stored:
+        yield (
+            "  note",
+            f"what nesting costs is outside the target: as stored, {outcome.why_not_as_stored}",
+        )
     if outcome.chosen is None:
         yield "chosen", f"nothing: {spelled(outcome.why_not, flag)}"
         yield from _instead(outcome, command)
     else:
-        yield from _chosen(outcome, outcome.chosen, settings)
+        yield from _chosen(outcome.chosen, settings)
     yield from _forms(outcome)
     yield from _best_of_kinds(outcome, settings)
     yield from _decay(outcome)
@@ -132,7 +121,7 @@ def accepting(nearest: "Nearest", command: str) -> str:
     return f"{command} --target-drop {100 * nearest.target_drop:g}%"
 
 
-def _chosen(outcome: "Outcome", chosen: "Measured", settings: "CalibrationSettings") -> Rows:
+def _chosen(chosen: "Measured", settings: "CalibrationSettings") -> Rows:
     candidate, steps = chosen.candidate, settings.reply_tokens
     yield "chosen", _in_words(candidate)
     if candidate.kind is not None:
@@ -141,7 +130,6 @@ def _chosen(outcome: "Outcome", chosen: "Measured", settings: "CalibrationSettin
         f"replies of {steps} tokens",
         f"layers {chosen.layer_ratio:.2f}×, bytes {chosen.byte_ratio:.2f}×; {_savings(candidate)}",
     )
-    yield "  compared with", f"full depth in {outcome.against}"
     yield (
         "on unseen text",
         f"{_bounds(chosen.drop)} perplexity; {chosen.documents} documents, "
@@ -173,7 +161,7 @@ def _chosen(outcome: "Outcome", chosen: "Measured", settings: "CalibrationSettin
 def _forms(outcome: "Outcome") -> Rows:
     """The forms of the weights at full depth."""
     for one in outcome.forms:
-        if one.quantization is None:
+        if one.form == outcome.against:
             costs = "what the others are compared with"
         else:
             costs = f"{_bounds(one.full.drop)}; {_savings(one.full.candidate)}"
@@ -277,43 +265,3 @@ def _judged(judged: "Judged") -> str:
         f"{judged.tokens:,} tokens"
     )
     return text if judged.rise is None else f"{text}: {_bounds(judged.rise)}"
-
-
-def plot(outcome: "Outcome", settings: "CalibrationSettings", width: int) -> str:
-    """The drop of every schedule tried against its speed; empty where it cannot be drawn."""
-    import plotille
-
-    tried = list(outcome.tried.values())
-    if not tried or width < MIN_WIDTH + MARGIN:
-        return ""
-    speeds = [t.candidate.speed for t in tried]
-    highest = max(2 * settings.target_drop, *(t.drop.value for t in tried if t.drop.value < 10))
-    figure = plotille.Figure()
-    figure.with_colors = False
-    figure.width, figure.height = min(width - MARGIN, MAX_WIDTH), HEIGHT
-    figure.x_label, figure.y_label = "speed, net", "drop"
-    figure.set_x_limits(min(speeds), max([*speeds, min(speeds) + 0.01]))
-    figure.set_y_limits(min(0.0, *(t.drop.value for t in tried)), highest)
-    figure.x_ticks_fkt = lambda value, _: f"{value:.2f}×"
-    figure.y_ticks_fkt = lambda value, _: signed_percent(value)
-    figure.plot([min(speeds), max(speeds)], [settings.target_drop] * 2)
-    for kind, by_prompt, marker in MARKERS:
-        points = [
-            t
-            for t in tried
-            if (t.candidate.kind, t.candidate.by_prompt) == (kind, by_prompt)
-            and math.isfinite(t.drop.value)
-        ]
-        figure.scatter(
-            [t.candidate.speed for t in points], [t.drop.value for t in points], marker=marker
-        )
-    legend = "o whole layers, x sublayers"
-    if outcome.forms:
-        legend += ", . low planes, m mixed units, + full depth in each form of the weights"
-    if any(t.candidate.by_prompt for t in tried):
-        legend += ", @ and * the same in each prompt's own order"
-    legend += " (search half); the line is the target"
-    if outcome.chosen is not None:
-        figure.scatter([outcome.chosen.candidate.speed], [outcome.chosen.drop.value], marker="#")
-        legend += "; # the chosen schedule on unseen text"
-    return f"{figure.show()}\n{legend}"

@@ -2,39 +2,31 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from d3cli.base.amounts import signed_percent
-from d3cli.base.errors import CalibrationError, Setting, StoreError, TargetNotMetError, Words
+from d3cli.base.errors import Setting, StoreError, TargetNotMetError, Words
 from d3cli.cli import signals
-from d3cli.cli.calibrate.options import (
-    DOCUMENTS,
-    CalibrateSettings,
-    Format,
-    SearchOptions,
-)
+from d3cli.cli.calibrate.loading import fit_to_score, load_to_calibrate
+from d3cli.cli.calibrate.options import CalibrateSettings, Format, SearchOptions
 from d3cli.cli.calibrate.parse import parse_duration, parse_target
 from d3cli.cli.calibrate.report import accepting, write_report
+from d3cli.cli.calibrate.text import read_documents, template_check, write_replies
 from d3cli.cli.depth import calibrate_command
-from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
+from d3cli.cli.model_options import DtypeName, ModelOptions
 from d3cli.cli.output import Output
-from d3cli.cli.request import load
 from d3cli.depth.calibration_record import ModelKey
-from d3cli.depth.calibration_store import check_writable, save
+from d3cli.depth.calibration_store import calibrations_of, check_writable, save
 from d3cli.kernels.lean_imports import import_libraries
 
 if TYPE_CHECKING:
     from d3cli.calibrate.budget import Budget
     from d3cli.calibrate.calibrator import Calibrator
     from d3cli.calibrate.forms import ModelForms
-    from d3cli.calibrate.result import CalibrationSettings, Outcome
-    from d3cli.calibrate.texts import Sample
-    from d3cli.kernels.quantization import Quantization
-    from d3cli.model.load import CheckText, LoadOptions
-    from d3cli.model.model import LoadedModel
+    from d3cli.calibrate.result import Outcome
+    from d3cli.calibrate.settings import CalibrationSettings
     from d3cli.scoring.documents import Document
 
 REPLY_TOKENS = 256
@@ -52,9 +44,7 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
 
     data, count = given.text.data, given.text.documents
     samples = None if data is None else read_samples(data)
-    # Documents are scored in one pass each, so for memory they are prompts.
-    check_text = _template_check(samples)
-    forms = _load_forms(output, name, given.loading, check_text)
+    forms = load_to_calibrate(output, name, given.loading, template_check(samples))
     model, title = forms.model, forms.model.name
     if given.search.reply_tokens is None:
         settings = replace(settings, reply_tokens=min(REPLY_TOKENS, model.context_length))
@@ -66,52 +56,22 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
             # scipy takes long to import; a signal must not raise an exception inside it.
             import scipy.stats  # noqa: F401
 
-            from d3cli.calibrate.evaluator import check_memory_to_score
-
-            texts = _documents(model, samples, count, settings.seed)
+            texts = read_documents(model, samples, count, settings.seed)
         signals.stop_in_order()
         if given.text.self_replies:
-            texts = _write_replies(output, model, texts, settings, began)
+            texts = write_replies(output, model, texts, settings, began)
+        del model  # the forms let go of it to load it in others
         if not given.loading.force:
-            check_memory_to_score(model, texts)
-        del model  # the calibrator lets go of it to load it in other forms
+            forms = fit_to_score(output, forms, texts)
         calibrator = _search(output, forms, texts, settings, began, count)
     except signals.Stopped:
         output.note("interrupted: nothing was stored")
         raise
     finally:
         signals.exit_at_once()
-    source = str(data) if data else "self-replies" if given.text.self_replies else "built-in"
     command = calibrate_command(name, given.loading)
     command += "" if data is None else f" --data {shlex.quote(str(data))}"
-    _finish(output, title, calibrator, source, texts, form, command)
-
-
-def _load_forms(
-    output: Output, name: str, loading: ModelOptions, check_text: "CheckText | None"
-) -> "ModelForms":
-    """Loads the model, and says which forms of its weights are to be tried.
-
-    With --quantization, that is the only form.
-    """
-    from d3cli.calibrate.alternatives import forms_to_try
-    from d3cli.calibrate.forms import ModelForms
-    from d3cli.model.load import load_model
-
-    lengths: LoadOptions = {"prompt_tokens": 2048, "reply_tokens": 1}
-    if loading.quantization is not QuantizationName.auto:
-        return ModelForms(load(output, name, loading, check_text, **lengths))
-    as_stored = replace(loading, quantization=QuantizationName.none)
-    first = load(output, name, as_stored, check_text, **lengths)
-    others = forms_to_try(first) if loading.dtype in (DtypeName.auto, DtypeName.bfloat16) else []
-
-    def load_form(quantization: "Quantization | None") -> "LoadedModel":
-        options: LoadOptions = {**as_stored.load_options, **lengths, "quantization": quantization}
-        return load_model(name, offline=loading.offline, revision=loading.revision, **options)
-
-    if others:
-        output.note(f"weights: tried as stored, and in {' and '.join(others)}")
-    return ModelForms(first, load_form, others)
+    _finish(output, title, calibrator, texts, given, form, command)
 
 
 def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
@@ -120,7 +80,7 @@ def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettin
     with output.progress.waiting("loading"):
         output.quiet_libraries()
         import_libraries()
-        from d3cli.calibrate.result import CalibrationSettings
+        from d3cli.calibrate.settings import CalibrationSettings
 
         return CalibrationSettings(
             target_drop=target,
@@ -132,67 +92,6 @@ def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettin
             max_seconds=seconds,
             replies=given.replies,
         )
-
-
-def _template_check(samples: Sequence["Sample"] | None) -> "CheckText | None":
-    """Returns what refuses a chat template that cannot render the text; None if it needs none.
-
-    The built-in text, which stands for None, consists of conversations.
-    """
-    from d3cli.text.chat_template import check_template
-
-    if samples is None:
-        return partial(check_template, roles=("user",))
-    first = next((sample.messages for sample in samples if sample.messages), None)
-    if first is None:
-        return None
-    return partial(check_template, roles=[message["role"] for message in first])
-
-
-def _documents(
-    model: "LoadedModel", samples: Sequence["Sample"] | None, count: int | None, seed: int
-) -> list["Document"]:
-    from d3cli.calibrate.texts import builtin_samples, choose, encode_samples
-
-    found = encode_samples(model, builtin_samples(model) if samples is None else samples)
-    return choose(found, DOCUMENTS if count is None else count, seed)
-
-
-def _write_replies(
-    output: Output,
-    model: "LoadedModel",
-    prompts: Sequence["Document"],
-    settings: "CalibrationSettings",
-    began: float,
-) -> list["Document"]:
-    """The model's own replies to the prompts, as many as it writes in half of the time.
-
-    Raises:
-        CalibrationError: there are too few.
-    """
-    from d3cli.calibrate.own_replies import self_replies
-    from d3cli.calibrate.texts import MIN_DOCUMENTS
-
-    found: list[Document] = []
-
-    def steps() -> Iterator[tuple[str, float]]:
-        replies = self_replies(model, prompts, settings.reply_tokens, settings.seed)
-        for number, reply in enumerate(replies, start=1):
-            found.append(reply)
-            yield f"the model's own replies: {number}", number / len(prompts)
-            if time.monotonic() - began > settings.max_seconds / 2:
-                return
-
-    output.progress.follow(steps())
-    if len(found) < MIN_DOCUMENTS:
-        raise CalibrationError(
-            f"the model wrote {len(found)} replies of two or more tokens in half of --max-time, "
-            f"but {MIN_DOCUMENTS} are needed",
-            "raise --max-time or lower --reply-tokens",
-        )
-    if len(found) < len(prompts):
-        output.note(f"replies: {len(found)} of {len(prompts)} were written in half of the time")
-    return found
 
 
 def _search(
@@ -248,12 +147,16 @@ def _finish(
     output: Output,
     title: str,
     calibrator: "Calibrator",
-    source: str,
     texts: list["Document"],
+    given: CalibrateSettings,
     form: Format,
     command: str,
 ) -> None:
     """Stores the result and reports it."""
+    from d3cli.calibrate.record import make_record
+
+    data, self_replies = given.text.data, given.text.self_replies
+    source = str(data) if data else "self-replies" if self_replies else "built-in"
     outcome, settings = calibrator.outcome, calibrator.settings
     if outcome.chosen is None:
         write_report(output, outcome, settings, title, None, form, command)
@@ -269,7 +172,7 @@ def _finish(
     try:
         key = calibrator.forms.key(outcome.chosen.candidate.quantization)
         assert key is not None
-        record = outcome.record(settings, source, texts)
+        record = make_record(outcome, settings, source, texts)
         stored = save(key, record, chosen=bool(calibrator.forms.others))
     except StoreError:
         write_report(output, outcome, settings, title, None, form, command)
@@ -277,16 +180,29 @@ def _finish(
     try:
         write_report(output, outcome, settings, title, stored, form, command)
     finally:  # it is stored even if the report cannot be written
-        output.note(f"stored: {stored}; {_from_now_on(calibrator, key)}")
+        output.note(f"stored: {stored}; {_from_now_on(calibrator.forms, key, given.loading)}")
 
 
-def _from_now_on(calibrator: "Calibrator", key: ModelKey) -> str:
+def _from_now_on(forms: "ModelForms", key: ModelKey, loading: ModelOptions) -> str:
     """When the stored calibration is used."""
-    if not calibrator.forms.others or key.quantization is None:
-        return "--alpha auto, the default, now uses it"
-    return (
-        f"from now on, this model is loaded in {key.quantization}; --quantization none undoes that"
-    )
+    if not forms.others or key.quantization is None:
+        return f"--alpha auto, the default, now uses it{_with_form(key, loading)}"
+    words = f"from now on, this model is loaded in {key.quantization}"
+    return words if forms.why_not_as_stored else f"{words}; --quantization none undoes that"
+
+
+def _with_form(key: ModelKey, loading: ModelOptions) -> str:
+    """The options without which the model would be loaded in another form than this one."""
+    stored = calibrations_of(key.model)
+    choice = None if stored is None else stored.choice
+    if key.form == choice:
+        return ""
+    options = []
+    if loading.dtype is not DtypeName.auto:
+        options.append(f"--dtype {loading.dtype}")
+    if key.quantization is not None or choice is not None:
+        options.append(f"--quantization {key.quantization or 'none'}")
+    return " with " * bool(options) + " ".join(options)
 
 
 def _what_instead(outcome: "Outcome", command: str) -> Words:

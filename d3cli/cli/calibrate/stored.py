@@ -102,7 +102,10 @@ def _compared(calibration: Calibration) -> Iterator[tuple[str, str]]:
     """What it was compared with, and the best of each sort; d3 0.1.0 stored neither."""
     if calibration.against is None:
         return
-    yield "compared with", f"full depth in {calibration.against}"
+    against = f"full depth in {calibration.against}"
+    if calibration.why_not_as_stored is not None:
+        against += f"; what nesting costs is outside: as stored, {calibration.why_not_as_stored}"
+    yield "compared with", against
     for one in calibration.rivals:
         low, high = one.drop_interval
         yield (

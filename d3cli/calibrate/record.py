@@ -1,0 +1,67 @@
+"""What a calibration found, as it is stored."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from d3cli import __version__
+from d3cli.calibrate.result import Measured, Outcome
+from d3cli.calibrate.settings import CalibrationSettings
+from d3cli.calibrate.space import Sort
+from d3cli.calibrate.texts import hash_documents
+from d3cli.depth.calibration_record import Calibration, Rival, Unseen
+from d3cli.scoring.documents import Document
+
+
+def make_record(
+    outcome: Outcome, settings: CalibrationSettings, source: str, documents: Sequence[Document]
+) -> Calibration:
+    """The chosen schedule and its figures.
+
+    Args:
+        source: where the text comes from.
+    """
+    assert outcome.chosen is not None
+    chosen = outcome.chosen
+    return Calibration(
+        schedule=chosen.candidate.schedule,
+        target_drop=settings.target_drop,
+        confidence=settings.confidence,
+        unseen=Unseen(
+            documents=chosen.documents,
+            drop=chosen.drop.value,
+            drop_interval=(chosen.drop.low, chosen.drop.high),
+            kl=chosen.kl,
+            same_top=chosen.same_top,
+            layer_ratio=chosen.layer_ratio,
+            byte_ratio=chosen.byte_ratio,
+        ),
+        settings={
+            "data": source,
+            "units": settings.units,
+            "order": settings.order,
+            "reply_tokens": settings.reply_tokens,
+            "seed": settings.seed,
+            "seconds": round(outcome.seconds, 1),
+            "cut": "; ".join(outcome.cut) or None,
+        },
+        data_hash=hash_documents(documents),
+        version=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        against=outcome.against,
+        why_not_as_stored=outcome.why_not_as_stored or None,
+        speed=chosen.candidate.speed,
+        rivals=tuple(_rival(outcome, sort, each) for sort, each in outcome.rivals.items()),
+    )
+
+
+def _rival(outcome: Outcome, sort: Sort, measured: Measured) -> Rival:
+    candidate, drop = measured.candidate, measured.drop
+    return Rival(
+        sort=sort.value,
+        form=outcome.form_of(candidate),
+        schedule=candidate.schedule.in_words(),
+        drop=drop.value,
+        drop_interval=(drop.low, drop.high),
+        byte_ratio=candidate.byte_ratio,
+        speed=candidate.speed,
+    )
