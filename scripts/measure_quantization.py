@@ -15,8 +15,8 @@ The weights of a model that was once stored in 4 bits lie on a grid of 16 values
 flatters groups of the same size. `--mixed` permutes the inputs of every linear before grouping, so
 that no group is one of the grid's.
 
-d3 rounds by least squares (`d3cli/kernels/int4_rounding.py`), nested weights by the importance of
-their inputs. The other ways are here to compare.
+d3 rounds by least squares (`d3cli/kernels/int4_rounding.py`) by the importance of the inputs. The
+other ways are here to compare.
 The last column is the processor time for a million weights, which is comparable within a run only.
 """
 
@@ -50,7 +50,7 @@ Rounding = Callable[[Tensor, Tensor], Tensor]
 
 
 def by_least_squares(rounds: int, group: int, weight: Tensor) -> Tensor:
-    """The way of d3; without rounds, the values of a group span its range."""
+    """All inputs count alike; without rounds, the values of a group span its range."""
     return round_to_groups(weight, group, torch.bfloat16, rounds).dequantized()
 
 
@@ -101,7 +101,7 @@ def by_half_quadratic(group: int, weight: Tensor) -> Tensor:
 
 
 def by_importance(group: int, weight: Tensor, importance: Tensor) -> Tensor:
-    """Least squares in which inputs count by their importance, as in d3's nested planes."""
+    """The way of d3: least squares in which inputs count by their importance."""
     return round_to_groups(weight, group, torch.bfloat16, importance=importance).dequantized()
 
 

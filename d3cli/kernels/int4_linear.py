@@ -21,8 +21,8 @@ from d3cli.kernels.scratch import WEIGHTS, scratch, usual_rows
 # The kernel's blocks of outputs are at most this long; the last ones may be shorter.
 BLOCK = 64
 OUT_MULTIPLE = 16
-# Weights that share a scale. Groups of 64 would save a tenth of the bytes, but cost a small model
-# half as much quality again; and GGUF's own 4-bit blocks have 32 weights.
+# Weights that share a scale. Groups of 64 would save a tenth of the bytes, but a small model would
+# lose almost twice as much quality; and GGUF's own 4-bit blocks have 32 weights.
 GROUP = 32
 # Weights that are packed at once.
 CHUNK = 1 << 18

@@ -137,7 +137,7 @@ class KernelPlan:
     @property
     def rounds_for_inputs(self) -> bool:
         """Whether linears are rounded for the inputs that they get in a text."""
-        return self.quantized is Kernel.TORCH_NESTED
+        return self.quantized in (Kernel.TORCH_INT4, Kernel.TORCH_NESTED)
 
     @property
     def packs_head(self) -> bool:

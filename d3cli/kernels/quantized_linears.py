@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from d3cli.kernels.device import product_dtype
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int4_rounding import Groups
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.measure_small import Kind
 from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.kernels.plan import Kernel, KernelPlan
+from d3cli.kernels.scratch import WEIGHTS
 
 IN_LAYER = re.compile(r"\.\d+\.")
 
@@ -43,14 +45,16 @@ def quantize_linears(
     Args:
         read: returns the values of a weight, in memory that is freed with the result.
         groups: returns what reads rows of a weight that is stored in 4 bits; None for others.
-        ids: tokens of a text. The model reads it meanwhile if the plan rounds for inputs.
+        ids: tokens of a text. The model reads it meanwhile if weights are rounded for inputs.
     """
     waiting = {
         name: _Waiting(module, plan, read, groups)
         for name, module in causal_lm.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and IN_LAYER.search(f".{name}")
     }
-    if plan.rounds_for_inputs and ids:
+    for linear in waiting.values():
+        linear.keep_stored_bits()
+    if plan.rounds_for_inputs and ids and any(linear.is_waiting for linear in waiting.values()):
         for name, linear in waiting.items():
             causal_lm.set_submodule(name, linear)
         causal_lm.base_model(torch.tensor([list(ids)]), use_cache=False)
@@ -62,8 +66,8 @@ def quantize_linears(
 class _Waiting(nn.Module):
     """A linear that is quantized when it is called first, for the inputs that it gets then.
 
-    One pass over a text so quantizes a whole model, one weight at a time: each linear's inputs come
-    from those before it, in fewer bits already.
+    One pass over a text so quantizes a whole model, and reads one weight at a time. It multiplies
+    the weights as they were: unpacking them again would take longer.
 
     Attributes:
         fits: whether the kernel takes its shape.
@@ -79,33 +83,46 @@ class _Waiting(nn.Module):
         self._shape = tuple(reversed(shape) if self._is_transposed else shape)
         self.fits = plan.of_linear(*self._shape) is plan.quantized
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is still to be quantized."""
+        return self.fits and self._small is None
+
+    def keep_stored_bits(self) -> None:
+        """Quantizes it now if the plan is int4 and its file holds 4 bits: they stay as they are."""
+        if not self.fits or self._plan.quantized is not Kernel.TORCH_INT4:
+            return
+        stored = self._groups(self._linear.weight.detach())
+        if stored is not None:
+            dtype = self._linear.weight.dtype
+            self._keep(FourBitLinear(self._shape, stored, self._linear.bias, dtype))
+
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        if not self.fits:
-            return functional.linear(hidden, self._values(), self._linear.bias)
-        importance = hidden.reshape(-1, hidden.shape[-1]).float().square().mean(dim=0)
-        found: Tensor = self.quantized(importance)(hidden)
-        return found
+        if self._small is not None:
+            found: Tensor = self._small(hidden)
+            return found
+        values, bias = self._values(), self._linear.bias
+        if self.fits:
+            importance = hidden.reshape(-1, hidden.shape[-1]).float().square().mean(dim=0)
+            self._keep(self._rounded(values, importance))
+        return _product(hidden, values, bias)
 
-    def quantized(self, importance: Tensor | None = None) -> nn.Module:
+    def quantized(self) -> nn.Module:
         """It in fewer bits, or as it was if it does not fit."""
-        if not self.fits:
-            linear: nn.Module = self._linear
-            return linear
-        if self._small is None:
-            self._small = self._quantize(importance).train(self._linear.training)
-            self._linear = None  # frees its weight
-        return self._small
+        if self.is_waiting:
+            self._keep(self._rounded(self._values()))
+        return self._linear if self._small is None else self._small
 
-    def _quantize(self, importance: Tensor | None) -> Small:
-        linear, kernel = self._linear, self._plan.quantized
-        bias, dtype = linear.bias, linear.weight.dtype
-        if kernel is Kernel.TORCH_INT4 and (stored := self._groups(linear.weight.detach())):
-            return FourBitLinear(self._shape, stored, bias, dtype)
-        values = self._values()
-        if kernel is Kernel.TORCH_INT4:
-            return FourBitLinear.rounded(values, bias, dtype)
-        if kernel is Kernel.TORCH_NESTED:
+    def _keep(self, small: Small) -> None:
+        self._small = small.train(self._linear.training)
+        self._linear = None  # frees its weight
+
+    def _rounded(self, values: Tensor, importance: Tensor | None = None) -> Small:
+        bias, dtype = self._linear.bias, self._linear.weight.dtype
+        if self._plan.quantized is Kernel.TORCH_INT4:
+            return FourBitLinear.rounded(values, bias, dtype, importance=importance)
+        if self._plan.quantized is Kernel.TORCH_NESTED:
             return NestedLinear.rounded(values, bias, dtype, importance)
         return EightBitLinear(values, bias, dtype=dtype)
 
@@ -113,6 +130,16 @@ class _Waiting(nn.Module):
         """The weight ``[out, in]``."""
         values = self._read(self._linear.weight.detach())
         return values.T if self._is_transposed else values
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``[..., in]`` to ``[..., out]``, by a weight ``[out, in]`` of any float dtype."""
+    dtype = product_dtype(hidden.dtype)
+    rows = hidden.to(dtype)
+    # Copies of few weights at a time, since those of all could be the peak of memory.
+    parts = torch.split(weight, max(1, WEIGHTS // weight.shape[1]))
+    output = torch.cat([functional.linear(rows, part.to(dtype)) for part in parts], dim=-1)
+    return (output if bias is None else output + bias.to(dtype)).to(hidden.dtype)
 
 
 def use_measured_rows(causal_lm: nn.Module, rows_of: RowsOf) -> None:
