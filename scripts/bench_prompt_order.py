@@ -32,7 +32,8 @@ from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.schedule import static_schedule
 from d3cli.depth.units import UnitKind
 from d3cli.files.names import find_model
-from d3cli.model.influence import InfluenceHistory, InfluenceMeter, InfluenceTable, mean_influence
+from d3cli.model.influence import InfluenceMeter
+from d3cli.model.influence_table import InfluenceHistory, InfluenceTable, mean_influence
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document

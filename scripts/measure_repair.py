@@ -20,7 +20,8 @@ from torch import Tensor
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.names import find_model
-from d3cli.model.influence import InfluenceMeter, mean_influence
+from d3cli.model.influence import InfluenceMeter
+from d3cli.model.influence_table import mean_influence
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel

@@ -14,7 +14,7 @@ from d3cli.depth.units import UnitChoice
 from d3cli.files.names import ModelFiles, find_on_disk
 
 if TYPE_CHECKING:
-    from d3cli.model.load import LoadOptions
+    from d3cli.model.load_plan import LoadOptions
 
 # Where drivers of GPUs show up: NVIDIA, AMD, and Windows' Linux.
 GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
@@ -39,7 +39,7 @@ class ChosenForm:
         """The options as `load_model` takes them."""
         found = self.options.load_options
         if self.for_decay:
-            found["quantization"] = "for decay"
+            found["for_decay"] = True
         return found
 
 

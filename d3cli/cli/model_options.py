@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from d3cli.kernels.quantization import Quantization
-    from d3cli.model.load import LoadOptions
+    from d3cli.model.load_plan import LoadOptions
 
 MODEL = "Model"
 MODEL_HELP = (

@@ -28,7 +28,8 @@ from d3cli.kernels.process import stay_offline, use_threads
 from d3cli.text.stop_strings import unescaped
 
 if TYPE_CHECKING:
-    from d3cli.model.load import CheckText, LoadOptions
+    from d3cli.model.load import CheckText
+    from d3cli.model.load_plan import LoadOptions
     from d3cli.model.model import LoadedModel
 
 
@@ -271,7 +272,8 @@ def load_announced(
     with output.progress.waiting("loading"):
         import_libraries()
         from d3cli.kernels.threads import pick_threads
-        from d3cli.model.load import check_model, load_model
+        from d3cli.model.load import load_model
+        from d3cli.model.load_plan import check_model
 
         if threads is None:
             threads, reason = pick_threads()

@@ -14,7 +14,7 @@ from torch import Tensor
 from d3cli.base.errors import GenerationError, Setting
 from d3cli.decode.sampler import Sampler
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.influence import InfluenceTable
+from d3cli.model.influence_table import InfluenceTable
 from d3cli.model.kv_cache import PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
 

@@ -15,7 +15,7 @@ from d3cli.decode.loop import PrefillChunk, prefill
 from d3cli.depth.prompt_order import MIN_POSITIONS, PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitKind
-from d3cli.model.influence import InfluenceTable
+from d3cli.model.influence_table import InfluenceTable
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
 

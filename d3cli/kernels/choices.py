@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,26 +18,17 @@ import torch
 from d3cli.base.errors import D3Error, UsageError, Words
 from d3cli.base.file_lock import file_lock
 from d3cli.kernels.choice_file import (
-    Choice,
-    HeadChoice,
     Machine,
     OnMachine,
-    Record,
-    RowsChoice,
     Wanted,
     choices_file,
     read_machines,
     write_machine,
 )
-from d3cli.kernels.measure import Measured, bfloat16_is_fast, measure
-from d3cli.kernels.measure_small import (
-    Kind,
-    MeasuredHead,
-    MeasuredRows,
-    measure_head,
-    measure_rows,
-)
-from d3cli.kernels.products import PACKED, Product, Products, can_pack
+from d3cli.kernels.measure import bfloat16_is_fast, measure
+from d3cli.kernels.measure_small import Kind, measure_head, measure_rows
+from d3cli.kernels.meters import Meters
+from d3cli.kernels.products import PACKED, Products, can_pack
 from d3cli.kernels.threads import machine_is_busy
 
 SWITCH = "D3_KERNELS"
@@ -52,15 +43,6 @@ TRIES, LIMIT_S = 2, 5.0
 CPU = torch.device("cpu")
 BUSY = "this machine is too busy to measure kernels: torch's own are used until it is quiet"
 DAMAGED = "the file of kernel choices is damaged or foreign, and will be replaced"
-
-
-@dataclass(frozen=True, slots=True)
-class Meters:
-    """What measures: a shape of weights in bfloat16, one in 8 or 4 bits, an LM head."""
-
-    products: Callable[[int, int], Measured]
-    rows: Callable[[Kind, int, int], MeasuredRows]
-    head: Callable[[int, int, Product], MeasuredHead]
 
 
 def choices_here() -> "KernelChoices":
@@ -227,23 +209,11 @@ class KernelChoices:
         for number in range(TRIES):
             if number and time.perf_counter() > end:
                 break
-            record = self._measured(wanted)
+            record = self._meters.record(wanted, self.current(*wanted[1:]).one)
             if record is not None:
                 self.here = self.here.including(record)
                 return True
         return False
-
-    def _measured(self, wanted: Wanted) -> Record | None:
-        """What one measurement finds; None if the machine was not quiet meanwhile."""
-        kind, *(outputs, inputs) = wanted
-        if kind == "bfloat16":
-            products = self._meters.products(outputs, inputs)
-            return Choice.of((outputs, inputs), products) if products.steady else None
-        if kind == "head":
-            head = self._meters.head(outputs, inputs, self.current(outputs, inputs).one)
-            return HeadChoice.of((outputs, inputs), head) if head.steady else None
-        rows = self._meters.rows(kind, outputs, inputs)
-        return RowsChoice.of((kind, outputs, inputs), rows) if rows.steady else None
 
     def _find_any(self, wanted: Wanted) -> Any:
         """What was measured here, else with another number of threads, the largest first."""

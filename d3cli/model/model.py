@@ -20,7 +20,8 @@ from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
 from d3cli.model.decoder_block import MOST_TOKENS, DecoderStack
 from d3cli.model.gate import LayerGate
-from d3cli.model.influence import InfluenceHistory, InfluenceMeter
+from d3cli.model.influence import InfluenceMeter
+from d3cli.model.influence_table import InfluenceHistory
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.origin import Origin
 from d3cli.text.chat_template import own_template

@@ -60,19 +60,13 @@ def wrap_model(
         fix_rotary_table(causal_lm, chosen.length)
     group_queries(causal_lm)
     gate = LayerGate(causal_lm.eval(), family)
-    settings = dict(generation_settings or {})
     model = LoadedModel(
         name=name,
         causal_lm=causal_lm,
         gate=gate,
         weight_bytes=measure_bytes(causal_lm, gate),
         context_length=chosen.length,
-        text=TextSide(
-            tokenizer=tokenizer,
-            renderer=renderer or Renderer(),
-            eos_token_ids=_eos_token_ids(settings, config, tokenizer),
-            generation_settings=settings,
-        ),
+        text=_text_side(config, tokenizer, renderer, dict(generation_settings or {})),
         origin=Origin(shipped=stored_schedule),
         notes=(*notes, *([] if chosen.note is None else [chosen.note])),
         blocks=fill_blocks(causal_lm, gate.decoder, family),
@@ -113,6 +107,17 @@ def _not_runnable(model: LoadedModel, reason: str) -> ModelError:
         f'{model.name} is of the type "{model.causal_lm.config.model_type}", which d3 cannot run: '
         f"{reason}",
         OTHER_TYPE,
+    )
+
+
+def _text_side(
+    config: Any, tokenizer: Any, renderer: Renderer | None, settings: dict[str, Any]
+) -> TextSide:
+    return TextSide(
+        tokenizer=tokenizer,
+        renderer=renderer or Renderer(),
+        eos_token_ids=_eos_token_ids(settings, config, tokenizer),
+        generation_settings=settings,
     )
 
 

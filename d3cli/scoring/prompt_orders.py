@@ -8,7 +8,7 @@ from d3cli.decode.loop import prefill
 from d3cli.depth.prompt_order import MIN_POSITIONS, PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitKind
-from d3cli.model.influence import InfluenceHistory, InfluenceTable
+from d3cli.model.influence_table import InfluenceHistory, InfluenceTable
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel
 

@@ -11,7 +11,8 @@ from d3cli.decode.session import Engine
 from d3cli.depth.prompt_order import MIN_POSITIONS, PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import unit_names
-from d3cli.model.influence import InfluenceHistory, InfluenceMeter, mean_influence
+from d3cli.model.influence import InfluenceMeter
+from d3cli.model.influence_table import InfluenceHistory, mean_influence
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import score

@@ -12,7 +12,7 @@ from d3cli.base.errors import D3Error, ModelError
 from d3cli.files.gguf_header import read_header
 from d3cli.files.names import find_model
 from d3cli.model.checkpoint import load_tokenizer, open_checkpoint
-from d3cli.model.load import check_model
+from d3cli.model.load_plan import check_model
 from tests.gguf_bytes import F32, I32, U32, text
 from tests.gguf_models import FAMILIES, tokenizer_keys, write_gguf
 

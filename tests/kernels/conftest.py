@@ -7,10 +7,11 @@ import torch
 
 from d3cli.files.safetensors import Description
 from d3cli.kernels.choice_file import Wanted
-from d3cli.kernels.choices import KernelChoices, Meters, _choices
+from d3cli.kernels.choices import KernelChoices, _choices
 from d3cli.kernels.joint_shapes import joint_shapes
 from d3cli.kernels.measure import Measured
 from d3cli.kernels.measure_small import MeasuredHead, MeasuredRows
+from d3cli.kernels.meters import Meters
 from d3cli.kernels.plan import TINY
 from d3cli.kernels.products import Products, can_pack
 

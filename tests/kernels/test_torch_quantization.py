@@ -15,7 +15,8 @@ from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.joint_linear import LinearPart
 from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.kernels.quantization import check_hardware, check_quantization
-from d3cli.model.load import check_model, load_model
+from d3cli.model.load import load_model
+from d3cli.model.load_plan import check_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import score

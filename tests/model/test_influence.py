@@ -10,12 +10,8 @@ from torch import Tensor
 from d3cli.base.errors import GenerationError
 from d3cli.depth.families import find_family
 from d3cli.depth.units import UnitKind, unit_names
-from d3cli.model.influence import (
-    InfluenceHistory,
-    InfluenceMeter,
-    InfluenceTable,
-    mean_influence,
-)
+from d3cli.model.influence import InfluenceMeter
+from d3cli.model.influence_table import InfluenceHistory, InfluenceTable, mean_influence
 from tests.families import CONFIGS, LAYERS, family, random_ids, tiny, units_of
 
 # The module after each sublayer whose output is added to the residual stream, where that is not

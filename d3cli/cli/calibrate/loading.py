@@ -12,7 +12,8 @@ from d3cli.cli.request import announce, load_announced
 if TYPE_CHECKING:
     from d3cli.calibrate.forms import ModelForms
     from d3cli.kernels.quantization import Quantization
-    from d3cli.model.load import CheckText, LoadOptions
+    from d3cli.model.load import CheckText
+    from d3cli.model.load_plan import LoadOptions
     from d3cli.model.model import LoadedModel
     from d3cli.scoring.documents import Document
 

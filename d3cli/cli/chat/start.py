@@ -47,7 +47,7 @@ from d3cli.files.names import find_local, find_on_disk
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from d3cli.model.load import LoadOptions
+    from d3cli.model.load_plan import LoadOptions
     from d3cli.model.model import LoadedModel
 
 Write = Callable[[], None]
