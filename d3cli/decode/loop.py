@@ -7,6 +7,7 @@ section 3). Knows nothing of text, chat or files.
 import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.influence_table import InfluenceTable
 from d3cli.model.kv_cache import PREFILL_CHUNK, KVCache
 from d3cli.model.model import LoadedModel
+
+# What drafts in a lossless reply.
+SourceName = Literal["lookup", "depth", "model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class DecodedToken:
         bytes_read: weights read by the pass that predicted it, in bytes. For token 0 these are all
             weights, since a prefill runs at full depth. A byte ratio counts the decode steps only.
         entropy: of the raw distribution, in nats; None unless requested.
+        drafted_by: what drafted it, in a lossless reply; None if full depth chose it by itself.
     """
 
     step: int
@@ -49,6 +54,32 @@ class DecodedToken:
     top_id: int
     bytes_read: int
     entropy: float | None = None
+    drafted_by: SourceName | None = None
+
+    @classmethod
+    def chosen(
+        cls,
+        step: int,
+        token_id: int,
+        logits: Tensor,
+        normalizer: float,
+        *,
+        depth: float,
+        bytes_read: int,
+        with_entropy: bool = False,
+        drafted_by: SourceName | None = None,
+    ) -> "DecodedToken":
+        """The token that was chosen from ``logits`` ``[V]``, whose `normalizer` this is."""
+        return cls(
+            step=step,
+            token_id=token_id,
+            depth=depth,
+            logprob=float(logits[token_id]) - normalizer,
+            top_id=int(logits.argmax()),
+            bytes_read=bytes_read,
+            entropy=_entropy(logits, normalizer) if with_entropy else None,
+            drafted_by=drafted_by,
+        )
 
 
 def prefill(
@@ -116,24 +147,24 @@ def decode(
         if step:
             dropped = schedule.dropped(step)
             logits = decode_step(model, cache, token_ids[-1], dropped)
-        normalizer = _normalizer(logits, step)
+        normalizer = log_normalizer(logits, step)
         token_id = sampler.choose(logits, token_ids)
         token_ids.append(token_id)
-        yield DecodedToken(
-            step=step,
-            token_id=token_id,
+        yield DecodedToken.chosen(
+            step,
+            token_id,
+            logits,
+            normalizer,
             depth=schedule.depth(step),
-            logprob=float(logits[token_id]) - normalizer,
-            top_id=int(logits.argmax()),
             bytes_read=model.weight_bytes.read(dropped),
-            entropy=_entropy(logits, normalizer) if with_entropy else None,
+            with_entropy=with_entropy,
         )
         if token_id in eos_token_ids:
             return
 
 
-def _normalizer(logits: Tensor, step: int) -> float:
-    """``log(sum(exp(logits)))``.
+def log_normalizer(logits: Tensor, step: int) -> float:
+    """``log(sum(exp(logits)))`` of the logits ``[V]`` of a step.
 
     Raises:
         GenerationError: a logit is NaN or infinity. Minus infinity is fine: it masks a token.

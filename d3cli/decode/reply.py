@@ -4,23 +4,34 @@ Knows nothing of chat templates, terminals or files.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import Tensor
 
 from d3cli.base.errors import UsageError, Words
 from d3cli.decode.agreement import Agreement, Audit
+from d3cli.decode.draft.drafter import Drafter
+from d3cli.decode.draft.source import Verification
 from d3cli.decode.loop import DecodedToken, decode
+from d3cli.decode.lossless import decode_lossless
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
-from d3cli.decode.stats import RunStats, peak_memory
+from d3cli.decode.stats import LosslessStats, RunStats, peak_memory
 from d3cli.depth.prompt_order import PromptSchedule, Schedule, units_to_measure
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.text.control_tokens import reply_writing
 from d3cli.text.stop_strings import StopStrings, without_marks
 from d3cli.text.tokens import Detokenizer
+
+
+class _DecodeOptions(TypedDict):
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    eos_token_ids: Container[int]
+    with_entropy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,8 @@ class Reply:
         schedule: the depth schedule that runs. If the prompt decides its order, it has none until
             the prompt is read.
         notes: what the user should know about the order, once the prompt is read.
+        drafting: in a lossless reply, the depth schedule that drafts; `schedule` is full depth.
+        verifications: the passes at full depth of a lossless reply.
         tokens: the tokens so far.
         pieces: the text that each token completed, before stop strings cut it.
         text: the reply so far.
@@ -79,13 +92,18 @@ class Reply:
         with_entropy: bool,
         began: float | None,
         repair: RepairChoice,
+        drafter: Drafter | None,
     ) -> None:
         self.model = shared.model
         self._repair = repair
+        self._drafter = drafter
         self.asked = schedule
-        self.schedule: DepthSchedule = (
+        self.schedule: DepthSchedule
+        self.drafting: DepthSchedule | None = None
+        self._set_schedule(
             schedule.without_order() if isinstance(schedule, PromptSchedule) else schedule
         )
+        self.verifications: list[Verification] = []
         self.notes: tuple[Words, ...] = ()
         self.sampling = sampling
         self.prompt_ids = prompt_ids
@@ -133,9 +151,16 @@ class Reply:
         with writer.step():
             if isinstance(self.asked, PromptSchedule):
                 ordered = writer.order(self.asked)
-                self.schedule = ordered.schedule
+                self._set_schedule(ordered.schedule)
                 self.notes = () if ordered.note is None else (ordered.note,)
             self._logits = self.model.logits(chunk.hidden[-1])
+
+    def _set_schedule(self, schedule: DepthSchedule) -> None:
+        """A lossless reply drafts by the schedule, and runs at full depth."""
+        if self._drafter is None:
+            self.schedule = schedule
+        else:
+            self.schedule, self.drafting = DepthSchedule.full(schedule.num_layers), schedule
 
     def _generate(self) -> Iterator[GenerationChunk]:
         try:
@@ -150,18 +175,8 @@ class Reply:
         if self._logits is None:
             raise UsageError("the prompt of this reply was not read to its end", "stream it again")
         limit = self._limit
-        logits, self._logits = self._logits, None  # large, and needed once
-        tokens = decode(
-            self.model,
-            self._writer.kv,
-            logits,
-            self.schedule,
-            self.new_sampler(),
-            prompt_ids=self.prompt_ids,
-            max_tokens=limit,
-            eos_token_ids=self._ends,
-            with_entropy=self._with_entropy,
-        )
+        tokens = self._decode(self._logits, limit)
+        self._logits = None  # large, and needed once
         while True:
             with self._writer.step():
                 token = next(tokens)
@@ -179,6 +194,28 @@ class Reply:
             yield GenerationChunk(shown, token, reason)
             if reason:
                 return
+
+    def _decode(self, logits: Tensor, limit: int) -> Iterator[DecodedToken]:
+        """The tokens, from the prefill's last logits on."""
+        cache, sampler = self._writer.kv, self.new_sampler()
+        options = _DecodeOptions(
+            prompt_ids=self.prompt_ids,
+            max_tokens=limit,
+            eos_token_ids=self._ends,
+            with_entropy=self._with_entropy,
+        )
+        if self._drafter is None or self.drafting is None:
+            return decode(self.model, cache, logits, self.schedule, sampler, **options)
+        return decode_lossless(
+            self.model,
+            cache,
+            logits,
+            self._drafter,
+            sampler,
+            schedule=self.drafting,
+            verifications=self.verifications,
+            **options,
+        )
 
     def new_sampler(self) -> Sampler:
         """A sampler that chooses as this reply did, from its first token on."""
@@ -289,4 +326,7 @@ class Reply:
             min_bits=weights.bits(min(read)) if steps else None,
             peak_memory_bytes=peak_memory(self.model.device),
             seed=None if self.sampling.is_greedy else self.sampling.seed,
+            lossless=None
+            if self._drafter is None
+            else LosslessStats.of(self.verifications, self._drafter.step_s, decode_s),
         )

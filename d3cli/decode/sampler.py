@@ -9,6 +9,7 @@ depth or text.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -43,6 +44,9 @@ from transformers.generation.logits_process import (
 
 from d3cli.base.errors import GenerationError
 from d3cli.decode.sampling import SamplingParams
+
+# Makes the seed of drafts from the seed of a reply.
+_OTHER_SEED = 1 << 61
 
 
 class Sampler:
@@ -97,6 +101,41 @@ class Sampler:
         if self._is_greedy:
             return torch.zeros_like(scores).index_fill_(0, scores.argmax(), 1.0)
         return scores.softmax(dim=-1)
+
+    def draft(self, logits: Tensor, token_ids: Sequence[int]) -> tuple[int, list[Tensor]]:
+        """A token for a draft, and the distribution that it was drawn from; none if greedy."""
+        if self._is_greedy:
+            return self.choose(logits, token_ids), []
+        probabilities = self.probabilities(logits, token_ids)
+        return self.draw(probabilities), [probabilities]
+
+    def verify(
+        self, logits: Tensor, token_ids: Sequence[int], drafted: int, drafted_from: Tensor
+    ) -> int:
+        """The drafted token, or another one: together as if drawn from `probabilities`.
+
+        With p that distribution and q the draft's, the token is accepted with probability
+        min(1, p / q), and otherwise another is drawn from max(0, p - q) (Leviathan et al.,
+        arXiv 2211.17192, section 2.3).
+
+        Args:
+            drafted_from: q, ``[V]``.
+        """
+        wanted = self.probabilities(logits, token_ids)
+        chance = torch.rand((), generator=self._generator, device=self._generator.device)
+        if float(chance) * float(drafted_from[drafted]) < float(wanted[drafted]):
+            return drafted
+        rest = (wanted - drafted_from).clamp_(min=0)
+        # Rounding may leave nothing where both are the same.
+        return self.draw(rest if bool(rest.any()) else wanted)
+
+    def for_drafts(self) -> "Sampler":
+        """A sampler with the same settings, whose draws are independent of this one's."""
+        drafts = copy(self)
+        drafts._generator = torch.Generator(device=self._generator.device)
+        if self._params.seed is not None:
+            drafts._generator.manual_seed(self._params.seed ^ _OTHER_SEED)
+        return drafts
 
     def draw(self, probabilities: Tensor) -> int:
         """A token drawn from ``probabilities`` ``[V]``, which advances the random generator.

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from d3cli.base.errors import ContextFullError, PromptError, Setting, UsageError
 from d3cli.decode.agreement import Agreement
+from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
@@ -49,6 +50,7 @@ class Engine:
         with_entropy: bool = False,
         began: float | None = None,
         repair: RepairChoice = "auto",
+        drafter: Drafter | None = None,
     ) -> Reply:
         """Returns a reply to a prompt or a conversation; iterate it to generate.
 
@@ -71,6 +73,8 @@ class Engine:
             with_entropy: compute the entropy of each token's distribution.
             began: when the wait for the first token began, by `time.perf_counter`; None is now.
             repair: see `RepairChoice`.
+            drafter: makes the reply lossless: full depth's own, sooner. `schedule` then is for its
+                drafts. Keep one drafter for the whole conversation, since it learns.
 
         Raises:
             PromptError: the prompt is empty or does not fit the context.
@@ -92,6 +96,7 @@ class Engine:
             with_entropy=with_entropy,
             began=began,
             repair=repair,
+            drafter=drafter,
         )
 
     def stream_ids(
@@ -107,6 +112,7 @@ class Engine:
         with_entropy: bool = False,
         began: float | None = None,
         repair: RepairChoice = "auto",
+        drafter: Drafter | None = None,
     ) -> Reply:
         """As `stream`, for a prompt that is already token ids.
 
@@ -127,6 +133,7 @@ class Engine:
             with_entropy=with_entropy,
             began=began,
             repair=repair,
+            drafter=drafter,
         )
 
     def repair(self, *, recheck: bool = False) -> Agreement:

@@ -1,11 +1,80 @@
 """Figures of one reply: counts, times, depths, memory. Knows nothing of how they are measured."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from d3cli.decode.draft.source import Verification
+from d3cli.decode.loop import SourceName
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStats:
+    """Tokens that one source drafted, how many of them were accepted, and in how many drafts."""
+
+    drafted: int
+    accepted: int
+    drafts: int
+
+
+@dataclass(frozen=True, slots=True)
+class LosslessStats:
+    """Figures of a lossless reply, over its decode steps.
+
+    Attributes:
+        drafted, accepted: tokens.
+        passes: passes at full depth, plain steps included.
+        tokens_per_pass: None without a pass.
+        speedup: the time that plain steps alone would have taken, over the time taken. Plain steps
+            between the drafts were timed for this. None without a pass.
+        draft_s, verify_s: seconds spent on drafts and on passes.
+        sources: the same by what drafted.
+    """
+
+    drafted: int
+    accepted: int
+    passes: int
+    tokens_per_pass: float | None
+    speedup: float | None
+    draft_s: float
+    verify_s: float
+    sources: Mapping[SourceName, DraftStats]
+
+    @classmethod
+    def of(
+        cls, verifications: Sequence[Verification], step_s: float | None, decode_s: float
+    ) -> "LosslessStats":
+        """The figures of these passes.
+
+        Args:
+            step_s: seconds that a plain step takes; None if unknown.
+            decode_s: seconds that all decode steps took.
+        """
+        passes = len(verifications)
+        tokens = sum(done.tokens for done in verifications)
+        sources: dict[SourceName, DraftStats] = {}
+        for done in verifications:
+            if done.source is not None:
+                so_far = sources.get(done.source, DraftStats(0, 0, 0))
+                sources[done.source] = DraftStats(
+                    so_far.drafted + len(done.draft_ids),
+                    so_far.accepted + done.accepted,
+                    so_far.drafts + 1,
+                )
+        return cls(
+            drafted=sum(each.drafted for each in sources.values()),
+            accepted=sum(each.accepted for each in sources.values()),
+            passes=passes,
+            tokens_per_pass=tokens / passes if passes else None,
+            speedup=tokens * step_s / decode_s if passes and step_s and decode_s > 0 else None,
+            draft_s=sum(done.draft_s for done in verifications),
+            verify_s=sum(done.verify_s for done in verifications),
+            sources=sources,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +92,7 @@ class RunStats:
             average and at least; None without a decode step, or if the weights are not nested.
         peak_memory_bytes: see `peak_memory`.
         seed: None if sampling was greedy.
+        lossless: what was drafted and accepted; None unless the reply is lossless.
     """
 
     prompt_tokens: int
@@ -39,6 +109,7 @@ class RunStats:
     min_bits: float | None
     peak_memory_bytes: int
     seed: int | None
+    lossless: LosslessStats | None = None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -142,7 +142,7 @@ def turn(heads: Tensor, cos: Tensor, sin: Tensor, *, in_pairs: bool) -> Tensor:
     size = cos.shape[-1]
     turning = heads if size == heads.shape[-1] else heads.narrow(2, 0, size)
     if in_pairs:
-        partners = turning.unflatten(2, (size // 2, 2)).flip(3).flatten(2)
+        partners = turning.reshape(*turning.shape[:2], size // 2, 2).flip(3).flatten(2)
     else:
         partners = turning.roll(size // 2, 2)
     turned = (turning * cos).add_(partners * sin).to(heads.dtype)

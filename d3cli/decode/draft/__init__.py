@@ -1,0 +1,1 @@
+"""What drafts the next tokens of a lossless reply, and how many."""

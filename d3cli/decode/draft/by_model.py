@@ -1,0 +1,95 @@
+"""Drafts by a smaller model with the same tokenizer, at its own full depth.
+
+Speculative decoding as Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318)
+describe it. The small model has a KV cache of its own, which follows the conversation.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from d3cli.base.errors import ModelError, Setting
+from d3cli.decode.agreement import common_prefix
+from d3cli.decode.draft.source import Draft, Offer, ReplyContext
+from d3cli.decode.loop import SourceName, decode_step, prefill
+from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
+from d3cli.model.model import LoadedModel
+
+
+def check_draft_model(model: LoadedModel, draft_model: LoadedModel) -> None:
+    """Raises ModelError unless both models use the same token for each number."""
+    ours, theirs = model.tokenizer.get_vocab(), draft_model.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    differing = sum(theirs.get(token) != id_ for token, id_ in ours.items())
+    raise ModelError(
+        f"{draft_model.name} cannot draft for {model.name}: their tokenizers differ in "
+        f"{max(differing, abs(len(ours) - len(theirs))):,} of {len(ours):,} tokens",
+        ("take a smaller model of the same family for ", Setting("draft_model")),
+    )
+
+
+class ModelSource:
+    """Drafts with another model."""
+
+    name: SourceName = "model"
+
+    def __init__(self, model: LoadedModel, draft_model: LoadedModel) -> None:
+        check_draft_model(model, draft_model)
+        self.cost = draft_model.weight_bytes.total / model.weight_bytes.total
+        self._draft_model = draft_model
+        self._rows = _rows(model)
+        self._cache: KVCache = draft_model.new_cache()
+        self._held: list[int] = []  # the tokens in the cache
+        self._agreed = 0  # how many of them the reply is known to have
+        self._reply: ReplyContext | None = None
+
+    def begin(self, reply: ReplyContext) -> None:
+        """Keeps what the small model has read of the conversation."""
+        self._reply = reply
+        self._agreed = common_prefix(self._held, reply.token_ids)
+        most = len(reply.token_ids) + DEFAULT_RESERVE
+        self._cache.reserve(min(most, self._draft_model.context_length))
+
+    def offer(self) -> Offer | None:
+        """Nothing beyond the small model's own context."""
+        assert self._reply is not None
+        room = self._draft_model.context_length - len(self._reply.token_ids)
+        return Offer(most=room) if room > 0 else None
+
+    def draft(self, length: int) -> Draft:
+        """Reads what the small model has not read yet, at first the whole prompt."""
+        reply, model, cache = self._reply, self._draft_model, self._cache
+        assert reply is not None
+        token_ids = list(reply.token_ids)
+        kept = common_prefix(self._held[self._agreed :], token_ids[self._agreed : -1])
+        self._agreed = min(self._agreed + kept, len(token_ids) - 1)
+        cache.crop(self._agreed)  # an interrupted pass left nothing but longer layers
+        drafted, probabilities = [], []
+        try:
+            for _ in prefill(model, cache, token_ids[cache.position : -1]):
+                pass
+            for _ in range(length):
+                logits = self._same_rows(decode_step(model, cache, token_ids[-1], ()))
+                token_id, drawn_from = reply.sampler.draft(logits, token_ids)
+                token_ids.append(token_id)
+                drafted.append(token_id)
+                probabilities += drawn_from
+        finally:
+            self._held = token_ids[: cache.position]
+        return Draft(
+            drafted,
+            self.name,
+            probabilities=probabilities,
+            bytes_read=length * model.weight_bytes.total,
+        )
+
+    def _same_rows(self, logits: Tensor) -> Tensor:
+        """As many logits as the model that verifies has: rows beyond the tokenizer's may differ."""
+        missing = self._rows - len(logits)
+        return pad(logits, (0, missing), value=-torch.inf) if missing else logits
+
+
+def _rows(model: LoadedModel) -> int:
+    rows: int = model.causal_lm.get_input_embeddings().weight.shape[0]
+    return rows

@@ -1,0 +1,115 @@
+"""Chooses what drafts the next tokens, and how many: whatever promises the most for its time.
+
+One drafter serves a conversation and learns from each of its replies. Knows nothing of text,
+options or files.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from d3cli.base.errors import Setting, UsageError
+from d3cli.decode.draft.by_depth import DepthSource
+from d3cli.decode.draft.by_model import ModelSource
+from d3cli.decode.draft.length import Acceptance, Costs, best_length
+from d3cli.decode.draft.lookup import LookupSource
+from d3cli.decode.draft.source import Draft, DraftSource, ReplyContext, Verification
+from d3cli.model.decoder_block import MOST_TOKENS
+from d3cli.model.model import LoadedModel
+
+SourceChoice = Literal["auto", "lookup", "depth", "model"]
+
+# Plain steps at the beginning, and passes after which there is another one: they tell what a step
+# takes, so that the gain is a measured one.
+FIRST_STEPS, PASSES_BETWEEN = 2, 40
+
+
+class Drafter:
+    """Drafts for the lossless replies of one conversation.
+
+    Args:
+        sources: what may draft. The source that promises the most at a token drafts there; of equal
+            ones, the first.
+    """
+
+    def __init__(self, sources: Sequence[DraftSource]) -> None:
+        self._sources = sources
+        self._acceptance, self._costs = Acceptance(), Costs()
+        self._plain_steps = self._since_plain = 0
+
+    @classmethod
+    def for_model(
+        cls,
+        model: LoadedModel,
+        source: SourceChoice = "auto",
+        *,
+        draft_model: LoadedModel | None = None,
+    ) -> "Drafter":
+        """A drafter for the replies of a model.
+
+        Args:
+            draft_model: a smaller model with the same tokenizer, for the source "model".
+
+        Raises:
+            ModelError: the tokenizers of the models differ.
+            UsageError: the source "model" has no model.
+        """
+        sources: list[DraftSource] = []
+        if source in ("auto", "lookup"):
+            sources.append(LookupSource())
+        if draft_model is not None and source in ("auto", "model"):
+            sources.append(ModelSource(model, draft_model))
+        if source in ("auto", "depth"):
+            sources.append(DepthSource(model))
+        if not sources:
+            raise UsageError(
+                "drafts by a model need one",
+                ("name a smaller model with the same tokenizer: ", Setting("draft_model")),
+            )
+        return cls(sources)
+
+    def begin(self, reply: ReplyContext) -> None:
+        """Starts with a new reply."""
+        for source in self._sources:
+            source.begin(reply)
+
+    def draft(self, most: int) -> Draft:
+        """The draft that promises the most; an empty one where a plain step is better, or due.
+
+        Args:
+            most: the most tokens to draft.
+        """
+        is_due = self._plain_steps < FIRST_STEPS or self._since_plain >= PASSES_BETWEEN
+        best: DraftSource | None = None
+        best_gain, wanted = 1.0, 0
+        for source in self._sources:
+            offer = source.offer()
+            if offer is None or is_due:
+                continue
+            length, gain = best_length(
+                self._acceptance.share((source.name, offer.kind)),
+                self._costs.draft(source.name, source.cost),
+                self._costs.verify,
+                min(most, MOST_TOKENS - 1, most if offer.most is None else offer.most),
+            )
+            if length and gain > best_gain:
+                best_gain, best, wanted = gain, source, length
+        return Draft() if best is None else best.draft(wanted)
+
+    def learn(self, done: Verification) -> None:
+        """What a verification tells of acceptance and costs."""
+        self._acceptance.fade(done.tokens)
+        self._costs.learn_pass(1 + len(done.draft_ids), done.verify_s)
+        if done.source is None:
+            self._plain_steps += 1
+            self._since_plain = 0
+            return
+        self._since_plain += 1
+        drafted = len(done.draft_ids)
+        self._acceptance.learn((done.source, done.kind), drafted, done.accepted)
+        prior = next(each.cost for each in self._sources if each.name == done.source)
+        self._costs.learn_draft(done.source, prior, drafted, done.draft_s)
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds that a plain step took lately; None before the first."""
+        return self._costs.step

@@ -1,0 +1,112 @@
+"""How many tokens to draft: from what was accepted, and from what was measured to take how long.
+
+With the share ``a`` of drafted tokens that are accepted, a draft of k tokens gives on average
+``(1 - a^(k+1)) / (1 - a)`` tokens, one of them full depth's own. It takes ``k c + v(k)`` steps at
+full depth: c for a drafted token, v(k) for the pass that verifies k tokens and reads one more. The
+best k maximizes the tokens for each step. Knows nothing of models or of what drafts.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from statistics import median
+
+# Timings that an estimate looks at.
+TIMINGS = 9
+# What each further row of a pass costs before it was measured, in steps.
+ROW_COST = 0.05
+# The share that is expected before anything was tried, and how many trials that weighs.
+PRIOR, PRIOR_WEIGHT = 0.5, 2.0
+# What is left of the weight of earlier trials after a draft, and after a token of the reply.
+FADE_BY_DRAFT, FADE_BY_TOKEN = 0.9, 0.995
+# A draft must promise at least so many tokens in the time of one, since estimates err.
+LEAST_GAIN = 1.03
+
+
+def best_length(
+    acceptance: float, draft_cost: float, verify_cost: Callable[[int], float], most: int
+) -> tuple[int, float]:
+    """The best number of tokens to draft, and the tokens that it gives in the time of a step.
+
+    Args:
+        acceptance: a.
+        draft_cost: c.
+        verify_cost: v, by the number of drafted tokens.
+        most: the largest k.
+
+    Returns:
+        0 and 1.0 if no draft pays.
+    """
+    best, best_gain, given, chance = 0, 1.0, 1.0, 1.0
+    for length in range(1, most + 1):
+        chance *= acceptance
+        given += chance
+        gain = given / (length * draft_cost + verify_cost(length))
+        if gain > max(best_gain, LEAST_GAIN):
+            best, best_gain = length, gain
+    return best, best_gain
+
+
+class Acceptance:
+    """The shares of drafted tokens that are accepted, by whatever they depend on."""
+
+    def __init__(self) -> None:
+        self._tried: dict[Hashable, tuple[float, float]] = {}  # tokens tried, tokens accepted
+
+    def share(self, kind: Hashable) -> float:
+        tried, accepted = self._tried.get(kind, (0.0, 0.0))
+        return (accepted + PRIOR * PRIOR_WEIGHT) / (tried + PRIOR_WEIGHT)
+
+    def learn(self, kind: Hashable, drafted: int, accepted: int) -> None:
+        """Tokens after the first one that was not accepted were not tried."""
+        tried, before = self._tried.get(kind, (0.0, 0.0))
+        new = accepted + (accepted < drafted)
+        self._tried[kind] = tried * FADE_BY_DRAFT + new, before * FADE_BY_DRAFT + accepted
+
+    def fade(self, tokens: int) -> None:
+        """Forgets a little after `tokens` of the reply, so that what failed is tried again."""
+        left = FADE_BY_TOKEN**tokens
+        self._tried = {kind: (left * n, left * a) for kind, (n, a) in self._tried.items()}
+
+
+class Costs:
+    """Seconds of passes and drafts, as measured in this process; costs in steps at full depth."""
+
+    def __init__(self) -> None:
+        self._passes: dict[int, deque[float]] = {}  # by rows
+        self._drafts: dict[Hashable, deque[float]] = {}  # of each drafted token
+
+    @property
+    def step(self) -> float | None:
+        """Seconds of a step at full depth; None before the first."""
+        return median(self._passes[1]) if 1 in self._passes else None
+
+    def learn_pass(self, rows: int, seconds: float) -> None:
+        self._passes.setdefault(rows, deque(maxlen=TIMINGS)).append(seconds)
+
+    def learn_draft(self, source: Hashable, prior: float, tokens: int, seconds: float) -> None:
+        """A draft; the first one may also have read the prompt, so the prior counts twice."""
+        if self.step is not None:
+            first = [prior * self.step] * 2
+            known = self._drafts.setdefault(source, deque(first, maxlen=TIMINGS))
+            known.append(seconds / tokens)
+
+    def draft(self, source: Hashable, prior: float) -> float:
+        """The cost of a drafted token; `prior` before one was measured."""
+        if source not in self._drafts or not self.step:
+            return prior
+        return median(self._drafts[source]) / self.step
+
+    def verify(self, drafted: int) -> float:
+        """The cost of a pass that verifies so many tokens, between those that were measured."""
+        rows, step = drafted + 1, self.step
+        if not step:
+            return 1 + ROW_COST * drafted
+        if rows in self._passes:
+            return median(self._passes[rows]) / step
+        below = max(known for known in self._passes if known < rows)
+        low = median(self._passes[below]) / step
+        above = min((known for known in self._passes if known > rows), default=None)
+        if above is None:
+            return low + ROW_COST * (rows - below)
+        high = median(self._passes[above]) / step
+        return low + (high - low) * (rows - below) / (above - below)
