@@ -16,6 +16,7 @@ from d3cli.cli.doctor.command import doctor
 from d3cli.cli.failures import report
 from d3cli.cli.generate import GenerateSettings, generate
 from d3cli.cli.models import models_app
+from d3cli.cli.optional_value import WithOptionalValues
 from d3cli.cli.output import Output
 from d3cli.cli.profile.command import profile
 from d3cli.cli.profile.options import ProfileSettings
@@ -37,9 +38,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(chat)
-app.command()(generate)
-app.command()(profile)
+app.command(cls=WithOptionalValues)(chat)
+app.command(cls=WithOptionalValues)(generate)
+app.command(cls=WithOptionalValues)(profile)
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(models_app, name="models")
 app.command()(doctor)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from d3cli.cli.draft_options import DraftOptions
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.prompt_options import TemplateOptions
 
@@ -202,6 +203,7 @@ class GenerationOptions:
     template: TemplateOptions
     depth: DepthOptions
     sampling: SamplingOptions
+    drafts: DraftOptions
     loading: ModelOptions
 
 

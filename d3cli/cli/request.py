@@ -11,6 +11,7 @@ from d3cli.base.hardware import check_address_space
 from d3cli.base.settings import BUILTIN
 from d3cli.cli.chosen_form import choose_form, lowers_depth
 from d3cli.cli.depth import calibrate_command, choose_schedule, parse_alpha, parse_start
+from d3cli.cli.draft_options import Drafting
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.options import GenerationOptions
 from d3cli.cli.output import Output
@@ -38,6 +39,7 @@ class Request:
     """The options of a reply, parsed, before a model is loaded.
 
     Attributes:
+        drafting: what drafts a lossless reply; None for plain ones.
         core: the numbers of first and last core layers; None keeps the schedule's.
         sampling: the fields of `SamplingParams`; for None, the checkpoint decides.
         chat_template: the text of a template that replaces the model's own.
@@ -54,6 +56,7 @@ class Request:
     system: str | None
     chat_template: str | None
     think: Think | None
+    drafting: Drafting | None
 
     @classmethod
     def read(cls, options: GenerationOptions) -> "Request":
@@ -82,6 +85,7 @@ class Request:
             if template.chat_template is None
             else _read_template(template.chat_template),
             think=template.think,
+            drafting=options.drafts.read(),
         )
 
     @property

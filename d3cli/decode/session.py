@@ -73,8 +73,8 @@ class Engine:
             with_entropy: compute the entropy of each token's distribution.
             began: when the wait for the first token began, by `time.perf_counter`; None is now.
             repair: see `RepairChoice`.
-            drafter: makes the reply lossless: full depth's own, sooner. `schedule` then is for its
-                drafts. Keep one drafter for the whole conversation, since it learns.
+            drafter: makes this a lossless reply: full depth's own, sooner. `schedule` is then for
+                its drafts. Keep one drafter for the whole conversation, since it learns.
 
         Raises:
             PromptError: the prompt is empty or does not fit the context.
