@@ -76,6 +76,8 @@ class Reply:
         text: the reply so far.
         finish_reason: "interrupted" until the reply ends by itself.
         reused: tokens of the prompt that the KV cache already held; 0 before the prefill.
+        prompt_is_exact: whether the KV cache held the prompt as full depth computes it; see
+            `RepairChoice`.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Reply:
         self.text = ""
         self.finish_reason = "interrupted"
         self.reused = 0
+        self.prompt_is_exact = True
         self._audit = Audit(prompt_ids, self.tokens)
         self._max_tokens = max_tokens
         self._ends = ends
@@ -153,6 +156,7 @@ class Reply:
                 ordered = writer.order(self.asked)
                 self._set_schedule(ordered.schedule)
                 self.notes = () if ordered.note is None else (ordered.note,)
+            self.prompt_is_exact = writer.kv.is_exact
             self._logits = self.model.logits(chunk.hidden[-1])
 
     def _set_schedule(self, schedule: DepthSchedule) -> None:

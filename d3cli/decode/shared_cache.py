@@ -32,7 +32,8 @@ class SharedCache:
     Attributes:
         kv: the KV cache.
         token_ids: the last prompt and the reply to it. The cache holds the first ones of them.
-        audit: the last reply's. It is compared with full depth where its tokens are read again.
+        audit: the last reply's. It is compared with full depth where its tokens are read again
+            after exact keys and values.
         influence: of the model's units on the first ones of `token_ids`, where it was asked for.
         measuring: the units whose influence the writer measures; None for none.
     """
@@ -70,7 +71,7 @@ class Writer:
     def __init__(self, shared: SharedCache, prompt_ids: Sequence[int]) -> None:
         self._shared, self._prompt_ids = shared, prompt_ids
         self._key = object()
-        self._audit: Audit | None = None  # of the reply before
+        self._audit: Audit | None = None  # of the reply before, if it can be compared
 
     @property
     def kv(self) -> KVCache:
@@ -119,7 +120,8 @@ class Writer:
             reserve = DEFAULT_RESERVE if reply_tokens is None else reply_tokens
             shared.kv.reserve(min(len(self._prompt_ids) + reserve, model.context_length))
             shared.token_ids = list(self._prompt_ids)
-            self._audit = shared.audit
+            # After approximate keys and values, full depth is not what is computed.
+            self._audit = shared.audit if shared.kv.is_exact else None
             if self._audit is not None:
                 self._audit.begin(model.num_layers)
             shared.audit = audit or shared.audit

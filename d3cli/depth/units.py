@@ -209,7 +209,8 @@ class WeightBytes:
 
     def read_by_dropped(self, order: Iterable[str]) -> list[int]:
         """Bytes that one step reads with the first ``0 .. len(order)`` units dropped."""
-        return [self.total - saved for saved in accumulate(self.saved(order), initial=0)]
+        total = self.total
+        return [total - saved for saved in accumulate(self.saved(order), initial=0)]
 
     def bits(self, read: float) -> float | None:
         """Bits read for each weight of the layers, by steps that read so many bytes on average.

@@ -174,10 +174,15 @@ class KVCache(Cache):
 
     def commit(self, tokens: int, *, full_depth: bool) -> None:
         """Ends a pass over `tokens` new positions. An interrupted pass is not committed."""
-        was_full = self.full_length == self.position
+        was_exact = self.is_exact
         self.position += tokens  # first, so that full_length never exceeds it
-        if full_depth and was_full:
+        if full_depth and was_exact:
             self.full_length = self.position
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all positions were computed at full depth, so that nothing is approximate."""
+        return self.full_length == self.position
 
     @property
     def complete_length(self) -> int:

@@ -34,7 +34,8 @@ class ReplyComparison:
             another token; None if it would have written the same reply.
         agreement: how often the raw argmax was full depth's, over the tokens below full depth.
         rounding: how often the raw argmax stays the same when the same depth reads many tokens at
-            once: the highest agreement that the dtype can show.
+            once: the highest agreement that the dtype can show. None if the reply followed
+            approximate keys and values, which are not computed again.
         perplexity, full_perplexity: of the reply, by the pass that wrote it and by full depth.
         speedup: full depth's time for a step over this reply's, from steps timed in turn; None for
             a reply of one token.
@@ -45,7 +46,7 @@ class ReplyComparison:
     tokens: int
     first_difference: int | None
     agreement: Agreement
-    rounding: Agreement
+    rounding: Agreement | None
     perplexity: float
     full_perplexity: float
     speedup: float | None
@@ -74,7 +75,9 @@ def compare_reply(engine: Engine, reply: Reply) -> ReplyComparison:
         tokens=len(ids),
         first_difference=first,
         agreement=_agreement(our_tops, full_tops, below),
-        rounding=_agreement(our_tops, top_choices(model, ours), below),
+        rounding=_agreement(our_tops, top_choices(model, ours), below)
+        if reply.prompt_is_exact
+        else None,
         perplexity=math.exp(-math.fsum(token.logprob for token in reply.tokens) / len(ids)),
         full_perplexity=math.exp(surprise / len(ids)),
         speedup=speedup,

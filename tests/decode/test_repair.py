@@ -8,6 +8,7 @@ from d3cli.decode.session import Engine
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
+from d3cli.scoring.compare_reply import compare_reply
 from tests.decode.replies import greedy, ids
 from tests.families import LAYERS, planes, random_ids, tiny, whole_layers
 
@@ -73,6 +74,50 @@ def test_missing_keys_and_values_are_always_read_again() -> None:
     fresh = greedy(Engine(model), [*PROMPT, *reply, *MORE], FULL, max_tokens=8)
     assert reused == len(PROMPT) + schedule.start
     assert ours == pytest.approx(log_probs(fresh), abs=1e-5)
+
+
+def late_attention(model: LoadedModel) -> DepthSchedule:
+    """Drops five low planes, one a token from token 3 on, then the attention of a layer."""
+    order = ("4.mlp.lo", "3.mlp.lo", "5.mlp.lo", "0.mlp.lo", "1.mlp.lo", "2.attn")
+    return DepthSchedule(LAYERS, 0.97, 2, 1, 2, order, model.weight_bytes.weights(order))
+
+
+@pytest.mark.parametrize("cut", [5, REPLY])
+def test_what_is_read_after_approximate_keys_and_values_is_no_audit(cut: int) -> None:
+    model = tiny("llama", nested=True).gated
+    engine = Engine(model)
+    first = greedy(engine, PROMPT, late_attention(model), max_tokens=REPLY)
+    rest = [*PROMPT, *ids(first)[:cut], *MORE[: cut // REPLY]]
+    exact, complete = engine.cache.full_length, engine.cache.complete_length
+    second = greedy(engine, rest, FULL, max_tokens=2, repair="never")
+    list(second.prefill())
+    assert exact < second.reused == min(complete, len(rest) - 1)
+    assert first.agreement is None
+
+
+def test_a_later_repair_audits_the_reply_after_all() -> None:
+    model = tiny("llama", nested=True).gated
+    found = []
+    for repair in ("never", "always"):
+        engine = Engine(model)
+        first = greedy(engine, PROMPT, late_attention(model), max_tokens=REPLY)
+        for _ in engine.read_ahead([*PROMPT, *ids(first)], repair=repair):
+            pass
+        found.append(engine.repair())
+    assert found[0] == found[1]
+    assert found[0].compared == REPLY - 3  # token 0 and the warm-up ran at full depth
+
+
+@pytest.mark.parametrize("repair", ["never", "always"])
+def test_more_than_rounding_changes_a_reply_after_approximate_keys_and_values(repair: str) -> None:
+    model = tiny("llama", nested=True).gated
+    engine, schedule = Engine(model), planes(model)
+    first = ids(greedy(engine, PROMPT, schedule, max_tokens=REPLY))
+    second = greedy(engine, [*PROMPT, *first, *MORE], schedule, max_tokens=REPLY, repair=repair)
+    ids(second)
+    found = compare_reply(engine, second)
+    assert found.agreement.compared == REPLY - 3  # with full depth, whose keys are exact
+    assert (found.rounding is None) == (repair == "never")
 
 
 def test_a_repair_that_is_asked_for_makes_the_whole_cache_exact() -> None:

@@ -193,13 +193,17 @@ def comparison(reply: "Reply", found: "ReplyComparison") -> Rows:
     pairs = [
         ("first different token", first),
         ("agreement", f"{agreement(found.agreement)} tokens below full depth"),
-        ("rounding alone", f"{agreement(found.rounding)}, the best possible in this dtype"),
+    ]
+    if found.rounding is not None:
+        best = f"{agreement(found.rounding)}, the best possible in this dtype"
+        pairs.append(("rounding alone", best))
+    pairs.append(
         (
             "perplexity of this reply",
             f"{found.perplexity:.3f} as written, {found.full_perplexity:.3f} by full depth: "
             f"ratio {ratio:.3f}",
-        ),
-    ]
+        )
+    )
     if found.speedup is not None and found.seconds_saved is not None:
         saved = found.seconds_saved
         pairs.append(

@@ -159,7 +159,9 @@ class Replies:
     ) -> None:
         """Reads the prompt; this repairs the reply before, and so yields its agreement."""
         before = self._last
-        new = len(reply.prompt_ids) - conversation.engine.cache.full_length
+        cache = conversation.engine.cache
+        kept = cache.complete_length if settings.repair == "never" else cache.full_length
+        new = len(reply.prompt_ids) - kept
         if new >= PROGRESS_FROM:
             self._output.progress.track(
                 reply.prefill(), len(reply.prompt_ids), "reading the conversation"
