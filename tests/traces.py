@@ -1,5 +1,7 @@
 """Profiled runs for tests: one of the built-in model, and some made by hand."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,7 +16,8 @@ from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.profile.profiler import Profiler, nested_family
 from d3cli.profile.run import ProfileOptions, Prompt
-from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace_model import MachineTrace, ModelTrace
 from d3cli.profile.trace_times import RepeatTrace
 from d3cli.scoring.documents import Document
 
@@ -206,3 +209,37 @@ def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Tra
         peak_memory_bytes=5,
         replies=(reply,),
     )
+
+
+def nested_trace(
+    layers: int = 4,
+    order: Sequence[str] = ("0.mlp.lo", "1.attn.lo", "1.mlp.lo", "1.mlp", "2"),
+    *,
+    scale: int = 1,
+) -> Trace:
+    """A trace of nested weights; each token drops one unit more.
+
+    A layer has 4 + 6 bytes, of which 1 + 3 are low, and 20 weights, all times `scale`.
+    """
+    made = made_trace([4.0] * (len(order) + 1), [1.0] * len(order))
+    model = replace(
+        made.model,
+        num_layers=layers,
+        layer_bytes=((4 * scale, 6 * scale, 0),) * layers,
+        low_bytes=((scale, 3 * scale),) * layers,
+        fixed_bytes=20 * scale,
+        layer_weights=20 * scale * layers,
+    )
+    weights = model.weight_bytes
+    schedule = DepthSchedule(layers, 0.5, 0, 1, 1, tuple(order), weights.weights(order))
+    tokens = tuple(
+        replace(
+            token,
+            dropped_units=count,
+            depth=layers - math.fsum(schedule.weights[:count]),
+            bytes_read=weights.read(order[:count]),
+        )
+        for count, token in enumerate(made.replies[0].tokens)
+    )
+    reply = replace(made.replies[0], tokens=tokens)
+    return replace(made, model=model, schedule=schedule.to_json(), replies=(reply,))

@@ -19,7 +19,8 @@ from d3cli.depth.units import parse_unit
 from d3cli.kernels.used import kernels_used
 from d3cli.model.model import LoadedModel
 from d3cli.profile.run import Profiled, ProfileOptions
-from d3cli.profile.trace import MachineTrace, ModelTrace, ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace_model import MachineTrace, ModelTrace
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, LayerTime
 from d3cli.scoring.intervals import median_interval
 from d3cli.scoring.step_times import PartTimes, StepTimes

@@ -5,14 +5,12 @@ made or drawn; no torch.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 from d3cli.base.errors import ScheduleError
 from d3cli.depth.prompt_order import Schedule, schedule_from_json
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.depth.units import LayerBytes, WeightBytes
+from d3cli.depth.units import WeightBytes
 from d3cli.profile.trace_fields import (
     Bytes,
     Count,
@@ -23,6 +21,7 @@ from d3cli.profile.trace_fields import (
     check_finite,
     require,
 )
+from d3cli.profile.trace_model import MachineTrace, ModelTrace
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, RepeatTrace
 
 SCHEMA = 2
@@ -118,67 +117,6 @@ class ReplyTrace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelTrace:
-    """The model as it was loaded.
-
-    Attributes:
-        fingerprint: SHA-256 over its config and a sample of each tensor; None if it was not loaded
-            from files.
-        revision: the hub's commit.
-        layer_bytes: bytes of weights of each layer's attention, MLP and rest.
-        fixed_bytes: bytes read at every depth: the LM head and the last norm.
-        kernels: what multiplies by the weights in a decode step, by their shape; None in older
-            traces.
-        low_bytes: bytes of the low planes of each layer's attention and MLP, which `layer_bytes`
-            includes; None if the weights are not nested.
-        layer_weights: the number of weights in all layers, if they are nested; else 0.
-    """
-
-    name: str
-    model_type: str
-    num_layers: Annotated[int, Meta(ge=1, le=10_000)]
-    context_length: Count
-    dtype: str
-    quantization: str | None
-    device: str
-    fingerprint: str | None
-    revision: str | None
-    layer_bytes: tuple[tuple[Bytes, Bytes, Bytes], ...]
-    fixed_bytes: Bytes
-    kernels: dict[str, str] | None = None
-    low_bytes: tuple[tuple[Bytes, Bytes], ...] | None = None
-    layer_weights: Count = 0
-
-    def __post_init__(self) -> None:
-        low = self.low_bytes or ((0, 0),) * len(self.layer_bytes)
-        require(len(low) == len(self.layer_bytes), "low_bytes does not fit layer_bytes")
-        fits = all(
-            one.attn_low <= one.attn and one.mlp_low <= one.mlp for one in self.weight_bytes.layers
-        )
-        require(fits, "low_bytes has more bytes than layer_bytes")
-
-    @property
-    def weight_bytes(self) -> WeightBytes:
-        """Bytes of weights that a decode step reads."""
-        low = self.low_bytes or ((0, 0),) * len(self.layer_bytes)
-        layers = (LayerBytes(*a, *b) for a, b in zip(self.layer_bytes, low, strict=True))
-        return WeightBytes(tuple(layers), self.fixed_bytes, self.layer_weights)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineTrace:
-    """The machine that the run used."""
-
-    system: str
-    processor: str
-    physical_cores: Count | None
-    logical_cores: Count | None
-    threads: Count
-    memory_bytes: Bytes
-    gpu: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """A profiled run.
 
@@ -222,10 +160,11 @@ class Trace:
         require(asked.num_layers == layers, "the schedule is for another number of layers")
         require(len(weights.layers) == layers, "layer_bytes does not have one entry for each layer")
         require(weights.total > 0, "the model has no weights")
+        self.model.check_planes(asked.units, "the schedule")
         for reply in self.replies:
             schedule, needed_order = self.schedule_of(reply), self.needed_order_of(reply)
             read_by_dropped = weights.read_by_dropped(schedule.skip_order)
-            _check_order(needed_order or (), weights)
+            self.model.check_needed_order(needed_order or ())
             times = layers if reply.layers is None else len(reply.layers.layers)
             require(times == layers, "layers does not have one time for each layer")
             for token in reply.tokens:
@@ -291,12 +230,3 @@ def _check_bytes(token: TokenTrace, weights: WeightBytes, read_by_dropped: list[
         right = weights.fixed <= found <= weights.total
         expected = f"it must be between {weights.fixed} and {weights.total}"
     require(right, f"bytes_read of step {token.step} is {found}, but {expected}")
-
-
-def _check_order(order: tuple[str, ...], weights: WeightBytes) -> None:
-    """Raises ValueError if it is not a skip order of these layers."""
-    try:
-        sizes = weights.weights(order)
-        DepthSchedule(len(weights.layers), skip_order=order, weights=sizes)
-    except (ScheduleError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"needed_order is not a skip order of the model: {error}") from error

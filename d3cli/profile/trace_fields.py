@@ -8,7 +8,8 @@ from msgspec import Meta
 
 # Limits far above any measurement. They keep sums of a damaged file's numbers from overflowing.
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Bytes = Annotated[int, Meta(ge=0, le=2**62)]
+LargeCount = Annotated[int, Meta(ge=0, le=2**62)]
+Bytes = LargeCount
 Number = Annotated[float, Meta(ge=-1e12, le=1e12)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
 Positive = Annotated[float, Meta(ge=1e-9, le=1e12)]

@@ -14,8 +14,9 @@ from msgspec import Meta
 from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import TraceError
 from d3cli.base.json_rows import decode_json
-from d3cli.profile.trace import SCHEMA, ModelTrace, Trace, schedule_from
+from d3cli.profile.trace import SCHEMA, Trace, schedule_from
 from d3cli.profile.trace_fields import Count, require
+from d3cli.profile.trace_model import ModelTrace
 
 _TRACE = FileKind(
     what="trace",

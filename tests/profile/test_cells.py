@@ -1,15 +1,19 @@
 """What each layer did for each token, and how a terminal draws it."""
 
+import json
+import re
 from dataclasses import replace
 
 from d3cli.cli.profile.heat_map import heat_map
+from d3cli.cli.profile.tables import layers_table
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.profile.cells import Cell, cells, kinds_of
 from d3cli.profile.html.page import html_report
 from d3cli.profile.summary import summarize
 from d3cli.profile.trace import Trace
 from d3cli.profile.trace_file import parse_trace, to_json
-from tests.traces import made_trace, whole_trace
+from d3cli.profile.trace_times import LayersTrace, LayerTime
+from tests.traces import made_trace, nested_trace, whole_trace
 
 
 def test_what_each_layer_did() -> None:
@@ -42,26 +46,6 @@ def test_dropped_sublayers_have_their_own_states() -> None:
         [run, run, no_mlp, no_mlp],
         [run] * 4,
     ]
-
-
-def nested_trace() -> Trace:
-    """Four tokens of a model with planes: layers of 4 + 6 bytes, of which 1 + 3 are low."""
-    made = made_trace([4.0] * 6, [1.0] * 5)
-    model = replace(made.model, low_bytes=((1, 3),) * 4, layer_weights=80)
-    weights = model.weight_bytes
-    order = ("0.mlp.lo", "1.attn.lo", "1.mlp.lo", "1.mlp", "2")
-    schedule = DepthSchedule(4, 0.5, 0, 1, 1, order, weights.weights(order))
-    tokens = tuple(
-        replace(
-            token,
-            dropped_units=count,
-            depth=4 - sum(schedule.weights[:count]),
-            bytes_read=weights.read(order[:count]),
-        )
-        for count, token in enumerate(made.replies[0].tokens)
-    )
-    reply = replace(made.replies[0], tokens=tokens)
-    return replace(made, model=model, schedule=schedule.to_json(), replies=(reply,))
 
 
 def test_dropped_planes_have_their_own_shades() -> None:
@@ -119,6 +103,29 @@ def test_bits_are_those_that_the_layers_read() -> None:
 
 def test_a_trace_keeps_the_bytes_of_its_planes() -> None:
     trace = nested_trace()
-    import json
-
     assert parse_trace(json.dumps(to_json(trace)).encode(), "it") == trace
+
+
+def layers_of(trace: Trace) -> list[list[str]]:
+    """The table of layers of a trace, as words; the title of a column is one word."""
+    times = LayersTrace(
+        steps=3, layers=(LayerTime(attn=1, mlp=2, other=0.5),) * 4, head_ms=1, rest_ms=1
+    )
+    reply = replace(trace.replies[0], layers=times)
+    lines = layers_table(replace(trace, replies=(reply,)), reply, 100).splitlines()
+    titles = re.split(r" {2,}", lines[0].strip())
+    return [titles, *(line.split() for line in lines[2:6])]
+
+
+def test_the_layers_of_nested_weights_name_the_megabytes_of_their_low_planes() -> None:
+    made = nested_trace(scale=10**6)
+    titles, *rows = layers_of(made)
+    at = titles.index("low MB")
+    assert titles[at - 2 : at + 2] == ["attn MB", "MLP MB", "low MB", "GB/s"]
+    assert [row[at] for row in rows] == ["4.00"] * 4
+    assert [row[at - 2 : at] for row in rows] == [["4.00", "6.00"]] * 4
+
+
+def test_other_weights_have_no_such_column() -> None:
+    titles, *_ = layers_of(made_trace([4, 4], [1.0]))
+    assert titles[-2:] == ["MLP MB", "GB/s"]

@@ -19,7 +19,14 @@ from d3cli.profile.summary import summarize, with_figures
 from d3cli.profile.trace import TokenTrace, Trace
 from d3cli.profile.trace_file import parse_trace, read_trace, to_json
 from tests.families import sublayers, tiny
-from tests.traces import as_schema_1, hostile_trace, made_trace, profile, whole_trace
+from tests.traces import (
+    as_schema_1,
+    hostile_trace,
+    made_trace,
+    nested_trace,
+    profile,
+    whole_trace,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "trace.md"
 RECORDED = Path(__file__).parents[1] / "data" / "v0.1.0" / "trace.json"
@@ -43,6 +50,17 @@ def put(data: Any, path: tuple[Any, ...], value: object) -> None:
 def test_what_is_written_can_be_read() -> None:
     for trace in (whole_trace(), hostile_trace(), made_trace([4, 3], [1.0])):
         assert read(written(trace)) == trace
+
+
+def test_a_large_nested_model_can_be_read() -> None:
+    """All units of 126 layers of nine gigabytes each, at full depth and one by one."""
+    low = [f"{layer}.{part}.lo" for layer in range(126) for part in ("attn", "mlp")]
+    order = (*low, *(name.removesuffix(".lo") for name in low[2:-2]))
+    trace = nested_trace(126, order, scale=900_000_000)
+    assert trace.model.layer_weights > 2**31
+    assert read(written(trace)) == trace
+    assert len(trace.replies[0].tokens) == 501
+    assert report(trace, 80)
 
 
 def test_figures_are_computed_from_the_record() -> None:
@@ -154,6 +172,22 @@ def test_bytes_that_no_pass_reads_are_refused(
     data = written(made_trace([4, 3], [1.0]))
     data["replies"][0]["tokens"][step] |= changes
     with pytest.raises(TraceError, match=says):
+        read(data)
+
+
+def test_low_planes_that_the_weights_do_not_have_are_refused() -> None:
+    data = written(nested_trace())
+    put(data, ("model", "low_bytes"), None)
+    with pytest.raises(TraceError) as caught:
+        read(data)
+    assert caught.value.message.startswith(
+        "t.json is not a valid trace: the schedule names the low plane 0.mlp.lo, which the weights "
+        "do not have"
+    )
+    assert "\n" not in caught.value.message
+    data = written(whole_trace())
+    put(data, ("needed_order",), ["7", "9.mlp.lo"])
+    with pytest.raises(TraceError, match=r"needed_order names the low plane 9\.mlp\.lo, which"):
         read(data)
 
 
@@ -274,7 +308,7 @@ def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     extra = {"needed_depth": [None, 3.0, 2.0], "saturation_layer": [None, 3, 4]}
     extra |= {"full_token_id": [1, 1, 2], "full_text": ["a"] * 3, "full_logprob": [-1.0] * 3}
     made = made_trace([4, 3, 2], [1.0, 2.0], kl=[0.0, 0.1, 0.2], **extra)
-    whole: Any = json.loads(json.dumps(to_json(made)))
+    whole: Any = json.loads(json.dumps(to_json(data.draw(st.sampled_from([made, nested_trace()])))))
     if data.draw(st.booleans()):
         whole = as_schema_1(whole)
     place, key = whole, data.draw(st.sampled_from(sorted(whole)))

@@ -117,7 +117,10 @@ def positions_table(total: Summary, width: int) -> str:
 
 
 def layers_table(trace: Trace, reply: ReplyTrace, width: int) -> str:
-    """Milliseconds and bytes of each layer and part at full depth."""
+    """Milliseconds and bytes of each layer and part at full depth.
+
+    The low planes of nested weights are part of their sublayers' bytes.
+    """
     found = reply.layers
     assert found is not None
     weights = trace.model.weight_bytes
@@ -129,11 +132,12 @@ def layers_table(trace: Trace, reply: ReplyTrace, width: int) -> str:
             f"{time.other:.3f}",
             _megabytes(size.attn),
             _megabytes(size.mlp),
+            _megabytes(size.attn_low + size.mlp_low) if weights.is_nested else "",
             _rate(size.total, _total(time)),
         )
         for layer, (time, size) in enumerate(zip(found.layers, weights.layers, strict=True))
     ]
-    titles = ("layer", "attn ms", "MLP ms", "rest ms", "attn MB", "MLP MB", "GB/s")
+    titles = ("layer", "attn ms", "MLP ms", "rest ms", "attn MB", "MLP MB", "low MB", "GB/s")
     by_part = (f"median of {found.steps} steps", "ms", "share", "MB", "GB/s")
     return "\n".join(
         (
