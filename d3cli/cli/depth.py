@@ -60,6 +60,33 @@ def parse_start(text: str | None, max_tokens: int | None) -> int | None:
     return round(number / 100 * max_tokens)
 
 
+def check_planes(
+    units: UnitChoice, alpha: float | Literal["auto", "off"], loading: ModelOptions
+) -> None:
+    """Refuses low planes where another option rules nested weights out, before a model is loaded.
+
+    Raises:
+        UsageError: with the option that does.
+    """
+    if units != "plane" or alpha == "off":
+        return
+    quantization, device, dtype = loading.quantization, loading.device, loading.dtype
+    excluded: tuple[Setting, Setting] | None = None
+    if quantization not in (QuantizationName.auto, QuantizationName.nested):
+        excluded = Setting("quantization", quantization), Setting("quantization", "nested")
+    elif device.startswith("cuda"):
+        excluded = Setting("device", device), Setting("device", "cpu")
+    elif dtype is DtypeName.float16:
+        excluded = Setting("dtype", dtype), Setting("dtype", "bfloat16")
+    if excluded is not None:
+        cause, instead = excluded
+        raise UsageError(
+            (Setting("units", "plane"), " drops the low planes of nested weights, which ", cause,
+             " excludes"),
+            ("use ", instead, ", or leave out ", Setting("units")),
+        )  # fmt: skip
+
+
 def choose_schedule(
     model: "LoadedModel",
     alpha: float | Literal["auto", "off"],

@@ -210,16 +210,15 @@ class DepthSchedule(_Computed):
         if self.alpha == 1 or not self.skip_order:
             return f"full, all {self.num_layers} layers"
         if self.num_dropped(1) == self.max_dropped:
-            return f"constant, {self.floor:.4g} of {self.num_layers} layers from token 1 on"
-        return (
-            f"alpha {self.alpha:g} from token {self.start}, down to {self.floor:.4g} of "
-            f"{self.num_layers} layers{self._lost_bits()}"
-        )
+            return f"constant from token 1 on, {self._floor_in_words()}"
+        start = f"alpha {self.alpha:g} from token {self.start}"
+        return f"{start}, down to {self._floor_in_words()}"
 
-    def _lost_bits(self) -> str:
-        """Says, after a number of layers, that some of it are low planes."""
+    def _floor_in_words(self) -> str:
+        """The minimum depth: "15 of 30 layers by weight, low planes only"."""
         low = [parse_unit(name).low for name in self.skip_order]
-        return (" by weight" if any(low) else "") + (", low planes only" if all(low) else "")
+        lost_bits = (" by weight" if any(low) else "") + (", low planes only" if all(low) else "")
+        return f"{self.floor:.4g} of {self.num_layers} layers{lost_bits}"
 
     def to_json(self) -> dict[str, Any]:
         """A plain object, in the same form wherever a schedule is written."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from d3cli.base.errors import ModelError, ScheduleError, Setting, Words
-from d3cli.depth.choice import resolve_schedule
 from d3cli.depth.prompt_order import Schedule
+from d3cli.depth.resolve import resolve_schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
 from d3cli.model.decoder_block import MOST_TOKENS, DecoderStack
 from d3cli.model.gate import LayerGate

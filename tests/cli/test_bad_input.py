@@ -57,6 +57,25 @@ class TestBadInput:
         result = d3("generate", "demo", STORY, *arguments)
         check(result, 2, message)
 
+    @pytest.mark.parametrize(
+        ("option", "value", "instead"),
+        [
+            *(("--quantization", name, "nested") for name in ("none", "int8", "int4", "bnb-4bit")),
+            ("--device", "cuda", "cpu"),
+            ("--dtype", "float16", "bfloat16"),
+        ],
+    )
+    @pytest.mark.parametrize("command", ["generate", "profile"])
+    def test_low_planes_that_another_option_excludes_are_refused_before_loading(
+        self, d3: D3, command: str, option: str, value: str, instead: str
+    ) -> None:
+        options = ("--alpha", "0.9", "--units", "plane", option, value)
+        result = d3(command, "demo", STORY, *options)
+        cause = f"--units plane drops the low planes of nested weights, which {option} {value} "
+        check(result, 2, f"error: {cause}excludes\n")
+        assert f"hint: use {option} {instead}, or leave out --units\n" in result.err
+        assert "model:" not in result.err
+
     def test_a_template_without_text_is_named(self, d3: D3, tmp_path: Path) -> None:
         path = tmp_path / "template.jinja"
         path.touch()

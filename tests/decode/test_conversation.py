@@ -15,7 +15,8 @@ from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.decode.transcript import ChatMessage
-from d3cli.depth.choice import Source, resolve_schedule
+from d3cli.depth.choice import Source
+from d3cli.depth.resolve import resolve_schedule
 from d3cli.model.load import load_model
 from d3cli.scoring.compare_reply import compare_reply
 

@@ -6,7 +6,8 @@ from d3cli.base.errors import ScheduleError, spelled
 from d3cli.depth.calibration_store import Stale
 from d3cli.depth.choice import Choice, Source, choose
 from d3cli.depth.prompt_order import PromptSchedule
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.schedule import DepthSchedule, schedule_of
+from d3cli.depth.units import LayerBytes, WeightBytes
 from tests.depth.layers import equal_layers
 from tests.records import FOUND
 
@@ -109,6 +110,18 @@ def test_options_without_effect_are_reported() -> None:
     ]
     (note,) = texts(choose(equal_layers(4), 0.9, core_first=4, core_last=0))
     assert note == "depth: every layer is a core layer, so no layer is dropped"
+
+
+def test_core_layers_lose_low_planes_whatever_their_number() -> None:
+    nested = WeightBytes((LayerBytes(25, 75, 0, 12, 37),) * 4, 10)
+    stored = schedule_of(nested, nested.unit_names("plane"), 0.9, 0)
+    for one in (None, stored):
+        choice = choose(nested, 0.9, core_first=1, core_last=2, stored=one)
+        assert texts(choice)[:2] == [
+            "depth: core_first has no effect: core layers lose low planes too",
+            "depth: core_last has no effect: core layers lose low planes too",
+        ]
+        assert len(choice.schedule.units) == 8
 
 
 def test_options_that_do_not_fit_are_an_error() -> None:

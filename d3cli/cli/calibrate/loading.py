@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from d3cli.base.errors import NotEnoughMemoryError
+from d3cli.cli.loading import announce, load_announced
 from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
 from d3cli.cli.output import Output
-from d3cli.cli.request import announce, load_announced
 
 if TYPE_CHECKING:
     from d3cli.calibrate.forms import ModelForms

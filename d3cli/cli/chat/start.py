@@ -29,16 +29,10 @@ from d3cli.cli.chat.settings import ChatSettings, spell_setting
 from d3cli.cli.chat.writer import Replies
 from d3cli.cli.chosen_form import lowers_depth
 from d3cli.cli.depth import calibrate_command
+from d3cli.cli.loading import announce, load, load_announced
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.output import Output
-from d3cli.cli.request import (
-    Request,
-    announce,
-    load,
-    load_announced,
-    note_turn_end,
-    template_check,
-)
+from d3cli.cli.request import Request, note_turn_end, template_check
 from d3cli.cli.terminal import is_dumb, line_mode, typing_ahead
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
