@@ -41,7 +41,8 @@ def generate(settings: GenerateSettings) -> int:
     a note says how many bytes that are. In a loop that reads a file, --no-stdin leaves it the rest.
 
     In JSON, text is the whole reply. Of a model that thinks first, reasoning is its thinking, else
-    null, and answer is what follows.
+    null, and answer is what follows. model, dtype and quantization say what wrote it; quantization
+    is null if the weights are as stored.
 
     Examples:
     - `d3 generate "Tell me a story about a fox."`
@@ -191,6 +192,9 @@ def _as_json(reply: "Reply", inside: str, source: Source) -> dict[str, Any]:
     by_prompt = {"order": "prompt"} if isinstance(reply.asked, PromptSchedule) else {}
     return {
         "schema": SCHEMA,
+        "model": reply.model.name,
+        "dtype": reply.model.dtype,
+        "quantization": reply.model.origin.quantization,
         "text": reply.text,  # all of it, with reasoning and tags
         "reasoning": reasoning or None,
         "answer": answer,

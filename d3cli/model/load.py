@@ -171,7 +171,9 @@ def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
 
 def _origin(files: ModelFiles, model: LoadedModel, form: Form) -> Origin:
     """Where a model comes from. A model that runs at full depth only needs no calibration."""
-    origin = Origin(shipped=shipped_schedule(files), builtin=files.builtin)
+    origin = Origin(
+        shipped=shipped_schedule(files), builtin=files.builtin, quantization=form.quantization
+    )
     if not model.gate.family.can_skip:
         return origin
     key = ModelKey(

@@ -122,6 +122,11 @@ class LoadedModel:
         return len(self.gate.layers)
 
     @property
+    def dtype(self) -> str:
+        """What it computes in: "bfloat16"."""
+        return str(self.causal_lm.dtype).removeprefix("torch.")
+
+    @property
     def device(self) -> torch.device:
         return torch.device(self.causal_lm.device)
 

@@ -10,6 +10,7 @@ from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.json_files import read_json
 from d3cli.files.names import ModelFiles
+from d3cli.kernels.quantization import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,14 @@ class Origin:
         calibration: what the store holds for it, or why that is not used.
         shipped: the depth schedule that came with it.
         builtin: whether it is the model that ships with d3cli.
+        quantization: how its weights were quantized while loading; None if they were not.
     """
 
     key: ModelKey | None = None
     calibration: Calibration | Stale | None = None
     shipped: DepthSchedule | None = None
     builtin: bool = False
+    quantization: Quantization | None = None
 
     @property
     def schedule(self) -> Schedule | None:

@@ -53,6 +53,10 @@ class TestReply:
         )
         data = json.loads(result.out)
         assert result.out.count("\n") == 1
+        assert set(data) == {
+            *("schema", "model", "dtype", "quantization", "text", "reasoning", "answer"),
+            *("finish_reason", "schedule", "stats", "tokens"),
+        }
         assert data["schema"] == 1
         assert data["schedule"]["source"] == "flags"
         assert (data["schedule"]["alpha"], data["schedule"]["start"]) == (0.98, 10)
@@ -84,6 +88,21 @@ class TestReply:
     def test_json_names_the_schedules_source(self, d3: D3, options: list[str], source: str) -> None:
         result = d3("generate", "Hello.", "--json", "--max-tokens", "2", *options)
         assert json.loads(result.out)["schedule"]["source"] == source
+
+    @pytest.mark.parametrize(
+        ("options", "dtype", "quantization"),
+        [
+            (("--dtype", "float32"), "float32", None),
+            (("--dtype", "bfloat16", "--quantization", "int8"), "bfloat16", "int8"),
+            (("--dtype", "bfloat16", "--quantization", "nested"), "bfloat16", "nested"),
+        ],
+    )
+    def test_json_names_the_model_and_the_form_of_its_weights(
+        self, d3: D3, options: tuple[str, ...], dtype: str, quantization: str | None
+    ) -> None:
+        data = json.loads(d3("generate", "Hello.", "--json", "--max-tokens", "2", *options).out)
+        assert (data["model"], data["dtype"]) == ("the built-in model", dtype)
+        assert data["quantization"] == quantization
 
     def test_a_shipped_start_may_lie_beyond_a_short_context(self, d3: D3) -> None:
         arguments = ("generate", "--raw", "hi", "--context", "8", "--temperature", "0", "--json")
