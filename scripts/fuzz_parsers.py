@@ -67,8 +67,9 @@ def conversation(data: bytes) -> object:
 
 def calibration(data: bytes) -> object:
     from d3cli.depth import calibration_store
+    from d3cli.depth.calibration_file import file_of
 
-    path = calibration_store.file_of("someone/fox")
+    path = file_of("someone/fox")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     try:

@@ -11,7 +11,7 @@ from prompt_toolkit.history import FileHistory
 
 from d3cli.base.settings import state_dir
 from d3cli.decode import transcript
-from d3cli.depth import calibration_store
+from d3cli.depth.calibration_file import file_of
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.fingerprint import fingerprint
 from d3cli.model.load import load_model
@@ -33,7 +33,7 @@ def config() -> None:
 @pytest.fixture
 def calibration() -> Path:
     """The calibration as it would be for the built-in weights of today, which are others."""
-    path = calibration_store.file_of("demo")
+    path = file_of("demo")
     path.parent.mkdir(parents=True)
     (entry,) = json.loads((WRITTEN / "calibration.json").read_text())["entries"]
     text = (WRITTEN / "calibration.json").read_text()

@@ -16,7 +16,8 @@ from d3cli.cli.command_line import CommandSettings, command, command_group
 from d3cli.cli.completion import complete_model
 from d3cli.cli.model_options import Revision
 from d3cli.cli.output import Output
-from d3cli.depth.calibration_store import all_calibrations, calibrations_of, file_of
+from d3cli.depth.calibration_file import file_of
+from d3cli.depth.calibration_store import all_calibrations, calibrations_of
 from d3cli.files import checksums
 from d3cli.files.cached_models import CachedModel, cached_models
 from d3cli.files.disk_models import DiskModel, FoundModels, models_at

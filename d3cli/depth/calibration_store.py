@@ -4,31 +4,25 @@ Readers take no lock, because a file is only ever replaced as a whole. Knows not
 calibration is made; no torch.
 """
 
-import json
-import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from d3cli.base.atomic_files import replace_file
-from d3cli.base.bounded_files import FileKind
-from d3cli.base.errors import ScheduleError, StoreError, one_line
+from d3cli.base.errors import StoreError
 from d3cli.base.file_lock import file_lock
-from d3cli.base.json_rows import convert_json, decode_json, refuse_unknown
-from d3cli.base.settings import state_dir
-from d3cli.depth.calibration_record import Calibration, Count, Entry, ModelKey, Text
-from d3cli.depth.prompt_order import PromptSchedule
+from d3cli.depth.calibration_file import (
+    StoredFile,
+    directory_of_calibrations,
+    file_of,
+    read_stored,
+    stored_text,
+)
+from d3cli.depth.calibration_record import Calibration, Entry, ModelKey
 
-# Schema 2 has schedules whose order each prompt decides; schema 3 has what was compared with which
-# form of the weights, and a choice of one. A file without these is written as schema 1, which d3
-# 0.1.0 reads.
-SCHEMAS = (1, 2, 3)
-LARGEST_FILE = 1 << 20
 LOCK_SECONDS = 10.0  # a save takes milliseconds
 
 
@@ -43,33 +37,6 @@ class Stale:
 
     reason: str
     remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """One file of the store.
-
-    Attributes:
-        path: where it is.
-        model: the identity of the model that it is for; None if that cannot be read.
-        entries: its calibrations, at most one for each dtype and quantization.
-        choice: the form of the one that is used unless the user asks for another form; None for the
-            model as stored.
-        problem: why it cannot be used; empty if it can.
-    """
-
-    path: Path
-    model: str | None
-    entries: tuple[Entry, ...] = ()
-    choice: str | None = None
-    problem: str = ""
-
-
-def file_of(model: str) -> Path:
-    """The file for the calibrations of the model with this identity. It need not exist."""
-    readable = re.sub(r"[^a-z0-9._-]+", "-", model.lower())[-48:].strip("-.")
-    digest = sha256(model.encode(errors="surrogateescape")).hexdigest()
-    return _directory() / f"{readable}-{digest[:8]}.json"
 
 
 def find(key: ModelKey) -> Calibration | Stale | None:
@@ -124,13 +91,13 @@ def is_calibrated(model: str, revision: str | None, fingerprint: Callable[[], st
     Raises:
         StoreError: the file is damaged, or was written by a newer d3.
     """
-    entries = [
+    as_stored = [
         entry
         for file in _files_of(model)
         for entry in file.entries
         if entry.key.quantization is None
     ]
-    return _latest_current(entries, model, revision, fingerprint) is not None
+    return _latest_current(as_stored, model, revision, fingerprint) is not None
 
 
 def find_choice(
@@ -148,12 +115,7 @@ def find_choice(
     Raises:
         StoreError: the file is damaged, or was written by a newer d3.
     """
-    chosen = [
-        entry
-        for file in _files_of(model)
-        for entry in file.entries
-        if entry.key.form == file.choice
-    ]
+    chosen = [file.chosen for file in _files_of(model) if file.chosen is not None]
     return _latest_current(chosen, model, revision, fingerprint)
 
 
@@ -193,12 +155,12 @@ def calibrations_of(model: str) -> StoredFile | None:
     Raises:
         StoreError: the file is damaged, or was written by a newer d3.
     """
-    return _read(file_of(model), f"d3 calibrate remove {shlex.quote(model)}")
+    return read_stored(file_of(model), f"d3 calibrate remove {shlex.quote(model)}")
 
 
 def all_calibrations() -> list[StoredFile]:
     """All files of the store, sorted by model. A file that cannot be used has its problem set."""
-    directory = _directory()
+    directory = directory_of_calibrations()
     try:
         paths = [path for path in directory.iterdir() if path.suffix == ".json"]
     except (FileNotFoundError, NotADirectoryError):
@@ -208,7 +170,7 @@ def all_calibrations() -> list[StoredFile]:
     found = []
     for path in paths:
         try:
-            stored = _read(path)
+            stored = read_stored(path)
         except StoreError as error:
             stored = StoredFile(path, None, problem=error.message)
         if stored is not None:  # else it has been removed by now
@@ -246,11 +208,8 @@ def save(key: ModelKey, calibration: Calibration, *, chosen: bool = False) -> Pa
         entries = {entry.key.form: entry for entry in (stored.entries if stored else ())}
         entries[key.form] = Entry(key, calibration)
         choice = key.form if chosen else stored.choice if stored else None
-        data = [entry.to_json() for entry in entries.values()]
-        file = _File(_schema(entries.values(), choice), key.model, data, choice)
         try:
-            text = json.dumps(file.to_json(), indent=1, allow_nan=False) + "\n"
-            _parse(path, decode_json(text, dict[str, Any]))  # so that it can be read again
+            text = stored_text(key.model, entries.values(), choice)
         except ValueError as error:
             raise StoreError(f"the calibration cannot be stored: {error}") from error
         # This process holds the lock, so a process that was killed left these.
@@ -280,10 +239,6 @@ def remove(model: str) -> bool:
     return True
 
 
-def _directory() -> Path:
-    return state_dir() / "calibrations"
-
-
 @contextmanager
 def _locked() -> Iterator[None]:
     """Holds the store's lock. The system releases it when the process ends, even by a kill.
@@ -291,7 +246,7 @@ def _locked() -> Iterator[None]:
     Raises:
         StoreError: another process holds it, or the directory cannot be written.
     """
-    directory = _directory()
+    directory = directory_of_calibrations()
     try:
         with file_lock(directory / ".lock", LOCK_SECONDS):
             yield
@@ -305,61 +260,3 @@ def _locked() -> Iterator[None]:
             f"calibrations cannot be written to {directory}: {error.strerror or error}",
             "check the disk and the directory's permissions, or set D3_HOME to another",
         ) from error
-
-
-def _read(path: Path, remove_command: str = "") -> StoredFile | None:
-    remedy = "move it away" + (f", or run: {remove_command}" if remove_command else "")
-    kind = FileKind(what="calibration", largest=LARGEST_FILE, error=StoreError, hint=remedy)
-    data = kind.find(path)
-    if data is None:
-        return None
-    try:
-        whole = decode_json(data, dict[str, Any])
-        if convert_json(whole, _Head).schema in SCHEMAS:
-            return _parse(path, whole)
-    except (ScheduleError, ValueError) as error:
-        raise StoreError(f"{path} is damaged: {one_line(error)[:120]}", remedy) from error
-    raise StoreError(f"{path} was written by a newer d3", f"update d3, or {remedy}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """The part that every version of the format has."""
-
-    schema: Count
-
-
-@dataclass(frozen=True, slots=True)
-class _File(_Head):
-    """A whole file. `Entry.from_json` reads its entries."""
-
-    model: Text
-    entries: list[dict[str, Any]]
-    choice: Text | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        return data if self.choice is not None else {k: v for k, v in data.items() if k != "choice"}
-
-
-def _schema(entries: Iterable[Entry], choice: str | None) -> int:
-    """The oldest schema that can hold these."""
-    calibrations = [entry.calibration for entry in entries]
-    if choice is not None or any(one.against is not None for one in calibrations):
-        return 3
-    return 2 if any(isinstance(one.schedule, PromptSchedule) for one in calibrations) else 1
-
-
-def _parse(path: Path, whole: dict[str, Any]) -> StoredFile:
-    file = convert_json(whole, _File)
-    refuse_unknown(whole, file.to_json())
-    if file_of(file.model).name != path.name:
-        raise ValueError("its name belongs to another model")
-    if not file.entries:
-        raise ValueError("it has no entries")
-    entries = tuple(Entry.from_json(file.model, entry) for entry in file.entries)
-    if len({entry.key.form for entry in entries}) < len(entries):
-        raise ValueError("it holds two calibrations for one dtype and quantization")
-    if file.choice is not None and file.choice not in {entry.key.form for entry in entries}:
-        raise ValueError("it has no calibration for the form that it chooses")
-    return StoredFile(path, file.model, entries, file.choice)

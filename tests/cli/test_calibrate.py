@@ -23,7 +23,8 @@ from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.texts import encode_samples, read_samples
 from d3cli.cli.calibrate.machine_report import as_json
 from d3cli.cli.calibrate.report import report_rows
-from d3cli.depth.calibration_store import file_of, save
+from d3cli.depth.calibration_file import file_of
+from d3cli.depth.calibration_store import save
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document

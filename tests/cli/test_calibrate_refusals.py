@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from d3cli.base.settings import state_dir
-from d3cli.depth.calibration_store import file_of
+from d3cli.depth.calibration_file import file_of
 from tests.conftest import D3, Result, check
 
 

@@ -9,10 +9,8 @@ import pytest
 from d3cli.base.settings import BUILTIN, state_dir
 from d3cli.cli.calibrate.stored import describe
 from d3cli.depth import calibration_store
+from d3cli.depth.calibration_file import file_of
 from d3cli.depth.calibration_record import Entry
-from d3cli.depth.calibration_store import (
-    file_of,
-)
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.names import model_identity
 from d3cli.model.load import load_model

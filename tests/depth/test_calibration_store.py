@@ -18,13 +18,13 @@ from filelock import FileLock
 from d3cli.base.errors import StoreError
 from d3cli.base.settings import state_dir
 from d3cli.depth import calibration_store
+from d3cli.depth.calibration_file import file_of
 from d3cli.depth.calibration_record import Calibration, Entry, ModelKey
 from d3cli.depth.calibration_store import (
     Stale,
     all_calibrations,
     calibrations_of,
     check_writable,
-    file_of,
     find,
 )
 from tests.records import FOUND, KEY, SCHEDULE, UNSEEN

@@ -14,14 +14,9 @@ from hypothesis import strategies as st
 from d3cli.base.errors import StoreError
 from d3cli.cli.calibrate.stored import as_json, describe, summary
 from d3cli.depth import calibration_store
+from d3cli.depth.calibration_file import file_of
 from d3cli.depth.calibration_record import Entry
-from d3cli.depth.calibration_store import (
-    all_calibrations,
-    calibrations_of,
-    check_writable,
-    file_of,
-    find,
-)
+from d3cli.depth.calibration_store import all_calibrations, calibrations_of, check_writable, find
 from tests.records import FOUND, KEY
 
 

@@ -8,15 +8,9 @@ from d3cli.base.amounts import signed_percent
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli.calibrate.options import Format
 from d3cli.cli.output import Output
+from d3cli.depth.calibration_file import StoredFile
 from d3cli.depth.calibration_record import Calibration, Entry
-from d3cli.depth.calibration_store import (
-    Stale,
-    StoredFile,
-    all_calibrations,
-    calibrations_of,
-    find,
-    remove,
-)
+from d3cli.depth.calibration_store import Stale, all_calibrations, calibrations_of, find, remove
 from d3cli.depth.prompt_order import order_in_words
 from d3cli.files.names import find_local, find_on_disk, model_identity
 
