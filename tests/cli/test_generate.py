@@ -73,7 +73,7 @@ class TestReply:
         assert set(data["stats"]) == {
             *("prompt_tokens", "completion_tokens", "ttft_s", "decode_s", "tokens_per_second"),
             *("mean_depth", "min_depth", "layer_ratio", "byte_ratio", "peak_memory_bytes", "seed"),
-            *("full_bits", "bits", "min_bits"),
+            *("full_bits", "bits", "min_bits", "lossless"),
         }
 
     @pytest.mark.parametrize(
