@@ -71,7 +71,7 @@ class Budget:
     seconds: float
     estimate: float
     search_deadline: float
-    left_out: str
+    left_out: tuple[str, ...]
 
     def is_more_thorough(self, than: "Budget") -> bool:
         """Whether it looks at more than another one, and leaves out nothing that this looks at."""
@@ -149,9 +149,9 @@ def make_budget(
     chosen = next((budget for budget in budgets if budget.estimate <= seconds), budgets[-1])
     if chosen.estimate > HOPELESS * seconds:
         minutes = math.ceil(chosen.estimate / 60)
+        left = f"only {in_words(seconds)} are left" if seconds >= 1 else "no time is left"
         raise CalibrationError(
-            f"this calibration takes about {in_words(chosen.estimate)} here, but only "
-            f"{in_words(seconds)} are left",
+            f"this calibration takes about {in_words(chosen.estimate)} here, but {left}",
             (
                 "raise ",
                 Setting("max_seconds"),
@@ -203,7 +203,7 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _left_out(whole: Budget, chosen: Budget) -> str:
+def _left_out(whole: Budget, chosen: Budget) -> tuple[str, ...]:
     left_out = []
     if chosen.kinds != whole.kinds:
         left_out.append(f"only {kind_in_words(chosen.kinds[0])} are searched")
@@ -211,10 +211,14 @@ def _left_out(whole: Budget, chosen: Budget) -> str:
         left_out.append("the order is by influence instead of greedy")
     if chosen.by_prompt != whole.by_prompt:
         left_out.append("each prompt's own order is not searched")
-    used, available = (len(budget.search) + len(budget.unseen) for budget in (chosen, whole))
-    if used < available:
-        left_out.append(f"{used} of {available} documents are used")
-    return " and ".join(left_out)
+    left_out += documents_left_out(chosen, len(whole.search) + len(whole.unseen))
+    return tuple(left_out)
+
+
+def documents_left_out(chosen: Budget, available: int) -> list[str]:
+    """That a budget uses fewer documents than there are; empty if it uses all."""
+    used = len(chosen.search) + len(chosen.unseen)
+    return [f"{used} of {available} documents are used"] if used < available else []
 
 
 def _budget(
@@ -274,5 +278,5 @@ def _budget(
         seconds=seconds,
         estimate=work / paces[0] + seconds_of_test,
         search_deadline=max(seconds / 3, seconds - seconds_of_test),
-        left_out="",
+        left_out=(),
     )

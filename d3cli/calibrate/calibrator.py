@@ -7,10 +7,17 @@ options or terminals.
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 
 from d3cli.base.errors import CalibrationError, Setting, UsageError
 from d3cli.calibrate.alternatives import alternatives
-from d3cli.calibrate.budget import Budget, check_halves, make_budget, short_prompts
+from d3cli.calibrate.budget import (
+    Budget,
+    check_halves,
+    documents_left_out,
+    make_budget,
+    short_prompts,
+)
 from d3cli.calibrate.clock import SearchClock
 from d3cli.calibrate.confirm import Pair, confirm, constant_and_decaying, safest_first
 from d3cli.calibrate.costs import StepCosts, measure_costs
@@ -125,7 +132,9 @@ class Calibrator:
             outcome.forms = with_contenders(at_full.forms, settings.target_drop)
             outcome.tried |= {one.full.candidate.key: one.full for one in outcome.forms}
             self._sealed |= at_full.sealed
-            outcome.cut += [plan.left_out] if plan.left_out else []
+            # Each form's own plan says later what is left out of the search.
+            available = len(self._search_half) + len(self._unseen_half)
+            outcome.cut += documents_left_out(plan, available)
             yield from self._search_forms(at_full)
         else:
             search = yield from self._search_only(at_full)
@@ -174,23 +183,31 @@ class Calibrator:
         wanted = [one.quantization for one in self.outcome.forms if one.searched]
         for number, quantization in enumerate(wanted):
             if not kinds_of(self.forms.take(quantization), self.settings.units):
-                continue  # low planes are asked for, and it has none
+                self._not_searched(quantization)  # low planes are asked for, and it has none
+                continue
             try:
                 plan = self._budget_of_form(at_full, quantization, len(wanted) - number)
             except CalibrationError:  # too little time is left
                 words = self.forms.in_words(quantization)
                 self.outcome.cut.append(f"schedules in {words} were not searched")
+                self._not_searched(quantization)
                 continue
             search, found = yield from self._search(at_full, quantization, plan)
             yield from self._seal(at_full, search, found)
             del search  # it holds the model, which is let go next
+
+    def _not_searched(self, quantization: Quantization | None) -> None:
+        self.outcome.forms = [
+            replace(one, searched=False) if one.quantization == quantization else one
+            for one in self.outcome.forms
+        ]
 
     def _search(
         self, at_full: FormsAtFullDepth, quantization: Quantization | None, plan: Budget
     ) -> Generator[CalibrationProgress, None, tuple[Search, Outcome]]:
         """One search, with an outcome of its own that begins with the orders known."""
         found = Outcome(orders=dict(self.outcome.orders), influence=dict(self.outcome.influence))
-        found.cut += [plan.left_out] if plan.left_out else []
+        found.cut += plan.left_out
         clock = SearchClock(plan.search_deadline, plan.positions)
         yardstick = at_full.yardstick(quantization)
         search = Search(self.model, self.settings, plan, clock, found, yardstick, at_full.reference)
@@ -206,7 +223,7 @@ class Calibrator:
         outcome.tried |= found.tried
         outcome.orders |= found.orders
         outcome.influence |= found.influence
-        outcome.cut += found.cut
+        outcome.cut += [one for one in found.cut if one not in outcome.cut]
         outcome.no_verdict = outcome.no_verdict or found.no_verdict
         search.clock.deadline = float("inf")  # a test that has begun is finished
         responses = [len(document.response_ids) for document in at_full.unseen.documents]

@@ -78,7 +78,14 @@ def confirm(
     if pair is not None:
         outcome.verdict = _verdict(pair, sealed, settings)
     elif not outcome.no_verdict:
-        outcome.no_verdict = "no constant and no decaying depth take the same time"
+        outcome.no_verdict = _why_no_pair(outcome, held)
+
+
+def _why_no_pair(outcome: Outcome, chosen: Measured) -> str:
+    quantization = chosen.candidate.quantization
+    if any(one.quantization == quantization and not one.searched for one in outcome.forms):
+        return "schedules were not searched in the form that was chosen"
+    return "no constant and no decaying depth take the same time"
 
 
 def _rivals(chosen: Measured, target: float, sealed: Iterable[Measured]) -> dict[Sort, Measured]:

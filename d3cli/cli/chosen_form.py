@@ -72,11 +72,14 @@ def choose_form(name: str, options: ModelOptions, *, decays: bool = False) -> Ch
         return asked
     if options.dtype not in (DtypeName.auto, chosen.dtype):
         return asked
-    form = replace(
-        options,
-        dtype=DtypeName(chosen.dtype),
-        quantization=QuantizationName(chosen.quantization),
-    )
+    try:
+        form = replace(
+            options,
+            dtype=DtypeName(chosen.dtype),
+            quantization=QuantizationName(chosen.quantization),
+        )
+    except ValueError:  # a newer d3 knows it; that it is not used is said with the schedule
+        return asked
     return ChosenForm(form, words=f", in {chosen.quantization} as calibrated")
 
 

@@ -71,8 +71,6 @@ def load_announced(
         if threads is None:
             threads, reason = pick_threads()
         use_threads(threads)  # the check before a download may measure kernels with them
-    if reason:
-        output.note(f"{reason}; --threads overrides")
 
     # Without a spinner, since a download shows its own progress.
     files = find_model(
@@ -85,6 +83,8 @@ def load_announced(
         loaded = load_model(
             files, threads=threads, on_progress=show, check_text=check_text, **settings
         )
+    if reason:
+        output.note(f"{reason}; --threads overrides")
     if chosen.for_decay and not loaded.weight_bytes.is_nested:
         output.note("the weights stay as they are: d3 cannot nest those of this model here")
     ignored = ignored_settings(loaded.text.generation_settings, loaded.context_length)

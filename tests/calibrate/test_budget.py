@@ -34,7 +34,8 @@ def test_short_of_time_the_plan_fits_it_and_says_what_is_left_out() -> None:
     assert less.search_deadline < 0.5 * whole.estimate
     least = plan(0.3 * whole.estimate)
     assert not least.greedy and len(least.search) >= 15
-    assert "influence" in least.left_out and "documents" in least.left_out
+    assert "the order is by influence instead of greedy" in least.left_out
+    assert least.left_out[-1].endswith("documents are used")
     assert plan(0.2 * whole.estimate, all_kinds=False).kinds == ("layer",)
 
 
@@ -51,6 +52,13 @@ def test_the_pace_is_not_that_of_the_pass_that_reads_the_weights(
     monkeypatch.setattr("d3cli.calibrate.pace.score", score)
     texts = documents()[:8]
     assert measure_pace(planted(), texts) == 8 * max(map(len, texts)) / 2.0
+
+
+def test_without_time_the_refusal_says_what_it_takes() -> None:
+    with pytest.raises(CalibrationError, match=r"takes about .* here, but no time is left"):
+        plan(-2.0)
+    with pytest.raises(CalibrationError, match=r"but only 1 s are left"):
+        plan(1.0)
 
 
 def test_explicit_choices_are_never_left_out() -> None:

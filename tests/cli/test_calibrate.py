@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,29 @@ def test_the_form_that_is_chosen_is_the_one_that_runs(d3: D3, wide: Path, text: 
     assert f"it was made in bfloat16 {chosen}, and the model now runs in bfloat16" in plain.err
     shown = d3("calibrate", "show", wide)
     assert f"bfloat16 {chosen}" in shown.out and "best without decay" in shown.out
+
+
+def test_low_planes_asked_for_are_not_searched_where_another_form_is_faster(
+    wide: Path, text: Path
+) -> None:
+    def load(quantization: str | None) -> LoadedModel:
+        return load_model(wide, dtype="bfloat16", device="cpu", quantization=quantization)
+
+    def costs(model: LoadedModel, document: Document) -> StepCosts:
+        found = by_bytes(model, document)
+        slower = 4 if model.weight_bytes.is_nested else 1
+        return replace(found, seconds=slower * found.seconds)
+
+    forms = load_forms(load)
+    documents = encode_samples(forms.model, read_samples(text))
+    settings = CalibrationSettings(0.2, units="plane", order="influence", reply_tokens=64)
+    calibrator = Calibrator(forms, documents, settings, costs=costs)
+    for _ in calibrator:
+        pass
+    outcome = calibrator.outcome
+    assert outcome.chosen.candidate.quantization == "int4"
+    assert not any(form.searched for form in outcome.forms)
+    assert outcome.no_verdict == "schedules were not searched in the form that was chosen"
 
 
 def test_with_a_form_asked_for_no_other_is_tried(d3: D3, wide: Path, text: Path) -> None:

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from d3cli.base.errors import NotEnoughMemoryError
 from d3cli.base.settings import state_dir
+from d3cli.calibrate.forms import load_forms
+from d3cli.cli.calibrate.loading import fit_to_score
+from d3cli.cli.output import Output
 from d3cli.depth.calibration_file import file_of
+from d3cli.model.load import load_model
+from d3cli.model.model import LoadedModel
+from d3cli.scoring.documents import Document
 from tests.conftest import D3, Result, check
 
 
@@ -93,3 +100,16 @@ def test_a_search_that_does_not_fit_into_memory_is_refused(
     monkeypatch.setattr("d3cli.cli.calibrate.run._search", lambda *_: pytest.fail("it was tried"))
     with pytest.raises(pytest.fail.Exception):
         d3("calibrate", "--force")
+
+
+def test_text_that_is_too_long_to_score_is_tried_with_nested_weights_too() -> None:
+    asked = []
+
+    def load(quantization: str | None) -> LoadedModel:
+        asked.append(quantization)
+        return load_model(dtype="bfloat16", device="cpu", quantization=quantization)
+
+    endless = Document([1], [1] * 10_000_000)  # its attention mask alone would take 400 TB
+    with pytest.raises(NotEnoughMemoryError, match="a search with the built-in model needs about"):
+        fit_to_score(Output(), load_forms(load), [endless])
+    assert asked == [None, "nested"]

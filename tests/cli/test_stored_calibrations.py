@@ -117,6 +117,17 @@ class TestGenerate:
         assert remedy in note
         assert path.read_text() == text
 
+    @pytest.mark.parametrize("form", [("bfloat16", "int9"), ("bfloat17", "int8")])
+    def test_a_chosen_form_that_this_d3_does_not_know_is_a_note(
+        self, d3: D3, fox: Path, form: tuple[str, str]
+    ) -> None:
+        calibration_store.save(key_of(fox, *form), FOUND, chosen=True)
+        source, (note,) = self.source(d3, fox)
+        assert source == "default"
+        assert f"it was made in {' '.join(form)}, and the model now runs in float32" in note
+        loaded = d3("generate", fox, "Hi.", "--max-tokens", "2")
+        assert loaded.code == 0 and "as calibrated" not in loaded.err
+
     def test_full_depth_has_no_use_for_one(self, d3: D3, fox: Path) -> None:
         calibration_store.save(key_of(fox), FOUND).write_text("{")
         assert self.source(d3, "--alpha", "off", fox) == ("off", [])

@@ -69,8 +69,11 @@ def fit_to_score(output: Output, forms: "ModelForms", texts: Sequence["Document"
     except NotEnoughMemoryError as error:
         if "nested" not in forms.others:
             raise
-        with output.progress.waiting("loading"):
-            forms = forms.against_nested(error.message)
+        try:
+            with output.progress.waiting("loading"):
+                forms = forms.against_nested(error.message)
+        except NotEnoughMemoryError:
+            raise error from None
         _say_against_nested(output, forms)
         check_memory_to_score(forms.model, texts)
     return forms

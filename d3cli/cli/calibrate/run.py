@@ -104,7 +104,13 @@ def _search(
 ) -> "Calibrator":
     from d3cli.calibrate.budget import in_words
     from d3cli.calibrate.calibrator import Calibrator
+    from d3cli.kernels.threads import machine_is_busy
 
+    if machine_is_busy():
+        output.note(
+            "other programs use this machine: the times that decide may be wrong; on a quiet one, "
+            "calibrate again"
+        )
     with output.progress.waiting("measuring the model's pace"):
         calibrator = Calibrator(forms, texts, settings, began, all_documents=count is not None)
         plan = calibrator.prepare()
@@ -115,7 +121,7 @@ def _search(
     )
     output.note(
         f"this takes up to {in_words(plan.estimate)}"
-        + (f"; to save time, {plan.left_out}" if plan.left_out else "")
+        + (f"; to save time, {' and '.join(plan.left_out)}" if plan.left_out else "")
     )
 
     def steps() -> Iterator[tuple[str, float]]:
