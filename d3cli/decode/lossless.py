@@ -53,7 +53,8 @@ def decode_lossless(
         GenerationError: the logits of a step are not finite.
     """
     token_ids = list(prompt_ids)
-    drafter.begin(ReplyContext(token_ids, cache, sampler.for_drafts(), schedule))
+    reply = ReplyContext(token_ids, cache, sampler.for_drafts(), schedule)
+    drafter.begin(reply)
 
     def accept(rows: Tensor, draft: Draft, step: int) -> list[DecodedToken]:
         """The tokens that full depth chooses, up to the first one that was not drafted.
@@ -94,7 +95,7 @@ def decode_lossless(
         if step == max_tokens or token_ids[-1] in eos_token_ids:
             return
         began, held = time.perf_counter(), cache.position
-        draft = drafter.draft(max_tokens - step - 1)
+        draft = drafter.draft(reply, max_tokens - step - 1)
         drafted = time.perf_counter()
         rows = read_few(model, cache, [token_ids[-1], *draft.token_ids])
         chosen = accept(rows, draft, step)

@@ -97,7 +97,8 @@ class Reply:
         drafter: Drafter | None,
     ) -> None:
         self.model = shared.model
-        self._repair = repair
+        # A lossless reply continues no approximate keys and values.
+        self._repair: RepairChoice = repair if drafter is None else "always"
         self._drafter = drafter
         self.asked = schedule
         self.schedule: DepthSchedule

@@ -45,8 +45,9 @@ from transformers.generation.logits_process import (
 from d3cli.base.errors import GenerationError
 from d3cli.decode.sampling import SamplingParams
 
-# Makes the seed of drafts from the seed of a reply.
-_OTHER_SEED = 1 << 61
+# Makes the seed of drafts from the seed of a reply. torch's generator for the CPU looks at the low
+# 32 bits only.
+_OTHER_SEED = 0x2545F491
 
 
 class Sampler:
@@ -133,8 +134,7 @@ class Sampler:
         """A sampler with the same settings, whose draws are independent of this one's."""
         drafts = copy(self)
         drafts._generator = torch.Generator(device=self._generator.device)
-        if self._params.seed is not None:
-            drafts._generator.manual_seed(self._params.seed ^ _OTHER_SEED)
+        drafts._generator.manual_seed(self._generator.initial_seed() ^ _OTHER_SEED)
         return drafts
 
     def draw(self, probabilities: Tensor) -> int:

@@ -74,7 +74,8 @@ class Engine:
             began: when the wait for the first token began, by `time.perf_counter`; None is now.
             repair: see `RepairChoice`.
             drafter: makes this a lossless reply: full depth's own, sooner. `schedule` is then for
-                its drafts. Keep one drafter for the whole conversation, since it learns.
+                its drafts, and the cache is always repaired. Keep one drafter for the whole
+                conversation, since it learns.
 
         Raises:
             PromptError: the prompt is empty or does not fit the context.

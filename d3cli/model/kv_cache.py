@@ -200,10 +200,11 @@ class KVCache(Cache):
         Unlike in `transformers.Cache.crop`, `length` is absolute. Cropped to `full_length`, a
         ragged cache is no longer ragged.
         """
+        # In this order, an interruption leaves no more than layers that are too long.
+        self.full_length = min(self.full_length, length)
+        self.position = min(self.position, length)
         for layer in self.layers:
             layer.length = min(layer.length, length)
-        self.position = min(self.position, length)
-        self.full_length = min(self.full_length, length)
 
     def keys_and_values(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """All that a layer holds, not only its window: ``[B, kv_heads, length, head_dim]`` each."""

@@ -7,7 +7,7 @@ at full depth would cost what it saves.
 
 from dataclasses import replace
 
-from d3cli.decode.draft.source import Draft, Offer, ReplyContext
+from d3cli.decode.draft.source import Draft, Drawing, Offer, ReplyContext
 from d3cli.decode.loop import SourceName, decode_step
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
@@ -20,7 +20,6 @@ class DepthSource:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._reply: ReplyContext | None = None
         self._schedule = DepthSchedule.full(model.num_layers)
 
     @property
@@ -29,28 +28,21 @@ class DepthSource:
         return weights.read(self._schedule.dropped(1)) / weights.total
 
     def begin(self, reply: ReplyContext) -> None:
-        self._reply, self._schedule = reply, replace(reply.schedule, start=0)
+        self._schedule = replace(reply.schedule, start=0)
 
-    def offer(self) -> Offer | None:
+    def offer(self, reply: ReplyContext) -> Offer | None:  # noqa: ARG002 - see `begin`
         """Nothing where the schedule drops nothing: full depth cannot draft for itself."""
         return Offer() if self._schedule.dropped(1) else None
 
-    def draft(self, length: int) -> Draft:
+    def draft(self, reply: ReplyContext, length: int) -> Draft:
         """Leaves the cache as it was, also when it is interrupted."""
-        reply = self._reply
-        assert reply is not None
-        cache, sampler, schedule = reply.cache, reply.sampler, self._schedule
-        token_ids, held = list(reply.token_ids), cache.position
-        drafted, probabilities, read = [], [], 0
+        cache, drawing, held, read = reply.cache, Drawing(reply), reply.cache.position, 0
         try:
             for step in range(1, length + 1):
-                dropped = schedule.dropped(step)
-                logits = decode_step(self._model, cache, token_ids[-1], dropped)
-                token_id, drawn_from = sampler.draft(logits, token_ids)
-                token_ids.append(token_id)
-                drafted.append(token_id)
-                probabilities += drawn_from
+                dropped = self._schedule.dropped(step)
                 read += self._model.weight_bytes.read(dropped)
+                if not drawing.add(decode_step(self._model, cache, drawing.token_ids[-1], dropped)):
+                    break
         finally:
             cache.crop(held)
-        return Draft(drafted, self.name, probabilities=probabilities, bytes_read=read)
+        return drawing.draft(self.name, read)

@@ -10,8 +10,8 @@ from torch.nn.functional import pad
 
 from d3cli.base.errors import ModelError, Setting
 from d3cli.decode.agreement import common_prefix
-from d3cli.decode.draft.source import Draft, Offer, ReplyContext
-from d3cli.decode.loop import SourceName, decode_step, prefill
+from d3cli.decode.draft.source import Draft, Drawing, Offer, ReplyContext
+from d3cli.decode.loop import SourceName, prefill
 from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
 from d3cli.model.model import LoadedModel
 
@@ -38,51 +38,42 @@ class ModelSource:
         check_draft_model(model, draft_model)
         self.cost = draft_model.weight_bytes.total / model.weight_bytes.total
         self._draft_model = draft_model
-        self._rows = _rows(model)
+        self._rows, self._draft_rows = _rows(model), _rows(draft_model)
         self._cache: KVCache = draft_model.new_cache()
         self._held: list[int] = []  # the tokens in the cache
         self._agreed = 0  # how many of them the reply is known to have
-        self._reply: ReplyContext | None = None
 
     def begin(self, reply: ReplyContext) -> None:
         """Keeps what the small model has read of the conversation."""
-        self._reply = reply
         self._agreed = common_prefix(self._held, reply.token_ids)
         most = len(reply.token_ids) + DEFAULT_RESERVE
         self._cache.reserve(min(most, self._draft_model.context_length))
 
-    def offer(self) -> Offer | None:
+    def offer(self, reply: ReplyContext) -> Offer | None:
         """Nothing beyond the small model's own context."""
-        assert self._reply is not None
-        room = self._draft_model.context_length - len(self._reply.token_ids)
+        room = self._draft_model.context_length - len(reply.token_ids)
         return Offer(most=room) if room > 0 else None
 
-    def draft(self, length: int) -> Draft:
+    def draft(self, reply: ReplyContext, length: int) -> Draft:
         """Reads what the small model has not read yet, at first the whole prompt."""
-        reply, model, cache = self._reply, self._draft_model, self._cache
-        assert reply is not None
-        token_ids = list(reply.token_ids)
+        model, cache, drawing = self._draft_model, self._cache, Drawing(reply)
+        token_ids = drawing.token_ids
         kept = common_prefix(self._held[self._agreed :], token_ids[self._agreed : -1])
         self._agreed = min(self._agreed + kept, len(token_ids) - 1)
         cache.crop(self._agreed)  # an interrupted pass left nothing but longer layers
-        drafted, probabilities = [], []
+        if max(token_ids[cache.position :]) >= self._draft_rows:
+            return Draft(source=self.name)  # a row of the large model that no text has
+        read = 0
         try:
-            for _ in prefill(model, cache, token_ids[cache.position : -1]):
-                pass
             for _ in range(length):
-                logits = self._same_rows(decode_step(model, cache, token_ids[-1], ()))
-                token_id, drawn_from = reply.sampler.draft(logits, token_ids)
-                token_ids.append(token_id)
-                drafted.append(token_id)
-                probabilities += drawn_from
+                for chunk in prefill(model, cache, token_ids[cache.position :]):
+                    read += model.weight_bytes.total
+                    hidden = chunk.hidden[-1]
+                if not drawing.add(self._same_rows(model.logits(hidden))):
+                    break
         finally:
             self._held = token_ids[: cache.position]
-        return Draft(
-            drafted,
-            self.name,
-            probabilities=probabilities,
-            bytes_read=length * model.weight_bytes.total,
-        )
+        return drawing.draft(self.name, read)
 
     def _same_rows(self, logits: Tensor) -> Tensor:
         """As many logits as the model that verifies has: rows beyond the tokenizer's may differ."""

@@ -72,17 +72,18 @@ class Drafter:
         for source in self._sources:
             source.begin(reply)
 
-    def draft(self, most: int) -> Draft:
+    def draft(self, reply: ReplyContext, most: int) -> Draft:
         """The draft that promises the most; an empty one where a plain step is better, or due.
 
         Args:
+            reply: the one that `begin` was called for.
             most: the most tokens to draft.
         """
         is_due = self._plain_steps < FIRST_STEPS or self._since_plain >= PASSES_BETWEEN
         best: DraftSource | None = None
         best_gain, wanted = 1.0, 0
         for source in self._sources:
-            offer = source.offer()
+            offer = source.offer(reply)
             if offer is None or is_due:
                 continue
             length, gain = best_length(
@@ -93,7 +94,7 @@ class Drafter:
             )
             if length and gain > best_gain:
                 best_gain, best, wanted = gain, source, length
-        return Draft() if best is None else best.draft(wanted)
+        return Draft() if best is None else best.draft(reply, wanted)
 
     def learn(self, done: Verification) -> None:
         """What a verification tells of acceptance and costs."""
@@ -105,9 +106,12 @@ class Drafter:
             return
         self._since_plain += 1
         drafted = len(done.draft_ids)
-        self._acceptance.learn((done.source, done.kind), drafted, done.accepted)
+        # A token that ends the reply leaves those after it untried. A draft that failed counts as
+        # one token that was not accepted.
+        tried = max(1, min(drafted, done.tokens))
+        self._acceptance.learn((done.source, done.kind), tried, done.accepted)
         prior = next(each.cost for each in self._sources if each.name == done.source)
-        self._costs.learn_draft(done.source, prior, drafted, done.draft_s)
+        self._costs.learn_draft(done.source, prior, max(1, drafted), done.draft_s)
 
     @property
     def step_s(self) -> float | None:

@@ -56,11 +56,13 @@ class Acceptance:
         tried, accepted = self._tried.get(kind, (0.0, 0.0))
         return (accepted + PRIOR * PRIOR_WEIGHT) / (tried + PRIOR_WEIGHT)
 
-    def learn(self, kind: Hashable, drafted: int, accepted: int) -> None:
-        """Tokens after the first one that was not accepted were not tried."""
-        tried, before = self._tried.get(kind, (0.0, 0.0))
-        new = accepted + (accepted < drafted)
-        self._tried[kind] = tried * FADE_BY_DRAFT + new, before * FADE_BY_DRAFT + accepted
+    def learn(self, kind: Hashable, tried: int, accepted: int) -> None:
+        """A draft: tokens after the first one that was not accepted were not tried."""
+        all_tried, all_accepted = self._tried.get(kind, (0.0, 0.0))
+        self._tried[kind] = (
+            all_tried * FADE_BY_DRAFT + tried,
+            all_accepted * FADE_BY_DRAFT + accepted,
+        )
 
     def fade(self, tokens: int) -> None:
         """Forgets a little after `tokens` of the reply, so that what failed is tried again."""

@@ -6,8 +6,8 @@ index of all 1-, 2- and 3-grams grows with the text, so a draft takes microsecon
 any length.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from d3cli.decode.agreement import common_prefix
 from d3cli.decode.draft.source import Draft, Offer, ReplyContext
@@ -17,6 +17,56 @@ from d3cli.decode.loop import SourceName
 LONGEST = 3
 
 
+class Match(NamedTuple):
+    """Where the last tokens stood before: the position after them, and how many they are."""
+
+    end: int
+    size: int
+
+
+class GramIndex:
+    """A text, and where each of its n-grams ended last. Adding or removing a token takes O(1)."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the position after its last one
+        # For each token, where the n-grams that it ends had ended before, the longest first.
+        self._before: list[list[int | None]] = []
+
+    def follow(self, token_ids: Sequence[int], kept: int) -> None:
+        """Becomes the index of `token_ids`, of which the first `kept` are its own."""
+        while len(self.token_ids) > kept:
+            for gram, end in zip(self._last_grams(), self._before.pop(), strict=True):
+                if end is None:
+                    del self._ends[gram]
+                else:
+                    self._ends[gram] = end
+            self.token_ids.pop()
+        for token_id in token_ids[kept:]:
+            self.token_ids.append(token_id)
+            grams = self._last_grams()
+            self._before.append([self._ends.get(gram) for gram in grams])
+            self._ends.update(dict.fromkeys(grams, len(self.token_ids)))
+
+    def match(self) -> Match | None:
+        """The longest n-gram at the end that stood before, and there the latest."""
+        ends = self._before[-1] if self._before else []
+        for size, end in zip(range(len(ends), 0, -1), ends, strict=True):
+            if end is not None:
+                return Match(end, size)
+        return None
+
+    def after(self, end: int, length: int) -> list[int]:
+        """`length` tokens from position `end` on. Where the text is over, it repeats itself."""
+        period = len(self.token_ids) - end
+        return [self.token_ids[end + at % period] for at in range(length)]
+
+    def _last_grams(self) -> list[tuple[int, ...]]:
+        """The n-grams that end here, the longest first."""
+        longest = min(LONGEST, len(self.token_ids))
+        return [tuple(self.token_ids[-size:]) for size in range(longest, 0, -1)]
+
+
 class LookupSource:
     """Drafts what followed the longest, then the latest, match of the last tokens."""
 
@@ -24,47 +74,25 @@ class LookupSource:
     cost = 0.0
 
     def __init__(self) -> None:
-        self._tokens: Sequence[int] = ()
-        self._indexed: list[int] = []
-        # n-gram -> the positions after it, in order
-        self._ends: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        self._match: int | None = None
-        self._kind = 0
+        self._index = GramIndex()
 
     def begin(self, reply: ReplyContext) -> None:
         """Keeps what is indexed of the conversation."""
-        self._tokens = reply.token_ids
-        kept = common_prefix(self._indexed, self._tokens)
-        while len(self._indexed) > kept:
-            for gram in self._last_grams():
-                self._ends[gram].pop()
-                if not self._ends[gram]:
-                    del self._ends[gram]
-            self._indexed.pop()
+        self._follow(reply, common_prefix(self._index.token_ids, reply.token_ids))
 
-    def offer(self) -> Offer | None:
+    def offer(self, reply: ReplyContext) -> Offer | None:
         """The kind of an offer is the length of its match."""
-        for token_id in self._tokens[len(self._indexed) :]:
-            self._indexed.append(token_id)
-            for gram in self._last_grams():
-                self._ends[gram].append(len(self._indexed))
-        for gram in self._last_grams():
-            ends = self._ends[gram]
-            if len(ends) > 1:  # the last one is here
-                self._match, self._kind = ends[-2], len(gram)
-                return Offer(self._kind)
-        return None
+        self._follow(reply, len(self._index.token_ids))
+        match = self._index.match()
+        return None if match is None else Offer(match.size)
 
-    def draft(self, length: int) -> Draft:
-        """Where the match overlaps the end, the text repeats itself, and so does the draft."""
-        assert self._match is not None, "there is no match"
-        found: list[int] = []
-        for at in range(self._match, self._match + length):
-            beyond = at - len(self._indexed)
-            found.append(self._indexed[at] if beyond < 0 else found[beyond])
-        return Draft(found, self.name, self._kind)
+    def draft(self, reply: ReplyContext, length: int) -> Draft:  # noqa: ARG002 - `offer` took it
+        match = self._index.match()
+        assert match is not None, "nothing was offered"
+        return Draft(self._index.after(match.end, length), self.name, match.size)
 
-    def _last_grams(self) -> list[tuple[int, ...]]:
-        """The n-grams that end here, the longest first."""
-        longest = min(LONGEST, len(self._indexed))
-        return [tuple(self._indexed[-size:]) for size in range(longest, 0, -1)]
+    def _follow(self, reply: ReplyContext, kept: int) -> None:
+        # An interruption leaves an empty index instead of half a change.
+        index, self._index = self._index, GramIndex()
+        index.follow(reply.token_ids, kept)
+        self._index = index

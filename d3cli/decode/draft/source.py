@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from d3cli.decode.loop import SourceName
+from d3cli.base.errors import GenerationError
+from d3cli.decode.loop import SourceName, log_normalizer
 from d3cli.decode.sampler import Sampler
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import KVCache
@@ -17,8 +18,8 @@ class Draft:
     """Tokens to verify.
 
     Attributes:
-        token_ids: the tokens; none for a plain step.
-        source: what drafted them.
+        token_ids: the tokens; none for a plain step, or where a source failed.
+        source: what drafted them; None for a plain step.
         kind: see `Offer`.
         probabilities: the distribution ``[V]`` that each was drawn from; empty if none was drawn,
             as in a greedy reply, or where they were looked up.
@@ -42,7 +43,7 @@ class Verification:
             that full depth chose by itself.
         source: what drafted; None for a plain step.
         kind: see `Offer`.
-        draft_ids: the drafted tokens.
+        draft_ids: the drafted tokens; none for a plain step, or where the source failed.
         accepted: how many of them were accepted, from the first on.
         draft_s, verify_s: seconds that the draft and the pass took.
     """
@@ -74,6 +75,38 @@ class ReplyContext:
     schedule: DepthSchedule
 
 
+class Drawing:
+    """A draft that is drawn token by token, from logits, as the reply's own tokens are.
+
+    Attributes:
+        token_ids: the prompt, the reply and the draft so far.
+    """
+
+    def __init__(self, reply: ReplyContext) -> None:
+        self.token_ids = list(reply.token_ids)
+        self._sampler, self._start = reply.sampler, len(self.token_ids)
+        self._probabilities: list[Tensor] = []
+
+    def add(self, logits: Tensor) -> bool:
+        """Draws the next token from ``logits`` ``[V]``; False if they leave none to draw.
+
+        The reply goes on then, since full depth's own logits may leave one.
+        """
+        try:
+            log_normalizer(logits, len(self.token_ids) - self._start)
+            token_id, drawn_from = self._sampler.draft(logits, self.token_ids)
+        except GenerationError:
+            return False
+        self.token_ids.append(token_id)
+        self._probabilities += drawn_from
+        return True
+
+    def draft(self, source: SourceName, bytes_read: int) -> Draft:
+        """The tokens so far."""
+        drawn = self.token_ids[self._start :]
+        return Draft(drawn, source, probabilities=self._probabilities, bytes_read=bytes_read)
+
+
 class Offer(NamedTuple):
     """What a source could draft now.
 
@@ -87,7 +120,10 @@ class Offer(NamedTuple):
 
 
 class DraftSource(Protocol):
-    """Something that drafts."""
+    """Something that drafts. It keeps nothing of a reply that is not its own.
+
+    It may be left at any point by an exception, and is then used again from `begin` on.
+    """
 
     @property
     def name(self) -> SourceName: ...
@@ -101,10 +137,10 @@ class DraftSource(Protocol):
         """Starts with a new reply."""
         ...
 
-    def offer(self) -> Offer | None:
+    def offer(self, reply: ReplyContext) -> Offer | None:
         """What it could draft now; None for nothing. This takes microseconds."""
         ...
 
-    def draft(self, length: int) -> Draft:
-        """Drafts up to `length` tokens, at least one. `offer` was called before."""
+    def draft(self, reply: ReplyContext, length: int) -> Draft:
+        """Drafts up to `length` tokens; none only where it fails. `offer` was called before."""
         ...

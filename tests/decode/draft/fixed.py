@@ -15,11 +15,13 @@ class Always(Drafter):
         super().__init__([source])
         self._source, self._lengths, self._drafts = source, lengths, 0
 
-    def draft(self, most: int) -> Draft:
-        offer = self._source.offer()
+    def draft(self, reply: ReplyContext, most: int) -> Draft:
+        offer = self._source.offer(reply)
         self._drafts += 1
         length = min(most, self._lengths[self._drafts % len(self._lengths)])
-        return Draft() if offer is None or length < 1 else self._source.draft(length)
+        if offer is not None and offer.most is not None:
+            length = min(length, offer.most)
+        return Draft() if offer is None or length < 1 else self._source.draft(reply, length)
 
 
 class Listed:
@@ -30,17 +32,14 @@ class Listed:
 
     def __init__(self, prompt: int, reply: Sequence[int], wrong_every: int | None = None) -> None:
         self._prompt, self._reply, self._wrong = prompt, reply, wrong_every
-        self._context: ReplyContext | None = None
 
-    def begin(self, reply: ReplyContext) -> None:
-        self._context = reply
+    def begin(self, reply: ReplyContext) -> None: ...
 
-    def offer(self) -> Offer | None:
+    def offer(self, reply: ReplyContext) -> Offer | None:
         return Offer()
 
-    def draft(self, length: int) -> Draft:
-        assert self._context is not None
-        step = len(self._context.token_ids) - self._prompt
+    def draft(self, reply: ReplyContext, length: int) -> Draft:
+        step = len(reply.token_ids) - self._prompt
         drafted = list(self._reply[step : step + length])
         drafted += random_ids(length - len(drafted), seed=step)
         if self._wrong is not None:
