@@ -43,8 +43,14 @@ class ModelKey:
 
     @property
     def form(self) -> str:
-        """How the model was loaded, in words: "bfloat16" or "bfloat16 bnb-4bit"."""
+        """How the model was loaded, as it is stored: "bfloat16" or "bfloat16 bnb-4bit"."""
         return f"{self.dtype} {self.quantization}" if self.quantization else self.dtype
+
+
+def form_in_words(form: str) -> str:
+    """A `ModelKey.form` in words: "bfloat16", or "bfloat16 with int8 weights"."""
+    dtype, _, quantization = form.partition(" ")
+    return f"{dtype} with {quantization} weights" if quantization else dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from d3cli.depth.calibration_file import (
     read_stored,
     stored_text,
 )
-from d3cli.depth.calibration_record import Calibration, Entry, ModelKey
+from d3cli.depth.calibration_record import Calibration, Entry, ModelKey, form_in_words
 
 LOCK_SECONDS = 10.0  # a save takes milliseconds
 
@@ -56,8 +56,9 @@ def find(key: ModelKey) -> Calibration | Stale | None:
     compared = [_compare(entry, key) for entry in stored.entries]
     if changed := [one for one in compared if isinstance(one, Stale)]:
         return changed[0]
-    forms = " and ".join(entry.key.form for entry in stored.entries)
-    return Stale(f"it was made in {forms}, and the model now runs in {key.form}")
+    forms = " and ".join(form_in_words(entry.key.form) for entry in stored.entries)
+    now = form_in_words(key.form)
+    return Stale(f"it was made in {forms}, and the model now runs in {now}")
 
 
 def _find_moved(key: ModelKey) -> Calibration | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from d3cli.base.amounts import readable_size
 from d3cli.base.inert import quoted
+from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.units import UnitKind, units_in_words
@@ -23,7 +24,7 @@ MOSTLY = 0.9
 def title(trace: Trace) -> str:
     """The model, and how it was loaded."""
     model = trace.model
-    form = f"{model.dtype} {model.quantization}" if model.quantization else model.dtype
+    form = form_in_words(f"{model.dtype} {model.quantization or ''}".strip())
     return f"{model.name}, {form} on {model.device}, {model.num_layers} layers"
 
 

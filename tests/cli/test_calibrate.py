@@ -308,7 +308,7 @@ def test_where_nested_weights_replace_those_as_stored_the_report_says_so(
     assert tried["nested"]["drop"] == 0 and tried["nested"]["byte_ratio"] == 1
     assert {one["quantization"] for one in found["frontier"]} <= tried.keys()
     rows = list(report_rows(outcome, settings, ""))
-    assert ("compared with", "full depth in bfloat16 nested") in rows
+    assert ("compared with", "full depth in bfloat16 with nested weights") in rows
     assert any("what nesting costs is outside the target" in text for _, text in rows)
     key = forms.key(found["quantization"])
     save(key, make_record(outcome, settings, "mine", documents), chosen=True)

@@ -216,7 +216,7 @@ class TestModelsCommand:
         assert self.row(d3, "demo")[4] == "+0.80%, 1.21×, alpha 0.98 (float32)"
         with hub_repository("someone/tiny-fox"):
             calibration_store.save(key_of("someone/tiny-fox", quantization="bnb-4bit"), FOUND)
-            assert self.row(d3, "someone/tiny-fox")[4].endswith("(float32 bnb-4bit)")
+            assert self.row(d3, "someone/tiny-fox")[4].endswith("(float32 with bnb-4bit weights)")
 
     def test_a_calibrated_directory_has_a_row(self, d3: D3, fox: Path) -> None:
         calibration_store.save(key_of(fox), FOUND)

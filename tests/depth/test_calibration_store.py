@@ -129,7 +129,7 @@ class TestStale:
                 f"for revision {'1' * 12}, and the model is now at {'2' * 12}",
             ),
             ({"dtype": "float32"}, "made in bfloat16, and the model now runs in float32"),
-            ({"quantization": "bnb-4bit"}, "now runs in bfloat16 bnb-4bit"),
+            ({"quantization": "bnb-4bit"}, "now runs in bfloat16 with bnb-4bit weights"),
         ],
     )
     def test_each_reason_is_named(self, change: dict[str, Any], reason: str) -> None:
@@ -143,7 +143,7 @@ class TestStale:
         calibration_store.save(replace(KEY, quantization="bnb-8bit"), FOUND)
         found = find(replace(KEY, dtype="float16"))
         assert isinstance(found, Stale)
-        assert "made in bfloat16 and bfloat16 bnb-8bit," in found.reason
+        assert "made in bfloat16 and bfloat16 with bnb-8bit weights," in found.reason
 
 
 def run_saves(body: str) -> subprocess.Popen[str]:

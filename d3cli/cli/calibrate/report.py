@@ -11,6 +11,7 @@ from d3cli.cli.calibrate.machine_report import as_json, csv_rows
 from d3cli.cli.calibrate.options import Format
 from d3cli.cli.calibrate.plot import plot
 from d3cli.cli.output import Output, flag
+from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.prompt_order import order_in_words
 from d3cli.depth.units import UnitKind, parse_unit, units_in_words
 
@@ -66,7 +67,7 @@ def report_rows(outcome: "Outcome", settings: "CalibrationSettings", command: st
         f"at most {signed_percent(settings.target_drop)} perplexity, with "
         f"{100 * settings.confidence:g}% confidence",
     )
-    yield "compared with", f"full depth in {outcome.against}"
+    yield "compared with", f"full depth in {form_in_words(outcome.against)}"
     if outcome.why_not_as_stored:
         yield (
             "  note",
@@ -167,9 +168,9 @@ def _forms(outcome: "Outcome") -> Rows:
             costs = f"{_bounds(one.full.drop)}; {_savings(one.full.candidate)}"
         searched = "" if one.searched else "; schedules were not searched"
         if one.dominated_by:
-            searched += f", since {one.dominated_by} is faster and about as good"
+            searched += f", since {one.dominated_by.split()[-1]} is faster and about as good"
         yield (
-            f"weights in {one.form}",
+            f"{one.form.split()[-1]} weights",
             f"{1000 * one.step_seconds:.3g} ms a token; {costs}{searched}",
         )
 

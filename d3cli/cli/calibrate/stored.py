@@ -9,7 +9,7 @@ from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli.calibrate.options import Format
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_file import StoredFile
-from d3cli.depth.calibration_record import Calibration, Entry
+from d3cli.depth.calibration_record import Calibration, Entry, form_in_words
 from d3cli.depth.calibration_store import Stale, all_calibrations, calibrations_of, find, remove
 from d3cli.depth.prompt_order import order_in_words
 from d3cli.files.names import find_local, find_on_disk, model_identity
@@ -48,7 +48,7 @@ def _brief(entry: Entry) -> str:
     found = entry.calibration
     return (
         f"{signed_percent(found.unseen.drop)}, {found.unseen.byte_ratio:.2f}×, "
-        f"alpha {found.schedule.alpha:g} ({entry.key.form})"
+        f"alpha {found.schedule.alpha:g} ({form_in_words(entry.key.form)})"
     )
 
 
@@ -61,7 +61,7 @@ def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
     ]
     return [
         ("model", key.model),
-        ("weights", key.form),
+        ("weights", form_in_words(key.form)),
         *([("revision", key.revision)] if key.revision else []),
         *([("not used", reason)] if reason else []),
         ("schedule", schedule.in_words()),
@@ -96,7 +96,7 @@ def _compared(calibration: Calibration) -> Iterator[tuple[str, str]]:
     """What it was compared with, and the best of each sort; d3 0.1.0 stored neither."""
     if calibration.against is None:
         return
-    against = f"full depth in {calibration.against}"
+    against = f"full depth in {form_in_words(calibration.against)}"
     if calibration.why_not_as_stored is not None:
         against += f"; what nesting costs is outside: as stored, {calibration.why_not_as_stored}"
     yield "compared with", against
@@ -104,9 +104,9 @@ def _compared(calibration: Calibration) -> Iterator[tuple[str, str]]:
         low, high = one.drop_interval
         yield (
             f"best {one.sort}",
-            f"{one.form}, {one.schedule}: {signed_percent(one.drop)} ({signed_percent(low)} to "
-            f"{signed_percent(high)}) perplexity, {one.speed:.2f}× as fast, bytes "
-            f"{one.byte_ratio:.2f}×, net of repair",
+            f"{form_in_words(one.form)}, {one.schedule}: {signed_percent(one.drop)} "
+            f"({signed_percent(low)} to {signed_percent(high)}) perplexity, {one.speed:.2f}× as "
+            f"fast, bytes {one.byte_ratio:.2f}×, net of repair",
         )
 
 

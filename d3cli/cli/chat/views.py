@@ -9,6 +9,7 @@ from d3cli.cli.chat.totals import Totals
 from d3cli.cli.format import agreement, speed
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
+from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
 
@@ -121,7 +122,7 @@ def overview(
     used = len(conversation.opening(options))
     share = used / model.context_length
     left_out = conversation.left_out
-    form = "" if model.origin.key is None else f", {model.origin.key.form}"
+    form = "" if model.origin.key is None else f", {form_in_words(model.origin.key.form)}"
     return [
         ("model", f"{model.name}{form}, {model.num_layers} layers"),
         ("depth", depth_in_words(options, compared)),

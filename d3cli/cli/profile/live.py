@@ -16,6 +16,7 @@ from rich.style import Style
 from d3cli.base.amounts import readable_size
 from d3cli.base.inert import inert, quoted
 from d3cli.cli.format import WIDEST_TEXT, cut, fixed
+from d3cli.depth.calibration_record import form_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,7 +137,7 @@ class ProfileView:
             return []
         stats, done = run.reply.stats, len(run.reply.tokens)
         name = self.model.name if self.model.origin.key is None else f"{self.model.name}, "
-        name += "" if self.model.origin.key is None else self.model.origin.key.form
+        name += "" if self.model.origin.key is None else form_in_words(self.model.origin.key.form)
         place = [f"prompt {self._prompt} of {self.prompts}"] if self.prompts > 1 else []
         if self.repeats > 1:
             place.append(f"repeat {run.number} of {self.repeats}" if run.number else "warming up")
