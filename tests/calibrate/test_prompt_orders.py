@@ -11,7 +11,7 @@ import torch
 from d3cli.base.errors import UsageError
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.clock import SearchClock
-from d3cli.calibrate.costs import Yardstick, costs_by_bytes
+from d3cli.calibrate.costs import StepCosts, Yardstick, costs_by_bytes
 from d3cli.calibrate.evaluator import Evaluator
 from d3cli.calibrate.record import make_record
 from d3cli.calibrate.settings import CalibrationSettings
@@ -56,9 +56,14 @@ def few_entrants(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"d3cli.calibrate.race.{name}", count)
 
 
+def by_bytes(model: LoadedModel, _: Document) -> StepCosts:
+    """The times of tiny models are noise."""
+    return costs_by_bytes(model.weight_bytes, SETTINGS.reply_tokens - 1)
+
+
 @pytest.fixture(scope="module")
 def calibrated() -> Calibrator:
-    calibrator = Calibrator(planted(), texts(), SETTINGS)
+    calibrator = Calibrator(planted(), texts(), SETTINGS, costs=by_bytes)
     list(calibrator)
     return calibrator
 
@@ -152,7 +157,7 @@ def test_the_drop_found_is_that_of_decoding_each_prompt_in_its_own_order(
 ) -> None:
     few_entrants(monkeypatch)
     settings = replace(SETTINGS, target_drop=0.2)
-    calibrator = Calibrator(planted(), texts()[-34:], settings)
+    calibrator = Calibrator(planted(), texts()[-34:], settings, costs=by_bytes)
     list(calibrator)
     model, chosen = calibrator.model, calibrator.outcome.chosen
     assert chosen is not None and isinstance(chosen.candidate.schedule, PromptSchedule)
@@ -169,7 +174,7 @@ def test_the_drop_found_is_that_of_decoding_each_prompt_in_its_own_order(
 def test_both_kinds_of_orders_stand_in_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     few_entrants(monkeypatch)
     settings = replace(SETTINGS, order="auto")
-    calibrator = Calibrator(planted(), texts(), settings)
+    calibrator = Calibrator(planted(), texts(), settings, costs=by_bytes)
     list(calibrator)
     outcome = calibrator.outcome
     assert {one.candidate.by_prompt for one in outcome.tried.values()} == {True, False}
