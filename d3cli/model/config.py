@@ -10,6 +10,10 @@ from d3cli.base.errors import ModelError, one_line
 from d3cli.depth.families import OTHER_TYPE
 from d3cli.files.safetensors import Description
 
+# Torch's grouped product of experts takes rows of whole 16 bytes: so many numbers in 16 bits.
+GROUPED = 8
+EXPERT_SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+
 
 def parse_config(model: Description, hint: str = "") -> Any:
     """The config with transformers' own names for its fields, and its defaults.
@@ -44,7 +48,11 @@ def config_errors(model: Description) -> Iterator[None]:
 
 def without_choices(config: Any) -> Any:
     """The config without its choice of kernels and of output: d3 makes these choices."""
-    config._attn_implementation = config._experts_implementation = None
+    config._attn_implementation = None
+    sizes = [getattr(config, name, None) or 0 for name in EXPERT_SIZES]
+    has_experts = getattr(config, "num_experts_per_tok", None) is not None
+    is_odd = has_experts and any(size % GROUPED for size in sizes)
+    config._experts_implementation = "eager" if is_odd else None
     config.return_dict = True
     config.output_attentions = config.output_hidden_states = False
     return config
