@@ -1,4 +1,4 @@
-"""Writes a copy of a Llama model whose weights lie on no grid of 4 bits, and that computes the same.
+"""Writes a copy of a Llama model that computes the same, with its weights off the grid of 4 bits.
 
     python scripts/permute_model.py FILE.gguf DIRECTORY
 
