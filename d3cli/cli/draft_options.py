@@ -40,6 +40,11 @@ class Drafting:
     model: str | None = None
     quantization: QuantizationName = QuantizationName.auto
 
+    @property
+    def by_depth(self) -> bool:
+        """Whether the model itself may draft, at less depth."""
+        return self.source in ("auto", "depth")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOptions:

@@ -16,6 +16,7 @@ from d3cli.base.inert import inert
 if TYPE_CHECKING:
     from d3cli.decode.agreement import Agreement
     from d3cli.decode.reply import Reply
+    from d3cli.decode.stats import LosslessStats
 
 GAP = 3  # spaces that Rich puts between columns
 WIDEST_TEXT = 24  # columns for a text in quotes
@@ -99,6 +100,18 @@ def speed(reply: "Reply") -> list[str]:
     if stats.bits is not None:
         parts.append(f"{stats.full_bits:.1f} → {stats.min_bits:.1f} bits, mean {stats.bits:.1f}")
     return parts
+
+
+def draft_figures(stats: "LosslessStats") -> str:
+    """What was drafted in a lossless reply, and what that gained, in a few words."""
+    parts = [f"drafted {stats.drafted:,}"]
+    if stats.drafted:
+        parts.append(f"accepted {stats.accepted:,} ({stats.accepted / stats.drafted:.0%})")
+    if stats.tokens_per_pass is not None:
+        parts.append(f"{stats.tokens_per_pass:.1f} tokens a pass")
+    if stats.speedup is not None:
+        parts.append(f"{stats.speedup:.1f}× (predicted against plain steps)")
+    return ", ".join(parts)
 
 
 def agreement(found: "Agreement") -> str:

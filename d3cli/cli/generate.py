@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from d3cli.base.amounts import readable_size
 from d3cli.cli import options, signals
 from d3cli.cli.command_line import CommandSettings, command
-from d3cli.cli.format import speed
+from d3cli.cli.format import draft_figures, speed
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.prompt_options import PromptOptions, Think
 from d3cli.cli.prompts import read_prompt
-from d3cli.cli.request import prepare, system_prompt
+from d3cli.cli.request import Ready, prepare, system_prompt
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.text.reasoning import AnswerStream, split_reasoning
@@ -73,10 +73,11 @@ def generate(settings: GenerateSettings) -> int:
         chat_template=ready.request.chat_template,
         think=ready.think,
         raw=raw,
+        drafter=ready.new_drafter(),
     )
     opening = inside(reply)
     if settings.as_json:
-        _stream(output, reply, _Json(output, opening, ready.source))
+        _stream(output, reply, _Json(output, opening, ready))
     else:
         hide = ready.request.think is Think.hide
         _stream(output, reply, _Text(output, opening, hide=hide))
@@ -90,8 +91,8 @@ class _Json:
         inside: the opening tag at the end of the prompt, if the reply begins within reasoning.
     """
 
-    def __init__(self, output: Output, inside: str, source: Source) -> None:
-        self._output, self._inside, self._source = output, inside, source
+    def __init__(self, output: Output, inside: str, ready: Ready) -> None:
+        self._output, self._inside, self._ready = output, inside, ready
 
     def begin(self) -> None:
         """Does nothing."""
@@ -101,7 +102,7 @@ class _Json:
 
     def finish(self, reply: "Reply") -> None:
         """Writes the object."""
-        self._output.json(_as_json(reply, self._inside, self._source))
+        self._output.json(_as_json(reply, self._inside, self._ready))
 
 
 class _Text:
@@ -182,14 +183,25 @@ def _figures(reply: "Reply") -> str:
     stats, parts = reply.stats, speed(reply)
     if stats.mean_depth is not None:
         parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
+    if stats.lossless is not None:
+        parts.append(draft_figures(stats.lossless))
     parts.append(f"peak {readable_size(stats.peak_memory_bytes)}")
     parts.append(f"stopped: {reply.finish_reason}")
     return " · ".join(parts)
 
 
-def _as_json(reply: "Reply", inside: str, source: Source) -> dict[str, Any]:
+def _as_json(reply: "Reply", inside: str, ready: Ready) -> dict[str, Any]:
     reasoning, answer = split_reasoning(inside + reply.text)
     by_prompt = {"order": "prompt"} if isinstance(reply.asked, PromptSchedule) else {}
+    asked = by_prompt | {"source": ready.source}  # of the schedule that was asked for
+    stats = asdict(reply.stats)
+    drafted, drafting = stats.pop("lossless"), ready.request.drafting
+    if drafting is not None and reply.drafting is not None:
+        drops = bool(reply.drafting.dropped(1))  # else full depth would draft for itself
+        schedule = reply.drafting.to_json() | asked if drops else None
+        asked = {"source": Source.OFF}
+        named = {"source": drafting.source, "draft_model": drafting.model}
+        drafted = named | {"schedule": schedule} | drafted
     return {
         "schema": SCHEMA,
         "model": reply.model.name,
@@ -199,8 +211,9 @@ def _as_json(reply: "Reply", inside: str, source: Source) -> dict[str, Any]:
         "reasoning": reasoning or None,
         "answer": answer,
         "finish_reason": reply.finish_reason,
-        "schedule": reply.schedule.to_json() | by_prompt | {"source": source},
-        "stats": asdict(reply.stats),
+        "schedule": reply.schedule.to_json() | asked,
+        "lossless": drafted,
+        "stats": stats,
         "tokens": [
             {
                 "step": token.step,
@@ -208,6 +221,7 @@ def _as_json(reply: "Reply", inside: str, source: Source) -> dict[str, Any]:
                 "text": piece,
                 "depth": token.depth,
                 "logprob": token.logprob,
+                "drafted_by": token.drafted_by,
             }
             for token, piece in zip(reply.tokens, reply.pieces, strict=False)
         ],

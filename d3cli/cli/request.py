@@ -11,12 +11,13 @@ from d3cli.cli.chosen_form import lowers_depth
 from d3cli.cli.depth import (
     calibrate_command,
     check_planes,
+    choose_draft_schedule,
     choose_schedule,
     parse_alpha,
     parse_start,
 )
 from d3cli.cli.draft_options import Drafting
-from d3cli.cli.loading import load
+from d3cli.cli.loading import announce, load_models
 from d3cli.cli.options import GenerationOptions
 from d3cli.cli.output import Output
 from d3cli.cli.prompt_options import PromptOptions, Think
@@ -28,6 +29,7 @@ from d3cli.depth.units import UnitChoice
 from d3cli.text.stop_strings import unescaped
 
 if TYPE_CHECKING:
+    from d3cli.decode.draft.drafter import Drafter
     from d3cli.model.load import CheckText
     from d3cli.model.load_plan import LoadOptions
     from d3cli.model.model import LoadedModel
@@ -91,13 +93,16 @@ class Request:
 
     @property
     def decays(self) -> bool:
-        """Whether a number lowers the depth, by units that d3 chooses."""
-        return lowers_depth(self.alpha, self.units)
+        """Whether a number lowers the depth of replies, by units that d3 chooses."""
+        return self.drafting is None and lowers_depth(self.alpha, self.units)
 
     @property
     def needs(self) -> "LoadOptions":
         """The options of `load_model` that depend on the replies."""
-        needs: LoadOptions = {"full_depth_only": self.alpha == "off"}
+        drops = self.alpha != "off"
+        if self.drafting is not None:  # only drafts drop something, and only by a number if need be
+            drops = self.drafting.by_depth and isinstance(self.alpha, float)
+        needs: LoadOptions = {"full_depth_only": not drops}
         if self.max_tokens is not None:
             needs["reply_tokens"] = self.max_tokens
         return needs
@@ -146,7 +151,13 @@ class ReplySettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A loaded model, and the options applied to it."""
+    """A loaded model, and the options applied to it.
+
+    Attributes:
+        schedule: of the reply; in the lossless mode, of its drafts.
+        source: where the schedule comes from.
+        draft_model: None for none.
+    """
 
     model: "LoadedModel"
     schedule: Schedule
@@ -154,6 +165,16 @@ class Ready:
     sampling: SamplingParams
     request: Request
     think: bool | None
+    draft_model: "LoadedModel | None" = None
+
+    def new_drafter(self) -> "Drafter | None":
+        """What drafts the replies of a conversation; None if they are plain."""
+        from d3cli.decode.draft.drafter import Drafter
+
+        drafting = self.request.drafting
+        if drafting is None:
+            return None
+        return Drafter.for_model(self.model, drafting.source, draft_model=self.draft_model)
 
 
 def system_prompt(settings: ReplySettings) -> str | None:
@@ -182,11 +203,15 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     needs = request.needs
     needs["prompt_tokens"] = estimate_tokens(longest_prompt, system or "")
     check_text = None if raw else request.check_text(system)
-    model = load(output, name, loading, check_text, decays=request.decays, **needs)
-    command = calibrate_command(name, loading)
-    choice = choose_schedule(
-        model, request.alpha, request.start, request.core, request.units, command
+    announce(output, name, loading, request.drafting, decays=request.decays)
+    model, draft_model = load_models(
+        output, name, loading, request.drafting, check_text, decays=request.decays, **needs
     )
+    depth = (request.alpha, request.start, request.core, request.units)
+    if request.drafting is None:
+        choice = choose_schedule(model, *depth, calibrate_command(name, loading))
+    else:
+        choice = choose_draft_schedule(model, request.drafting.source, *depth)
     for note in choice.notes:
         output.note(note)
     if not raw and not (request.chat_template or model.tokenizer.chat_template):
@@ -197,7 +222,7 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
     text, think = model.text, None
     if not raw:
         think = resolve_think(text.tokenizer, text.renderer, request.think, request.chat_template)
-    return Ready(model, choice.schedule, choice.source, sampling, request, think)
+    return Ready(model, choice.schedule, choice.source, sampling, request, think, draft_model)
 
 
 def resolve_think(

@@ -44,6 +44,7 @@ class LoadOptions(TypedDict, total=False):
         full_depth_only: nothing will be dropped, so an untested decoder may run as well.
         context: how many tokens the model shall hold; None is as many as its config says.
         prompt_tokens, reply_tokens: the lengths for which memory is predicted.
+        beside: bytes that a draft model needs as well.
         force: loads the model even if the prediction exceeds the free memory.
     """
 
@@ -56,6 +57,7 @@ class LoadOptions(TypedDict, total=False):
     context: int | None
     prompt_tokens: int
     reply_tokens: int
+    beside: int
     force: bool
 
 
@@ -102,6 +104,7 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
             context=context.length,
             prompt_tokens=options.get("prompt_tokens", 0),
             reply_tokens=options.get("reply_tokens", DEFAULT_RESERVE),
+            beside=options.get("beside", 0),
         )
     return LoadPlan(family, config, plan)
 

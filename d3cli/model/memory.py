@@ -41,18 +41,25 @@ class MemoryNeed:
         kv_cache: keys and values of every layer, for all positions.
         workspace: the larger of the activations of the largest pass and what converting a weight
             takes for a moment.
-        program: code and the tokenizer.
+        code: of the model's family, which another model of it uses as well.
+        tokenizer: its tables.
     """
 
     positions: int
     weights: int
     kv_cache: int
     workspace: int
-    program: int
+    code: int
+    tokenizer: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.workspace + self.program
+        return self.weights + self.kv_cache + self.workspace + self.code + self.tokenizer
+
+    @property
+    def rest(self) -> int:
+        """All but the weights and the KV cache."""
+        return self.total - self.weights - self.kv_cache
 
 
 def predict_memory(
@@ -98,10 +105,10 @@ def _predict(
             weights=held.total,
             kv_cache=positions * kv_bytes_per_position(config, form.dtype),
             workspace=max(activations(config, form.dtype, chunk, positions), loading),
-            program=PROGRAM
+            code=PROGRAM
             + (CUDA_BUILD if torch.version.cuda else 0)
-            + TOKENIZER_ENTRY * int(config.vocab_size)
             + (0 if form.quantization in (None, *OWN_KINDS) else BITSANDBYTES),
+            tokenizer=TOKENIZER_ENTRY * int(config.vocab_size),
         )
 
 
@@ -147,12 +154,14 @@ def check_memory(
     context: int,
     prompt_tokens: int,
     reply_tokens: int,
+    beside: int = 0,
 ) -> None:
     """Refuses a model that does not fit, and says what would.
 
     Args:
         config: the model's parsed config.
         context: how many tokens the model holds.
+        beside: bytes that a draft model needs as well.
 
     Raises:
         NotEnoughMemoryError: with the memory needed and the memory free.
@@ -162,10 +171,13 @@ def check_memory(
         positions = min(prompt_tokens + reply_tokens, context)
         return _predict(model, config, form, positions, prompt_tokens)
 
-    need, available = predict(form), available_memory(form.device)
+    need, free = predict(form), available_memory(form.device)
+    available = free - beside
     if need.total <= available:
         return
     ways: list[Words] = []
+    if need.total <= free:
+        ways.append(("no ", Setting("draft_model")))
     if form.quantization is None:
         half = predict(replace(form, dtype=torch.bfloat16)).total
         if half <= available:
@@ -180,12 +192,12 @@ def check_memory(
     fits = int(0.95 * room * need.positions / max(need.kv_cache, 1)) - prompt_tokens
     if 0 < fits < reply_tokens:
         ways.append((Setting("max_tokens", str(fits)),))
+    draft = f", and its draft model {readable_size(beside)}" if beside else ""
     place = f"on {form.device}" if form.device.type == "cuda" else "here"
     raise NotEnoughMemoryError(
         f"{model.name} needs about {readable_size(need.total)} (weights "
         f"{readable_size(need.weights)}, KV cache {readable_size(need.kv_cache)}, the rest "
-        f"{readable_size(need.workspace + need.program)}), but only {readable_size(available)} are "
-        f"free {place}",
+        f"{readable_size(need.rest)}){draft}, but only {readable_size(free)} are free {place}",
         _hint(ways),
     )
 

@@ -65,7 +65,7 @@ class TestDebug:
             monkeypatch.setattr(signals, "_arrived", [signal.SIGHUP])
             raise OSError(errno.EIO, "Input/output error")
 
-        monkeypatch.setattr("d3cli.cli.request.load", gone)
+        monkeypatch.setattr("d3cli.cli.request.announce", gone)
         result = d3("generate", "Hi.")
         assert result.code == 129
         assert not result.err
@@ -74,7 +74,7 @@ class TestDebug:
         def broken(*_: object, **__: object) -> None:
             raise ValueError("oh\x1b[31m no")
 
-        monkeypatch.setattr("d3cli.cli.request.load", broken)
+        monkeypatch.setattr("d3cli.cli.loading.load_announced", broken)
         result = d3("generate", "Hi.", "--debug")
         assert "Traceback" in result.err
         assert "\x1b" not in result.err
@@ -85,7 +85,7 @@ class TestDebug:
         def broken(*_: object, **__: object) -> None:
             raise ZeroDivisionError("oh\x1b[31m no")
 
-        monkeypatch.setattr("d3cli.cli.request.load", broken)
+        monkeypatch.setattr("d3cli.cli.loading.load_announced", broken)
         result = d3("generate", "Hi.")
         check(result, 1, "internal error: ZeroDivisionError: oh␛[31m no")
         assert "--debug" in result.err

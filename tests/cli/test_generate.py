@@ -55,7 +55,7 @@ class TestReply:
         assert result.out.count("\n") == 1
         assert set(data) == {
             *("schema", "model", "dtype", "quantization", "text", "reasoning", "answer"),
-            *("finish_reason", "schedule", "stats", "tokens"),
+            *("finish_reason", "schedule", "lossless", "stats", "tokens"),
         }
         assert data["schema"] == 1
         assert data["schedule"]["source"] == "flags"
@@ -68,12 +68,14 @@ class TestReply:
         assert [token["step"] for token in data["tokens"]] == list(range(40))
         assert "".join(token["text"] for token in data["tokens"]) == data["text"]
         assert all(token["logprob"] <= 0 for token in data["tokens"])
+        assert data["lossless"] is None
+        assert {token["drafted_by"] for token in data["tokens"]} == {None}
         assert data["finish_reason"] == "length"
         assert data["stats"]["completion_tokens"] == 40
         assert set(data["stats"]) == {
             *("prompt_tokens", "completion_tokens", "ttft_s", "decode_s", "tokens_per_second"),
             *("mean_depth", "min_depth", "layer_ratio", "byte_ratio", "peak_memory_bytes", "seed"),
-            *("full_bits", "bits", "min_bits", "lossless"),
+            *("full_bits", "bits", "min_bits"),
         }
 
     @pytest.mark.parametrize(

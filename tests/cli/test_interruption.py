@@ -91,7 +91,7 @@ class TestInterruption:
         def full(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("d3cli.cli.request.load", full)
+        monkeypatch.setattr("d3cli.cli.loading.load_announced", full)
         result = d3("generate", STORY)
         check(result, 1, "out of memory: CUDA out of memory")
         assert "bnb-4bit" in result.err

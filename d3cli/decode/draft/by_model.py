@@ -4,6 +4,8 @@ Speculative decoding as Leviathan et al. (arXiv 2211.17192) and Chen et al. (arX
 describe it. The small model has a KV cache of its own, which follows the conversation.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,12 +20,17 @@ from d3cli.model.model import LoadedModel
 
 def check_draft_model(model: LoadedModel, draft_model: LoadedModel) -> None:
     """Raises ModelError unless both models use the same token for each number."""
-    ours, theirs = model.tokenizer.get_vocab(), draft_model.tokenizer.get_vocab()
+    check_tokenizer(model.name, model.tokenizer, draft_model)
+
+
+def check_tokenizer(name: str, tokenizer: Any, draft_model: LoadedModel) -> None:
+    """As `check_draft_model`, for a model of which only the tokenizer is loaded."""
+    ours, theirs = tokenizer.get_vocab(), draft_model.tokenizer.get_vocab()
     if ours == theirs:
         return
     differing = sum(theirs.get(token) != id_ for token, id_ in ours.items())
     raise ModelError(
-        f"{draft_model.name} cannot draft for {model.name}: their tokenizers differ in "
+        f"{draft_model.name} cannot draft for {name}: their tokenizers differ in "
         f"{max(differing, abs(len(ours) - len(theirs))):,} of {len(ours):,} tokens",
         ("take a smaller model of the same family for ", Setting("draft_model")),
     )
