@@ -1,0 +1,125 @@
+"""A drafter asks the source that promises the most, and learns from what becomes of its drafts."""
+
+from collections.abc import Sequence
+
+from d3cli.decode.draft.drafter import FIRST_STEPS, PASSES_BETWEEN, Drafter
+from d3cli.decode.draft.source import Draft, DraftSource, Offer, ReplyContext, Verification
+from d3cli.decode.loop import SourceName
+from d3cli.model.decoder_block import MOST_TOKENS
+from tests.decode.draft.test_lookup import context
+
+REPLY = context([1, 2, 3])
+ANYTHING = Offer()
+MANY = 100  # tokens that a draft may have
+
+
+class Offering:
+    """Offers what a test says."""
+
+    def __init__(
+        self, name: SourceName, cost: float, offer: Offer | None = ANYTHING, tokens: int = 99
+    ) -> None:
+        self.name, self.cost, self.offered, self._tokens = name, cost, offer, tokens
+
+    def begin(self, reply: ReplyContext) -> None: ...
+
+    def offer(self, reply: ReplyContext) -> Offer | None:
+        return self.offered
+
+    def draft(self, reply: ReplyContext, length: int) -> Draft:
+        kind = 0 if self.offered is None else self.offered.kind
+        return Draft([7] * min(length, self._tokens), self.name, kind)
+
+
+def run(drafter: Drafter, passes: int, accept: float = 1.0, ends: bool = False) -> list[Draft]:
+    """Drafts and learns; passes take 1 s and 0.01 s for each row more, drafts their own cost."""
+    drafts = []
+    for _ in range(passes):
+        draft = drafter.draft(REPLY, MANY)
+        drafts.append(draft)
+        drafted = len(draft.token_ids)
+        accepted = int(drafted * accept)
+        cost = {each.name: each.cost for each in drafter._sources}
+        drafter.learn(
+            Verification(
+                step=1,
+                tokens=accepted + (not ends),
+                source=draft.source,
+                kind=draft.kind,
+                draft_ids=tuple(draft.token_ids),
+                accepted=accepted,
+                draft_s=max(1, drafted) * cost[draft.source] if draft.source else 0.0,
+                verify_s=1 + 0.01 * drafted,
+            )
+        )
+    return drafts
+
+
+def named(drafts: Sequence[Draft]) -> list[SourceName | None]:
+    return [draft.source for draft in drafts]
+
+
+def drafter_of(*sources: DraftSource) -> Drafter:
+    drafter = Drafter(sources)
+    drafter.begin(REPLY)
+    return drafter
+
+
+def test_plain_steps_come_first_and_now_and_then() -> None:
+    drafts = named(run(drafter_of(Offering("lookup", 0.0)), 100))
+    between = ["lookup"] * PASSES_BETWEEN
+    assert drafts == ([None] * FIRST_STEPS + between + [None] + between + [None, *between])[:100]
+
+
+def test_the_cheapest_of_equally_good_sources_drafts() -> None:
+    drafter = drafter_of(Offering("depth", 0.5), Offering("model", 0.1))
+    assert set(named(run(drafter, 20))) == {None, "model"}
+
+
+def test_a_source_that_is_always_wrong_is_left_for_plain_steps_and_tried_again() -> None:
+    drafter = drafter_of(Offering("model", 0.2))
+    first, later = named(run(drafter, 60, accept=0)), named(run(drafter, 2000, accept=0))
+    assert "model" in first
+    assert 0 < later.count("model") < 40  # 2% of the passes
+
+
+def test_a_source_that_fails_is_left_too() -> None:
+    drafter = drafter_of(Offering("model", 0.2, tokens=0))
+    assert 0 < named(run(drafter, 2000)).count("model") < 50
+
+
+def test_a_draft_is_no_longer_than_its_source_allows_nor_than_a_pass() -> None:
+    for most, longest in ((3, 3), (None, MOST_TOKENS - 1)):
+        drafts = run(drafter_of(Offering("lookup", 0.0, Offer(most=most))), 60)
+        assert max(len(draft.token_ids) for draft in drafts) == longest
+
+
+def test_a_draft_is_no_longer_than_what_is_left_of_the_reply() -> None:
+    drafter = drafter_of(Offering("lookup", 0.0))
+    run(drafter, 30)
+    assert len(drafter.draft(REPLY, 2).token_ids) == 2
+    assert drafter.draft(REPLY, 0) == Draft()
+
+
+def test_kinds_of_one_source_are_told_apart() -> None:
+    source = Offering("lookup", 0.2, Offer(kind=1))
+    drafter = drafter_of(source)
+    run(drafter, 60, accept=0)
+    assert drafter.draft(REPLY, MANY) == Draft()
+    source.offered = Offer(kind=3)
+    assert drafter.draft(REPLY, MANY).token_ids
+
+
+def test_tokens_after_the_end_of_a_reply_were_not_refused() -> None:
+    ended, whole = (drafter_of(Offering("lookup", 0.0)) for _ in range(2))
+    run(ended, 30, accept=0.5, ends=True)
+    run(whole, 30)
+    for drafter in (ended, whole):
+        assert len(drafter.draft(REPLY, MANY).token_ids) == MOST_TOKENS - 1
+
+
+def test_the_time_of_a_plain_step_is_known_after_the_first() -> None:
+    drafter = drafter_of(Offering("lookup", 0.0))
+    assert drafter.step_s is None
+    run(drafter, 1)
+    assert drafter.step_s == 1.0
