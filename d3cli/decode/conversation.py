@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from d3cli.base.errors import ContextFullError, D3Error
 from d3cli.decode.agreement import common_prefix
+from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
@@ -36,7 +37,7 @@ class ReplyOptions:
 
     Attributes:
         schedule_source: where the schedule comes from.
-        stop, chat_template, think, repair: as for `Engine.stream`.
+        stop, chat_template, think, repair, drafter: as for `Engine.stream`.
     """
 
     schedule: Schedule
@@ -47,6 +48,7 @@ class ReplyOptions:
     chat_template: str | None = None
     think: bool | None = None
     repair: RepairChoice = "auto"
+    drafter: Drafter | None = None
 
 
 class Conversation:
@@ -125,6 +127,7 @@ class Conversation:
             chat_template=options.chat_template,
             think=options.think,
             repair=options.repair,
+            drafter=options.drafter,
             began=time.perf_counter() if began is None else began,
         )
 

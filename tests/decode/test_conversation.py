@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -10,17 +11,27 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 
 from d3cli.base.errors import ContextFullError
 from d3cli.decode.conversation import Conversation, ReplyOptions, inside
+from d3cli.decode.draft.by_depth import DepthSource
+from d3cli.decode.draft.by_model import ModelSource
+from d3cli.decode.draft.drafter import Drafter
+from d3cli.decode.draft.lookup import LookupSource
 from d3cli.decode.read_ahead import ReadAhead
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.decode.shared_cache import RepairChoice
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.depth.resolve import resolve_schedule
 from d3cli.model.load import load_model
 from d3cli.scoring.compare_reply import compare_reply
+from tests.decode.draft.fixed import Always
 
 MODEL = load_model(dtype="float32", device="cpu", threads=1)
+SMALL_MODEL = load_model(dtype="float32", device="cpu", threads=1)
+torch.manual_seed(1)
+for parameter in SMALL_MODEL.causal_lm.parameters():  # so that it is wrong now and then
+    parameter.data.add_(torch.randn_like(parameter) * parameter.std() * 0.3)
 TEXTS = ["What is 27 + 45?", "Tell me a story about a fox.", "Go on.", "Why?", "é 漢 🦊"]
 # Shows only the last messages, and only part of each reply, so that earlier prompts are rewritten.
 FORGETFUL = (
@@ -60,7 +71,7 @@ def fresh(conversation: Conversation, how: ReplyOptions) -> list[int]:
     shown = conversation.shown()[:-1]
     reply = Engine(MODEL).stream(
         shown,
-        schedule=how.schedule,
+        schedule=how.schedule if how.drafter is None else MODEL.schedule("off"),
         sampling=how.sampling,
         max_tokens=how.max_tokens,
         chat_template=how.chat_template,
@@ -70,13 +81,20 @@ def fresh(conversation: Conversation, how: ReplyOptions) -> list[int]:
 
 
 class Chat(RuleBasedStateMachine):
-    """Turns, edits, replies again, interruptions, changed depth, reading ahead, comparison."""
+    """Turns, edits, replies again, interruptions, reading ahead, comparison, decay and drafts."""
 
     @initialize(template=st.sampled_from([None, FORGETFUL]), system=st.sampled_from(["", "Short."]))
     def begin(self, template: str | None, system: str) -> None:
         self.conversation = Conversation(MODEL, [ChatMessage("system", system)] if system else [])
         self.template = template
         self.how = options(chat_template=template)
+        self.drafters = {
+            "": None,
+            "auto": Drafter.for_model(MODEL, draft_model=SMALL_MODEL),
+            "lookup": Always(LookupSource()),
+            "depth": Always(DepthSource(MODEL)),
+            "model": Always(ModelSource(MODEL, SMALL_MODEL)),
+        }
 
     def reply(self, interrupt_at: int) -> None:
         reply = write(self.conversation, self.how, interrupt_at)
@@ -88,6 +106,8 @@ class Chat(RuleBasedStateMachine):
         temperature=st.sampled_from([0.0, 0.0, 1.3]),
         penalty=st.sampled_from([1.0, 1.3]),
         by_prompt=st.sampled_from(["", "layer", "layer", "sublayer"]),
+        drafts_by=st.sampled_from(["", "", "auto", "lookup", "depth", "model"]),
+        repair=st.sampled_from(["auto", "auto", "never"]),
     )
     def choose(
         self,
@@ -96,10 +116,19 @@ class Chat(RuleBasedStateMachine):
         temperature: float,
         penalty: float,
         by_prompt: str,
+        drafts_by: str,
+        repair: RepairChoice,
     ) -> None:
-        sampling = SamplingParams(temperature=temperature, repetition_penalty=penalty, seed=4)
+        if drafts_by not in ("", "lookup"):  # a seed gives another text then
+            temperature = 0.0
         self.how = options(
-            alpha, max_tokens, by_prompt, sampling=sampling, chat_template=self.template
+            alpha,
+            max_tokens,
+            by_prompt,
+            sampling=SamplingParams(temperature=temperature, repetition_penalty=penalty, seed=4),
+            chat_template=self.template,
+            drafter=self.drafters[drafts_by],
+            repair=repair if drafts_by else "auto",
         )
 
     @rule(text=st.sampled_from(TEXTS), interrupt_at=st.integers(1, 30))

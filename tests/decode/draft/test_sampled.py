@@ -3,15 +3,28 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from scipy.stats import chi2
 from torch import Tensor
+from transformers import LlamaConfig
 
+from d3cli.decode.draft.by_depth import DepthSource
+from d3cli.decode.draft.by_model import ModelSource
+from d3cli.decode.draft.lookup import LookupSource
+from d3cli.decode.draft.source import DraftSource
 from d3cli.decode.rules import GenerationRules
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
+from d3cli.decode.session import Engine
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.model.model import LoadedModel
+from d3cli.model.wrap import wrap_model
+from tests.decode.draft.fixed import Always, Listed
+from tests.decode.replies import ids
+from tests.families import CONFIGS, random_ids, random_model, tiny, word_tokenizer
 
 PROMPT = [5, 6, 7, 5, 6]
 VOCAB = 12
@@ -100,3 +113,105 @@ class TestVerify:
         for drafted in range(VOCAB):
             for _ in range(50):
                 assert sampler.verify(full, PROMPT, drafted, same) == drafted
+
+
+LAYERS = 3
+SHAPE = CONFIGS["llama"].to_dict() | {"num_hidden_layers": LAYERS}
+SCHEDULE = DepthSchedule(LAYERS, 0.5, 0, 1, 1, ("1",))
+FULL = DepthSchedule.full(LAYERS)
+
+
+@cache
+def small(noise: float = 0.0) -> LoadedModel:
+    """A model whose replies take a few milliseconds, or one that is like it."""
+    model = random_model(LlamaConfig(**SHAPE), "sdpa")
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * noise)
+    for linear in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
+        linear.weight.data.mul_(0.3)  # the layer that drafts drop matters less
+    return wrap_model(model, word_tokenizer())
+
+
+def source(name: str) -> DraftSource:
+    """What drafts; the depths and models differ from full depth, but not in all tokens."""
+    if name == "lookup":
+        return LookupSource()
+    return DepthSource(small()) if name == "depth" else ModelSource(small(), small(noise=0.04))
+
+
+def reply_probabilities(sampling: SamplingParams, tokens: int) -> dict[tuple[int, ...], float]:
+    """The probability of each reply, by the definition: a product over its tokens."""
+    sampler = Sampler(sampling, prompt_ids=PROMPT)
+    found = {(): 1.0}
+    for _ in range(tokens):
+        longer = {}
+        for reply, probability in found.items():
+            token_ids = [*PROMPT, *reply]
+            hidden = small().hidden_states(torch.tensor([token_ids]))[0, -1]
+            each = sampler.probabilities(small().logits(hidden), token_ids)
+            for token_id in each.nonzero().flatten().tolist():
+                longer[*reply, token_id] = probability * float(each[token_id])
+        found = longer
+    return found
+
+
+class TestReplies:
+    @pytest.mark.parametrize(
+        ("name", "settings", "replies"),
+        [
+            ("depth", "plain", 250),
+            ("model", "penalty", 250),
+            *(
+                pytest.param(name, settings, 8000, marks=pytest.mark.slow)
+                for name in ("lookup", "depth", "model")
+                for settings in ("plain", "penalty", "top-p")
+            ),
+        ],
+    )
+    def test_whole_replies_have_the_distribution_of_plain_ones(
+        self, name: str, settings: str, replies: int
+    ) -> None:
+        sampling = {
+            "plain": SamplingParams(temperature=2.0, top_k=2),
+            "penalty": SamplingParams(temperature=2.0, top_k=2, repetition_penalty=1.5),
+            "top-p": SamplingParams(temperature=1.2, top_k=5, top_p=0.6),
+        }[settings]
+        engine, drafter = Engine(small()), Always(source(name), lengths=(2,))
+        expected = reply_probabilities(sampling, 4)
+        numbers = {reply: number for number, reply in enumerate(expected)}
+        counts: Counter[int] = Counter()
+        accepted = drafted = 0
+        for seed in range(replies):
+            reply = engine.stream_ids(
+                PROMPT,
+                schedule=SCHEDULE,
+                sampling=replace(sampling, seed=seed),
+                max_tokens=4,
+                drafter=drafter,
+            )
+            counts[numbers[tuple(ids(reply))]] += 1
+            drafted += sum(len(done.draft_ids) for done in reply.verifications)
+            accepted += sum(done.accepted for done in reply.verifications)
+        assert 0.1 * drafted < accepted < 0.95 * drafted, accepted / drafted
+        assert_drawn_from(counts, list(expected.values()))
+
+    @pytest.mark.parametrize("name", SETTINGS)
+    def test_replies_by_lookup_are_the_plain_ones_of_the_same_seed(self, name: str) -> None:
+        model = tiny("qwen3").gated
+        prompt = [*random_ids(9), *random_ids(9), *PROMPT]
+        drafters = (None, Always(LookupSource()), Always(Listed(len(prompt), [])))
+        for seed in (1, 2):
+            plain, by_lookup, by_noise = (
+                ids(
+                    Engine(model).stream_ids(
+                        prompt,
+                        schedule=DepthSchedule.full(model.num_layers),
+                        sampling=replace(SETTINGS[name], seed=seed),
+                        max_tokens=30,
+                        drafter=drafter,
+                    )
+                )
+                for drafter in drafters
+            )
+            assert by_lookup == plain
+            assert by_noise == plain
