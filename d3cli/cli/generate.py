@@ -42,7 +42,8 @@ def generate(settings: GenerateSettings) -> int:
 
     In JSON, text is the whole reply. Of a model that thinks first, reasoning is its thinking, else
     null, and answer is what follows. model, dtype and quantization say what wrote it; quantization
-    is null if the weights are as stored.
+    is null if the weights are as stored. The object "lossless" says what was drafted; it is null
+    without --lossless.
 
     Examples:
     - `d3 generate "Tell me a story about a fox."`
@@ -183,7 +184,7 @@ def _figures(reply: "Reply") -> str:
     stats, parts = reply.stats, speed(reply)
     if stats.mean_depth is not None:
         parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
-    if stats.lossless is not None:
+    if stats.lossless is not None and stats.lossless.passes:
         parts.append(draft_figures(stats.lossless))
     parts.append(f"peak {readable_size(stats.peak_memory_bytes)}")
     parts.append(f"stopped: {reply.finish_reason}")

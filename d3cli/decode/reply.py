@@ -333,5 +333,5 @@ class Reply:
             seed=None if self.sampling.is_greedy else self.sampling.seed,
             lossless=None
             if self._drafter is None
-            else LosslessStats.of(self.verifications, self._drafter.step_s, decode_s),
+            else LosslessStats.of(self.verifications, len(steps), self._drafter.step_s, decode_s),
         )

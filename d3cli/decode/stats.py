@@ -46,16 +46,21 @@ class LosslessStats:
 
     @classmethod
     def of(
-        cls, verifications: Sequence[Verification], step_s: float | None, decode_s: float
+        cls,
+        verifications: Sequence[Verification],
+        tokens: int,
+        step_s: float | None,
+        decode_s: float,
     ) -> "LosslessStats":
         """The figures of these passes.
 
         Args:
+            tokens: how many of the tokens that the passes gave are in the reply. A stop string may
+                end it before the others.
             step_s: seconds that a plain step takes; None if unknown.
             decode_s: seconds that all decode steps took.
         """
         passes = len(verifications)
-        tokens = sum(done.tokens for done in verifications)
         sources: dict[SourceName, DraftStats] = {}
         for done in verifications:
             if done.source is not None:

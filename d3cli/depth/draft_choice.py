@@ -86,5 +86,7 @@ def _without_effect(given: Mapping[str, bool], *names: str) -> list[Words]:
     idle = [Setting(name) for name in names if given[name]]
     if not idle:
         return []
-    listed = [piece for setting in idle for piece in (" and ", setting)][1:]
+    listed: list[str | Setting] = [idle[0]]
+    for at, setting in enumerate(idle[1:], start=2):
+        listed += [" and " if at == len(idle) else ", ", setting]
     return [(MODE, *listed, f" {'has' if len(idle) == 1 else 'have'} no effect on drafts")]
