@@ -10,9 +10,10 @@ from typing import Literal
 from d3cli.base.errors import Setting, UsageError
 from d3cli.decode.draft.by_depth import DepthSource
 from d3cli.decode.draft.by_model import ModelSource
-from d3cli.decode.draft.length import Acceptance, Costs, best_length
+from d3cli.decode.draft.length import PRIOR, Acceptance, Costs, best_length
 from d3cli.decode.draft.lookup import LookupSource
 from d3cli.decode.draft.source import Draft, DraftSource, ReplyContext, Verification
+from d3cli.decode.loop import SourceName
 from d3cli.model.decoder_block import MOST_TOKENS
 from d3cli.model.model import LoadedModel
 
@@ -21,6 +22,9 @@ SourceChoice = Literal["auto", "lookup", "depth", "model"]
 # Plain steps at the beginning, and passes after which there is another one: they tell what a step
 # takes, so that the gain is a measured one.
 FIRST_STEPS, PASSES_BETWEEN = 2, 40
+# The acceptance that is expected of a source before its first draft. With less hope, drafts that
+# read half of what a step reads would never be tried.
+HOPES: dict[SourceName, float] = {"lookup": PRIOR, "depth": 0.8, "model": 0.8}
 
 
 class Drafter:
@@ -87,7 +91,7 @@ class Drafter:
             if offer is None or is_due:
                 continue
             length, gain = best_length(
-                self._acceptance.share((source.name, offer.kind)),
+                self._acceptance.share((source.name, offer.kind), HOPES[source.name]),
                 self._costs.draft(source.name, source.cost),
                 self._costs.verify,
                 min(most, MOST_TOKENS - 1, most if offer.most is None else offer.most),

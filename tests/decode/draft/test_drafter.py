@@ -76,6 +76,12 @@ def test_the_cheapest_of_equally_good_sources_drafts() -> None:
     assert set(named(run(drafter, 20))) == {None, "model"}
 
 
+def test_drafts_that_read_half_of_a_step_are_tried_and_left_if_they_fail() -> None:
+    right, wrong = drafter_of(Offering("depth", 0.55)), drafter_of(Offering("depth", 0.55))
+    assert named(run(right, 30)).count("depth") == 30 - FIRST_STEPS
+    assert named(run(wrong, 30, accept=0.0)).count("depth") == 1
+
+
 def test_a_source_that_is_always_wrong_is_left_for_plain_steps_and_tried_again() -> None:
     drafter = drafter_of(Offering("model", 0.2))
     first, later = named(run(drafter, 60, accept=0)), named(run(drafter, 2000, accept=0))
