@@ -84,7 +84,7 @@ def percent(share: float | None) -> str:
 
 
 def speed(reply: "Reply") -> list[str]:
-    """A reply's tokens, tokens per second, TTFT, depth and bits, each as a few words."""
+    """A reply's tokens, tokens per second, TTFT, depth unless lossless, bits: a few words each."""
     stats = reply.stats
     count = stats.completion_tokens
     parts = [f"{count:,} token{'' if count == 1 else 's'}"]
@@ -92,7 +92,7 @@ def speed(reply: "Reply") -> list[str]:
         parts.append(f"{stats.tokens_per_second:.1f} tok/s")
     if stats.ttft_s is not None:
         parts.append(f"TTFT {stats.ttft_s:.2f} s")
-    if stats.mean_depth is not None:
+    if stats.mean_depth is not None and stats.lossless is None:
         parts.append(
             f"layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g} of "
             f"{reply.model.num_layers}"

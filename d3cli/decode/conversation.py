@@ -133,7 +133,12 @@ class Conversation:
 
     def keep(self, reply: Reply, options: ReplyOptions) -> ChatMessage:
         """Adds a reply, whole or interrupted, to the conversation."""
-        key = self.model.origin.key
+        key, source, stats = self.model.origin.key, options.schedule_source, asdict(reply.stats)
+        lossless = stats.pop("lossless")
+        if reply.drafting is not None:
+            drops = bool(reply.drafting.dropped(1))  # else full depth would draft for itself
+            drafts = reply.drafting.to_json() | {"source": source} if drops else None
+            lossless, source = {"schedule": drafts} | lossless, Source.OFF
         message = ChatMessage(
             "assistant",
             # The tag that the template wrote marks what follows as reasoning.
@@ -141,8 +146,9 @@ class Conversation:
             model=self.model.name if key is None else key.model,
             revision=self._revision,
             finish_reason=reply.finish_reason,
-            schedule=reply.schedule.to_json() | {"source": options.schedule_source},
-            stats=asdict(reply.stats),
+            schedule=reply.schedule.to_json() | {"source": source},
+            stats=stats,
+            lossless=lossless,
         )
         self.messages.append(message)
         self._written = [*self._written, (message, reply)][-REPLIES_KEPT:]

@@ -156,7 +156,8 @@ class Reply:
             if isinstance(self.asked, PromptSchedule):
                 ordered = writer.order(self.asked)
                 self._set_schedule(ordered.schedule)
-                self.notes = () if ordered.note is None else (ordered.note,)
+                if ordered.note is not None and self._drafter is None:
+                    self.notes = (ordered.note,)
             self.prompt_is_exact = writer.kv.is_exact
             self._logits = self.model.logits(chunk.hidden[-1])
 
@@ -333,5 +334,5 @@ class Reply:
             seed=None if self.sampling.is_greedy else self.sampling.seed,
             lossless=None
             if self._drafter is None
-            else LosslessStats.of(self.verifications, len(steps), self._drafter.step_s, decode_s),
+            else LosslessStats.of(self.verifications, len(steps), self._drafter.step_s),
         )

@@ -55,8 +55,8 @@ class Engine:
         """Returns a reply to a prompt or a conversation; iterate it to generate.
 
         The KV cache is reused as far as it holds this conversation. Where the last reply ran below
-        full depth, the cache is repaired first, unless `repair` is "never". Starting a reply ends
-        the one before it.
+        full depth, the cache is repaired first, unless `repair` is "never" and the new reply is not
+        lossless. Starting a reply ends the one before it.
 
         Args:
             prompt: a text, which starts a new conversation, or messages with "role" and "content",

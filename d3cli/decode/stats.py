@@ -29,8 +29,8 @@ class LosslessStats:
         drafted, accepted: tokens.
         passes: passes at full depth, plain steps included.
         tokens_per_pass: None without a pass.
-        speedup: the time that plain steps alone would have taken, over the time taken. Plain steps
-            between the drafts were timed for this. None without a pass.
+        speedup: the time that plain steps alone would have taken, over that of drafts and passes.
+            Plain steps between the drafts were timed for this. None without a pass.
         draft_s, verify_s: seconds spent on drafts and on passes.
         sources: the same by what drafted.
     """
@@ -46,11 +46,7 @@ class LosslessStats:
 
     @classmethod
     def of(
-        cls,
-        verifications: Sequence[Verification],
-        tokens: int,
-        step_s: float | None,
-        decode_s: float,
+        cls, verifications: Sequence[Verification], tokens: int, step_s: float | None
     ) -> "LosslessStats":
         """The figures of these passes.
 
@@ -58,9 +54,10 @@ class LosslessStats:
             tokens: how many of the tokens that the passes gave are in the reply. A stop string may
                 end it before the others.
             step_s: seconds that a plain step takes; None if unknown.
-            decode_s: seconds that all decode steps took.
         """
         passes = len(verifications)
+        draft_s = sum(done.draft_s for done in verifications)
+        verify_s = sum(done.verify_s for done in verifications)
         sources: dict[SourceName, DraftStats] = {}
         for done in verifications:
             if done.source is not None:
@@ -75,9 +72,32 @@ class LosslessStats:
             accepted=sum(each.accepted for each in sources.values()),
             passes=passes,
             tokens_per_pass=tokens / passes if passes else None,
-            speedup=tokens * step_s / decode_s if passes and step_s and decode_s > 0 else None,
-            draft_s=sum(done.draft_s for done in verifications),
-            verify_s=sum(done.verify_s for done in verifications),
+            speedup=tokens * step_s / (draft_s + verify_s) if passes and step_s else None,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            sources=sources,
+        )
+
+    def __add__(self, other: "LosslessStats") -> "LosslessStats":
+        """The figures of several replies together."""
+        both, passes = (self, other), self.passes + other.passes
+        tokens = sum(one.passes * one.tokens_per_pass for one in both if one.tokens_per_pass)
+        timed = [(one.speedup, one.draft_s + one.verify_s) for one in both if one.speedup]
+        taken = sum(seconds for _, seconds in timed)
+        sources = dict(self.sources)
+        for name, new in other.sources.items():
+            old = sources.get(name, DraftStats(0, 0, 0))
+            sources[name] = DraftStats(
+                old.drafted + new.drafted, old.accepted + new.accepted, old.drafts + new.drafts
+            )
+        return LosslessStats(
+            drafted=self.drafted + other.drafted,
+            accepted=self.accepted + other.accepted,
+            passes=passes,
+            tokens_per_pass=tokens / passes if passes else None,
+            speedup=sum(speedup * seconds for speedup, seconds in timed) / taken if taken else None,
+            draft_s=self.draft_s + other.draft_s,
+            verify_s=self.verify_s + other.verify_s,
             sources=sources,
         )
 

@@ -42,6 +42,7 @@ class ChatMessage:
         model: the model that wrote a reply.
         revision: of a model on the hub, if one was asked for.
         finish_reason, schedule, stats: of a reply, as in ``d3 generate --json``.
+        lossless: what was drafted and accepted in a lossless reply; None for other replies.
 
     Raises:
         ValueError: the content is not valid Unicode.
@@ -54,6 +55,7 @@ class ChatMessage:
     finish_reason: str | None = None
     schedule: Mapping[str, Any] | None = None
     stats: Mapping[str, Any] | None = None
+    lossless: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.content.encode()  # half a surrogate pair could not be saved
@@ -70,6 +72,8 @@ class ChatMessage:
             }
             if self.revision is not None:
                 message["revision"] = self.revision
+            if self.lossless is not None:
+                message["lossless"] = self.lossless
         return message
 
 

@@ -1,6 +1,7 @@
 """A reply compared with full depth, on the reply's own tokens: where they differ, and time saved.
 
-Two passes over the reply and a few timed steps. The conversation before it is not read again, so
+A lossless reply can differ only by rounding, and its passes have timed plain steps themselves. Two
+passes over the reply and a few timed steps. The conversation before it is not read again, so
 this is not `compare`, which reads whole documents. Knows nothing of terminals.
 """
 
@@ -31,8 +32,10 @@ class ReplyComparison:
     Attributes:
         tokens: how many the reply has.
         first_difference: the first step at which full depth, with the same seed, would have chosen
-            another token; None if it would have written the same reply.
-        agreement: how often the raw argmax was full depth's, over the tokens below full depth.
+            another token; None if it would have written the same reply, and for a lossless reply
+            that is `redrawn`.
+        agreement: how often the raw argmax was full depth's, over the tokens below full depth; in a
+            lossless reply, over all decode steps.
         rounding: how often the raw argmax stays the same when the same depth reads many tokens at
             once: the highest agreement that the dtype can show. None if the reply followed
             approximate keys and values, which are not computed again.
@@ -41,6 +44,8 @@ class ReplyComparison:
             a reply of one token.
         seconds_saved: of the reply's decoding time, at that speed-up.
         steps_timed: how many steps were timed.
+        redrawn: whether drafts were drawn in a lossless reply, which then has full depth's
+            distribution, but not the tokens that full depth would draw with this seed.
     """
 
     tokens: int
@@ -52,6 +57,7 @@ class ReplyComparison:
     speedup: float | None
     seconds_saved: float | None
     steps_timed: int
+    redrawn: bool = False
 
 
 def compare_reply(engine: Engine, reply: Reply) -> ReplyComparison:
@@ -61,19 +67,29 @@ def compare_reply(engine: Engine, reply: Reply) -> ReplyComparison:
     """
     for _ in engine.read_ahead(reply.prompt_ids[:-1]):
         pass
-    model = reply.model
+    model, passes = reply.model, reply.verifications
+    lossless = reply.drafting is not None
     ids = torch.tensor([token.token_id for token in reply.tokens])
     ours = torch.cat(list(_states(engine, reply, reply.schedule)))
-    full = torch.cat(list(_states(engine, reply, DepthSchedule.full(model.num_layers))))
+    full = ours
+    if not lossless:
+        full = torch.cat(list(_states(engine, reply, DepthSchedule.full(model.num_layers))))
     our_tops = torch.tensor([token.top_id for token in reply.tokens])
     below = torch.tensor(
-        [token.step > 0 and token.depth < model.num_layers for token in reply.tokens]
+        [token.step > 0 and (lossless or token.depth < model.num_layers) for token in reply.tokens]
+    )
+    redrawn = not reply.sampling.is_greedy and any(
+        done.source in ("depth", "model") for done in passes
     )
     full_tops, surprise, first = _full_depth(reply, full, ids)
-    speedup, steps = _measure_speedup(engine, reply)
+    if reply.stats.lossless is not None:
+        speedup = reply.stats.lossless.speedup
+        steps = sum(done.source is None for done in passes)
+    else:
+        speedup, steps = _measure_speedup(engine, reply)
     return ReplyComparison(
         tokens=len(ids),
-        first_difference=first,
+        first_difference=None if redrawn else first,
         agreement=_agreement(our_tops, full_tops, below),
         rounding=_agreement(our_tops, top_choices(model, ours), below)
         if reply.prompt_is_exact
@@ -83,6 +99,7 @@ def compare_reply(engine: Engine, reply: Reply) -> ReplyComparison:
         speedup=speedup,
         seconds_saved=None if speedup is None else reply.stats.decode_s * (speedup - 1),
         steps_timed=steps,
+        redrawn=redrawn,
     )
 
 

@@ -15,7 +15,8 @@ def chat(settings: ChatCommandSettings) -> int:
     """Talk with a model, turn by turn.
 
     Depth can be changed during a conversation: /alpha 0.99, /alpha off; /regen alpha off writes
-    the last reply again at full depth, /compare shows the price. /? lists all commands.
+    the last reply again at full depth, /compare shows the price. /lossless on writes full depth's
+    own replies sooner. /? lists all commands.
 
     Examples:
     - `d3 chat`

@@ -10,7 +10,7 @@ from d3cli.cli.chat import reply_commands, setting_commands, turn_commands, view
 from d3cli.cli.chat.completer import Arguments
 from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.session import Chat
-from d3cli.cli.chat.settings import CHOICES, SETTINGS
+from d3cli.cli.chat.settings import CHOICES, LOSSLESS, SETTINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,12 @@ COMMANDS = {
         setting_commands.alpha,
         lambda: ALPHAS,
     ),
+    "/lossless": Command(
+        "[on|off|SOURCE]",
+        "full depth's own replies, sooner: what drafts (lookup, depth, model), what was accepted",
+        setting_commands.lossless,
+        lambda: tuple(LOSSLESS),
+    ),
     "/depth": Command("", "draw the depth of each token", reply_commands.depth),
     "/compare": Command("", "compare the last reply with full depth", reply_commands.compare),
     "/think": Command(
@@ -66,10 +72,13 @@ COMMANDS = {
         lambda: CHOICES["think"],
     ),
     "/regen": Command(
-        "[alpha VALUE]",
+        "[alpha VALUE|lossless VALUE]",
         "write the last reply again, at another depth if asked",
         reply_commands.regen,
-        lambda: [f"alpha {alpha}" for alpha in ALPHAS],
+        lambda: [
+            *(f"alpha {alpha}" for alpha in ALPHAS),
+            *(f"lossless {word}" for word in LOSSLESS),
+        ],
     ),
     "/undo": Command("", "take back the last turn", turn_commands.undo),
     "/clear": Command("", "begin a new conversation", turn_commands.clear),

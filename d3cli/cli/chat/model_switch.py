@@ -5,16 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from d3cli.base.errors import D3Error, UsageError
+from d3cli.base.errors import D3Error, ModelError, UsageError
 from d3cli.cli import signals
 from d3cli.cli.chat.settings import ChatSettings
+from d3cli.cli.depth import calibrate_command
+from d3cli.cli.loading import load
+from d3cli.cli.model_options import ModelOptions
+from d3cli.cli.output import Output
 from d3cli.cli.prompt_options import Think
-from d3cli.cli.request import resolve_think
+from d3cli.cli.request import note_turn_end, resolve_think, template_check
 from d3cli.decode.sampling import SamplingParams
 from d3cli.files.names import find_local
 
 if TYPE_CHECKING:
     from d3cli.cli.chat.session import Chat
+    from d3cli.model.load_plan import LoadOptions
     from d3cli.model.model import LoadedModel
 
 
@@ -32,6 +37,28 @@ class Models:
     load: Callable[[str, ChatSettings, str | None], "LoadedModel"]
     calibrate_with: Callable[[str], str]
     revision_of: Callable[[str], str | None]
+
+
+def models_from(output: Output, loading: ModelOptions, first: str) -> Models:
+    """How a chat loads another model; a revision is one of the `first`, which may come back."""
+
+    def load_another(name: str, now: ChatSettings, system: str | None) -> "LoadedModel":
+        needs: LoadOptions = {"full_depth_only": not now.drops}
+        if now.max_tokens is not None:
+            needs["reply_tokens"] = now.max_tokens
+        check_text = None if system is None else template_check(system, now.chat_template)
+        model = load(output, name, options_for(name), check_text, decays=now.decays, **needs)
+        note_turn_end(output, model, now.chat_template, now.stop)
+        return model
+
+    def options_for(name: str) -> ModelOptions:
+        return loading if name == first else replace(loading, revision=None)
+
+    return Models(
+        load_another,
+        calibrate_with=lambda name: calibrate_command(name, options_for(name)),
+        revision_of=lambda name: options_for(name).revision,
+    )
 
 
 class NoModelLeftError(D3Error):
@@ -54,6 +81,7 @@ def switch_model(chat: "Chat", name: str) -> None:
     failure: Exception | None = None
     think = settings.think
     chat.replies.forget()
+    chat.drafts.forget()
     chat.comparisons.clear()
     del chat.conversation, chat.options
     gc.collect()
@@ -76,6 +104,8 @@ def switch_model(chat: "Chat", name: str) -> None:
     if think is not settings.think:
         chat.output.note("this model has no thinking switch, so think is at its default again")
         chat.settings = replace(settings, think=think)
+    if chat.settings.lossless is not None:
+        _check_draft_model(chat, model)
     try:
         chat.change()
     except UsageError:  # for example more core layers than the new model has
@@ -83,6 +113,21 @@ def switch_model(chat: "Chat", name: str) -> None:
         chat.change(alpha="auto", start=None, core_first=None, core_last=None, units="auto")
     if failure is not None:
         raise failure
+
+
+def _check_draft_model(chat: "Chat", model: "LoadedModel") -> None:
+    """Goes on without the draft model if it has another tokenizer."""
+    from d3cli.decode.draft.by_model import check_draft_model
+
+    if chat.drafts.draft_model is None:
+        return
+    try:
+        check_draft_model(model, chat.drafts.draft_model)
+    except ModelError as error:
+        chat.output.note(f"{error.message}; replies go on without it")
+        chat.drafts.draft_model = None
+        if chat.settings.lossless == "model":
+            chat.settings = replace(chat.settings, lossless="auto")
 
 
 def _fitting_think(model: "LoadedModel", settings: ChatSettings) -> Think | None:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 from d3cli.base.errors import UsageError
 from d3cli.cli import signals
 from d3cli.cli.chat import views
+from d3cli.cli.chat.comparison import beside_full_depth, where_they_differ
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.setting_commands import set_
+from d3cli.cli.chat.settings import parse_lossless
 from d3cli.cli.depth import parse_alpha
 from d3cli.cli.format import agreement
 from d3cli.text.reasoning import split_reasoning
@@ -37,7 +39,9 @@ def compare(chat: Chat, _: str) -> None:
         raise UsageError(
             "the last message was not written in this session", f"{SPEAK_FIRST}, or /regen"
         )
-    if all(token.depth == reply.model.num_layers for token in reply.tokens):
+    if reply.drafting is None and all(
+        token.depth == reply.model.num_layers for token in reply.tokens
+    ):
         text = "the last reply ran at full depth, so there is nothing to compare"
         chat.screen.print(text, "dim")
         return
@@ -46,10 +50,10 @@ def compare(chat: Chat, _: str) -> None:
     with chat.output.progress.waiting("comparing with full depth"):
         found = compare_reply(chat.conversation.engine, reply)
     signals.check()
-    chat.comparisons[reply.asked] = (
-        f"agreement in the last /compare: {agreement(found.agreement)} tokens"
-    )
-    chat.screen.print_rows(views.comparison(reply, found))
+    if reply.drafting is None:
+        words = f"agreement in the last /compare: {agreement(found.agreement)} tokens"
+        chat.comparisons[reply.asked] = words
+    chat.screen.print_rows(beside_full_depth(reply, found))
 
 
 def think(chat: Chat, argument: str) -> None:
@@ -91,7 +95,7 @@ def regen(chat: Chat, argument: str) -> None:
             conversation.put_back_reply(old)
             chat.save()
     if new is not None:
-        chat.screen.print(views.where_they_differ(old, before, new), "dim")
+        chat.screen.print(where_they_differ(old, before, new), "dim")
 
 
 def stats(chat: Chat, _: str) -> None:
@@ -109,8 +113,11 @@ def _regen_options(chat: Chat, argument: str) -> "ReplyOptions":
     if not argument:
         return chat.options
     word, _, value = argument.partition(" ")
-    if word != "alpha" or not value.strip():
-        raise UsageError(
-            f"/regen does not accept {argument}", "type /regen alone, or /regen alpha 0.99"
-        )
-    return chat.options_with(alpha=parse_alpha(value.strip()))
+    if word == "alpha" and value.strip():
+        return chat.options_with(alpha=parse_alpha(value.strip()))
+    if word == "lossless" and value.strip():
+        return chat.options_with(lossless=parse_lossless(value.strip()))
+    raise UsageError(
+        f"/regen does not accept {argument}",
+        "type /regen alone, /regen alpha 0.99 or /regen lossless off",
+    )

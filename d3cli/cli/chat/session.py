@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from d3cli.base.errors import spelled
+from d3cli.cli.chat.drafts import Drafts
 from d3cli.cli.chat.model_switch import Models
 from d3cli.cli.chat.saving import Saving
 from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.writer import Replies
-from d3cli.cli.depth import choose_schedule
+from d3cli.cli.depth import choose_draft_schedule, choose_schedule
 from d3cli.cli.output import Output
 from d3cli.cli.prompt_options import Think
 from d3cli.cli.request import resolve_think
@@ -39,6 +41,7 @@ class Chat:
     Attributes:
         output: notes and errors.
         screen: standard output.
+        drafts: what drafts lossless replies.
         model_name: what the user calls the model.
         options: how the next reply is written, by the present settings.
         comparisons: what /compare found last, in words, for each depth schedule.
@@ -55,9 +58,10 @@ class Chat:
         conversation: "Conversation",
         settings: ChatSettings,
         model_name: str,
+        drafts: Drafts,
     ) -> None:
         self.output, self.screen, self.replies, self.saving = output, screen, replies, saving
-        self.models, self.model_name = models, model_name
+        self.models, self.model_name, self.drafts = models, model_name, drafts
         self.conversation, self.settings = conversation, settings
         self.draft = ""
         self.comparisons: dict[Schedule, str] = {}
@@ -155,23 +159,23 @@ class Chat:
         model = self.conversation.model
         text = model.text
         think = resolve_think(text.tokenizer, text.renderer, settings.think, settings.chat_template)
-        choice = choose_schedule(
-            model,
-            settings.alpha,
-            settings.start,
-            (settings.core_first, settings.core_last),
-            settings.units,
-            self.models.calibrate_with(self.model_name),
-        )
+        core = (settings.core_first, settings.core_last)
+        depth = (settings.alpha, settings.start, core, settings.units)
+        drafter = None
+        if settings.lossless is None:
+            command = self.models.calibrate_with(self.model_name)
+            choice = choose_schedule(model, *depth, command)
+        else:
+            choice = choose_draft_schedule(model, settings.lossless, *depth)
+            drafter = self.drafts.drafter(model, settings.lossless)
         sampling = SamplingParams.resolve(settings.sampling, model.text.generation_settings)
         now = (self.model_name, choice)
         if now != self._noted:
             for note in choice.notes:
                 self.output.note(note)
             in_words = choice.schedule.in_words()
-            self._depth_shown = choice.source is Source.DEFAULT or any(
-                isinstance(note, str) and in_words in note for note in choice.notes
-            )
+            is_full = drafter is None and choice.source is Source.DEFAULT
+            self._depth_shown = is_full or any(in_words in spelled(note) for note in choice.notes)
         self._noted = now
         return ReplyOptions(
             choice.schedule,
@@ -181,7 +185,8 @@ class Chat:
             stop=settings.stop,
             chat_template=settings.chat_template,
             think=think,
-            repair=settings.repair,
+            repair=settings.repair if drafter is None else "always",
+            drafter=drafter,
         )
 
 

@@ -1,4 +1,4 @@
-"""Commands that show or change how replies are written: /alpha, /set, /system, /model, /show."""
+"""Commands that show or change how replies are written: /alpha, /lossless, /set and others."""
 
 from difflib import get_close_matches
 
@@ -6,7 +6,13 @@ from d3cli.base.errors import UsageError
 from d3cli.cli.chat import views
 from d3cli.cli.chat.model_switch import switch_model
 from d3cli.cli.chat.session import Chat
-from d3cli.cli.chat.settings import COMMANDS, SETTINGS, parse_change, unquoted
+from d3cli.cli.chat.settings import (
+    COMMANDS,
+    SETTINGS,
+    parse_change,
+    parse_lossless,
+    unquoted,
+)
 from d3cli.cli.depth import parse_alpha
 from d3cli.decode import transcript
 
@@ -16,6 +22,20 @@ def alpha(chat: Chat, argument: str) -> None:
     if argument and chat.change(alpha=parse_alpha(argument)):
         return
     chat.screen.print(f"depth: {views.depth_in_words(chat.options, chat.compared)}", "dim")
+
+
+def lossless(chat: Chat, argument: str) -> None:
+    """Changes what drafts if that is given, and shows it, with what was accepted so far.
+
+    Raises:
+        UsageError: there is no such source, or it needs a draft model.
+    """
+    if argument:
+        chat.change(lossless=parse_lossless(argument))
+    rows = [("lossless", views.lossless_in_words(chat.options))]
+    if not argument:
+        rows += views.drafts_so_far(chat.replies.totals)
+    chat.screen.print_rows(rows)
 
 
 def set_(chat: Chat, argument: str) -> None:

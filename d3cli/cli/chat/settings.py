@@ -5,14 +5,18 @@ Knows nothing of models, prompts or screens.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from d3cli.base.errors import Setting, UsageError
+from d3cli.cli.chosen_form import lowers_depth
 from d3cli.cli.depth import parse_start
 from d3cli.cli.output import flag
 from d3cli.cli.prompt_options import Think
 from d3cli.depth.units import UnitChoice
 from d3cli.text.stop_strings import unescaped
+
+if TYPE_CHECKING:
+    from d3cli.decode.draft.drafter import SourceChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class ChatSettings:
             the checkpoint decides.
         on_overflow: what to do when the context is full.
         repair: see `d3cli.decode.shared_cache.RepairChoice`.
+        lossless: what drafts; None for plain decoding.
     """
 
     alpha: float | Literal["auto", "off"] = "auto"
@@ -40,6 +45,19 @@ class ChatSettings:
     plain: bool = False
     on_overflow: Literal["stop", "drop-oldest"] = "stop"
     repair: Literal["auto", "always", "never"] = "auto"
+    lossless: "SourceChoice | None" = None
+
+    @property
+    def decays(self) -> bool:
+        """Whether a number lowers the depth of replies, by units that d3 chooses."""
+        return self.lossless is None and lowers_depth(self.alpha, self.units)
+
+    @property
+    def drops(self) -> bool:
+        """Whether replies or their drafts drop anything."""
+        if self.lossless is None:
+            return self.alpha != "off"
+        return self.lossless in ("auto", "depth") and isinstance(self.alpha, float)
 
 
 ON_OR_OFF = ("on", "off")
@@ -51,6 +69,15 @@ CHOICES = {
     "plain": ON_OR_OFF,
     "on-overflow": ("stop", "drop-oldest"),
     "repair": ("auto", "always", "never"),
+}
+# What /lossless accepts, and what then drafts.
+LOSSLESS: "dict[str, SourceChoice | None]" = {
+    "on": "auto",
+    "off": None,
+    "auto": "auto",
+    "lookup": "lookup",
+    "depth": "depth",
+    "model": "model",
 }
 # Each name that /set knows, and what it accepts.
 SETTINGS = {
@@ -76,7 +103,7 @@ SAMPLING: dict[str, Callable[[str], float]] = {
 }
 COUNTS = {"max-tokens": 1, "core-first": 0, "core-last": 0}  # name -> minimum
 MINUS_ONE = {"seed": None, "top-k": 0, "max-tokens": None}  # what -1 means, as in other tools
-COMMANDS = ("alpha", "system", "model")  # what a command of that name changes
+COMMANDS = ("alpha", "lossless", "system", "model")  # what a command of that name changes
 
 
 def spell_setting(setting: Setting) -> str:
@@ -126,6 +153,18 @@ def parse_change(name: str, text: str, settings: ChatSettings) -> dict[str, Any]
         word = _choice(name, text)
         value = word == "on" if CHOICES[name] == ON_OR_OFF else word
     return {attribute: value}
+
+
+def parse_lossless(text: str) -> "SourceChoice | None":
+    """What drafts, after ``/lossless text``; None for plain decoding.
+
+    Raises:
+        UsageError: it is none of the words.
+    """
+    if text.lower() not in LOSSLESS:
+        words = ", ".join(list(LOSSLESS)[2:])
+        raise UsageError(f'lossless cannot be "{text}"', f"give on, off, or what drafts: {words}")
+    return LOSSLESS[text.lower()]
 
 
 def unquoted(text: str) -> str:

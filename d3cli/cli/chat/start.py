@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TextIO
 from d3cli.base.settings import default_model, state_dir
 from d3cli.cli import signals
 from d3cli.cli.chat.commands import BYE, COMMANDS, HELP, show_help
+from d3cli.cli.chat.drafts import Drafts
 from d3cli.cli.chat.keyboard import Keyboard
 from d3cli.cli.chat.line_editor import ChatPrompt
 from d3cli.cli.chat.loading import Loading, PassedOn
 from d3cli.cli.chat.loop import ChatLoop
 from d3cli.cli.chat.markdown import reply_console
-from d3cli.cli.chat.model_switch import Models
+from d3cli.cli.chat.model_switch import models_from
 from d3cli.cli.chat.options import ChatCommandSettings, Keys
 from d3cli.cli.chat.plain_prompt import PlainPrompt
 from d3cli.cli.chat.saving import Saving
@@ -27,12 +28,10 @@ from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.session import Chat, as_typed, show_last
 from d3cli.cli.chat.settings import ChatSettings, spell_setting
 from d3cli.cli.chat.writer import Replies
-from d3cli.cli.chosen_form import lowers_depth
-from d3cli.cli.depth import calibrate_command
-from d3cli.cli.loading import announce, load, load_announced
+from d3cli.cli.loading import announce, load_models
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.output import Output
-from d3cli.cli.request import Request, note_turn_end, template_check
+from d3cli.cli.request import Request, note_turn_end
 from d3cli.cli.terminal import is_dumb, line_mode, typing_ahead
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
@@ -41,8 +40,6 @@ from d3cli.files.names import find_local, find_on_disk
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from d3cli.model.load_plan import LoadOptions
-    from d3cli.model.model import LoadedModel
 
 Write = Callable[[], None]
 
@@ -110,6 +107,8 @@ def begin(options: ChatCommandSettings, request: Request) -> Beginning:
     if options.model is None and loading.revision is None:
         loading = replace(loading, revision=transcript.last_revision(record))
     find_local(model)  # a wrong name is reported before the slow part
+    if request.drafting is not None and request.drafting.model is not None:
+        find_local(request.drafting.model)
     messages = [message for message in record if message.role != "system"]
     # A conversation that continues keeps its own system prompt, unless one was typed.
     system = request.system or ""
@@ -146,6 +145,7 @@ def _settings(options: ChatCommandSettings, request: Request) -> ChatSettings:
         plain=options.plain,
         on_overflow=options.on_overflow.value,
         repair=options.repair.value,
+        lossless=None if request.drafting is None else request.drafting.source,
     )
 
 
@@ -160,10 +160,13 @@ def start(options: ChatCommandSettings, request: Request) -> int:
         screen = Screen(reply_console())
         prompt = _prompt(options, screen)
         output = ChatOutput(prompt.write_above)
-        announce(output, beginning.model, beginning.loading, decays=request.decays)
+        drafting = request.drafting
+        announce(output, beginning.model, beginning.loading, drafting, decays=request.decays)
         show_last(output, screen, beginning.messages, beginning.settings, draft=beginning.draft)
         make = partial(_make_chat, beginning, output, screen, prompt)
         on_disk = find_on_disk(beginning.model, beginning.loading.revision) is not None
+        if drafting is not None and drafting.model is not None:
+            on_disk = on_disk and find_on_disk(drafting.model) is not None
         chat = make() if is_dumb() or not on_disk else None
     if chat is not None:
         chat.draft = beginning.draft
@@ -242,10 +245,11 @@ def _make_chat(
     """
     request, settings = beginning.request, beginning.settings
     check_text = request.check_text(beginning.system)
-    model = load_announced(
+    model, draft_model = load_models(
         output,
         beginning.model,
         beginning.loading,
+        request.drafting,
         check_text,
         decays=request.decays,
         **request.needs,
@@ -256,34 +260,18 @@ def _make_chat(
     conversation = Conversation(model, beginning.messages, revision=beginning.loading.revision)
     conversation.system = beginning.system
     replies = Replies(output, screen, beginning.saving, prompt.show_above)
-    models = _models(output, beginning.loading, beginning.model)
     chat = Chat(
-        output, screen, replies, beginning.saving, models, conversation, settings, beginning.model
+        output,
+        screen,
+        replies,
+        beginning.saving,
+        models_from(output, beginning.loading, beginning.model),
+        conversation,
+        settings,
+        beginning.model,
+        Drafts(draft_model),
     )
     if not (settings.chat_template or model.tokenizer.chat_template):
         output.note("this model has no chat template: it continues the conversation as it is")
     note_turn_end(output, model, settings.chat_template, settings.stop)
     return chat
-
-
-def _models(output: Output, loading: ModelOptions, first: str) -> Models:
-    """How a chat loads another model; a revision is one of the `first`, which may come back."""
-
-    def load_another(name: str, now: ChatSettings, system: str | None) -> "LoadedModel":
-        needs: LoadOptions = {"full_depth_only": now.alpha == "off"}
-        if now.max_tokens is not None:
-            needs["reply_tokens"] = now.max_tokens
-        check_text = None if system is None else template_check(system, now.chat_template)
-        decays = lowers_depth(now.alpha, now.units)
-        model = load(output, name, options_for(name), check_text, decays=decays, **needs)
-        note_turn_end(output, model, now.chat_template, now.stop)
-        return model
-
-    def options_for(name: str) -> ModelOptions:
-        return loading if name == first else replace(loading, revision=None)
-
-    return Models(
-        load_another,
-        calibrate_with=lambda name: calibrate_command(name, options_for(name)),
-        revision_of=lambda name: options_for(name).revision,
-    )

@@ -1,4 +1,4 @@
-"""The texts that a chat's commands show."""
+"""The texts that a chat's commands show; those about two replies are in `comparison`."""
 
 import math
 from typing import TYPE_CHECKING
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 from d3cli.base.amounts import readable_size
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
-from d3cli.cli.format import agreement, speed
+from d3cli.cli.format import agreement, draft_figures, speed
 from d3cli.decode import transcript
-from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
@@ -16,7 +15,6 @@ from d3cli.depth.prompt_order import PromptSchedule
 if TYPE_CHECKING:
     from d3cli.decode.conversation import Conversation, ReplyOptions
     from d3cli.decode.reply import Reply
-    from d3cli.scoring.compare_reply import ReplyComparison
 
 KEYS = """\
 Enter sends · Ctrl-J or Alt-Enter starts a new line · \"\"\" begins and ends several lines
@@ -36,6 +34,8 @@ def depth_in_words(options: "ReplyOptions", compared: str = "") -> str:
         compared: what a comparison of a reply by this schedule with full depth has found.
     """
     schedule, source = options.schedule, options.schedule_source
+    if options.drafter is not None:
+        return f"full depth, in the lossless mode; {drafts_in_words(options)}"
     if schedule.alpha == 1 or not schedule.units:
         return schedule.in_words()
     origin = str(source.in_words)
@@ -44,10 +44,40 @@ def depth_in_words(options: "ReplyOptions", compared: str = "") -> str:
     return f"{schedule.in_words()} ({origin})"
 
 
+def lossless_in_words(options: "ReplyOptions") -> str:
+    """Whether the lossless mode is on, and what drafts."""
+    return "off" if options.drafter is None else f"on; {drafts_in_words(options)}"
+
+
+def drafts_in_words(options: "ReplyOptions") -> str:
+    """What drafts lossless replies."""
+    assert options.drafter is not None
+    schedule = options.schedule
+    names = {"lookup": "lookup", "model": "the draft model", "depth": ""}
+    if schedule.alpha < 1 and schedule.units:
+        names["depth"] = f"less depth: {schedule.in_words()}"
+    drafting = [names[source] for source in options.drafter.sources if names[source]]
+    return f"drafts by {', '.join(drafting)}" if drafting else "nothing drafts"
+
+
+def drafts_so_far(total: Totals) -> Rows:
+    """What was drafted and accepted in all replies, and by what if several sources drafted."""
+    if total.lossless is None:
+        return []
+    rows = [("so far", draft_figures(total.lossless))]
+    sources = total.lossless.sources
+    if len(sources) > 1:
+        rows += [
+            (f"by {name}", f"drafted {one.drafted:,}, accepted {one.accepted:,}")
+            for name, one in sources.items()
+        ]
+    return rows
+
+
 def skip_order(options: "ReplyOptions", reply: "Reply | None") -> str:
     """The order in which units are dropped: the present one, and the last reply's if another."""
     schedule = options.schedule
-    before = () if reply is None else reply.schedule.skip_order
+    before = () if reply is None else (reply.drafting or reply.schedule).skip_order
     last = f"skip order of the last reply: {', '.join(before)}"
     if isinstance(schedule, PromptSchedule):
         return last if before else "skip order: each prompt decides it"
@@ -75,7 +105,8 @@ def depth_curves(
     figure.x_ticks_fkt = lambda value, _: f"{value:.0f}"
     figure.y_ticks_fkt = lambda value, _: f"{value:.0f}"
     figure.plot(range(tokens), [schedule.depth(t) for t in range(tokens)])
-    legend = f"line: {depth_in_words(options, compared)}"
+    drafts = options.drafter is not None
+    legend = f"line: {drafts_in_words(options) if drafts else depth_in_words(options, compared)}"
     if used:
         every = max(1, len(used) // figure.width)
         figure.scatter(range(0, len(used), every), used[::every], marker="o")
@@ -126,6 +157,7 @@ def overview(
     return [
         ("model", f"{model.name}{form}, {model.num_layers} layers"),
         ("depth", depth_in_words(options, compared)),
+        ("lossless", lossless_in_words(options)),
         ("sampling", "greedy" if options.sampling.is_greedy else sampling),
         ("max-tokens", chosen["max-tokens"]),
         ("system", conversation.system.partition("\n")[0][:60] or "none"),
@@ -141,7 +173,10 @@ def overview(
 def stats_line(reply: "Reply") -> str:
     """A reply's figures on one line."""
     parts = speed(reply)
-    if reply.stats.byte_ratio is not None:
+    drafts = reply.stats.lossless
+    if drafts is not None and drafts.passes:
+        parts.append(draft_figures(drafts))
+    elif drafts is None and reply.stats.byte_ratio is not None:
         parts.append(f"byte ratio {reply.stats.byte_ratio:.2f}×")
     if reply.finish_reason != "stop":
         parts.append(f"stopped: {reply.finish_reason}")
@@ -157,7 +192,7 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
             ("last reply", stats_line(reply)),
             ("prompt", f"{stats.prompt_tokens:,} tokens, {reply.reused:,} of them from the cache"),
         ]
-        if stats.layer_ratio is not None and stats.byte_ratio is not None:
+        if reply.drafting is None and stats.layer_ratio and stats.byte_ratio:
             net = reply.schedule.byte_ratio(
                 stats.completion_tokens, reply.model.weight_bytes, net_of_repair=True
             )
@@ -176,65 +211,12 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
     layers = f", layers mean {total.depth / total.steps:.1f}" if total.steps else ""
     pace = f", {total.steps / total.decode_s:.1f} tok/s" if total.decode_s > 0 else ""
     pairs.append(("all replies", f"{total.replies}: {total.tokens:,} tokens{pace}{layers}"))
+    if total.lossless is not None:
+        pairs.append(("lossless", draft_figures(total.lossless)))
     if total.compared:
         share = total.agreed / total.compared
         pairs.append(("agreement", f"{share:.1%} of {total.compared:,} tokens"))
     return pairs
-
-
-def comparison(reply: "Reply", found: "ReplyComparison") -> Rows:
-    """The last reply compared with full depth."""
-    step = found.first_difference
-    if step is None:
-        first = "none: full depth writes the same reply"
-    else:
-        at = "".join(reply.pieces[:step])[-40:].replace("\n", " ")
-        first = f'token {step:,}, after "…{at}"'
-    ratio = found.perplexity / found.full_perplexity
-    pairs = [
-        ("first different token", first),
-        ("agreement", f"{agreement(found.agreement)} tokens below full depth"),
-    ]
-    if found.rounding is not None:
-        best = f"{agreement(found.rounding)}, the best possible in this dtype"
-        pairs.append(("rounding alone", best))
-    pairs.append(
-        (
-            "perplexity of this reply",
-            f"{found.perplexity:.3f} as written, {found.full_perplexity:.3f} by full depth: "
-            f"ratio {ratio:.3f}",
-        )
-    )
-    if found.speedup is not None and found.seconds_saved is not None:
-        saved = found.seconds_saved
-        pairs.append(
-            (
-                "seconds saved" if saved >= 0 else "seconds lost",
-                f"about {abs(saved):.2f} of {reply.stats.decode_s + saved:.2f} "
-                f"({found.speedup:.2f}× the speed of full depth, {found.steps_timed} steps timed)",
-            )
-        )
-    return pairs
-
-
-def where_they_differ(old: ChatMessage, before: "Reply | None", new: "Reply") -> str:
-    """At which token two replies to the same message first differ."""
-    if before is None:  # written in an earlier session, so only its text is known
-        same = old.content == new.text
-        return "the same text as before" if same else "not the same text as before"
-    pairs = zip(before.tokens, new.tokens, strict=False)
-    step = next((at for at, (a, b) in enumerate(pairs) if a.token_id != b.token_id), None)
-    shorter = min(len(before.tokens), len(new.tokens))
-    if step is None and len(before.tokens) == len(new.tokens):
-        return f"the same {shorter:,} token{'' if shorter == 1 else 's'} as before"
-    if step is None:
-        return f"the same as before up to token {shorter:,}, where the shorter reply ends"
-    was, now = (_word_at(reply.pieces, step) for reply in (before, new))
-    return f'first different token: {step:,}, "{was}" before, "{now}" now'
-
-
-def _word_at(pieces: list[str], step: int) -> str:
-    return " ".join("".join(pieces[step : step + 6]).split())[:40]
 
 
 def listing(found: list[transcript.Summary]) -> list[tuple[str, ...]]:

@@ -60,7 +60,7 @@ class Replies:
         Raises:
             OSError: the terminal is gone; the reply so far is saved.
         """
-        reply, view = None, None
+        reply, view, shown = None, None, 0
         try:
             if settings.on_overflow == "drop-oldest":
                 self._make_room(conversation, options)
@@ -69,8 +69,11 @@ class Replies:
             view = self._screen.reply_view(plain=settings.plain, inside=_inside(reply), hide=hide)
             self._read_prompt(conversation, reply, settings)
             for chunk in reply:
+                if chunk.token.drafted_by is not None and chunk.finish_reason is None:
+                    continue  # the next token is there already: the same pass has verified it
                 with signals.deferred():
-                    view.push(chunk.text)
+                    view.push(reply.text[shown:])
+                    shown = len(reply.text)
                 signals.check()
         except Stopped:
             if reply is None or not reply.tokens:
@@ -86,8 +89,8 @@ class Replies:
         if reply is None or view is None or not reply.tokens:
             return None
         with signals.deferred():
-            rest = self._keep(conversation, reply, options)
-            view.push(rest)
+            self._keep(conversation, reply, options)
+            view.push(reply.text[shown:])
             view.finish()
             self._close(reply, settings)
         return reply
@@ -174,14 +177,14 @@ class Replies:
         if before is not None and (text := self._agreement(before)) and settings.stats:
             self._output.note(text)
 
-    def _keep(self, conversation: "Conversation", reply: "Reply", options: "ReplyOptions") -> str:
-        """Adds a reply to the conversation and saves it; returns the text not shown yet."""
-        rest = reply.release() if reply.finish_reason == "interrupted" else ""
+    def _keep(self, conversation: "Conversation", reply: "Reply", options: "ReplyOptions") -> None:
+        """Adds a reply to the conversation and saves it."""
+        if reply.finish_reason == "interrupted":
+            reply.release()
         conversation.keep(reply, options)
         self._saving.save(conversation)
         self._last = reply
         self.totals.add(reply)
-        return rest
 
     def _close(self, reply: "Reply", settings: ChatSettings) -> None:
         """Prints the notes below a reply."""

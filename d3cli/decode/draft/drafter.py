@@ -71,6 +71,11 @@ class Drafter:
             )
         return cls(sources)
 
+    @property
+    def sources(self) -> tuple[SourceName, ...]:
+        """What may draft."""
+        return tuple(source.name for source in self._sources)
+
     def begin(self, reply: ReplyContext) -> None:
         """Starts with a new reply."""
         for source in self._sources:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from d3cli.cli.chat.drafts import Drafts
 from d3cli.cli.chat.keyboard import Keyboard
 from d3cli.cli.chat.loop import ChatLoop
 from d3cli.cli.chat.model_switch import Models
@@ -33,6 +34,7 @@ class Desk:
         settings: fields of `ChatSettings`.
         record: what was said before.
         save: whether the conversation is saved.
+        drafts: what drafts lossless replies.
 
     Attributes:
         code: the exit code, once a line has ended the chat.
@@ -46,6 +48,7 @@ class Desk:
         *,
         save: bool = True,
         width: int = 200,
+        drafts: Drafts | None = None,
         **settings: Any,
     ) -> None:
         self._capsys, self._stdout = capsys, io.StringIO()
@@ -68,6 +71,7 @@ class Desk:
             Conversation(model, record or []),
             ChatSettings(**{"max_tokens": 5} | settings),
             "demo",
+            drafts or Drafts(),
         )
         self._loop = ChatLoop(self.chat, Keyboard(None, self._output))  # type: ignore[arg-type]
         self.shown()
