@@ -103,7 +103,7 @@ def test_the_trace_has_the_figures_that_it_had(d3: D3) -> None:
     result = d3("profile", "--from", TRACE, "--json")
     assert result.code == 0, result.err
     old, new = json.loads(TRACE.read_text()), json.loads(result.out)
-    assert (old.pop("schema"), new["schema"]) == (1, 2)
+    assert (old.pop("schema"), new["schema"]) == (1, 3)
     assert contains(new, old)
     for form in ("csv", "html"):
         assert d3("profile", "--from", TRACE, "-o", form).code == 0

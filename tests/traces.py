@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from d3cli.base.settings import BUILTIN
+from d3cli.decode.draft.by_depth import DepthSource
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.choice import Source
@@ -15,14 +16,23 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.profile.profiler import Profiler, nested_family
-from d3cli.profile.run import ProfileOptions, Prompt
+from d3cli.profile.run import Drafting, ProfileOptions, Prompt
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
+from d3cli.profile.trace_lossless import (
+    DifferenceTrace,
+    DraftingTrace,
+    EqualityTrace,
+    LosslessTrace,
+    PassTrace,
+)
 from d3cli.profile.trace_model import MachineTrace, ModelTrace
 from d3cli.profile.trace_times import RepeatTrace
 from d3cli.scoring.documents import Document
+from tests.decode.draft.fixed import Always
 
 # Timing needs many rounds to be exact. Tests only need some.
-FEW_ROUNDS = {"ROUNDS": 2, "TIMED_STEPS": 4, "PART_STEPS": 6}
+FEW_ROUNDS = {"ROUNDS": 2, "TIMED_STEPS": 4, "PART_STEPS": 6, "REPLY_ROUNDS": 1}
+NEW_FIELDS = ("bytes_read", "pass_number", "drafted_by", "rejected_text")  # since schema 1
 STORY, SUM = "Tell me a story about a fox.", "What is 27 + 45?"
 HOSTILE = (
     "</script><script>window.hacked=1</script>",
@@ -82,6 +92,21 @@ def whole_trace() -> Trace:
     return profile(STORY, SUM, max_tokens=40, compare=True, needed_along=along, layers=True)[1]
 
 
+# Of 16 layers, so few that most drafts are wrong.
+DRAFTS = DepthSchedule(16, 0.5, 0, 2, 2, tuple(map(str, range(2, 14))))
+
+
+def always() -> Drafting:
+    """Drafts by depth: no token, seven, fifteen and three in turn."""
+    return Drafting(Always(DepthSource(builtin()), (3, 0, 7, 15)), "depth")
+
+
+@cache
+def lossless_trace() -> Trace:
+    """Two lossless replies of the built-in model, compared with plain decoding."""
+    return profile(STORY, SUM, max_tokens=40, compare=True, drafting=always(), schedule=DRAFTS)[1]
+
+
 @cache
 def first_document() -> Document:
     """The first reply of `whole_trace`, generated again."""
@@ -119,6 +144,26 @@ def hostile_trace() -> Trace:
     )
 
 
+def hostile_lossless_trace() -> Trace:
+    """A valid trace of lossless replies in which every text of drafting is an attack."""
+    whole = lossless_trace()
+    first = whole.replies[0]
+    tokens = tuple(
+        replace(
+            token,
+            text=HOSTILE[at % len(HOSTILE)],
+            rejected_text=None if token.rejected_text is None else HOSTILE[-1 - at % len(HOSTILE)],
+        )
+        for at, token in enumerate(first.tokens)
+    )
+    assert whole.lossless is not None
+    return replace(
+        whole,
+        lossless=replace(whole.lossless, source="auto", draft_model=HOSTILE[0]),
+        replies=(replace(first, tokens=tokens), *whole.replies[1:]),
+    )
+
+
 def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
     """A written trace as 0.1.0 would have written it.
 
@@ -128,14 +173,20 @@ def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
 
     def without_bits(data: dict[str, Any], figures: str) -> dict[str, Any]:
         known = data.get(figures, {}).items()
-        found = {name: value for name, value in known if not name.endswith("bits")}
+        found = {
+            name: value for name, value in known if not name.endswith("bits") and name != "lossless"
+        }
         return {figures: found} if figures in data else {}
 
     replies = [
-        {name: value for name, value in reply.items() if name not in ("skip_order", "needed_order")}
+        {
+            name: value
+            for name, value in reply.items()
+            if name not in ("skip_order", "needed_order", "lossless")
+        }
         | {
             "tokens": [
-                {name: value for name, value in token.items() if name != "bytes_read"}
+                {name: value for name, value in token.items() if name not in NEW_FIELDS}
                 for token in reply["tokens"]
             ],
         }
@@ -145,7 +196,8 @@ def as_schema_1(data: dict[str, Any]) -> dict[str, Any]:
     new = ("kernels", "low_bytes", "layer_weights")
     model = {name: value for name, value in data["model"].items() if value or name not in new}
     totals = without_bits(data, "totals")
-    return data | {"schema": 1, "model": model, "replies": replies} | totals
+    found = data | {"schema": 1, "model": model, "replies": replies} | totals
+    return {name: value for name, value in found.items() if name != "lossless"}
 
 
 def made_trace(depths: list[float], ms: list[float], **tokens: list[Any]) -> Trace:
@@ -243,3 +295,57 @@ def nested_trace(
     )
     reply = replace(made.replies[0], tokens=tokens)
     return replace(made, model=model, schedule=schedule.to_json(), replies=(reply,))
+
+
+def made_lossless_trace() -> Trace:
+    """As `made_trace`, lossless: a plain step, a draft of two of which one is accepted, a step."""
+    whole = made_trace([4.0] * 5, [1.0] * 4)
+    [reply] = whole.replies
+    fields: list[dict[str, Any]] = [
+        {},
+        {"pass_number": 0},
+        {"pass_number": 1, "drafted_by": "lookup", "bytes_read": 30},
+        {"pass_number": 1, "rejected_text": "t9", "bytes_read": 30},
+        {"pass_number": 2},
+    ]
+    drafts: list[tuple[int, int, tuple[int, ...]]] = [(1, 1, ()), (2, 2, (2, 9)), (4, 1, ())]
+    passes = tuple(
+        PassTrace(
+            step=step,
+            tokens=tokens,
+            source="lookup" if drafted else None,
+            draft_ids=drafted,
+            accepted=tokens - 1,
+            draft_ms=0.1,
+            verify_ms=0.9,
+        )
+        for step, tokens, drafted in drafts
+    )
+    equality = EqualityTrace(
+        replies=3,
+        equal=2,
+        difference=DifferenceTrace(
+            step=3,
+            token_id=3,
+            text="t3",
+            plain_token_id=9,
+            plain_text="t9",
+            gap=0.01,
+            rounding=0.1,
+        ),
+    )
+    pairs = zip(reply.tokens, fields, strict=True)
+    full = DepthSchedule.full(4).to_json() | {"source": Source.OFF}
+    return replace(
+        whole,
+        compared=True,
+        schedule=full,
+        lossless=DraftingTrace(source="auto", draft_model="m", schedule=full),
+        replies=(
+            replace(
+                reply,
+                tokens=tuple(replace(token, **field) for token, field in pairs),
+                lossless=LosslessTrace(step_ms=1.0, passes=passes, equality=equality),
+            ),
+        ),
+    )

@@ -93,12 +93,12 @@ class Sampler:
             GenerationError: the checkpoint's rules leave no token.
         """
         if self._is_greedy:
-            return int(self._scores(logits, token_ids).argmax())
+            return int(self.scores(logits, token_ids).argmax())
         return self.draw(self.probabilities(logits, token_ids))
 
     def probabilities(self, logits: Tensor, token_ids: Sequence[int]) -> Tensor:
         """The distribution ``[V]`` that the next token is drawn from; one-hot if greedy."""
-        scores = self._scores(logits, token_ids)
+        scores = self.scores(logits, token_ids)
         if self._is_greedy:
             return torch.zeros_like(scores).index_fill_(0, scores.argmax(), 1.0)
         return scores.softmax(dim=-1)
@@ -146,8 +146,8 @@ class Sampler:
             return int(probabilities.argmax())
         return int(torch.multinomial(probabilities, num_samples=1, generator=self._generator))
 
-    def _scores(self, logits: Tensor, token_ids: Sequence[int]) -> Tensor:
-        """Processed logits ``[V]``."""
+    def scores(self, logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+        """Logits ``[V]`` after penalties, rules and warpers; raises as `choose` does."""
         if self._processors is None:
             self._processors = LogitsProcessorList(self._make_processors(logits))
         ids = torch.tensor([token_ids if self._needs_ids else []], dtype=torch.long)

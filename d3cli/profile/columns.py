@@ -49,6 +49,11 @@ def _full_choice(token: TokenTrace) -> str:
 COLUMNS = (
     _number("step", "step", ".0f"),
     _text("token", lambda token: quoted(token.text)),
+    _text("drafted by", lambda token: token.drafted_by or ""),
+    _text(
+        "instead of",
+        lambda token: quoted(token.rejected_text) if token.rejected_text is not None else "",
+    ),
     _number("layers", "depth", ".4g"),
     _number("ms", "ms", ".1f"),
     _text("full depth", _full_choice),
@@ -60,6 +65,7 @@ COLUMNS = (
     _number("lens", "saturation_layer", ".0f"),
     _number("± ms", "ms_sd", ".1f"),
     _number("active", "active_layers", ".0f"),
+    _number("pass", "pass_number", ".0f"),
 )
 
 

@@ -10,10 +10,15 @@ from datetime import UTC, datetime
 from torch import Tensor
 
 from d3cli.base.errors import Setting, UsageError, Words
+from d3cli.decode.draft.drafter import Drafter
+from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
 from d3cli.decode.stats import peak_memory
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
+from d3cli.depth.schedule import DepthSchedule
+from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel
+from d3cli.profile.in_turn import InTurn
 from d3cli.profile.record import clock_trace, layers_trace, record_trace
 from d3cli.profile.run import Profiled, ProfileOptions, Prompt, Run
 from d3cli.profile.trace import Trace
@@ -28,6 +33,7 @@ from d3cli.scoring.step_times import PartTimes, StepTimes, fill_cache
 # yields two pairs for the interval of the clock ratio.
 TIMED_STEPS, ROUNDS = 16, 6
 PART_STEPS = 24  # decode steps whose parts are timed
+REPLY_ROUNDS = 2  # ABBA rounds of whole replies: plain ones and lossless replies
 
 
 def nested_family(model: LoadedModel, schedule: Schedule) -> Schedule:
@@ -97,29 +103,43 @@ class Profiler:
                 profiled.warm_up = run
             yield run
             self._peak = max(self._peak, peak_memory(self.model.device))
+            if options.drafting is not None:
+                run.step_s = options.drafting.drafter.step_s
             self.notes += [note for note in run.reply.notes if note not in self.notes]
             if run.is_whole and profiled.runs and profiled.runs[0].is_whole:
                 assert run.reply.schedule == profiled.runs[0].reply.schedule
-            if number > 1 and not _same_tokens(run, profiled.runs[0]):
+            if number > 1 and run.token_ids != profiled.runs[0].token_ids:
                 profiled.runs.pop()
                 self.notes.append(f"repeat {number} generated different tokens, so it is left out")
         profiled.warm_up = None
 
     def _start(self, profiled: Profiled, number: int) -> Run:
-        options, prompt = self.options, profiled.prompt
+        options = self.options
         self._engine.cache.crop(0)  # each run reads its whole prompt
-        reply = self._engine.stream(
+        drafter = None if options.drafting is None else options.drafting.drafter
+        return Run(self._stream(profiled, options.schedule, drafter, with_entropy=True), number)
+
+    def _stream(
+        self,
+        profiled: Profiled,
+        schedule: Schedule,
+        drafter: Drafter | None,
+        *,
+        with_entropy: bool = False,
+    ) -> Reply:
+        options, prompt = self.options, profiled.prompt
+        return self._engine.stream(
             prompt.text if options.raw else prompt.messages,
-            schedule=options.schedule,
+            schedule=schedule,
             sampling=profiled.sampling,
             max_tokens=options.max_tokens,
             stop=options.stop,
             chat_template=options.chat_template,
             think=options.think,
             raw=options.raw,
-            with_entropy=True,
+            with_entropy=with_entropy,
+            drafter=drafter,
         )
-        return Run(reply, number)
 
     def examine(self) -> Iterator[tuple[str, float]]:
         """Measures everything that was asked for beyond the replies.
@@ -147,6 +167,9 @@ class Profiler:
     def _examine(self, profiled: Profiled, document: Document) -> Iterator[tuple[str, float]]:
         options, model = self.options, self.model
         assert profiled.first is not None
+        if options.drafting is not None:
+            yield from self._examine_lossless(profiled, document)
+            return
         schedule = profiled.first.reply.schedule  # in the order that ran
         if options.compare:
             yield "full depth's values", 0.0
@@ -165,10 +188,38 @@ class Profiler:
         if options.layers:
             # The comparison has cropped the cache.
             cache = fill_cache(model, document) if options.compare else cache
-            parts = PartTimes(model, cache, document, PART_STEPS)
-            for share in parts:
-                yield "time by layer", share
-            profiled.layers = layers_trace(parts)
+            yield from self._time_parts(profiled, document, cache)
+
+    def _examine_lossless(
+        self, profiled: Profiled, document: Document
+    ) -> Iterator[tuple[str, float]]:
+        assert profiled.first is not None and self.options.drafting is not None
+        drafter, asked = self.options.drafting.drafter, self.options.schedule
+        full = DepthSchedule.full(self.model.num_layers)
+
+        def start(is_lossless: bool) -> Run:
+            if is_lossless:
+                return Run(self._stream(profiled, asked, drafter), 0)
+            return Run(self._stream(profiled, full, None), 0)
+
+        if self.options.compare:
+            in_turn = InTurn(profiled.first, start, REPLY_ROUNDS)
+            for share in in_turn:
+                yield "plain decoding in turn", share
+            profiled.clock = in_turn.clock()
+            yield "the tokens", 1.0
+            profiled.equality = in_turn.equality()
+            self._engine.clear()
+        if self.options.layers:
+            yield from self._time_parts(profiled, document, fill_cache(self.model, document))
+
+    def _time_parts(
+        self, profiled: Profiled, document: Document, cache: KVCache
+    ) -> Iterator[tuple[str, float]]:
+        parts = PartTimes(self.model, cache, document, PART_STEPS)
+        for share in parts:
+            yield "time by layer", share
+        profiled.layers = layers_trace(parts)
 
     def _order_of(self, document: Document, along: Schedule) -> tuple[str, ...]:
         """The order for a reply's needed depths; that of the model if its prompt is too short."""
@@ -210,8 +261,3 @@ class Profiler:
             peak_memory_bytes=self._peak or peak_memory(self.model.device),
             interrupted=interrupted,
         )
-
-
-def _same_tokens(run: Run, first: Run) -> bool:
-    ours = [token.token_id for token in run.reply.tokens]
-    return ours == [token.token_id for token in first.reply.tokens]

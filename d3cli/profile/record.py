@@ -13,11 +13,13 @@ from torch import Tensor
 
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.decode.reply import Reply
+from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
 from d3cli.kernels.used import kernels_used
 from d3cli.model.model import LoadedModel
+from d3cli.profile.record_lossless import drafted_fields, drafting_trace, lossless_trace
 from d3cli.profile.run import Profiled, ProfileOptions
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 from d3cli.profile.trace_model import MachineTrace, ModelTrace
@@ -44,14 +46,17 @@ def record_trace(
         for name, value in options.sampling.rules.changed().items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    along = options.needed_along
+    along, drafting = options.needed_along, drafting_trace(options)
+    schedule = options.schedule.to_json() | {"source": options.source}
+    if drafting is not None:
+        schedule = DepthSchedule.full(model.num_layers).to_json() | {"source": Source.OFF}
     return Trace(
         created=created,
         interrupted=interrupted,
         versions=versions(),
         machine=_machine_trace(model),
         model=_model_trace(model),
-        schedule=options.schedule.to_json() | {"source": options.source},
+        schedule=schedule,
         sampling=sampling,
         max_tokens=options.max_tokens,
         stop=options.stop,
@@ -61,6 +66,7 @@ def record_trace(
         needed_order=None if along is None or _is_own(along) else along.units,
         peak_memory_bytes=peak_memory_bytes,
         replies=tuple(_reply_trace(options, one) for one in profiled if one.first is not None),
+        lossless=drafting,
     )
 
 
@@ -71,8 +77,9 @@ def _reply_trace(options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
     full_ids = [] if profiled.comparison is None else profiled.comparison.full_top_ids.tolist()
     full_choices = list(zip(full_ids, texts_instead(reply, full_ids), strict=True))
     whole = [run for run in profiled.runs if run.is_whole] or [run] * bool(reply.tokens)
-    times, active = [run.ms for run in whole], active_layers(reply.schedule)
-    by_prompt = isinstance(options.schedule, PromptSchedule)
+    times, active = [run.token_ms for run in whole], active_layers(reply.schedule)
+    by_prompt = isinstance(options.schedule, PromptSchedule) and options.drafting is None
+    drafted = drafted_fields(reply)
     return ReplyTrace(
         prompt=profiled.prompt.text,
         prompt_sha256=sha256(" ".join(map(str, reply.prompt_ids)).encode()).hexdigest(),
@@ -80,7 +87,7 @@ def _reply_trace(options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
         finish_reason=reply.finish_reason,
         seed=None if profiled.sampling.is_greedy else profiled.sampling.seed,
         tokens=tuple(
-            _token_trace(profiled, reply, step, times, active, full_choices)
+            _token_trace(profiled, reply, step, times, active, full_choices, drafted[step])
             for step in range(len(reply.tokens))
         ),
         repeats=tuple(run.record() for run in whole),
@@ -88,6 +95,7 @@ def _reply_trace(options: ProfileOptions, profiled: Profiled) -> ReplyTrace:
         layers=profiled.layers,
         skip_order=reply.schedule.skip_order if by_prompt else None,
         needed_order=profiled.needed_order if _is_own(options.needed_along) else None,
+        lossless=lossless_trace(options, profiled, run),
     )
 
 
@@ -113,12 +121,13 @@ def _token_trace(
     times: Sequence[Sequence[float]],
     active: Sequence[int],
     full_choices: Sequence[tuple[int, str]],
+    drafted: dict[str, Any],
 ) -> TokenTrace:
     token, dropped = reply.tokens[step], reply.schedule.num_dropped(step)
     assert token.entropy is not None  # the profiler asks for it
     # A signal may arrive after a token is stored and before its time is.
     ms = [each[step - 1] for each in times if 0 < step <= len(each)]
-    extra: dict[str, Any] = {}
+    extra = dict(drafted)
     if profiled.comparison is not None:
         full_id, full_text = full_choices[step]
         extra |= {

@@ -4,10 +4,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import fmean
 
+from d3cli.decode.draft.drafter import Drafter, SourceChoice
 from d3cli.decode.reply import GenerationChunk, Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.prompt_order import Schedule
+from d3cli.profile.trace_lossless import EqualityTrace
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, RepeatTrace
 from d3cli.scoring.compare import Comparison
 from d3cli.scoring.documents import Document
@@ -22,6 +25,21 @@ class Prompt:
     messages: tuple[Message, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How lossless replies are drafted.
+
+    Attributes:
+        drafter: serves all replies, and learns from them.
+        source: what it may draft with.
+        draft_model: the name of its model; None without one.
+    """
+
+    drafter: Drafter
+    source: SourceChoice
+    draft_model: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileOptions:
     """How replies are made, and what is measured.
@@ -32,8 +50,10 @@ class ProfileOptions:
         repeats: timed runs of each prompt. Two or more come after one warm-up run.
         compare: compare each reply with full depth, by value and by the clock.
         needed_along: the schedule along whose order each token's needed depth is searched; None
-            skips the search.
+            skips the search. Lossless replies have no needed depth.
         layers: time each part of a decode step.
+        drafting: how replies are drafted; None unless they are lossless. `schedule` is then for
+            their drafts.
     """
 
     schedule: Schedule
@@ -48,6 +68,7 @@ class ProfileOptions:
     compare: bool = False
     needed_along: Schedule | None = None
     layers: bool = False
+    drafting: Drafting | None = None
 
 
 class Run:
@@ -57,11 +78,13 @@ class Run:
         reply: the reply so far.
         number: 0 for the warm-up run, else the number of the repeat.
         ms: milliseconds of each decode step so far, without the caller's work between the steps.
+        step_s: seconds that a plain step took lately, set after a lossless reply; None if unknown.
     """
 
     def __init__(self, reply: Reply, number: int) -> None:
         self.reply, self.number = reply, number
         self.ms: list[float] = []
+        self.step_s: float | None = None
         self._cpu_s = 0.0
 
     def __iter__(self) -> Iterator[GenerationChunk]:
@@ -81,6 +104,21 @@ class Run:
         """Subtracts seconds from the last step, during which the process was suspended."""
         if self.ms and self.ms[-1] > 1000 * seconds:  # else it was suspended between two steps
             self.ms[-1] -= 1000 * seconds
+
+    @property
+    def token_ms(self) -> list[float]:
+        """Milliseconds of each decode step; tokens of one pass share its time equally."""
+        shared = list(self.ms)
+        for done in self.reply.verifications:
+            times = self.ms[done.step - 1 : done.step - 1 + done.tokens]
+            shared[done.step - 1 : done.step - 1 + len(times)] = [fmean(times or [0.0])] * len(
+                times
+            )
+        return shared
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.token_id for token in self.reply.tokens]
 
     @property
     def is_whole(self) -> bool:
@@ -115,6 +153,7 @@ class Profiled:
     saturation: list[int] | None = None
     clock: ClockTrace | None = None
     layers: LayersTrace | None = None
+    equality: EqualityTrace | None = None
 
     @property
     def first(self) -> Run | None:

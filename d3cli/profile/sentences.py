@@ -8,6 +8,7 @@ from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.units import UnitKind, units_in_words
+from d3cli.profile import lossless_sentences
 from d3cli.profile.summary import TOLERANCE, Needed, Spread, Summary
 from d3cli.profile.trace import ReplyTrace, Trace
 
@@ -31,6 +32,8 @@ def title(trace: Trace) -> str:
 def schedule(trace: Trace) -> str:
     """What the depth schedule does, and its source."""
     words = trace.depth_schedule.in_words()
+    if trace.lossless is not None:
+        return words
     source = trace.schedule.get("source")
     if isinstance(trace.depth_schedule, PromptSchedule) and source != Source.PROMPT:
         words += ", in each prompt's own order"
@@ -84,7 +87,9 @@ def ratios(summary: Summary, replies: Sequence[ReplyTrace]) -> str:
     """The ratios by clock, layers and bytes; empty without a decode step."""
     if summary.layer_ratio is None or summary.byte_ratio is None:
         return ""
-    text = f"{summary.layer_ratio:.2f}× by layers, {summary.byte_ratio:.2f}× by bytes"
+    text = f"{summary.byte_ratio:.2f}× by bytes"
+    if summary.lossless is None:
+        text = f"{summary.layer_ratio:.2f}× by layers, {text}"
     clocks = [reply.clock for reply in replies if reply.clock is not None]
     if len(clocks) == 1:
         [clock] = clocks
@@ -102,6 +107,9 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
         yield "There was no decode step, so nothing ran below full depth."
         return
     layers = trace.model.num_layers
+    if summary.lossless is not None:
+        yield from lossless_sentences.sentences(summary.lossless, trace, replies)
+        return
     if summary.layer_ratio == 1:
         yield f"Every token ran all {layers} layers."
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from d3cli.profile.lossless_figures import LosslessFigures, lossless_figures
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 from d3cli.profile.trace_file import to_json
 
@@ -92,6 +93,8 @@ class Summary:
         compared, agreed: tokens below full depth that were compared, and those that agreed.
         perplexity, full_perplexity: of the replies, with D³ and at full depth.
         kl: mean, in nats per token.
+        lossless: what was drafted and accepted; None if the replies are not lossless. Their tokens
+            share the bytes of passes, so that they have no bits, and need no repair.
     """
 
     replies: int
@@ -118,6 +121,7 @@ class Summary:
     kl: float | None
     needed: Needed | None
     stretches: tuple[Stretch, ...]
+    lossless: LosslessFigures | None
 
     @property
     def agreement(self) -> float | None:
@@ -133,6 +137,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
     layers, weights = trace.model.num_layers, trace.model.weight_bytes
     mean_depth = fmean(token.depth for token in steps) if steps else None
     below = [token for token in steps if token.full_token_id is not None and token.depth < layers]
+    read = [token.bytes_read for token in steps]
     whole = bool(tokens) and all(token.full_logprob is not None for token in tokens)
     timed = [reply.repeats for reply in replies if reply.repeats]  # an unstarted reply has none
     repeats = list(zip(*timed, strict=False))
@@ -141,6 +146,9 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         for each in repeats
         if (seconds := math.fsum(repeat.decode_s for repeat in each)) > SHORTEST_S and steps
     ]
+    drafted = lossless_figures(replies)
+    repairs = 0 if drafted else sum(len(reply.tokens) > 1 for reply in replies)
+    has_bits = bool(steps) and drafted is None
     used = [one.cpu_percent for each in repeats for one in each if one.cpu_percent is not None]
     decode_s = fmean(math.fsum(one.decode_s for one in each) for each in repeats) if repeats else 0
     return Summary(
@@ -157,10 +165,10 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         min_depth=min((token.depth for token in steps), default=None),
         layer_ratio=None if mean_depth is None else layers / mean_depth,
         byte_ratio=_byte_ratio(trace, steps, repairs=0),
-        byte_ratio_net=_byte_ratio(trace, steps, repairs=sum(len(r.tokens) > 1 for r in replies)),
-        full_bits=weights.bits(weights.total) if steps else None,
-        bits=weights.bits(fmean(token.bytes_read for token in steps)) if steps else None,
-        min_bits=weights.bits(min(token.bytes_read for token in steps)) if steps else None,
+        byte_ratio_net=_byte_ratio(trace, steps, repairs=repairs),
+        full_bits=weights.bits(weights.total) if has_bits else None,
+        bits=weights.bits(fmean(read)) if has_bits else None,
+        min_bits=weights.bits(min(read)) if has_bits else None,
         compared=len(below),
         agreed=sum(bool(token.agrees) for token in below),
         perplexity=_perplexity([token.logprob for token in tokens]) if whole else None,
@@ -170,6 +178,7 @@ def summarize(trace: Trace, replies: Sequence[ReplyTrace]) -> Summary:
         kl=_mean(steps, lambda token: token.kl),
         needed=_needed(trace, replies),
         stretches=tuple(_stretches(steps)),
+        lossless=drafted,
     )
 
 

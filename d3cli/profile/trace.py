@@ -11,6 +11,7 @@ from d3cli.base.errors import ScheduleError
 from d3cli.depth.prompt_order import Schedule, schedule_from_json
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import WeightBytes
+from d3cli.profile.trace_checks import check_bytes, check_passes, check_shared_bytes
 from d3cli.profile.trace_fields import (
     Bytes,
     Count,
@@ -21,10 +22,11 @@ from d3cli.profile.trace_fields import (
     check_finite,
     require,
 )
+from d3cli.profile.trace_lossless import DraftedBy, DraftingTrace, LosslessTrace
 from d3cli.profile.trace_model import MachineTrace, ModelTrace
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, RepeatTrace
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ class TokenTrace:
         dropped_units: number of units dropped, from the front of the skip order; None if they are
             not a prefix of it.
         active_layers: layers of which at least one part ran.
-        ms: milliseconds of the decode step, mean over repeats; None for token 0.
+        ms: milliseconds of the decode step, mean over repeats; None for token 0. Tokens of one pass
+            share its time equally.
         ms_sd: their standard deviation over repeats.
         logprob: raw natural log-probability, before penalties, temperature and warpers.
         entropy: of the raw distribution, in nats.
@@ -51,7 +54,14 @@ class TokenTrace:
         needed_depth: the smallest constant depth that chooses as full depth does, and all above it.
         saturation_layer: number of layers after which the logit lens keeps full depth's choice.
         bytes_read: bytes of weights read to predict it. The prefill reads all of them for token 0;
-            byte ratios count the decode steps only.
+            byte ratios count the decode steps only. Tokens of one pass share its bytes, and those
+            of its draft, equally.
+        pass_number: of the pass that predicted it, in a lossless reply, counted from 0; None for
+            token 0.
+        drafted_by: what drafted it, if full depth accepted it; None if full depth chose it by
+            itself.
+        rejected_text: the text of the drafted tokens that full depth threw away here, and put this
+            token in place of; None if there were none.
     """
 
     step: Count
@@ -72,6 +82,9 @@ class TokenTrace:
     needed_depth: Positive | None = None
     saturation_layer: Count | None = None
     bytes_read: Bytes
+    pass_number: Count | None = None
+    drafted_by: DraftedBy | None = None
+    rejected_text: str | None = None
 
     def __post_init__(self) -> None:
         check_finite(self)
@@ -97,6 +110,7 @@ class ReplyTrace:
         skip_order: the order that the prompt decided, empty if the reply ran at full depth; None if
             the run has one order for all replies.
         needed_order: as in `Trace`, if each reply has its own.
+        lossless: its passes; None unless the run is lossless.
     """
 
     prompt: str
@@ -110,10 +124,20 @@ class ReplyTrace:
     layers: LayersTrace | None = None
     skip_order: tuple[str, ...] | None = None
     needed_order: tuple[str, ...] | None = None
+    lossless: LosslessTrace | None = None
 
     def __post_init__(self) -> None:
         steps = [token.step for token in self.tokens]
         require(steps == list(range(len(steps))), "the steps do not count from 0")
+        if self.lossless is not None:
+            check_passes(self.tokens, self.lossless.passes)
+        else:
+            drafted = [
+                token
+                for token in self.tokens
+                if (token.pass_number, token.drafted_by, token.rejected_text) != (None,) * 3
+            ]
+            require(not drafted, "tokens were drafted, but the reply has no passes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +149,7 @@ class Trace:
         interrupted: whether the run was stopped before its end.
         versions: of d3cli, torch, transformers and others, by name.
         schedule: the depth schedule as JSON, with its source. If its `order` is "prompt", each
-            reply has its own `skip_order`.
+            reply has its own `skip_order`. Of a lossless run, it is full depth.
         sampling: the settings used; the seed is in `ReplyTrace.seed`.
         max_tokens: None if the context was the limit.
         stop: texts that ended a reply; its tokens include them.
@@ -136,6 +160,7 @@ class Trace:
             asked for, or each reply has its own.
         peak_memory_bytes: during the timed runs, before any comparison; of the GPU if the model is
             on one.
+        lossless: what was to draft; None unless the run is lossless.
     """
 
     schema: int = SCHEMA
@@ -154,6 +179,7 @@ class Trace:
     needed_order: tuple[str, ...] | None = None
     peak_memory_bytes: Bytes
     replies: tuple[ReplyTrace, ...]
+    lossless: DraftingTrace | None = None
 
     def __post_init__(self) -> None:
         asked, layers, weights = self.depth_schedule, self.model.num_layers, self.model.weight_bytes
@@ -161,19 +187,38 @@ class Trace:
         require(len(weights.layers) == layers, "layer_bytes does not have one entry for each layer")
         require(weights.total > 0, "the model has no weights")
         self.model.check_planes(asked.units, "the schedule")
+        if self.lossless is not None:
+            drafting = schedule_from(self.lossless.schedule)
+            require(drafting.num_layers == layers, "the drafts are for another number of layers")
+            self.model.check_planes(drafting.units, "the schedule of the drafts")
         for reply in self.replies:
-            schedule, needed_order = self.schedule_of(reply), self.needed_order_of(reply)
+            self._check_reply(reply, weights)
+
+    def _check_reply(self, reply: ReplyTrace, weights: WeightBytes) -> None:
+        """Raises ValueError if a reply does not fit the model, or the run."""
+        layers, drafted = self.model.num_layers, reply.lossless
+        schedule, needed_order = self.schedule_of(reply), self.needed_order_of(reply)
+        self.model.check_needed_order(needed_order or ())
+        times = layers if reply.layers is None else len(reply.layers.layers)
+        require(times == layers, "layers does not have one time for each layer")
+        for token in reply.tokens:
+            dropped = token.dropped_units or 0
+            fits = dropped <= len(schedule.skip_order) and token.depth <= layers
+            require(fits, f"step {token.step} does not fit the schedule")
+            known = token.needed_depth is None or needed_order is not None
+            require(known, "needed_depth is given without needed_order")
+        is_lossless = self.lossless is not None
+        require((drafted is not None) == is_lossless, "only some of the replies are lossless")
+        if drafted is None:
             read_by_dropped = weights.read_by_dropped(schedule.skip_order)
-            self.model.check_needed_order(needed_order or ())
-            times = layers if reply.layers is None else len(reply.layers.layers)
-            require(times == layers, "layers does not have one time for each layer")
             for token in reply.tokens:
-                dropped = token.dropped_units or 0
-                fits = dropped <= len(schedule.skip_order) and token.depth <= layers
-                require(fits, f"step {token.step} does not fit the schedule")
-                known = token.needed_depth is None or needed_order is not None
-                require(known, "needed_depth is given without needed_order")
-                _check_bytes(token, weights, read_by_dropped)
+                check_bytes(token, weights, read_by_dropped)
+            return
+        full = all(token.depth == layers and not token.dropped_units for token in reply.tokens)
+        require(full, "a lossless reply has a token below full depth")
+        if self.lossless is not None:
+            _in_order(schedule_from(self.lossless.schedule), drafted.skip_order)
+        check_shared_bytes(reply.tokens, drafted.passes, weights)
 
     @property
     def depth_schedule(self) -> Schedule:
@@ -190,16 +235,7 @@ class Trace:
         Raises:
             ValueError: it is damaged, or the reply's order does not fit it.
         """
-        asked, order = self.depth_schedule, reply.skip_order
-        if isinstance(asked, DepthSchedule):
-            require(order is None, "a reply has a skip_order, but the schedule has one for all")
-            return asked
-        if order is None:
-            raise ValueError("a reply has no skip_order, and the schedule has none for all")
-        try:
-            return asked.in_order(order)
-        except ScheduleError as error:
-            raise ValueError(error.message) from error
+        return _in_order(self.depth_schedule, reply.skip_order)
 
     def needed_order_of(self, reply: ReplyTrace) -> tuple[str, ...] | None:
         """The skip order of one reply's needed depths; None if they were not asked for."""
@@ -218,15 +254,14 @@ def schedule_from(data: dict[str, Any]) -> Schedule:
         raise ValueError(error.message) from error
 
 
-def _check_bytes(token: TokenTrace, weights: WeightBytes, read_by_dropped: list[int]) -> None:
-    """Raises ValueError if no pass over this model reads the bytes recorded for a token."""
-    found, dropped = token.bytes_read, token.dropped_units
-    if token.step == 0:
-        right, expected = found == weights.total, f"the prefill reads all {weights.total}"
-    elif dropped is not None:
-        read = read_by_dropped[dropped]
-        right, expected = found == read, f"with dropped_units {dropped} it must be {read}"
-    else:
-        right = weights.fixed <= found <= weights.total
-        expected = f"it must be between {weights.fixed} and {weights.total}"
-    require(right, f"bytes_read of step {token.step} is {found}, but {expected}")
+def _in_order(asked: Schedule, order: tuple[str, ...] | None) -> DepthSchedule:
+    """A schedule with the order that a prompt decided, if it has none; raises ValueError."""
+    if isinstance(asked, DepthSchedule):
+        require(order is None, "a reply has a skip_order, but the schedule has one for all")
+        return asked
+    if order is None:
+        raise ValueError("a reply has no skip_order, and the schedule has none for all")
+    try:
+        return asked.in_order(order)
+    except ScheduleError as error:
+        raise ValueError(error.message) from error

@@ -1,10 +1,10 @@
-"""Traces as JSON: reads schemas 1 and 2, writes schema 2. No torch.
+"""Traces as JSON: reads schemas 1 to 3, writes schema 3. No torch.
 
 docs/trace.md describes the format.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +61,8 @@ def parse_trace(data: bytes, name: str) -> Trace:
                 f"{name} was written by a newer d3 (schema {schema}, this one reads {SCHEMA})",
                 "update d3, or draw it with the d3 that wrote it",
             )
-        return decode_json(_upgraded(data) if schema == 1 else data, Trace)
+        trace = decode_json(_upgraded(data) if schema == 1 else data, Trace)
+        return replace(trace, schema=SCHEMA)  # schema 3 added fields to schema 2
     except ValueError as error:
         raise TraceError(f"{name} is not a valid trace: {error}", _TRACE.hint) from error
 
@@ -106,7 +107,7 @@ class _Trace1:
 
 
 def _upgraded(data: bytes) -> bytes:
-    """A trace of schema 1 as one of schema 2.
+    """A trace of schema 1 with the fields of later ones.
 
     Schema 1 has no `bytes_read`: there, every token dropped a prefix of the skip order.
     """

@@ -126,12 +126,14 @@ class Detokenizer:
         self._context, self._waiting = self._waiting, []
         return piece
 
-    def peek(self, token_id: int) -> str:
-        """The text that this token would complete if it came next; does not take it.
+    def peek(self, *token_ids: int) -> str:
+        """The text that these tokens would complete if they came next; does not take them.
 
         An incomplete character becomes U+FFFD.
         """
-        return self._written.get(token_id) or self._new_text(token_id)
+        ahead = Detokenizer(self._tokenizer, written=self._written)
+        ahead._context, ahead._waiting = self._context, list(self._waiting)
+        return "".join(map(ahead.push, token_ids)) + ahead.flush()
 
     def flush(self) -> str:
         """The rest at the end of the ids: an incomplete character becomes U+FFFD."""
@@ -148,9 +150,9 @@ class Detokenizer:
                 return list(ids[-length:])
         return list(ids[len(ids) - longest :])
 
-    def _new_text(self, *more: int) -> str:
+    def _new_text(self) -> str:
         known = self._decode(self._context)
-        return self._decode([*self._context, *self._waiting, *more])[len(known) :]
+        return self._decode([*self._context, *self._waiting])[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(

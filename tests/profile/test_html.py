@@ -14,7 +14,7 @@ from d3cli.profile.cells import Cell, cells
 from d3cli.profile.html.page import html_report
 from d3cli.profile.trace import Trace
 from tests.browser import Browser, find_chromium
-from tests.traces import HOSTILE, hostile_trace, made_trace, whole_trace
+from tests.traces import HOSTILE, hostile_lossless_trace, hostile_trace, made_trace, whole_trace
 
 needs_chromium = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium on this machine: the page was not opened"
@@ -23,7 +23,7 @@ needs_chromium = pytest.mark.skipif(
 
 TAGS = """html head meta title style body header h1 h2 button main p dl dt dd div small b ul li
 label select option section figure figcaption span i details summary pre table thead tbody tr th td
-noscript script"""
+noscript script input del"""
 
 
 class Page(HTMLParser):
@@ -55,7 +55,7 @@ def test_a_token_without_dropped_units_has_empty_cells() -> None:
     assert html_report(replace(made, replies=(replace(reply, tokens=tokens),)))
 
 
-@pytest.mark.parametrize("make", [whole_trace, hostile_trace])
+@pytest.mark.parametrize("make", [whole_trace, hostile_trace, hostile_lossless_trace])
 def test_the_page_is_inert_and_makes_no_request(make: object) -> None:
     text = html_report(make())  # type: ignore[operator]
     page = Page(text)
@@ -77,9 +77,10 @@ def test_the_page_is_inert_and_makes_no_request(make: object) -> None:
 
 
 def test_hostile_texts_stay_texts() -> None:
-    page = Page(html_report(hostile_trace()))
-    for attack in HOSTILE[:8]:
-        assert attack.replace("\\", "\\\\") in page.text
+    for trace in (hostile_trace(), hostile_lossless_trace()):
+        page = Page(html_report(trace))
+        for attack in HOSTILE[:8]:
+            assert attack.replace("\\", "\\\\") in page.text
 
 
 def test_a_reply_without_decode_steps_has_a_page() -> None:

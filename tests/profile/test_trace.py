@@ -22,6 +22,8 @@ from tests.families import sublayers, tiny
 from tests.traces import (
     as_schema_1,
     hostile_trace,
+    lossless_trace,
+    made_lossless_trace,
     made_trace,
     nested_trace,
     profile,
@@ -48,7 +50,7 @@ def put(data: Any, path: tuple[Any, ...], value: object) -> None:
 
 
 def test_what_is_written_can_be_read() -> None:
-    for trace in (whole_trace(), hostile_trace(), made_trace([4, 3], [1.0])):
+    for trace in (whole_trace(), lossless_trace(), hostile_trace(), made_trace([4, 3], [1.0])):
         assert read(written(trace)) == trace
 
 
@@ -87,9 +89,9 @@ def test_every_field_is_documented() -> None:
             for one in value[:1]:
                 collect(one)
 
-    data = written(whole_trace())
-    del data["versions"], data["model"]["kernels"]  # their keys are not fields
-    collect(data)
+    for data in (written(whole_trace()), written(lossless_trace())):
+        del data["versions"], data["model"]["kernels"]  # their keys are not fields
+        collect(data)
     missing = sorted(name for name in names if f"`{name}`" not in text)
     assert not missing
 
@@ -101,8 +103,8 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_a_newer_schema_is_refused() -> None:
-    data = written(whole_trace()) | {"schema": 3, "replies": "another form altogether"}
-    with pytest.raises(TraceError, match=r"t\.json was written by a newer d3 \(schema 3"):
+    data = written(whole_trace()) | {"schema": 4, "replies": "another form altogether"}
+    with pytest.raises(TraceError, match=r"t\.json was written by a newer d3 \(schema 4"):
         read(data)
 
 
@@ -121,7 +123,7 @@ class TestSchema1:
 
     def test_a_trace_of_0_1_0_keeps_its_figures(self) -> None:
         trace = read_trace(RECORDED)
-        assert trace.schema == 2
+        assert trace.schema == 3
         before = json.loads(RECORDED.read_text())
         assert as_schema_1(written(trace)) == before
 
@@ -153,7 +155,7 @@ def test_bytes_are_added_up_as_recorded() -> None:
     found = summarize(trace, trace.replies)
     assert found.byte_ratio == 2 * 60 / 75
     assert found.byte_ratio_net == 2 * 60 / 135
-    assert csv_text(trace).splitlines()[-1].endswith(",25")
+    assert csv_text(trace).splitlines()[-1].endswith(",25,,,")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_columns_of_csv_keep_their_places() -> None:
     assert names == (
         "reply,step,token_id,text,depth,dropped_units,active_layers,ms,ms_sd,logprob,entropy,"
         "top_token_id,full_logprob,full_token_id,full_text,kl,needed_depth,saturation_layer,"
-        "bytes_read"
+        "bytes_read,pass_number,drafted_by,rejected_text"
     )
 
 
@@ -308,7 +310,8 @@ def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     extra = {"needed_depth": [None, 3.0, 2.0], "saturation_layer": [None, 3, 4]}
     extra |= {"full_token_id": [1, 1, 2], "full_text": ["a"] * 3, "full_logprob": [-1.0] * 3}
     made = made_trace([4, 3, 2], [1.0, 2.0], kl=[0.0, 0.1, 0.2], **extra)
-    whole: Any = json.loads(json.dumps(to_json(data.draw(st.sampled_from([made, nested_trace()])))))
+    traces = [made, nested_trace(), made_lossless_trace()]
+    whole: Any = json.loads(json.dumps(to_json(data.draw(st.sampled_from(traces)))))
     if data.draw(st.booleans()):
         whole = as_schema_1(whole)
     place, key = whole, data.draw(st.sampled_from(sorted(whole)))

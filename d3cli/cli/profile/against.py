@@ -5,7 +5,7 @@ from typing import Any
 
 from d3cli.base.inert import quoted
 from d3cli.cli.format import aligned, cut, fixed
-from d3cli.profile import sentences
+from d3cli.profile import lossless_sentences, sentences
 from d3cli.profile.summary import Summary, mean, summarize
 from d3cli.profile.trace import ReplyTrace, Trace
 
@@ -22,6 +22,8 @@ MEASURES: tuple[tuple[str, Measure, int], ...] = (
     ("perplexity", lambda _, one: one.perplexity, 4),
     ("agreement", lambda _, one: one.agreement, 4),
     ("KL", lambda _, one: one.kl, 4),
+    ("drafts accepted", lambda _, one: one.lossless.accepted_share if one.lossless else None, 4),
+    ("tokens a pass", lambda _, one: one.lossless.tokens_per_pass if one.lossless else None, 2),
     ("needed depth", lambda _, one: one.needed.mean if one.needed else None, 2),
     ("peak memory, GB", lambda trace, _: trace.peak_memory_bytes / 1e9, 3),
 )
@@ -84,6 +86,7 @@ def _differs(ours: Trace, theirs: Trace) -> Iterator[str]:
             f"{theirs.model.dtype} {theirs.model.quantization or ''}".strip(),
         ),
         "depth": (ours.depth_schedule.in_words(), theirs.depth_schedule.in_words()),
+        "drafts": (lossless_sentences.drafts(ours), lossless_sentences.drafts(theirs)),
         "skip order": (_orders(ours), _orders(theirs)),
         "sampling": (sentences.sampling(ours), sentences.sampling(theirs)),
         "options": (sentences.options(ours), sentences.options(theirs)),

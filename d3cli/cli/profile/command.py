@@ -56,16 +56,25 @@ def profile(settings: ProfileSettings) -> int:
     from d3cli.profile.run import Prompt
 
     texts = [Prompt(row.text, row.messages) for row in rows]
-    run_profile(output, _profiler(ready, settings), texts, destination)
+    run_profile(output, _profiler(output, ready, settings), texts, destination)
     return 0
 
 
-def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
+def _profiler(output: Output, ready: Ready, settings: ProfileSettings) -> "Profiler":
     from d3cli.profile.profiler import Profiler, nested_family
-    from d3cli.profile.run import ProfileOptions
+    from d3cli.profile.run import Drafting, ProfileOptions
 
-    measure = settings.measure
-    along = nested_family(ready.model, ready.schedule) if measure.needed else None
+    measure, drafter, asked = settings.measure, ready.new_drafter(), ready.request.drafting
+    drafting = None
+    if drafter is not None and asked is not None:
+        drafting = Drafting(drafter, asked.source, asked.model)
+    needed = measure.needed
+    if needed and drafting is not None:
+        output.note(
+            "--needed is left out: a lossless reply runs at full depth, whatever its tokens need"
+        )
+        needed = False
+    along = nested_family(ready.model, ready.schedule) if needed else None
     return Profiler(
         ready.model,
         ProfileOptions(
@@ -81,6 +90,7 @@ def _profiler(ready: Ready, settings: ProfileSettings) -> "Profiler":
             compare=measure.compare,
             needed_along=along,
             layers=measure.layers,
+            drafting=drafting,
         ),
     )
 

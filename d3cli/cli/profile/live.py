@@ -15,7 +15,7 @@ from rich.style import Style
 
 from d3cli.base.amounts import readable_size
 from d3cli.base.inert import inert, quoted
-from d3cli.cli.format import WIDEST_TEXT, cut, fixed
+from d3cli.cli.format import WIDEST_TEXT, cut, draft_figures, fixed
 from d3cli.depth.calibration_record import form_in_words
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ CURVE_TOKENS = 64  # the smallest number of tokens along the curve
 MAX_ROWS = 512
 TALL, WIDE = 16, 80  # the curve needs this many lines, all columns of the table this many cells
 FIXED, FIXED_WIDE = 23, 50  # cells of the table without token and bar
+MARKS = {"lookup": "l", "depth": "d", "model": "m", None: "."}  # of what drafted a token
 PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
 CYAN, DIM_CYAN = Style(color="cyan"), Style(color="cyan", dim=True)
 
@@ -51,6 +52,8 @@ class _Row:
     rate: float | None
     logprob: float
     entropy: float | None
+    drafted_by: str | None
+    rejected: int  # drafted tokens that were thrown away here
 
 
 @dataclass(slots=True)
@@ -96,12 +99,28 @@ class ProfileView:
 
     def add(self, run: "Run") -> None:
         """Adds the run's last token."""
-        token, ms = run.reply.tokens[-1], run.ms[-1] if run.ms else None
-        self._decode_s += (ms or 0.0) / 1000
+        token, spent = run.reply.tokens[-1], run.ms[-1] if run.ms else 0.0
+        ms, rejected = spent if token.step else None, 0
+        if token.step and run.reply.verifications:
+            done = run.reply.verifications[-1]
+            at = token.step - done.step
+            ms = sum(run.ms[done.step - 1 :]) / done.tokens  # the pass comes with its first token
+            rejected = len(done.draft_ids) - done.accepted if at == done.accepted else 0
+        self._decode_s += spent / 1000
         rate = token.step / self._decode_s if self._decode_s else None
         text = cut(quoted(run.reply.pieces[-1]))
         self._rows.append(
-            _Row(token.step, text, token.depth, ms, rate, token.logprob, token.entropy)
+            _Row(
+                token.step,
+                text,
+                token.depth,
+                ms,
+                rate,
+                token.logprob,
+                token.entropy,
+                token.drafted_by,
+                rejected,
+            )
         )
         self._draw_if_due()
 
@@ -122,7 +141,11 @@ class ProfileView:
         plain = not console.encoding.lower().startswith("utf")
         lines = [[(text, DIM)] for text in self._head(width)]
         if height >= TALL:
-            lines += self._curve(width, PLAIN_BLOCKS if plain else BLOCKS)
+            lines += (
+                self._sources(width)
+                if self._is_lossless
+                else self._curve(width, PLAIN_BLOCKS if plain else BLOCKS)
+            )
         lines += self._table(width, max(1, height - len(lines) - 1), plain)
         segments: list[Segment] = []
         for line in lines:
@@ -146,17 +169,24 @@ class ProfileView:
             prompt += f", {self._read:,} read"
         else:
             prompt += f" · TTFT {stats.ttft_s:.2f} s"
-        if stats.mean_depth is not None:
+        if stats.mean_depth is not None and stats.lossless is None:
             prompt += f" · layers mean {stats.mean_depth:.1f}, min {stats.min_depth:.4g}"
+        depth = f"depth: {self._shown.in_words()}"
+        if stats.lossless is not None:
+            depth = f"lossless: {draft_figures(stats.lossless)}"
         lines = [
             " · ".join([name, *place]),
-            f"depth: {self._shown.in_words()}",
+            depth,
             prompt,
             self._progress(done, width),
         ]
         if self._usage is not None:
             lines.append(self._usage.words())
         return lines
+
+    @property
+    def _is_lossless(self) -> bool:
+        return self._run is not None and self._run.reply.drafting is not None
 
     @property
     def _shown(self) -> "Schedule":
@@ -188,6 +218,15 @@ class ProfileView:
             label = f"{words} ^".rjust(now + 1)
         return [[(marks[: now + 1], CYAN), (marks[now + 1 :], DIM_CYAN)], [(label, DIM)]]
 
+    def _sources(self, width: int) -> list[_Line]:
+        """What drafted the latest tokens, from left to right, and what the letters mean."""
+        shown = list(self._rows)[-max(1, width - 1) :]
+        marks = [MARKS[row.drafted_by] for row in shown]
+        return [
+            [(mark, DIM if mark == MARKS[None] else CYAN) for mark in marks],
+            [("drafted by: l lookup, d D³, m draft model; . full depth's own", DIM)],
+        ]
+
     def _table(self, width: int, rows: int, plain: bool) -> list[_Line]:
         """Titles, and the latest tokens."""
         wide = width >= WIDE
@@ -195,7 +234,8 @@ class ProfileView:
         others = FIXED_WIDE if wide else FIXED
         bar = max(0, min(24, width - token_width - others))
         end = f"{'tok/s':>8} {'logprob':>9} {'entropy':>8}" if wide else ""
-        titles = f"{'step':>5}  {'token':{token_width}} {'layers':>6} {'':{bar}} {'ms':>7}{end}"
+        used = f"{'layers':>6} {'':{bar}}" if not self._is_lossless else f"{'source':<{bar + 7}}"
+        titles = f"{'step':>5}  {'token':{token_width}} {used} {'ms':>7}{end}"
         lines: list[_Line] = [[(titles, BOLD)]]
         for row in list(self._rows)[-rows:]:
             filled = round(bar * row.depth / self.model.num_layers)
@@ -204,10 +244,17 @@ class ProfileView:
             if wide:
                 rate = "" if row.rate is None else f"{row.rate:.1f}"
                 end = f"{rate:>8} {row.logprob:>z9.3f} {fixed(row.entropy, 3):>8}"
+            cells = [
+                (f"{row.depth:>6.4g} ", PLAIN),
+                (("#" if plain else "█") * filled + " " * (bar - filled), CYAN),
+            ]
+            if self._is_lossless:
+                source = row.drafted_by or (f"-{row.rejected}" if row.rejected else "")
+                cells = [(f"{source:<{bar + 7}}", CYAN if row.drafted_by else DIM)]
             lines.append(
                 [
-                    (f"{row.step:>5}  {token} {row.depth:>6.4g} ", PLAIN),
-                    (("#" if plain else "█") * filled + " " * (bar - filled), CYAN),
+                    (f"{row.step:>5}  {token} ", PLAIN),
+                    *cells,
                     (f" {ms:>7}{end}", PLAIN),
                 ]
             )

@@ -24,7 +24,8 @@ class MeasureOptions:
             "--compare",
             rich_help_panel=MEASURE,
             help="Show what full depth would have chosen at each token, and time full depth and "
-            "the reply's own depth in turn.",
+            "the reply's own depth in turn. With --lossless: write whole replies, plain "
+            "ones in turn, and compare their times and tokens.",
         ),
     ] = False
     needed: Annotated[

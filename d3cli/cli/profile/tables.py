@@ -9,8 +9,9 @@ from d3cli.base.amounts import readable_size
 from d3cli.cli.format import aligned, cut, filled, fixed, one_line, percent
 from d3cli.cli.profile.heat_map import heat_map
 from d3cli.depth.units import WeightBytes
-from d3cli.profile import sentences
+from d3cli.profile import lossless_sentences, sentences
 from d3cli.profile.columns import Column, columns_of
+from d3cli.profile.lossless_figures import LosslessFigures
 from d3cli.profile.summary import Summary, mean, summarize
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 from d3cli.profile.trace_times import LayersTrace, LayerTime
@@ -30,6 +31,8 @@ def report(trace: Trace, width: int) -> str:
             parts.append(layers_table(trace, reply, width))
     total = summarize(trace, trace.replies)
     parts.append(positions_table(total, width))
+    if total.lossless is not None and total.lossless.sources:
+        parts.append(drafts_table(total.lossless, width))
     if len(trace.replies) > 1:
         parts.append(replies_table(trace, width))
     parts.append(aligned((), facts(trace, total), width, left=(0, 1)))
@@ -42,6 +45,7 @@ def facts(trace: Trace, total: Summary) -> Rows:
     rows = [
         ("model", sentences.title(trace)),
         ("depth", sentences.schedule(trace)),
+        ("lossless", lossless_sentences.drafts(trace)),
         ("sampling", sentences.sampling(trace)),
         ("options", sentences.options(trace)),
         ("machine", sentences.machine(trace)),
@@ -49,6 +53,9 @@ def facts(trace: Trace, total: Summary) -> Rows:
         ("fingerprint", trace.model.fingerprint or ""),
     ]
     rows = [row for row in rows if row[1]]
+    if total.lossless is not None:
+        rows.append(("drafts", lossless_sentences.in_short(total.lossless)))
+        rows.append(("time", lossless_sentences.times(total.lossless)))
     if trace.interrupted:
         rows.append(("interrupted", "yes; this is what was recorded until then"))
     repeats = {len(reply.repeats) for reply in replies}
@@ -114,6 +121,23 @@ def positions_table(total: Summary, width: int) -> str:
     ]
     titles = ("tokens", "layers", "ms", "agree", "KL", "needed", "lens")
     return aligned(*filled(titles, rows), width)
+
+
+def drafts_table(found: LosslessFigures, width: int) -> str:
+    """One line for each source of drafts."""
+    rows = [
+        (
+            name,
+            f"{one.drafts:,}",
+            f"{one.drafted:,}",
+            f"{one.accepted:,}",
+            f"{one.accepted / one.drafted:.1%}",
+            f"{1000 * one.draft_s / one.drafted:.2f}",
+        )
+        for name, one in found.sources.items()
+    ]
+    titles = ("drafted by", "drafts", "tokens", "accepted", "share", "ms a token")
+    return aligned(titles, rows, width, left=(0,))
 
 
 def layers_table(trace: Trace, reply: ReplyTrace, width: int) -> str:

@@ -3,18 +3,23 @@
 Knows nothing of pages or of how a chart is drawn.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from d3cli.profile.cells import Cell, cells
+from d3cli.profile.html import plot
+from d3cli.profile.html.lossless_charts import lossless_charts
 from d3cli.profile.summary import Stretch, Summary
 from d3cli.profile.trace import ReplyTrace, Trace
 
-# The light theme. The page's script replaces these colours in the dark theme.
-INK, QUIET, LINE = "#1c2430", "#5b6675", "#dde2e9"
-BLUE, AMBER, VIOLET, GREEN, EMPTY = "#2f6fd0", "#c77d0a", "#8453c5", "#2a8a64", "#eceff3"
-PALE, PALER = "#7ea7e6", "#b7cff4"  # of blue: layers without low planes
-CELL_COLOURS = (EMPTY, AMBER, VIOLET, PALER, PALE, BLUE)  # of the heat map, by `Cell`
+CELL_COLOURS = (
+    plot.EMPTY,
+    plot.AMBER,
+    plot.VIOLET,
+    plot.PALER,
+    plot.PALE,
+    plot.BLUE,
+)  # of the heat map, by `Cell`
 FEWEST_TOKENS = 2  # a shorter reply has no charts
 MOST_CELLS = 1_000_000  # in the heat map; a browser holds a label for each
 
@@ -22,6 +27,11 @@ MOST_CELLS = 1_000_000  # in the heat map; a browser holds a label for each
 def charts_of(trace: Trace, reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
     """Yields charts for plotly.js; the `customdata` of a plot are the steps of its points."""
     if len(reply.tokens) < FEWEST_TOKENS:
+        return
+    if reply.lossless is not None:
+        yield from lossless_charts(reply.lossless)
+        if reply.layers is not None:
+            yield _parts(reply)
         return
     yield _heat_map(trace, reply)
     yield _depths(trace, reply, summary)
@@ -43,7 +53,7 @@ def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
     )
     if len(shown) < len(reply.tokens):
         note += f" Only the first {len(shown):,} of {len(reply.tokens):,} tokens are shown."
-    return _chart(
+    return plot.chart(
         "layers",
         "Which layers ran",
         note,
@@ -70,7 +80,9 @@ def _heat_map(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
 
 def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]:
     steps = [token.step for token in reply.tokens]
-    traces = [_line("depth used", steps, [token.depth for token in reply.tokens], BLUE, "hv")]
+    traces = [
+        plot.line("depth used", steps, [token.depth for token in reply.tokens], plot.BLUE, "hv")
+    ]
     note = "The layers that each token used."
     known = [token for token in reply.tokens if token.needed_depth is not None]
     if known:
@@ -78,15 +90,15 @@ def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]
         needed = [token.needed_depth for token in known]
         lens = [token.saturation_layer for token in known]
         traces += [
-            _points("needed at constant depth", steps, needed, AMBER, "circle"),
-            _mean_line("needed, on average", summary, lambda one: one.needed, AMBER),
-            _points("early exit by the logit lens", steps, lens, GREEN, "x-thin-open"),
+            plot.points("needed at constant depth", steps, needed, plot.AMBER, "circle"),
+            _mean_line("needed, on average", summary, lambda one: one.needed, plot.AMBER),
+            plot.points("early exit by the logit lens", steps, lens, plot.GREEN, "x-thin-open"),
         ]
         note = (
             "The layers that each token used, and the layers that it needed: every constant depth "
             "from there up makes full depth's choice. A point above the line used too few."
         )
-    chart = _chart("depth", "Depth by position", note, traces, x="token", y="layers")
+    chart = plot.chart("depth", "Depth by position", note, traces, x="token", y="layers")
     chart["layout"]["yaxis"]["range"] = [0, 1.05 * trace.model.num_layers]
     return chart
 
@@ -94,14 +106,16 @@ def _depths(trace: Trace, reply: ReplyTrace, summary: Summary) -> dict[str, Any]
 def _latency(reply: ReplyTrace) -> dict[str, Any]:
     timed = [token for token in reply.tokens if token.ms is not None]
     steps, depths = [token.step for token in timed], [token.depth for token in timed]
-    traces = [_points("token", steps, [token.ms for token in timed], BLUE, "circle", depths)]
+    traces = [
+        plot.points("token", steps, [token.ms for token in timed], plot.BLUE, "circle", depths)
+    ]
     note = "Milliseconds of each decode step. If time follows depth, the points lie on a line."
     if reply.clock is not None:
         note += (
             f" Timed in turn on the same tokens: {reply.clock.full_ms:.2f} ms at full depth, "
             f"{reply.clock.own_ms:.2f} ms at the reply's own depth."
         )
-    chart = _chart("latency", "Time against depth", note, traces, x="layers", y="ms")
+    chart = plot.chart("latency", "Time against depth", note, traces, x="layers", y="ms")
     chart["layout"]["yaxis"]["rangemode"] = "tozero"
     return chart
 
@@ -110,7 +124,7 @@ def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
     known = [(one, 100 * one.agreement) for one in summary.stretches if one.agreement is not None]
     middles = [(one.begin + one.end - 1) / 2 for one, _ in known]
     shares = [share for _, share in known]
-    line = _line("share", middles, shares, BLUE, "linear") | {
+    line = plot.line("share", middles, shares, plot.BLUE, "linear") | {
         "mode": "lines+markers",
         "customdata": None,
         "hovertemplate": "%{text}<extra></extra>",
@@ -119,7 +133,7 @@ def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
             for one, share in known
         ],
     }
-    chart = _chart(
+    chart = plot.chart(
         "agreement",
         "Agreement with full depth",
         "The share of tokens with the same first choice as full depth, by position in the reply.",
@@ -132,13 +146,13 @@ def _agreement(reply: ReplyTrace, summary: Summary) -> Iterator[dict[str, Any]]:
     tokens = [token for token in reply.tokens if token.kl is not None]
     values = [max(0.0, token.kl or 0.0) for token in tokens]
     steps = [token.step for token in tokens]
-    yield _chart(
+    yield plot.chart(
         "kl",
         "Divergence from full depth",
         "KL(full depth || D³) of each token in nats, and its mean by position in the reply.",
         [
-            _points("token", steps, values, VIOLET, "circle"),
-            _mean_line("mean", summary, lambda one: one.kl, INK),
+            plot.points("token", steps, values, plot.VIOLET, "circle"),
+            _mean_line("mean", summary, lambda one: one.kl, plot.INK),
         ],
         x="token",
         y="nats",
@@ -160,17 +174,17 @@ def _parts(reply: ReplyTrace) -> dict[str, Any]:
             "hovertemplate": f"%{{x}}, {name}: %{{y:.3f}} ms<extra></extra>",
         }
 
-    chart = _chart(
+    chart = plot.chart(
         "parts",
         "Time by layer",
         f"Milliseconds of each part of a full-depth decode step, medians of {found.steps} steps.",
         [
-            bar("attention", [one.attn for one in found.layers], BLUE),
-            bar("MLP", [one.mlp or 0.0 for one in found.layers], AMBER),
+            bar("attention", [one.attn for one in found.layers], plot.BLUE),
+            bar("MLP", [one.mlp or 0.0 for one in found.layers], plot.AMBER),
             bar(
                 "other",
                 [*(one.other for one in found.layers), found.head_ms, found.rest_ms],
-                GREEN,
+                plot.GREEN,
             ),
         ],
         x="layer",
@@ -187,82 +201,7 @@ def _mean_line(
     """The mean of each stretch of the reply."""
     known = [(one, mean) for one in summary.stretches if (mean := value(one)) is not None]
     middles = [(one.begin + one.end - 1) / 2 for one, _ in known]
-    return _line(name, middles, [mean for _, mean in known], colour, "linear") | {
+    return plot.line(name, middles, [mean for _, mean in known], colour, "linear") | {
         "customdata": None,
         "hovertemplate": "mean %{y:.4f}<extra></extra>",
-    }
-
-
-def _line(
-    name: str, steps: Sequence[float], values: Sequence[Any], colour: str, shape: str
-) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": list(steps),
-        "y": list(values),
-        "line": {"color": colour, "width": 2, "shape": shape},
-        "customdata": list(steps),
-        "hovertemplate": "%{text}<extra></extra>",
-    }
-
-
-def _points(
-    name: str,
-    steps: Sequence[int],
-    values: Sequence[Any],
-    colour: str,
-    symbol: str,
-    x: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": list(steps if x is None else x),
-        "y": list(values),
-        "marker": {"color": colour, "size": 6, "symbol": symbol, "opacity": 0.75},
-        "customdata": list(steps),
-        "hovertemplate": "%{text}<extra></extra>",
-    }
-
-
-def _chart(
-    name: str,
-    title: str,
-    note: str,
-    traces: list[dict[str, Any]],
-    *,
-    x: str,
-    y: str,
-    height: int = 300,
-) -> dict[str, Any]:
-    axis = {
-        "gridcolor": LINE,
-        "linecolor": LINE,
-        "zeroline": False,
-        "tickfont": {"color": QUIET},
-        "automargin": True,
-    }
-    several = sum("name" in one for one in traces) > 1
-    return {
-        "id": name,
-        "title": title,
-        "note": note,
-        "height": height,
-        "traces": traces,
-        "layout": {
-            "margin": {"l": 48, "r": 12, "t": 32 if several else 8, "b": 40},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
-            "showlegend": several,
-            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-            "hovermode": "closest",
-            "hoverlabel": {"align": "left"},
-            "dragmode": False,
-            "xaxis": axis | {"title": {"text": x, "font": {"color": QUIET}}},
-            "yaxis": axis | {"title": {"text": y, "font": {"color": QUIET}}},
-        },
     }

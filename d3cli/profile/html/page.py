@@ -17,10 +17,10 @@ from markupsafe import Markup
 
 from d3cli.base.amounts import readable_size
 from d3cli.base.inert import inert, quoted
-from d3cli.profile import sentences
-from d3cli.profile.cells import kinds_of
+from d3cli.profile import cells, lossless_sentences, sentences
 from d3cli.profile.columns import columns_of
 from d3cli.profile.html.charts import CELL_COLOURS, charts_of
+from d3cli.profile.html.strip import kinds_of, strip
 from d3cli.profile.summary import Summary, summarize
 from d3cli.profile.trace import ReplyTrace, TokenTrace, Trace
 
@@ -49,7 +49,7 @@ def html_report(trace: Trace) -> str:
         tiles=list(_tiles(total, trace.replies)),
         words=[inert(one) for one in sentences.sentences(total, trace, trace.replies)],
         interrupted=trace.interrupted,
-        states=[(cell.in_words, CELL_COLOURS[cell]) for cell in kinds_of(trace)],
+        states=[(cell.in_words, CELL_COLOURS[cell]) for cell in cells.kinds_of(trace)],
         replies=replies,
         data=_data([reply["data"] for reply in replies]),
     )
@@ -69,6 +69,8 @@ def _data(value: object) -> Markup:
 
 def _head(trace: Trace) -> list[tuple[str, str]]:
     rows = [("depth", sentences.schedule(trace)), ("sampling", sentences.sampling(trace))]
+    if trace.lossless is not None:
+        rows.insert(1, ("lossless", lossless_sentences.drafts(trace)))
     rows.append(("machine", sentences.machine(trace)))
     return [("model", sentences.title(trace)), *rows, ("created", trace.created)]
 
@@ -113,7 +115,9 @@ def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str,
     if len(clocks) == 1:
         low, high = clocks[0].low, clocks[0].high
         yield "faster by the clock", f"{clocks[0].ratio:.2f}×", f"{low:.2f} to {high:.2f}"
-    if total.layer_ratio is not None and total.byte_ratio is not None:
+    if total.lossless is not None:
+        yield from _draft_tiles(total, timed=bool(clocks))
+    elif total.layer_ratio is not None and total.byte_ratio is not None:
         yield (
             "fewer layers",
             f"{total.layer_ratio:.2f}×",
@@ -138,12 +142,28 @@ def _tiles(total: Summary, replies: Sequence[ReplyTrace]) -> Iterator[tuple[str,
         )
 
 
+def _draft_tiles(total: Summary, *, timed: bool) -> Iterator[tuple[str, str, str]]:
+    found = total.lossless
+    assert found is not None
+    if not timed and found.predicted is not None:
+        yield "faster than plain steps", f"{found.predicted:.2f}×", "predicted"
+    if found.tokens_per_pass is not None:
+        yield "tokens per pass", f"{found.tokens_per_pass:.2f}", f"{found.passes:,} passes"
+    if found.accepted_share is not None:
+        under = f"{found.accepted:,} of {found.drafted:,} drafted tokens"
+        yield "accepted", f"{found.accepted_share:.0%}", under
+    if total.byte_ratio is not None:
+        yield "fewer bytes", f"{total.byte_ratio:.2f}×", "for each token, with its draft"
+
+
 def _reply(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
     """One reply for the template, with the data of its charts."""
     first = inert(reply.prompt.strip().partition("\n")[0])
     summary = summarize(trace, [reply])
     charts = list(charts_of(trace, reply, summary))
     columns = columns_of(reply.tokens)
+    labels = [_label(token) for token in reply.tokens]
+    pieces = strip(reply, [" · ".join(parts) for parts in labels])
     return {
         "name": first if len(first) <= 60 else first[:59] + "…",
         "words": [inert(one) for one in sentences.sentences(summary, trace, [reply])],
@@ -156,19 +176,33 @@ def _reply(trace: Trace, reply: ReplyTrace) -> dict[str, Any]:
         ],
         "charts": [(chart["id"], chart["title"], chart["note"]) for chart in charts],
         # plotly.js interprets some HTML in labels, so they are escaped for it as well.
-        "data": {"labels": [_label(token) for token in reply.tokens], "charts": charts},
+        "data": {
+            "labels": [
+                html.escape("\0".join(parts), quote=False).replace("\0", "<br>") for parts in labels
+            ],
+            "charts": charts,
+        },
+        "strip": pieces,
+        "kinds": kinds_of(pieces),
     }
 
 
-def _label(token: TokenTrace) -> str:
+def _label(token: TokenTrace) -> list[str]:
+    """What there is to say about a token, inert."""
     parts = [
-        f"token {token.step}: {html.escape(quoted(token.text), quote=False)}",
+        f"token {token.step}: {quoted(token.text)}",
         f"depth {token.depth:.4g}",
         "prefill" if token.ms is None else f"{token.ms:.1f} ms",
     ]
+    if token.pass_number is not None:
+        parts[1] = f"pass {token.pass_number}"
+        by = token.drafted_by
+        parts.append("full depth's own" if by is None else f"drafted by {by}, accepted")
+    if token.rejected_text is not None:
+        parts.append(f"instead of {quoted(token.rejected_text)}")
     if token.full_text is not None:
-        choice = html.escape(quoted(token.full_text), quote=False)
+        choice = quoted(token.full_text)
         parts.append("full depth agrees" if token.agrees else f"full depth: {choice}")
     if token.needed_depth is not None:
         parts.append(f"needed {token.needed_depth:.4g}")
-    return "<br>".join(parts)
+    return parts

@@ -67,7 +67,7 @@ class TestBadInput:
     def test_damaged_traces_are_one_line(self, d3: D3, tmp_path: Path, trace_file: Path) -> None:
         whole = trace_file.read_text()
         cases = {
-            "newer": whole.replace('"schema": 2', '"schema": 9', 1),
+            "newer": whole.replace('"schema": 3', '"schema": 9', 1),
             "half": whole[: len(whole) // 2],
             "other": '{"hello": 1}',
         }
