@@ -182,10 +182,10 @@ def _stream(output: Output, reply: "Reply", shown: _Json | _Text) -> None:
 
 def _figures(reply: "Reply") -> str:
     stats, parts = reply.stats, speed(reply)
-    if stats.mean_depth is not None:
+    if stats.lossless is not None:
+        parts += [draft_figures(stats.lossless)] if stats.lossless.passes else []
+    elif stats.mean_depth is not None:
         parts.append(f"layer ratio {stats.layer_ratio:.2f}×, byte ratio {stats.byte_ratio:.2f}×")
-    if stats.lossless is not None and stats.lossless.passes:
-        parts.append(draft_figures(stats.lossless))
     parts.append(f"peak {readable_size(stats.peak_memory_bytes)}")
     parts.append(f"stopped: {reply.finish_reason}")
     return " · ".join(parts)
