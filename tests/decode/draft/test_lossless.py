@@ -11,7 +11,7 @@ from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from tests.decode.draft.fixed import Always, Listed
 from tests.decode.replies import greedy, ids
-from tests.families import LAYERS, Tiny, case, family, random_ids, tiny, units_of
+from tests.families import LAYERS, Tiny, case, random_ids, some_families, tiny, units_of
 
 FULL = DepthSchedule.full(LAYERS)
 PROMPT = [*random_ids(9), *random_ids(9), 5, 6, 5, 6]
@@ -32,7 +32,7 @@ def sources(model: Tiny, expected: list[int]) -> list[DraftSource]:
     ]
 
 
-@family
+@some_families
 def test_greedy_replies_are_those_of_full_depth_whatever_drafts(name: str) -> None:
     model, schedule = case(name, units_of(name)[-1])
     expected = plain_reply(model)
