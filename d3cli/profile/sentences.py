@@ -20,6 +20,8 @@ ENDS = {
 }
 # Above this share of tokens at the minimum depth, the search could not go low enough to tell.
 MOSTLY = 0.9
+# Units of an order that a sentence names; a real model has over a hundred.
+NAMED = 12
 
 
 def title(trace: Trace) -> str:
@@ -156,8 +158,9 @@ def _own_order(trace: Trace, reply: ReplyTrace) -> str:
     if not most:
         first = f"{units_in_words(kind, 1)} {order[0]}"
         return f"In the order of its prompt, {first} would have been dropped first."
-    units = f"{units_in_words(kind, most)} {' '.join(order[:most])}"
-    return f"In the order of its prompt, the reply dropped {units}."
+    units = f"{units_in_words(kind, most)} {' '.join(order[: min(most, NAMED)])}"
+    more = f" and {most - NAMED} more" if most > NAMED else ""
+    return f"In the order of its prompt, the reply dropped {units}{more}."
 
 
 def _quality(summary: Summary) -> str:
