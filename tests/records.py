@@ -1,7 +1,9 @@
-"""A calibration made by hand, and the key of the model that it is for."""
+"""Calibrations made by hand, and the key of the model that they are for."""
 
 from d3cli.depth.calibration_record import Calibration, ModelKey, Unseen
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.draft_record import DraftCalibration
+from d3cli.depth.schedule import DepthSchedule, static_schedule
+from tests.depth.layers import equal_layers
 
 SCHEDULE = DepthSchedule(16, 0.98, 8, 4, 4, ("9", "7", "5"))
 UNSEEN = Unseen(
@@ -24,3 +26,19 @@ FOUND = Calibration(
     date="2026-01-02T03:04:05+00:00",
 )
 KEY = ModelKey("someone/fox", "0" * 64, "1" * 40, "bfloat16", None)
+DRAFTS = DraftCalibration(
+    schedule=static_schedule(equal_layers(16), ("9", "7", "5")),
+    agreement=0.9,
+    agreement_low=0.88,
+    documents=24,
+    tokens=1000,
+    cost=0.5,
+    length=4,
+    gain=1.6,
+    gain_low=1.5,
+    confidence=0.9,
+    settings={"data": "built-in", "seed": 0},
+    data_hash="cd" * 32,
+    version="0.2.0",
+    date="2026-01-02T03:04:05+00:00",
+)

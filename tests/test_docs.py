@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # The word in names, such as --lossless, `decode_lossless` and LosslessStats; and in prose.
-NAMES = re.compile(r'(?:[-./_"`#|]|/regen )lossless\b|\blossless[_=.:"]|Lossless[A-Z]|LOSSLESS')
+NAMES = re.compile(
+    r'(?:[-./_"`#|]|/regen |--for |drafts-of-)lossless\b|\blossless[_=.:"]|Lossless[A-Z]|LOSSLESS'
+)
 VARIABLES = re.compile(r"\blossless(?: =|[,(])|\(lossless\b|'lossless\b")
 THE_MODE = re.compile(r"\blossless (?:mode|decoding|runs?|reply|replies)\b", re.IGNORECASE)
 

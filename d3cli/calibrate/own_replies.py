@@ -1,7 +1,7 @@
 """The model's own replies, as text to score on.
 
-Replies are sampled at temperature 1, from the model's own distribution. A greedy reply may fall
-into a loop, whose tokens are all likely: that would flatter its writer.
+To score on, replies are sampled at temperature 1, from the model's own distribution. A greedy reply
+may fall into a loop, whose tokens are all likely: that would flatter its writer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,9 @@ def write_reply(
     schedule: Schedule,
     max_tokens: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> Document:
-    """One sampled reply as a document, its end token included.
+    """One reply as a document, its end token included.
 
     Raises:
         PromptError: the prompt leaves no room in the context.
@@ -29,14 +30,18 @@ def write_reply(
     reply = Engine(model).stream_ids(
         prompt_ids,
         schedule=schedule,
-        sampling=SamplingParams(temperature=1.0, seed=seed),
+        sampling=SamplingParams(temperature=temperature, seed=seed),
         max_tokens=max_tokens,
     )
     return Document(list(prompt_ids), [chunk.token_id for chunk in reply])
 
 
 def self_replies(
-    model: LoadedModel, documents: Sequence[Document], max_tokens: int, seed: int
+    model: LoadedModel,
+    documents: Sequence[Document],
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
 ) -> Iterator[Document]:
     """The model's full-depth replies to the documents' prompts, each as soon as it is written.
 
@@ -44,6 +49,8 @@ def self_replies(
     """
     full = DepthSchedule.full(model.num_layers)
     for number, document in enumerate(documents):
-        reply = write_reply(model, document.prompt_ids, full, max_tokens, seed + number)
+        reply = write_reply(
+            model, document.prompt_ids, full, max_tokens, seed + number, temperature
+        )
         if len(reply.response_ids) > 1:
             yield reply

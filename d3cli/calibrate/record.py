@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from d3cli import __version__
+from d3cli.calibrate.draft_search import DraftOutcome
 from d3cli.calibrate.result import Measured, Outcome
 from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import Sort
 from d3cli.calibrate.texts import hash_documents
 from d3cli.depth.calibration_record import Calibration, Rival, Unseen
+from d3cli.depth.draft_record import DraftCalibration
 from d3cli.scoring.documents import Document
 
 
@@ -46,7 +48,7 @@ def make_record(
         },
         data_hash=hash_documents(documents),
         version=__version__,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=_now(),
         against=outcome.against,
         why_not_as_stored=outcome.why_not_as_stored or None,
         speed=chosen.candidate.speed,
@@ -65,3 +67,39 @@ def _rival(outcome: Outcome, sort: Sort, measured: Measured) -> Rival:
         byte_ratio=candidate.byte_ratio,
         speed=candidate.speed,
     )
+
+
+def make_draft_record(
+    outcome: DraftOutcome,
+    settings: CalibrationSettings,
+    source: str,
+    documents: Sequence[Document],
+) -> DraftCalibration:
+    """The schedule that drafts best, and its figures; arguments as for `make_record`."""
+    best = outcome.best
+    return DraftCalibration(
+        schedule=best.candidate.schedule,
+        agreement=best.agreement,
+        agreement_low=outcome.agreement_low,
+        documents=outcome.documents,
+        tokens=outcome.tokens,
+        cost=best.candidate.cost,
+        length=best.length,
+        gain=best.gain,
+        gain_low=outcome.gain_low,
+        confidence=settings.confidence,
+        settings={
+            "data": source,
+            "order": best.candidate.order,
+            "reply_tokens": settings.reply_tokens,
+            "seed": settings.seed,
+            "seconds": round(outcome.seconds, 1),
+        },
+        data_hash=hash_documents(documents),
+        version=__version__,
+        date=_now(),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

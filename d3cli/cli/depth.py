@@ -159,6 +159,7 @@ def choose_draft_schedule(
         core_last=core[1],
         units=units,
         stored=model.origin.schedule,
+        drafts=model.origin.drafting,
     )
 
 

@@ -22,6 +22,7 @@ from d3cli.depth.calibration_file import (
     stored_text,
 )
 from d3cli.depth.calibration_record import Calibration, Entry, ModelKey, form_in_words
+from d3cli.depth.draft_record import DraftCalibration, DraftEntry
 
 LOCK_SECONDS = 10.0  # a save takes milliseconds
 
@@ -48,7 +49,7 @@ def find(key: ModelKey) -> Calibration | Stale | None:
         StoreError: the file is damaged, or was written by a newer d3.
     """
     stored = calibrations_of(key.model)
-    if stored is None:
+    if stored is None or not stored.entries:
         return _find_moved(key)
     for entry in stored.entries:
         if entry.key.form == key.form:
@@ -59,6 +60,27 @@ def find(key: ModelKey) -> Calibration | Stale | None:
     forms = " and ".join(form_in_words(entry.key.form) for entry in stored.entries)
     now = form_in_words(key.form)
     return Stale(f"it was made in {forms}, and the model now runs in {now}")
+
+
+def find_drafts(key: ModelKey) -> DraftCalibration | Stale | None:
+    """What drafts lossless replies of exactly this model, as `find` finds a calibration.
+
+    None also if it was looked for in other forms of the weights only.
+
+    Raises:
+        StoreError: the file is damaged, or was written by a newer d3.
+    """
+    stored = calibrations_of(key.model)
+    for entry in stored.drafts if stored is not None else ():
+        if entry.key.form == key.form:
+            return _why_stale(entry.key, entry.drafts.date, key) or entry.drafts
+    moved = [
+        entry.drafts
+        for file in (_others_on_disk(key.model) if stored is None else ())
+        for entry in file.drafts
+        if replace(entry.key, model=key.model) == key
+    ]
+    return max(moved, key=lambda drafts: drafts.date, default=None)
 
 
 def _find_moved(key: ModelKey) -> Calibration | None:
@@ -123,7 +145,7 @@ def find_choice(
 def _files_of(model: str) -> list[StoredFile]:
     """The file of a model; without one, those of all models on disk, if it may have been moved."""
     stored = calibrations_of(model)
-    return [stored] if stored is not None else _others_on_disk(model)
+    return [stored] if stored is not None and stored.entries else _others_on_disk(model)
 
 
 def _latest_current(
@@ -141,13 +163,17 @@ def _latest_current(
 
 
 def _compare(entry: Entry, key: ModelKey) -> Calibration | Stale:
-    if entry.key.revision != key.revision:
-        then, now = ((revision or "none")[:12] for revision in (entry.key.revision, key.revision))
+    return _why_stale(entry.key, entry.calibration.date, key) or entry.calibration
+
+
+def _why_stale(made_for: ModelKey, date: str, key: ModelKey) -> Stale | None:
+    """Why what was made for a model at that date is not used for it now; None if it is."""
+    if made_for.revision != key.revision:
+        then, now = ((revision or "none")[:12] for revision in (made_for.revision, key.revision))
         return Stale(f"it was made for revision {then}, and the model is now at {now}")
-    if entry.key.fingerprint != key.fingerprint:
-        date = entry.calibration.date[:10]
-        return Stale(f"the model's weights or config changed since it was made, on {date}")
-    return entry.calibration
+    if made_for.fingerprint != key.fingerprint:
+        return Stale(f"the model's weights or config changed since it was made, on {date[:10]}")
+    return None
 
 
 def calibrations_of(model: str) -> StoredFile | None:
@@ -203,21 +229,38 @@ def save(key: ModelKey, calibration: Calibration, *, chosen: bool = False) -> Pa
         StoreError: it cannot be written, or the model's file is damaged or was written by a newer
             d3.
     """
-    path = file_of(key.model)
     with _locked():
-        stored = calibrations_of(key.model)
-        entries = {entry.key.form: entry for entry in (stored.entries if stored else ())}
+        stored = _stored_or_new(key.model)
+        entries = {entry.key.form: entry for entry in stored.entries}
         entries[key.form] = Entry(key, calibration)
-        choice = key.form if chosen else stored.choice if stored else None
-        try:
-            text = stored_text(key.model, entries.values(), choice)
-        except ValueError as error:
-            raise StoreError(f"the calibration cannot be stored: {error}") from error
-        # This process holds the lock, so a process that was killed left these.
-        for partial in path.parent.glob(f".{path.name}.*"):
-            partial.unlink(missing_ok=True)
-        replace_file(path, text)
-    return path
+        choice = key.form if chosen else stored.choice
+        return _write(replace(stored, entries=tuple(entries.values()), choice=choice))
+
+
+def save_drafts(key: ModelKey, drafts: DraftCalibration) -> Path:
+    """Stores what drafts lossless replies, as `save` stores a calibration; returns the file."""
+    with _locked():
+        stored = _stored_or_new(key.model)
+        entries = {entry.key.form: entry for entry in stored.drafts}
+        entries[key.form] = DraftEntry(key, drafts)
+        return _write(replace(stored, drafts=tuple(entries.values())))
+
+
+def _stored_or_new(model: str) -> StoredFile:
+    return calibrations_of(model) or StoredFile(file_of(model), model)
+
+
+def _write(stored: StoredFile) -> Path:
+    """Replaces a file of the store, whose lock this process holds."""
+    try:
+        text = stored_text(stored)
+    except ValueError as error:
+        raise StoreError(f"the calibration cannot be stored: {error}") from error
+    # This process holds the lock, so a process that was killed left these.
+    for partial in stored.path.parent.glob(f".{stored.path.name}.*"):
+        partial.unlink(missing_ok=True)
+    replace_file(stored.path, text)
+    return stored.path
 
 
 def remove(model: str) -> bool:

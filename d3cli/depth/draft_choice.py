@@ -10,6 +10,7 @@ from typing import Literal
 
 from d3cli.base.errors import Setting, Words
 from d3cli.depth.choice import Choice, Source
+from d3cli.depth.draft_record import DraftCalibration
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.resolve import resolve_schedule
 from d3cli.depth.schedule import DepthSchedule, static_schedule
@@ -18,6 +19,7 @@ from d3cli.depth.units import UnitChoice, WeightBytes
 MODE = "lossless mode: "
 _NO_DRAFT = (
     f"{MODE}no draft can pay, so decoding is plain: at less depth there is nothing to leave out; ",
+    "d3 calibrate --for lossless looks for a schedule, ",
     *(Setting("quantization", "nested"), " has low planes, and ", Setting("alpha", "0.5")),
     " drops layers",
 )
@@ -33,16 +35,20 @@ def choose_for_drafts(
     core_last: int | None = None,
     units: UnitChoice = "auto",
     stored: Schedule | None = None,
+    drafts: DraftCalibration | DepthSchedule | None = None,
 ) -> Choice:
     """The schedule that the depth options mean for drafts, its source and notes.
 
-    A number as alpha decays from the first drafted token on. Without one, nested weights lose all
+    A number as alpha decays from the first drafted token on. Without one, the schedule stored for
+    drafts is used, or the one that ships with the model. Without either, nested weights lose all
     their low planes at once, and other weights nothing: full depth drafts nothing.
 
     Args:
         weight_bytes, alpha, core_first, core_last, units, stored: as for `resolve_schedule`.
         draft_source: what drafts.
         start: has no effect.
+        drafts: what was found for drafts, or ships with the model. If they do not pay, only the
+            source "depth" uses it.
 
     Raises:
         ScheduleError: the options do not fit the model.
@@ -71,14 +77,29 @@ def choose_for_drafts(
         notes = [(MODE, Setting("alpha"), words), *_without_effect(given, "start")]
         return Choice(schedule, Source.PROMPT if of_prompt else Source.FLAGS, tuple(notes))
     notes = _without_effect(given, *given)
+    full = DepthSchedule.full(len(weight_bytes.layers))
+    if by_depth and alpha == "auto" and drafts is not None:
+        if isinstance(drafts, DepthSchedule):
+            return Choice(drafts, Source.SHIPPED, tuple(notes))
+        if drafts.pays or draft_source == "depth":
+            notes.append(_calibrated(drafts))
+            return Choice(drafts.schedule, Source.CALIBRATION, tuple(notes))
+        # What does not pay is left out without a word: other sources draft.
+        return Choice(full, Source.CALIBRATION, tuple(notes))
     planes = weight_bytes.unit_names("plane")
     if by_depth and planes and alpha == "auto":
         notes.append(f"{MODE}drafts leave out the low planes of the weights")
         return Choice(static_schedule(weight_bytes, planes), Source.DEFAULT, tuple(notes))
     if draft_source == "depth":
         notes.append(_NO_DRAFT)
-    full = DepthSchedule.full(len(weight_bytes.layers))
     return Choice(full, Source.OFF if alpha == "off" else Source.DEFAULT, tuple(notes))
+
+
+def _calibrated(drafts: DraftCalibration) -> str:
+    words = f"{MODE}drafts as calibrated: {drafts.schedule.in_words()}"
+    if drafts.pays:
+        return words
+    return f"{words}; they did not pay, so d3 drafts only where that changes"
 
 
 def _without_effect(given: Mapping[str, bool], *names: str) -> list[Words]:

@@ -26,7 +26,7 @@ from d3cli.model.checkpoint import load_tokenizer, open_checkpoint
 from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.load_plan import LoadOptions, LoadPlan, check_model, form_for
 from d3cli.model.model import LoadedModel
-from d3cli.model.origin import Origin, find_calibration, shipped_schedule
+from d3cli.model.origin import Origin, find_calibration, find_draft_calibration, shipped_origin
 from d3cli.model.typical_text import typical_ids
 from d3cli.model.wrap import wrap_model
 from d3cli.text.chat_template import own_template
@@ -171,9 +171,7 @@ def _notes(causal_lm: Any, plan: LoadPlan, unfit: list[str]) -> list[Words]:
 
 def _origin(files: ModelFiles, model: LoadedModel, form: Form) -> Origin:
     """Where a model comes from. A model that runs at full depth only needs no calibration."""
-    origin = Origin(
-        shipped=shipped_schedule(files), builtin=files.builtin, quantization=form.quantization
-    )
+    origin = shipped_origin(files, form.quantization)
     if not model.gate.family.can_skip:
         return origin
     key = ModelKey(
@@ -183,4 +181,9 @@ def _origin(files: ModelFiles, model: LoadedModel, form: Form) -> Origin:
         dtype=str(form.dtype).removeprefix("torch."),
         quantization=form.quantization,
     )
-    return replace(origin, key=key, calibration=find_calibration(key, model.check_schedule))
+    return replace(
+        origin,
+        key=key,
+        calibration=find_calibration(key, model.check_schedule),
+        drafts=find_draft_calibration(key, model.check_schedule),
+    )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from d3cli.base.errors import ScheduleError, StoreError
 from d3cli.depth.calibration_record import Calibration, ModelKey
-from d3cli.depth.calibration_store import Stale, find
+from d3cli.depth.calibration_store import Stale, find, find_drafts
+from d3cli.depth.draft_record import DraftCalibration
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.files.json_files import read_json
@@ -22,6 +23,9 @@ class Origin:
             at full depth only.
         calibration: what the store holds for it, or why that is not used.
         shipped: the depth schedule that came with it.
+        drafts: what the store holds for drafts of its lossless replies; None also if that is not
+            used.
+        shipped_drafts: the depth schedule for drafts that came with it.
         builtin: whether it is the model that ships with d3cli.
         quantization: how its weights were quantized while loading; None if they were not.
     """
@@ -29,6 +33,8 @@ class Origin:
     key: ModelKey | None = None
     calibration: Calibration | Stale | None = None
     shipped: DepthSchedule | None = None
+    drafts: DraftCalibration | None = None
+    shipped_drafts: DepthSchedule | None = None
     builtin: bool = False
     quantization: Quantization | None = None
 
@@ -39,12 +45,21 @@ class Origin:
             return self.calibration.schedule
         return self.shipped
 
+    @property
+    def drafting(self) -> DraftCalibration | DepthSchedule | None:
+        """What drafts lossless replies: calibrated here, else shipped with it, else nothing."""
+        return self.drafts or self.shipped_drafts
 
-def shipped_schedule(files: ModelFiles) -> DepthSchedule | None:
-    """The depth schedule that ships with the built-in model; None for other models."""
+
+def shipped_origin(files: ModelFiles, quantization: Quantization | None) -> Origin:
+    """The origin of a model as it was shipped; only the built-in one comes with schedules."""
     if not files.builtin:
-        return None
-    return DepthSchedule.from_json(read_json(files.path / "schedule.json"))
+        return Origin(quantization=quantization)
+    shipped, drafts = (
+        DepthSchedule.from_json(read_json(files.path / name))
+        for name in ("schedule.json", "draft_schedule.json")
+    )
+    return Origin(shipped=shipped, shipped_drafts=drafts, builtin=True, quantization=quantization)
 
 
 def find_calibration(
@@ -64,3 +79,21 @@ def find_calibration(
     except StoreError as error:
         return Stale(error.message, error.hint)
     return found
+
+
+def find_draft_calibration(
+    key: ModelKey, check: Callable[[Schedule], None]
+) -> DraftCalibration | None:
+    """What the store holds for drafts of a model; arguments as for `find_calibration`.
+
+    A damaged store is reported with the calibration for replies. A stale one is not missed: drafts
+    change no reply.
+    """
+    try:
+        found = find_drafts(key)
+        if isinstance(found, DraftCalibration):
+            check(found.schedule)
+            return found
+    except (ScheduleError, StoreError):
+        pass
+    return None

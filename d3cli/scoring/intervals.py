@@ -54,6 +54,16 @@ def measure_rise(ours: Losses, theirs: Losses, confidence: float, seed: int = 0)
     )
 
 
+def share_with_bound(hits: Sequence[NDArray[np.bool_]], confidence: float) -> tuple[float, float]:
+    """The share of hits among all tokens, and its one-sided lower bound.
+
+    The bound is a bootstrap's over documents, as in `measure_drop`.
+    """
+    samples = _sums_and_tokens([each.astype(np.float64) for each in hits])
+    value, low, _ = _with_bounds(samples, _mean, confidence, seed=0)
+    return value, max(low, 0.0)
+
+
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """A two-sided interval of the median, by a percentile bootstrap."""
     return _interval((np.array(values),), np.median, confidence, "percentile")
@@ -88,16 +98,25 @@ def _bootstrap(
     confidence: float,
     seed: int,
 ) -> Drop:
-    value = float(np.expm1(statistic(*samples, axis=0)))
+    return Drop(*map(float, np.expm1(_with_bounds(samples, statistic, confidence, seed))))
+
+
+def _with_bounds(
+    samples: tuple[NDArray[np.float64], ...],
+    statistic: Callable[..., NDArray[Any]],
+    confidence: float,
+    seed: int,
+) -> tuple[float, float, float]:
+    """A statistic of all samples, and its lower and upper bound."""
+    value = float(statistic(*samples, axis=0))
     if len(samples[0]) < 2 or not samples[0].any():
-        return Drop(value, value, value)
+        return value, value, value
     level = 2 * confidence - 1  # two-sided, so that each bound alone has our confidence
     for method in ("BCa", "percentile"):  # with few documents that differ, BCa may give no number
-        bounds = _interval(samples, statistic, level, method, seed, n_resamples=RESAMPLES)
-        low, high = map(float, np.expm1(bounds))
+        low, high = _interval(samples, statistic, level, method, seed, n_resamples=RESAMPLES)
         if math.isfinite(low) and math.isfinite(high):
             break
-    return Drop(value, min(low, value), max(high, value))
+    return value, min(low, value), max(high, value)
 
 
 def _interval(

@@ -17,6 +17,7 @@ from d3cli.base.errors import NotEnoughMemoryError, StoreError
 from d3cli.calibrate.alternatives import alternatives
 from d3cli.calibrate.calibrator import Calibrator
 from d3cli.calibrate.costs import StepCosts, costs_by_bytes
+from d3cli.calibrate.draft_clock import DraftClock
 from d3cli.calibrate.forms import load_forms
 from d3cli.calibrate.record import make_record
 from d3cli.calibrate.search import Search
@@ -244,9 +245,12 @@ def test_the_form_that_is_chosen_is_the_one_that_runs(d3: D3, wide: Path, text: 
     assert json.loads(ran.out)["schedule"] == found["schedule"]
     plain = d3("generate", wide, "Hello", *short, "--quantization", "none")
     assert "as calibrated" not in plain.err
-    assert f"it was made in bfloat16 {chosen}, and the model now runs in bfloat16" in plain.err
+    assert (
+        f"it was made in bfloat16 with {chosen} weights, and the model now runs in bfloat16"
+        in plain.err
+    )
     shown = d3("calibrate", "show", wide)
-    assert f"bfloat16 {chosen}" in shown.out and "best without decay" in shown.out
+    assert f"bfloat16 with {chosen} weights" in shown.out and "best without decay" in shown.out
 
 
 def test_low_planes_asked_for_are_not_searched_where_another_form_is_faster(
@@ -411,3 +415,57 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
     assert result.code == 1
     assert "on unseen text" in result.out
     assert "error: no space left" in result.err
+
+
+@pytest.fixture
+def _passes_follow_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d3cli.calibrate.draft_clock.measure_costs", by_bytes)
+    monkeypatch.setattr(DraftClock, "verifications", lambda _: [1.05] * 15)
+    monkeypatch.setattr(DraftClock, "drafted", lambda _, dropped: 0.4)
+
+
+# As little text as there may be, in replies of a few tokens.
+QUICK_DRAFTS = ("--for", "lossless", "--documents", "32", "--reply-tokens", "6")
+
+
+@pytest.mark.usefixtures("_passes_follow_the_bytes")
+def test_what_drafts_best_is_stored_shown_and_used(d3: D3) -> None:
+    run = d3("calibrate", "demo", *QUICK_DRAFTS, "--json")
+    assert run.code == 0, run.err
+    found = json.loads(run.out)
+    assert found.keys() == {
+        *("schema", "for", "schedule", "stored", "confidence", "unseen", "tried", "verification"),
+        *("step_seconds", "settings", "seconds"),
+    }
+    assert found["unseen"]["gain"] >= found["unseen"]["gain_low"] > 1
+    assert "--lossless now drafts by it" in run.err
+    [shown] = json.loads(d3("calibrate", "show", "demo", "--json").out)["calibrations"]
+    assert (shown["for"], shown["problem"]) == ("lossless", None)
+    assert shown["schedule"]["skip_order"] == found["schedule"]["skip_order"]
+    run = d3("generate", "demo", "--lossless", "depth", "--max-tokens", "4", "Hello", "--json")
+    reply = json.loads(run.out)
+    assert reply["schedule"]["source"] == "off"
+    assert reply["lossless"]["schedule"]["source"] == "calibration"
+    assert reply["lossless"]["schedule"]["skip_order"] == found["schedule"]["skip_order"]
+
+
+@pytest.mark.usefixtures("_passes_follow_the_bytes")
+def test_where_no_draft_pays_that_is_stored_and_the_exit_code_is_3(
+    d3: D3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DraftClock, "verifications", lambda _: [9.0] * 15)
+    run = d3("calibrate", "demo", *QUICK_DRAFTS, "-o", "csv")
+    assert run.code == 3
+    assert "no draft of this model at less depth certainly pays" in run.err
+    rows = list(csv.DictReader(io.StringIO(run.out)))
+    assert sum(int(row["chosen"]) for row in rows) == 1
+    assert {row["length"] for row in rows} == {"0"}
+    reply = json.loads(d3("generate", "demo", "--lossless", "--json", "Hello").out)
+    assert reply["lossless"]["schedule"] is None
+    assert "do not pay" in d3("calibrate", "show", "demo").out
+
+
+def test_drafts_have_no_target(d3: D3) -> None:
+    run = d3("calibrate", "demo", "--for", "lossless", "--target-drop", "2%")
+    assert run.code == 2
+    assert "--target-drop has no effect on --for lossless" in run.err

@@ -57,12 +57,13 @@ def test_the_reply_is_full_depths_and_json_says_what_was_drafted(d3: D3) -> None
     assert data["text"] == plain["text"]
     assert data["schedule"] == plain["schedule"]
     found = data["lossless"]
-    assert (found["source"], found["draft_model"], found["schedule"]) == ("auto", None, None)
+    assert (found["source"], found["draft_model"]) == ("auto", None)
+    assert found["schedule"]["source"] == "shipped"
     for name in ("drafted", "accepted"):
         assert found[name] == sum(source[name] for source in found["sources"].values())
     by_source = [token["drafted_by"] for token in data["tokens"] if token["drafted_by"]]
     assert len(by_source) == found["accepted"] <= found["drafted"]
-    assert set(by_source) <= {"lookup"}
+    assert set(by_source) <= {"lookup", "depth"}
     assert found["tokens_per_pass"] == (len(data["tokens"]) - 1) / found["passes"]
     assert found["draft_s"] + found["verify_s"] <= data["stats"]["decode_s"]
 
@@ -219,8 +220,9 @@ class TestDraftModel:
         assert "hint: use no --draft-model, or " in result.err
 
 
-def test_depth_without_anything_to_drop_says_that_no_draft_can_pay(d3: D3) -> None:
-    result = d3("generate", STORY, "--lossless", "depth", "--max-tokens", "3")
+def test_depth_without_anything_to_drop_says_that_no_draft_can_pay(d3: D3, tmp_path: Path) -> None:
+    model = stranger(tmp_path / "model")
+    result = d3("generate", model, STORY, "--lossless", "depth", "--max-tokens", "3")
     assert result.code == 0
     assert result.err.count("lossless mode: no draft can pay, so decoding is plain") == 1
 

@@ -103,7 +103,7 @@ class TestGenerate:
         ("text", "problem", "remedy"),
         [
             ("{", "is damaged", "move it away, or run: d3 calibrate remove demo"),
-            ('{"schema": 4}', "was written by a newer d3", "update d3"),
+            ('{"schema": 5}', "was written by a newer d3", "update d3"),
         ],
     )
     def test_a_file_that_cannot_be_read_is_a_note(
@@ -124,7 +124,10 @@ class TestGenerate:
         calibration_store.save(key_of(fox, *form), FOUND, chosen=True)
         source, (note,) = self.source(d3, fox)
         assert source == "default"
-        assert f"it was made in {' '.join(form)}, and the model now runs in float32" in note
+        assert (
+            f"it was made in {' with '.join(form)} weights, and the model now runs in float32"
+            in note
+        )
         loaded = d3("generate", fox, "Hi.", "--max-tokens", "2")
         assert loaded.code == 0 and "as calibrated" not in loaded.err
 

@@ -197,7 +197,7 @@ class TestDamaged:
         assert all_calibrations()[0].problem
 
     def test_a_newer_schema_is_reported_as_newer(self) -> None:
-        path = write(json.dumps({"schema": 4, "model": KEY.model, "surprise": [1]}))
+        path = write(json.dumps({"schema": 5, "model": KEY.model, "surprise": [1]}))
         assert_left_alone(path, "was written by a newer d3")
 
     def test_a_damaged_file_hides_no_other(self) -> None:

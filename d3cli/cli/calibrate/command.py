@@ -4,7 +4,14 @@ from dataclasses import fields
 
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import default_model
-from d3cli.cli.calibrate.options import CalibrateSettings, Format, RemoveSettings, ShowSettings
+from d3cli.cli.calibrate.drafts import run_draft_calibration
+from d3cli.cli.calibrate.options import (
+    CalibrateSettings,
+    Format,
+    Purpose,
+    RemoveSettings,
+    ShowSettings,
+)
 from d3cli.cli.calibrate.run import run_calibration
 from d3cli.cli.calibrate.stored import remove_stored, show_stored
 from d3cli.cli.command_line import command, command_group
@@ -27,6 +34,8 @@ def calibrate(settings: CalibrateSettings) -> int:
     - `d3 calibrate qwen-3-4b --target-drop 2% --max-time 30m`
 
     - `d3 calibrate llama-3-8b --quantization bnb-4bit --data notes.txt`
+
+    - `d3 calibrate qwen-3-4b --for lossless`
     """
     output = Output()
     form = _form(settings.form, settings.as_json)
@@ -41,6 +50,8 @@ def calibrate(settings: CalibrateSettings) -> int:
                     f"{settings.typed[name]} has no effect on --remove", "leave it out"
                 )
         remove_stored(output, _named(settings.model))
+    elif settings.search.purpose is Purpose.lossless:
+        run_draft_calibration(output, _named(settings.model), settings, form)
     else:
         run_calibration(output, _named(settings.model), settings, form)
     return 0

@@ -18,6 +18,13 @@ SEARCH, TEXT, STORE = "Search", "Text", "Store"
 DOCUMENTS = 240
 
 
+class Purpose(StrEnum):
+    """What the schedule is for."""
+
+    perplexity = "perplexity"
+    lossless = "lossless"
+
+
 class OrderName(StrEnum):
     """How units are ranked."""
 
@@ -63,6 +70,15 @@ def _pick_seed(value: int) -> int:
 class SearchOptions:
     """What is searched for, and how long; targets and times as typed."""
 
+    purpose: Annotated[
+        Purpose,
+        typer.Option(
+            "--for",
+            rich_help_panel=SEARCH,
+            help="perplexity: the fastest schedule within --target-drop. lossless: the schedule "
+            "that drafts best for --lossless, on the model's own replies.",
+        ),
+    ] = Purpose.perplexity
     target_drop: Annotated[
         str,
         typer.Option(
@@ -104,7 +120,7 @@ class SearchOptions:
             metavar="N",
             rich_help_panel=SEARCH,
             help="Length of the replies that savings are computed for. Default: 256, or the "
-            "model's context if it is shorter.",
+            "model's context if it is shorter; with --for lossless, 64.",
         ),
     ] = None
     replies: Annotated[
@@ -154,7 +170,7 @@ class TextOptions:
             metavar="N",
             rich_help_panel=TEXT,
             help="Number of documents, one half to search and one to test. Default: at most "
-            f"{DOCUMENTS}, fewer if time is short.",
+            f"{DOCUMENTS}, fewer if time is short; with --for lossless, 48.",
         ),
     ] = None
     self_replies: Annotated[

@@ -39,7 +39,7 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
         TargetNotMetError: no schedule is worth storing; the report has been written.
         StoreError: the result cannot be stored; the report has been written.
     """
-    settings = _search_settings(output, given.search)
+    settings = search_settings(output, given.search)
     from d3cli.calibrate.texts import read_samples
 
     data, count = given.text.data, given.text.documents
@@ -74,7 +74,7 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
     _finish(output, title, calibrator, texts, given, form, command)
 
 
-def _search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
+def search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
     """The settings of the search, checked before the slow loading of the model."""
     target, seconds = parse_target(given.target_drop), parse_duration(given.max_time)
     with output.progress.waiting("loading"):
@@ -104,13 +104,8 @@ def _search(
 ) -> "Calibrator":
     from d3cli.calibrate.budget import in_words
     from d3cli.calibrate.calibrator import Calibrator
-    from d3cli.kernels.threads import machine_is_busy
 
-    if machine_is_busy():
-        output.note(
-            "other programs use this machine: the times that decide may be wrong; on a quiet one, "
-            "calibrate again"
-        )
+    note_busy(output)
     with output.progress.waiting("measuring the model's pace"):
         calibrator = Calibrator(forms, texts, settings, began, all_documents=count is not None)
         plan = calibrator.prepare()
@@ -133,6 +128,17 @@ def _search(
     if (final := calibrator.plan) is not plan:
         output.note(f"that left time for a second search: {_more_in(final, plan)}")
     return calibrator
+
+
+def note_busy(output: Output) -> None:
+    """Says if other programs disturb the times."""
+    from d3cli.kernels.threads import machine_is_busy
+
+    if machine_is_busy():
+        output.note(
+            "other programs use this machine: the times that decide may be wrong; on a quiet one, "
+            "calibrate again"
+        )
 
 
 def _more_in(final: "Budget", first: "Budget") -> str:

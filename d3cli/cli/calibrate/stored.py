@@ -10,16 +10,25 @@ from d3cli.cli.calibrate.options import Format
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_file import StoredFile
 from d3cli.depth.calibration_record import Calibration, Entry, form_in_words
-from d3cli.depth.calibration_store import Stale, all_calibrations, calibrations_of, find, remove
+from d3cli.depth.calibration_store import (
+    Stale,
+    all_calibrations,
+    calibrations_of,
+    find,
+    find_drafts,
+    remove,
+)
+from d3cli.depth.draft_record import DraftCalibration, DraftEntry
 from d3cli.depth.prompt_order import order_in_words
 from d3cli.files.names import find_local, find_on_disk, model_identity
 
 SCHEMA = 1
 
 
-def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
-    """Each calibration of a file, and why it is not used now; an empty reason if it is used."""
-    for entry in stored.entries:
+def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry | DraftEntry, str]]:
+    """All that a file holds, and why it is not used now; an empty reason if it is used."""
+    entries: list[Entry | DraftEntry] = [*stored.entries, *stored.drafts]
+    for entry in entries:
         try:
             files = find_on_disk(entry.key.model)
             if files is None and entry.key.revision:  # d3 may have loaded it by its revision alone
@@ -27,8 +36,8 @@ def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
             if files is None:
                 yield entry, "the model is not on disk"
                 continue
-            sample = files.fingerprint()
-            found = find(replace(entry.key, fingerprint=sample, revision=files.revision))
+            key = replace(entry.key, fingerprint=files.fingerprint(), revision=files.revision)
+            found = find(key) if isinstance(entry, Entry) else find_drafts(key)
         except D3Error as error:  # a directory that is gone or damaged
             yield entry, error.message
             continue
@@ -36,7 +45,7 @@ def with_reasons(stored: StoredFile) -> Iterator[tuple[Entry, str]]:
 
 
 def summary(stored: StoredFile) -> str:
-    """All calibrations of a file in one cell."""
+    """All that a file holds in one cell."""
     if stored.problem:
         return "unusable"
     return "; ".join(
@@ -44,21 +53,24 @@ def summary(stored: StoredFile) -> str:
     )
 
 
-def _brief(entry: Entry) -> str:
+def _brief(entry: Entry | DraftEntry) -> str:
+    form = form_in_words(entry.key.form)
+    if isinstance(entry, DraftEntry):
+        drafts = entry.drafts
+        return f"drafts {f'{drafts.gain:.2f}×' if drafts.pays else 'do not pay'} ({form})"
     found = entry.calibration
     return (
         f"{signed_percent(found.unseen.drop)}, {found.unseen.byte_ratio:.2f}×, "
-        f"alpha {found.schedule.alpha:g} ({form_in_words(entry.key.form)})"
+        f"alpha {found.schedule.alpha:g} ({form})"
     )
 
 
-def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
-    """One calibration in full, as rows of a name and a value."""
-    key, calibration = entry.key, entry.calibration
-    schedule = calibration.schedule
-    settings = [
-        (name, str(value)) for name, value in calibration.settings.items() if value is not None
-    ]
+def describe(entry: Entry | DraftEntry, reason: str = "") -> list[tuple[str, str]]:
+    """What was found for one form of a model in full, as rows of a name and a value."""
+    key = entry.key
+    found = entry.calibration if isinstance(entry, Entry) else entry.drafts
+    schedule = found.schedule
+    settings = [(name, str(value)) for name, value in found.settings.items() if value is not None]
     return [
         ("model", key.model),
         ("weights", form_in_words(key.form)),
@@ -67,10 +79,28 @@ def describe(entry: Entry, reason: str = "") -> list[tuple[str, str]]:
         ("schedule", schedule.in_words()),
         ("core layers", f"{schedule.core_first} first, {schedule.core_last} last"),
         ("skip order", order_in_words(schedule)),
-        *_measured(calibration),
+        *(_measured(found) if isinstance(found, Calibration) else _of_drafts(found)),
         *settings,
-        ("data hash", calibration.data_hash),
-        ("made", f"{calibration.date}, by d3 {calibration.version}"),
+        ("data hash", found.data_hash),
+        ("made", f"{found.date}, by d3 {found.version}"),
+    ]
+
+
+def _of_drafts(drafts: DraftCalibration) -> list[tuple[str, str]]:
+    confidence = f"with {100 * drafts.confidence:g}% confidence"
+    return [
+        ("for", "drafts of lossless replies" + ("" if drafts.pays else ": they do not pay")),
+        (
+            "agreement",
+            f"{drafts.agreement:.1%} of {drafts.tokens:,} tokens in {drafts.documents:,} unseen "
+            f"replies, at least {drafts.agreement_low:.1%} {confidence}",
+        ),
+        ("a drafted token", f"{drafts.cost:.2f} of a step at full depth, there"),
+        ("length", f"{drafts.length} tokens a draft"),
+        (
+            "expected gain",
+            f"{drafts.gain:.2f}× the speed of full depth, at least {drafts.gain_low:.2f}×",
+        ),
     ]
 
 
@@ -116,7 +146,10 @@ def as_json(stored: StoredFile) -> list[dict[str, Any]]:
     if stored.problem:
         return [place | {"problem": stored.problem}]
     return [
-        place | {"problem": reason or None} | entry.to_json()
+        place
+        | {"for": "perplexity" if isinstance(entry, Entry) else "lossless"}
+        | {"problem": reason or None}
+        | entry.to_json()
         for entry, reason in with_reasons(stored)
     ]
 
@@ -147,7 +180,8 @@ def show_stored(output: Output, model: str | None, form: Format) -> None:
         if file.problem:
             output.note(file.problem)
         for entry, reason in with_reasons(file):
-            output.table(("calibration", ""), describe(entry, reason))
+            title = "calibration" if isinstance(entry, Entry) else "drafts"
+            output.table((title, ""), describe(entry, reason))
             output.write("\n")
 
 

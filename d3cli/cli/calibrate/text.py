@@ -48,6 +48,7 @@ def write_replies(
     prompts: Sequence["Document"],
     settings: "CalibrationSettings",
     began: float,
+    temperature: float = 1.0,
 ) -> list["Document"]:
     """The model's own replies to the prompts, as many as it writes in half of the time.
 
@@ -60,7 +61,7 @@ def write_replies(
     found: list[Document] = []
 
     def steps() -> Iterator[tuple[str, float]]:
-        replies = self_replies(model, prompts, settings.reply_tokens, settings.seed)
+        replies = self_replies(model, prompts, settings.reply_tokens, settings.seed, temperature)
         for number, reply in enumerate(replies, start=1):
             found.append(reply)
             yield f"the model's own replies: {number}", number / len(prompts)
