@@ -55,9 +55,12 @@ def times(found: LosslessFigures) -> str:
 def sentences(found: LosslessFigures, trace: Trace, replies: Sequence[ReplyTrace]) -> Iterator[str]:
     """Yields what the figures mean, one finding a sentence."""
     if not found.drafted:
+        why = "no draft promised to pay"
+        if found.sources:  # its logits are not finite, or leave no token to choose
+            why = f"{' and '.join(BY[name] for name in BY if name in found.sources)} found no token"
         yield (
-            f"Nothing was drafted: no draft promised to pay. Each of the {found.passes:,} decode "
-            "steps is a plain one at full depth."
+            f"Nothing was drafted: {why}. Each of the {found.passes:,} decode steps is a plain one "
+            "at full depth."
         )
     else:
         yield (

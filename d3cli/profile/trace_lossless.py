@@ -33,7 +33,7 @@ class PassTrace:
             that full depth chose by itself. Of the last pass, the reply may lack some: it ended at
             a stop string, or was interrupted.
         source: what drafted; None for a plain step.
-        draft_ids: the drafted tokens.
+        draft_ids: the drafted tokens; none for a plain step, or where the source failed.
         accepted: how many of them were accepted, from the first on.
         draft_ms, verify_ms: milliseconds of the draft and of the pass.
     """
@@ -49,7 +49,7 @@ class PassTrace:
     def __post_init__(self) -> None:
         check_finite(self)
         drafted = len(self.draft_ids)
-        require((self.source is None) == (not drafted), "a draft has no source, or no tokens")
+        require(self.source is not None or not drafted, "a draft has no source")
         require(self.accepted <= drafted, f"accepts {self.accepted} of {drafted} drafted tokens")
         own = self.tokens - self.accepted
         require(own == 1 or (own == 0 < self.tokens), f"gives {own} tokens that were not drafted")

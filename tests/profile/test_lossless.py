@@ -10,17 +10,22 @@ import pytest
 import torch
 
 from d3cli.base.errors import TraceError
+from d3cli.base.settings import BUILTIN
 from d3cli.cli.profile.tables import csv_text, report
+from d3cli.decode.draft.by_model import ModelSource
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.model.load import load_model
 from d3cli.profile.html.page import html_report
+from d3cli.profile.run import Drafting
 from d3cli.profile.sentences import sentences
 from d3cli.profile.summary import summarize, with_figures
 from d3cli.profile.trace import Trace
 from d3cli.profile.trace_file import parse_trace
 from d3cli.profile.trace_lossless import DifferenceTrace, EqualityTrace
 from d3cli.scoring.near_tie import gap_and_rounding
+from tests.decode.draft.fixed import Always
 from tests.traces import DRAFTS, STORY, always, builtin, lossless_trace, profile, prompt
 
 
@@ -185,8 +190,8 @@ LOSSLESS, TOKENS = ("replies", 0, "lossless"), ("replies", 0, "tokens")
         ((*LOSSLESS, "passes", 1, "step"), 1, "pass 1 begins at step 1 instead of"),
         ((*LOSSLESS, "passes", 1, "tokens"), 39, r"gives \d+ tokens that were not drafted"),
         ((*LOSSLESS, "passes", 1, "accepted"), 9, "accepts 9 of 7 drafted tokens"),
-        ((*LOSSLESS, "passes", 1, "source"), None, "a draft has no source, or no tokens"),
-        ((*LOSSLESS, "passes", 0, "draft_ids"), [1], "a draft has no source, or no tokens"),
+        ((*LOSSLESS, "passes", 1, "source"), None, "a draft has no source"),
+        ((*LOSSLESS, "passes", 0, "draft_ids"), [1], "a draft has no source"),
         (
             (*LOSSLESS, "passes", 1, "draft_ids", 0),
             0,
@@ -232,6 +237,23 @@ def test_every_report_shows_sources_and_thrown_away_drafts() -> None:
     assert "no map of layers" in text
     assert 'id="chart-0-passes"' in page
     assert 'id="chart-0-layers"' not in page
+
+
+def test_a_draft_model_that_finds_no_token_is_recorded_and_named() -> None:
+    broken = load_model(BUILTIN, dtype="float32", device="cpu")
+    broken.causal_lm.lm_head.weight = torch.nn.Parameter(
+        torch.full_like(broken.causal_lm.lm_head.weight, torch.nan), requires_grad=False
+    )
+    drafting = Drafting(Always(ModelSource(builtin(), broken)), "model", "other")
+    full = DepthSchedule.full(16)
+    trace = profile(STORY, max_tokens=8, compare=True, drafting=drafting, schedule=full)[1]
+    [reply] = trace.replies
+    assert reply.lossless is not None
+    assert {(done.source, done.draft_ids) for done in reply.lossless.passes[:6]} == {("model", ())}
+    assert reply.lossless.equality == EqualityTrace(replies=3, equal=3)
+    assert read(written(trace)) == trace
+    assert "Nothing was drafted: the draft model found no token" in words(trace)
+    assert html_report(trace)
 
 
 def test_full_depth_that_drafts_nothing_says_so() -> None:
