@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from d3cli.base.errors import GenerationError
 from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.draft.source import Draft, ReplyContext, Verification
 from d3cli.decode.loop import DecodedToken, log_normalizer
@@ -65,12 +66,18 @@ def decode_lossless(
         """
         chosen: list[DecodedToken] = []
         for at, (row, drafted) in enumerate(zip(rows, [*draft.token_ids, None], strict=True)):
-            normalizer = log_normalizer(row, step + at)
-            if drafted is not None and draft.probabilities:
-                token_id = sampler.verify(row, token_ids, drafted, draft.probabilities[at])
-            else:
-                # Drawing a token is accepting one that is certain in the draft, or replacing it.
-                token_id = sampler.choose(row, token_ids)
+            try:
+                normalizer = log_normalizer(row, step + at)
+                if drafted is not None and draft.probabilities:
+                    token_id = sampler.verify(row, token_ids, drafted, draft.probabilities[at])
+                else:
+                    # Drawing a token is accepting one that is certain in the draft, or replacing
+                    # it.
+                    token_id = sampler.choose(row, token_ids)
+            except GenerationError:
+                if chosen:  # the reply has these, and fails in the next pass
+                    break
+                raise
             token_ids.append(token_id)
             token = DecodedToken.chosen(
                 step + at,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import GenerationError, ModelError
 from d3cli.decode.draft.by_depth import DepthSource
 from d3cli.decode.draft.by_model import ModelSource
 from d3cli.decode.draft.drafter import Drafter
@@ -208,6 +208,29 @@ class TestModels:
         assert drawing.add(logits)  # 9; full depth may choose 20, and go on
         assert not drawing.add(logits)
         assert drawing.draft("depth", 7) == Draft([9], "depth", probabilities=[], bytes_read=7)
+
+    def test_where_no_token_is_left_the_reply_has_all_before_it(self) -> None:
+        model, left = tiny("llama").gated, sorted(set(range(VOCAB)) - {2, *PROMPT})[:9]
+        suppressed = tuple(id_ for id_ in range(VOCAB) if id_ not in left)
+        rules = GenerationRules(suppress_tokens=suppressed, no_repeat_ngram_size=1)
+        replies: list[Reply] = []
+        for is_lossless in (False, True):
+            written = [token.token_id for reply in replies for token in reply.tokens]
+            drafter = Always(Listed(len(PROMPT), written)) if is_lossless else None
+            reply = Engine(model).stream_ids(
+                PROMPT,
+                schedule=FULL,
+                sampling=SamplingParams(rules=rules),
+                max_tokens=20,
+                drafter=drafter,
+            )
+            with pytest.raises(GenerationError, match="leave no token"):
+                list(reply)
+            replies.append(reply)
+        plain, own = ([token.token_id for token in reply.tokens] for reply in replies)
+        assert own == plain
+        assert sorted(own) == left
+        assert any(token.drafted_by for token in replies[1].tokens[-2:])
 
     def test_models_with_other_tokenizers_are_refused(self) -> None:
         model, other = tiny("llama").gated, changed()
