@@ -104,8 +104,7 @@ def switch_model(chat: "Chat", name: str) -> None:
     if think is not settings.think:
         chat.output.note("this model has no thinking switch, so think is at its default again")
         chat.settings = replace(settings, think=think)
-    if chat.settings.lossless is not None:
-        _check_draft_model(chat, model)
+    _check_draft_model(chat, model)
     try:
         chat.change()
     except UsageError:  # for example more core layers than the new model has
@@ -116,7 +115,10 @@ def switch_model(chat: "Chat", name: str) -> None:
 
 
 def _check_draft_model(chat: "Chat", model: "LoadedModel") -> None:
-    """Goes on without the draft model if it has another tokenizer."""
+    """Goes on without the draft model if it has another tokenizer.
+
+    Also while replies are plain: ``/lossless on`` could not be followed later.
+    """
     from d3cli.decode.draft.by_model import check_draft_model
 
     if chat.drafts.draft_model is None:
@@ -124,7 +126,7 @@ def _check_draft_model(chat: "Chat", model: "LoadedModel") -> None:
     try:
         check_draft_model(model, chat.drafts.draft_model)
     except ModelError as error:
-        chat.output.note(f"{error.message}; replies go on without it")
+        chat.output.note(f"{error.message}; the chat goes on without it")
         chat.drafts.draft_model = None
         if chat.settings.lossless == "model":
             chat.settings = replace(chat.settings, lossless="auto")
