@@ -28,10 +28,11 @@ def check_tokenizer(name: str, tokenizer: Any, draft_model: LoadedModel) -> None
     ours, theirs = tokenizer.get_vocab(), draft_model.tokenizer.get_vocab()
     if ours == theirs:
         return
-    differing = sum(theirs.get(token) != id_ for token, id_ in ours.items())
+    small, large = sorted((ours, theirs), key=len)
+    differing = sum(small.get(token) != id_ for token, id_ in large.items())
     raise ModelError(
         f"{draft_model.name} cannot draft for {name}: their tokenizers differ in "
-        f"{max(differing, abs(len(ours) - len(theirs))):,} of {len(ours):,} tokens",
+        f"{differing:,} of {len(large):,} tokens",
         ("take a smaller model of the same family for ", Setting("draft_model")),
     )
 
