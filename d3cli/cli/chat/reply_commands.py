@@ -116,7 +116,10 @@ def _regen_options(chat: Chat, argument: str) -> "ReplyOptions":
     if word == "alpha" and value.strip():
         return chat.options_with(alpha=parse_alpha(value.strip()))
     if word == "lossless" and value.strip():
-        return chat.options_with(lossless=parse_lossless(value.strip()))
+        source = parse_lossless(value.strip())
+        if source is None:  # at full depth, which a lossless reply must equal
+            return chat.options_with(lossless=None, alpha="off")
+        return chat.options_with(lossless=source)
     raise UsageError(
         f"/regen does not accept {argument}",
         "type /regen alone, /regen alpha 0.99 or /regen lossless off",

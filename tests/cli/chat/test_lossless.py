@@ -95,6 +95,9 @@ def test_replies_are_full_depths_over_any_turns(
     one.type(STORY)
     assert "the same 24 tokens as before" in one.type("/regen")
     assert "the same 24 tokens as before" in one.type("/regen lossless lookup")
+    assert "the same 24 tokens as before" in one.type("/regen lossless off")
+    assert one.chat.conversation.reply is not None
+    assert one.chat.conversation.reply.drafting is None
     messages = transcript.read(one.path)
     assert check_replies(messages, model) == 5
     totals = one.chat.replies.totals.lossless
