@@ -134,6 +134,7 @@ def chat() -> Any:
     if not _CHATS:
         from rich.console import Console
 
+        from d3cli.cli.chat.drafts import Drafts
         from d3cli.cli.chat.saving import Saving
         from d3cli.cli.chat.screen import Screen
         from d3cli.cli.chat.session import Chat
@@ -147,7 +148,7 @@ def chat() -> Any:
         _CHATS.append(
             Chat(
                 *(Output(), screen, Mock(), Saving(None), Mock(), conversation),
-                *(ChatSettings(), "demo"),
+                *(ChatSettings(), "demo", Drafts()),
             )
         )
     _SHOWN.seek(0)

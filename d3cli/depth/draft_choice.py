@@ -19,7 +19,7 @@ from d3cli.depth.units import UnitChoice, WeightBytes
 MODE = "lossless mode: "
 _NO_DRAFT = (
     f"{MODE}no draft can pay, so decoding is plain: at less depth there is nothing to leave out; ",
-    "d3 calibrate --for lossless looks for a schedule, ",
+    *("d3 calibrate ", Setting("for", "lossless"), " looks for a schedule, "),
     *(Setting("quantization", "nested"), " has low planes, and ", Setting("alpha", "0.5")),
     " drops layers",
 )

@@ -56,7 +56,8 @@ def test_low_planes_are_off_for_one_pass_only(by_blocks: bool) -> None:
     model = tiny("llama", nested=True).gated
     model = model if by_blocks else replace(model, blocks=None)
     ids, cache = torch.tensor([random_ids(9)]), model.new_cache()
-    before = model.hidden_states(ids, cache)
+    before = model.hidden_states(ids)
+    model.hidden_states(ids, cache)
     cache.commit(9, full_depth=True)
     steps = [
         model.hidden_states(ids[:, :1], cache, limits=limits)
