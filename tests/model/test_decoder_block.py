@@ -12,7 +12,15 @@ from d3cli.model.decoder_block import MOST_TOKENS
 from d3cli.model.layouts import LAYOUTS
 from d3cli.model.model import LoadedModel
 from d3cli.model.wrap import wrap_model
-from tests.families import CONFIGS, FAMILY_NAMES, family, random_ids, random_model, word_tokenizer
+from tests.families import (
+    CONFIGS,
+    FAMILY_NAMES,
+    family,
+    quick_or_slow,
+    random_ids,
+    random_model,
+    word_tokenizer,
+)
 from tests.nested import nest_linears
 
 PROMPT = 12
@@ -71,18 +79,16 @@ def test_a_step_by_blocks_equals_one_by_layers(name: str) -> None:
         assert off < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", WITH_BLOCKS)
-@pytest.mark.parametrize("at_once", [3, MOST_TOKENS])
-def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str, at_once: int) -> None:
+@pytest.mark.parametrize("name", quick_or_slow((name,) for name in WITH_BLOCKS))
+def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str) -> None:
     """Past the sliding windows too, which are shorter than the reply and may be than the draft."""
     model = wrapped(name, torch.float32)
     ids = random_ids(PROMPT + 2 * MOST_TOKENS + 1)
-    for units in DROPPED.values():
-        if not model.gate.family.has_sublayers and any("." in unit for unit in units):
-            continue
-        expected = steps(by_layers(model), ids, units)
-        off = (steps(model, ids, units, at_once) - expected).abs().max()
-        assert off < 1e-5 * expected.abs().max()
+    for kind in ("full depth", "sublayers" if model.gate.family.has_sublayers else "layers"):
+        expected = steps(by_layers(model), ids, DROPPED[kind])
+        for at_once in (3, MOST_TOKENS):
+            off = (steps(model, ids, DROPPED[kind], at_once) - expected).abs().max()
+            assert off < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", WITH_BLOCKS)
