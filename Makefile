@@ -34,10 +34,10 @@ test-slow: $(VENV)/.test-installed
 	$(PYTEST) -m slow
 
 # As on a processor without AVX-512. Processors other than x86-64 ignore both variables. Of the families' skip orders, which
-# no kernel depends on, two kinds are enough here: whole layers, and all kinds of units mixed.
+# no kernel depends on, two kinds are enough here: whole layers, and all kinds of units mixed. No kernel depends on drafts.
 test-avx2: $(VENV)/.test-installed
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-		$(PYTEST) tests/model tests/kernels tests/decode tests/scoring \
+		$(PYTEST) tests/model tests/kernels tests/decode tests/scoring --ignore tests/decode/draft \
 		-k "not (test_families and (planes or static or sublayers))"
 
 real: $(VENV)/.test-installed
