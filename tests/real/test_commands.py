@@ -25,7 +25,7 @@ def d3(home: Path, *arguments: str | Path, stdin: str = "") -> subprocess.Comple
         capture_output=True,
         text=True,
         env=environment | {"D3_HOME": str(home), "D3_KERNELS": "torch", "OMP_NUM_THREADS": "1"},
-        timeout=150,
+        timeout=400,
         check=False,
     )
 
