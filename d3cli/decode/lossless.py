@@ -12,6 +12,7 @@ Knows nothing of text, chat or files.
 import time
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,44 +57,9 @@ def decode_lossless(
     token_ids = list(prompt_ids)
     reply = ReplyContext(token_ids, cache, sampler.for_drafts(), schedule)
     drafter.begin(reply)
-
-    def accept(rows: Tensor, draft: Draft, step: int) -> list[DecodedToken]:
-        """The tokens that full depth chooses, up to the first one that was not drafted.
-
-        Args:
-            rows: logits after the last token and after each drafted one, ``[S, V]``.
-            step: of the first token.
-        """
-        chosen: list[DecodedToken] = []
-        for at, (row, drafted) in enumerate(zip(rows, [*draft.token_ids, None], strict=True)):
-            try:
-                normalizer = log_normalizer(row, step + at)
-                if drafted is not None and draft.probabilities:
-                    token_id = sampler.verify(row, token_ids, drafted, draft.probabilities[at])
-                else:
-                    # Drawing a token is accepting one that is certain in the draft, or replacing
-                    # it.
-                    token_id = sampler.choose(row, token_ids)
-            except GenerationError:
-                if chosen:  # the reply has these, and fails in the next pass
-                    break
-                raise
-            token_ids.append(token_id)
-            token = DecodedToken.chosen(
-                step + at,
-                token_id,
-                row,
-                normalizer,
-                depth=model.num_layers,
-                bytes_read=0,
-                with_entropy=with_entropy,
-            )
-            chosen.append(replace(token, drafted_by=draft.source if token_id == drafted else None))
-            if token_id != drafted or token_id in eos_token_ids:
-                break
-        share = (draft.bytes_read + model.weight_bytes.total) // len(chosen)
-        return [replace(token, bytes_read=share) for token in chosen]
-
+    accept = partial(
+        _accept, model, sampler, token_ids, eos_token_ids=eos_token_ids, with_entropy=with_entropy
+    )
     chosen = accept(logits[None], Draft(), 0)
     step = 0
     while True:
@@ -119,6 +85,57 @@ def decode_lossless(
         )
         verifications.append(done)
         drafter.learn(done)
+
+
+def _accept(
+    model: LoadedModel,
+    sampler: Sampler,
+    token_ids: list[int],
+    rows: Tensor,
+    draft: Draft,
+    first_step: int,
+    *,
+    eos_token_ids: Container[int],
+    with_entropy: bool,
+) -> list[DecodedToken]:
+    """The tokens that full depth chooses, up to the first one that was not drafted.
+
+    Args:
+        token_ids: the prompt and the reply so far; gains the tokens.
+        rows: logits after the last token and after each drafted one, ``[S, V]``.
+        first_step: of the first token.
+    """
+    chosen: list[DecodedToken] = []
+    pairs = zip(rows, [*draft.token_ids, None], strict=True)
+    for step, (row, drafted) in enumerate(pairs, start=first_step):
+        try:
+            normalizer = log_normalizer(row, step)
+            if drafted is not None and draft.probabilities:
+                drawn_from = draft.probabilities[step - first_step]
+                token_id = sampler.verify(row, token_ids, drafted, drawn_from)
+            else:
+                # Drawing a token is accepting one that is certain in the draft, or replacing it.
+                token_id = sampler.choose(row, token_ids)
+        except GenerationError:
+            if chosen:  # the reply has these, and fails in the next pass
+                break
+            raise
+        token_ids.append(token_id)
+        token = DecodedToken.chosen(
+            step,
+            token_id,
+            row,
+            normalizer,
+            depth=model.num_layers,
+            bytes_read=0,  # shared below
+            with_entropy=with_entropy,
+            drafted_by=draft.source if token_id == drafted else None,
+        )
+        chosen.append(token)
+        if token_id != drafted or token_id in eos_token_ids:
+            break
+    share = (draft.bytes_read + model.weight_bytes.total) // len(chosen)
+    return [replace(token, bytes_read=share) for token in chosen]
 
 
 def read_few(model: LoadedModel, cache: KVCache, token_ids: Sequence[int]) -> Tensor:
