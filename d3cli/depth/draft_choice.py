@@ -6,6 +6,7 @@ models; no torch.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from d3cli.base.errors import Setting, Words
@@ -77,22 +78,38 @@ def choose_for_drafts(
         notes = [(MODE, Setting("alpha"), words), *_without_effect(given, "start")]
         return Choice(schedule, Source.PROMPT if of_prompt else Source.FLAGS, tuple(notes))
     notes = _without_effect(given, *given)
-    full = DepthSchedule.full(len(weight_bytes.layers))
-    if by_depth and alpha == "auto" and drafts is not None:
-        if isinstance(drafts, DepthSchedule):
-            return Choice(drafts, Source.SHIPPED, tuple(notes))
-        if drafts.pays or draft_source == "depth":
-            notes.append(_calibrated(drafts))
-            return Choice(drafts.schedule, Source.CALIBRATION, tuple(notes))
-        # What does not pay is left out without a word: other sources draft.
-        return Choice(full, Source.CALIBRATION, tuple(notes))
-    planes = weight_bytes.unit_names("plane")
-    if by_depth and planes and alpha == "auto":
-        notes.append(f"{MODE}drafts leave out the low planes of the weights")
-        return Choice(static_schedule(weight_bytes, planes), Source.DEFAULT, tuple(notes))
+    if by_depth and alpha == "auto":
+        chosen = _without_options(weight_bytes, draft_source == "depth", drafts)
+        if chosen is not None:
+            return replace(chosen, notes=(*notes, *chosen.notes))
     if draft_source == "depth":
         notes.append(_NO_DRAFT)
+    full = DepthSchedule.full(len(weight_bytes.layers))
     return Choice(full, Source.OFF if alpha == "off" else Source.DEFAULT, tuple(notes))
+
+
+def _without_options(
+    weight_bytes: WeightBytes,
+    insists: bool,
+    drafts: DraftCalibration | DepthSchedule | None,
+) -> Choice | None:
+    """What drafts where no alpha is given; None if nothing can be left out.
+
+    Args:
+        insists: whether the user asked for drafts by depth, even if they do not pay.
+    """
+    if isinstance(drafts, DepthSchedule):
+        return Choice(drafts, Source.SHIPPED)
+    if drafts is not None:
+        if drafts.pays or insists:
+            return Choice(drafts.schedule, Source.CALIBRATION, (_calibrated(drafts),))
+        # What does not pay is left out without a word: other sources draft.
+        return Choice(DepthSchedule.full(len(weight_bytes.layers)), Source.CALIBRATION)
+    planes = weight_bytes.unit_names("plane")
+    if not planes:
+        return None
+    note = f"{MODE}drafts leave out the low planes of the weights"
+    return Choice(static_schedule(weight_bytes, planes), Source.DEFAULT, (note,))
 
 
 def _calibrated(drafts: DraftCalibration) -> str:
