@@ -3,11 +3,11 @@
 import sys
 
 from d3cli.base.errors import UsageError
-from d3cli.cli.chat.options import ChatCommandSettings
+from d3cli.cli.chat.options import ChatCommandSettings, KeepOptions
+from d3cli.cli.chat.saved import delete, list_saved
 from d3cli.cli.command_line import command
 from d3cli.cli.output import Output
 from d3cli.cli.request import Request
-from d3cli.decode import transcript
 
 
 @command(ChatCommandSettings)
@@ -26,12 +26,12 @@ def chat(settings: ChatCommandSettings) -> int:
     - `d3 chat -c`
     """
     output, keep = Output(), settings.keep
+    _check(keep)
     if keep.list_all:
-        _list(output)
-        return 0
+        return list_saved(output, as_json=keep.as_json)
+    if keep.delete is not None:
+        return delete(output, keep.delete, ask=not keep.yes)
     _check_terminal()
-    if keep.resume_last and keep.resume is not None:
-        raise UsageError("--continue and --resume cannot be combined", "give one of them")
     request = Request.read(settings.reply)
     # The prompt and Markdown take a while to import, which only a chat should.
     from d3cli.cli.chat.start import start
@@ -39,17 +39,26 @@ def chat(settings: ChatCommandSettings) -> int:
     return start(settings, request)
 
 
+def _check(keep: KeepOptions) -> None:
+    """Raises UsageError if options about saved conversations contradict each other."""
+    actions = {
+        "--list": keep.list_all,
+        "--delete": keep.delete is not None,
+        "--continue": keep.resume_last,
+        "--resume": keep.resume is not None,
+    }
+    given = [name for name, value in actions.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} cannot be combined", "give one of them")
+    for name, value, needed in (
+        ("--json", keep.as_json, "--list"),
+        ("--yes", keep.yes, "--delete"),
+    ):
+        if value and needed not in given:
+            raise UsageError(f"{name} belongs to {needed}", f"leave it out, or add {needed}")
+
+
 def _check_terminal() -> None:
     for stream in (sys.stdin, sys.stdout):
         if stream is None or not stream.isatty():
             raise UsageError("d3 chat needs a terminal", "for pipes and files, use d3 generate")
-
-
-def _list(output: Output) -> None:
-    from d3cli.cli.chat.views import listing
-
-    found = transcript.all_conversations()
-    if not found:
-        output.note("no conversations yet; d3 chat starts one")
-        return
-    output.table(("id", "changed", "messages", "model", "first message"), listing(found))

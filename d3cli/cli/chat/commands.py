@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from d3cli.base.errors import UsageError
 from d3cli.base.settings import BUILTIN, aliases
-from d3cli.cli.chat import reply_commands, setting_commands, turn_commands, views
+from d3cli.cli.chat import file_commands, reply_commands, setting_commands, turn_commands, views
 from d3cli.cli.chat.completer import Arguments
 from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.session import Chat
@@ -100,9 +100,13 @@ COMMANDS = {
         setting_commands.model,
         lambda: [BUILTIN, *aliases()],
     ),
-    "/save": Command("[FILE]", "show where it is saved, or save a copy", turn_commands.save,
+    "/save": Command("[FILE]", "show where it is saved, or save a copy", file_commands.save,
                      lambda: None),
-    "/load": Command("FILE", "go on with a saved conversation", turn_commands.load, lambda: None),
+    "/load": Command("FILE", "go on with a saved conversation", file_commands.load, lambda: None),
+    "/attach": Command("[FILE]", "put a text file before the next message, or list the files",
+                       file_commands.attach, lambda: None),
+    "/export": Command("[--force] FILE", "write the conversation as Markdown",
+                       file_commands.export, lambda: None),
     "/exit": BYE,
     "/bye": BYE,
 }  # fmt: skip
@@ -115,6 +119,8 @@ OTHER_NAMES = {
     "/resume": "/load",
     "/continue": "/load",
     "/open": "/load",
+    "/file": "/attach",
+    "/read": "/attach",
     "/new": "/clear",
     "/reset": "/clear",
     "/quit": "/exit",

@@ -58,6 +58,21 @@ class KeepOptions:
     list_all: Annotated[
         bool, typer.Option("--list", rich_help_panel=KEPT, help="List the conversations.")
     ] = False
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=KEPT, help="With --list: print one JSON object."),
+    ] = False
+    delete: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            rich_help_panel=KEPT,
+            help="Delete this conversation; the beginning of its id is enough.",
+        ),
+    ] = None
+    yes: Annotated[
+        bool, typer.Option("--yes", rich_help_panel=KEPT, help="With --delete: do not ask.")
+    ] = False
     no_save: Annotated[
         bool,
         typer.Option(

@@ -6,9 +6,11 @@ since the first prompt is there before it.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3cli.base.errors import spelled
+from d3cli.cli.chat.attachments import Attachments
 from d3cli.cli.chat.drafts import Drafts
 from d3cli.cli.chat.model_switch import Models
 from d3cli.cli.chat.saving import Saving
@@ -42,6 +44,7 @@ class Chat:
         output: notes and errors.
         screen: standard output.
         drafts: what drafts lossless replies.
+        attachments: files that stand before the next message.
         model_name: what the user calls the model.
         options: how the next reply is written, by the present settings.
         comparisons: what /compare found last, in words, for each depth schedule.
@@ -63,21 +66,24 @@ class Chat:
         self.output, self.screen, self.replies, self.saving = output, screen, replies, saving
         self.models, self.model_name, self.drafts = models, model_name, drafts
         self.conversation, self.settings = conversation, settings
-        self.draft = ""
+        self.draft, self.attachments = "", Attachments()
         self.comparisons: dict[Schedule, str] = {}
         self._noted: object = None  # the schedule whose notes were shown last
         self._depth_shown = False
         self.options = self._choose_options(settings)
 
     def say(self, text: str) -> None:
-        """Adds the user's message and saves it; a failure to save is reported after the reply."""
-        self.conversation.say(text)
+        """Adds the user's message, with the attached files before it, and saves it.
+
+        A failure to save is reported after the reply.
+        """
+        self.conversation.say(self.attachments.put_before(text))
         self.saving.save(self.conversation)
 
     def take_back_unanswered(self) -> None:
         """Makes a last message that got no reply the draft."""
         if text := self.conversation.take_back_unanswered():
-            self.draft = as_typed(text)
+            self.draft = as_typed(self.attachments.take_back(text))
             self.save()
 
     def respond(self, options: "ReplyOptions", began: float | None = None) -> "Reply | None":
@@ -97,6 +103,14 @@ class Chat:
         self.saving.save(self.conversation)
         if self.saving.problem is not None:
             self.output.failure(self.saving.problem)
+
+    def room_for(self, path: Path) -> int:
+        """Tokens that a file may have beside the conversation and the other attached files."""
+        conversation, options = self.conversation, self.options
+        # The oldest turns make room for it if they may be dropped.
+        drops = self.settings.on_overflow == "drop-oldest"
+        used = 0 if drops else len(conversation.opening(options))
+        return conversation.model.context_length - used - self.attachments.tokens(without=path)
 
     def change(self, **changes: Any) -> bool:
         """Changes settings, all of them or none.
@@ -128,6 +142,7 @@ class Chat:
     def start_new(self) -> None:
         """Begins a new conversation; the one before stays on disk."""
         self.conversation.clear()
+        self.attachments.clear()
         self.replies.forget()
         if self.saving.id is not None:
             self.saving.save_as(transcript.new_id())

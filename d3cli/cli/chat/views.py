@@ -7,7 +7,6 @@ from d3cli.base.amounts import readable_size
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.totals import Totals
 from d3cli.cli.format import agreement, draft_figures, speed
-from d3cli.decode import transcript
 from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
@@ -217,19 +216,3 @@ def totals(total: Totals, reply: "Reply | None") -> Rows:
         share = total.agreed / total.compared
         pairs.append(("agreement", f"{share:.1%} of {total.compared:,} tokens"))
     return pairs
-
-
-def listing(found: list[transcript.Summary]) -> list[tuple[str, ...]]:
-    """Rows for a table of conversations."""
-    from datetime import datetime
-
-    return [
-        (
-            one.id,
-            f"{datetime.fromtimestamp(one.changed):%Y-%m-%d %H:%M}",
-            "" if one.problem else str(len(one.messages)),
-            one.model or "",
-            one.problem or one.title[:60],
-        )
-        for one in found
-    ]
