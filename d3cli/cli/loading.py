@@ -123,9 +123,14 @@ def load_models(
     _say(output, found, model, threads)
     for note in draft_model.notes:
         output.note(("draft model: ", *([note] if isinstance(note, str) else note)))
+    note_size(output, model, draft_model)
+    return model, draft_model
+
+
+def note_size(output: Output, model: "LoadedModel", draft_model: "LoadedModel") -> None:
+    """Says so if a draft model is not smaller than the model."""
     if draft_model.weight_bytes.total >= model.weight_bytes.total:
         output.note("the draft model is not smaller than the model, so its drafts can hardly pay")
-    return model, draft_model
 
 
 @dataclass(frozen=True, slots=True)

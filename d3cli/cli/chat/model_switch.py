@@ -9,7 +9,7 @@ from d3cli.base.errors import D3Error, ModelError, UsageError
 from d3cli.cli import signals
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.depth import calibrate_command
-from d3cli.cli.loading import load
+from d3cli.cli.loading import load, note_size
 from d3cli.cli.model_options import ModelOptions
 from d3cli.cli.output import Output
 from d3cli.cli.prompt_options import Think
@@ -130,6 +130,8 @@ def _check_draft_model(chat: "Chat", model: "LoadedModel") -> None:
         chat.drafts.draft_model = None
         if chat.settings.lossless == "model":
             chat.settings = replace(chat.settings, lossless="auto")
+    else:
+        note_size(chat.output, model, chat.drafts.draft_model)
 
 
 def _fitting_think(model: "LoadedModel", settings: ChatSettings) -> Think | None:

@@ -35,6 +35,8 @@ def lossless(chat: Chat, argument: str) -> None:
     rows = [("lossless", views.lossless_in_words(chat.options))]
     if not argument:
         rows += views.drafts_so_far(chat.replies.totals)
+    elif chat.options.drafter is None:
+        rows.append(("depth", views.depth_in_words(chat.options, chat.compared)))
     chat.screen.print_rows(rows)
 
 

@@ -156,7 +156,9 @@ def test_what_a_chat_says_of_drafts(desk: NewDesk) -> None:
     assert "line: drafts by less depth: alpha 0.9" in depth
     assert "mean 16.0 layers" in depth
     assert "by lookup drafted " in one.type("/lossless")
-    assert one.type("/lossless off") == "lossless off"
+    off = one.type("/lossless off")
+    assert off.startswith("lossless off")
+    assert "alpha 0.9" in off  # the depth of the replies from here on
     assert "lossless" not in one.type(STORY)
 
 
@@ -194,7 +196,7 @@ def test_another_model_goes_on_without_a_draft_model_that_does_not_fit(
     desk: NewDesk, model: LoadedModel, tmp_path: Path
 ) -> None:
     one = desk(max_tokens=12, lossless="model", drafts=Drafts(model))
-    one.type(f"/model {stranger(tmp_path / 'other')}")
+    assert "can hardly pay" in one.type(f"/model {stranger(tmp_path / 'other')}")
     assert one.type("/lossless") == "lossless on; drafts by the draft model"
     one.chat.drafts.draft_model = tiny("llama").gated
     assert "differ" in one.type("/model demo")
