@@ -9,7 +9,7 @@ from statistics import median
 from d3cli.calibrate.costs import StepCosts, measure_costs
 from d3cli.decode.loop import decode_step
 from d3cli.decode.lossless import read_few
-from d3cli.model.decoder_block import MOST_TOKENS
+from d3cli.model.decoder_pass import MOST_TOKENS
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.step_times import fill_cache

@@ -118,6 +118,59 @@ def decode_step(
     return model.logits(hidden[0, -1])
 
 
+class Choosing:
+    """Chooses the tokens of one reply by its logits, token ``t`` at ``schedule.depth(t)``.
+
+    Args:
+        model: whose logits they are.
+        prompt_ids: the repetition penalty looks at them.
+        with_entropy: compute each token's entropy, at the cost of a pass over the logits.
+
+    Attributes:
+        token_ids: the prompt and the reply so far.
+        dropped: the units that the pass for the next token drops.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        schedule: DepthSchedule,
+        sampler: Sampler,
+        prompt_ids: Sequence[int],
+        *,
+        with_entropy: bool = False,
+    ) -> None:
+        self._schedule, self._sampler, self._with_entropy = schedule, sampler, with_entropy
+        self.token_ids = list(prompt_ids)
+        self.dropped: Sequence[str] = ()
+        self._step = 0
+        # Once for all tokens: for a hundred units it takes as long as some layers of a small model.
+        self._bytes_read = model.weight_bytes.read_by_dropped(schedule.skip_order)
+
+    def next(self, logits: Tensor) -> DecodedToken:
+        """The next token, from the logits ``[V]`` of the pass before it.
+
+        Raises:
+            GenerationError: the logits are not finite.
+        """
+        step = self._step
+        normalizer = log_normalizer(logits, step)
+        token_id = self._sampler.choose(logits, self.token_ids)
+        token = DecodedToken.chosen(
+            step,
+            token_id,
+            logits,
+            normalizer,
+            depth=self._schedule.depth(step),
+            bytes_read=self._bytes_read[len(self.dropped)],
+            with_entropy=self._with_entropy,
+        )
+        self.token_ids.append(token_id)
+        self._step += 1
+        self.dropped = self._schedule.dropped(self._step)
+        return token
+
+
 def decode(
     model: LoadedModel,
     cache: KVCache,
@@ -141,27 +194,13 @@ def decode(
     Raises:
         GenerationError: the logits of a step are not finite.
     """
-    token_ids = list(prompt_ids)
-    dropped: Sequence[str] = ()
-    # Once for all tokens: for a hundred units it takes as long as some layers of a small model.
-    bytes_read = model.weight_bytes.read_by_dropped(schedule.skip_order)
+    choosing = Choosing(model, schedule, sampler, prompt_ids, with_entropy=with_entropy)
     for step in range(max_tokens):
         if step:
-            dropped = schedule.dropped(step)
-            logits = decode_step(model, cache, token_ids[-1], dropped)
-        normalizer = log_normalizer(logits, step)
-        token_id = sampler.choose(logits, token_ids)
-        token_ids.append(token_id)
-        yield DecodedToken.chosen(
-            step,
-            token_id,
-            logits,
-            normalizer,
-            depth=schedule.depth(step),
-            bytes_read=bytes_read[len(dropped)],
-            with_entropy=with_entropy,
-        )
-        if token_id in eos_token_ids:
+            logits = decode_step(model, cache, choosing.token_ids[-1], choosing.dropped)
+        token = choosing.next(logits)
+        yield token
+        if token.token_id in eos_token_ids:
             return
 
 

@@ -22,6 +22,7 @@ from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
 from d3cli.decode.stats import LosslessStats, RunStats, peak_memory
 from d3cli.depth.prompt_order import PromptSchedule, Schedule, units_to_measure
 from d3cli.depth.schedule import DepthSchedule
+from d3cli.model.kv_cache import KVCache
 from d3cli.text.control_tokens import reply_writing
 from d3cli.text.stop_strings import StopStrings, without_marks
 from d3cli.text.tokens import Detokenizer
@@ -176,30 +177,61 @@ class Reply:
             del self._writer
 
     def _write(self) -> Iterator[GenerationChunk]:
-        for _ in self._reading:
-            pass
-        if self._logits is None:
-            raise UsageError("the prompt of this reply was not read to its end", "stream it again")
-        limit = self._limit
-        tokens = self._decode(self._logits, limit)
-        self._logits = None  # large, and needed once
+        tokens = self._decode(self._read_to_end(), self._limit)
         while True:
             with self._writer.step():
                 token = next(tokens)
                 piece = self._add(token)
-            shown, stopped = self._stop.push(piece)
-            reason = None
-            if stopped or token.token_id in self._ends:
-                reason = "stop"
-            elif token.step == limit - 1:
-                reason = "length" if limit == self._max_tokens else "context"
-            self.text += shown
-            self.finish_reason = reason or self.finish_reason
-            if reason and not stopped:
-                shown += self.release()
-            yield GenerationChunk(shown, token, reason)
-            if reason:
+            chunk = self._complete(token, piece)
+            yield chunk
+            if chunk.finish_reason:
                 return
+
+    def _read_to_end(self) -> Tensor:
+        """Reads the rest of the prompt; the logits ``[V]`` after it, which are not kept."""
+        for _ in self._reading:
+            pass
+        logits = self._logits
+        if logits is None:
+            raise UsageError("the prompt of this reply was not read to its end", "stream it again")
+        self._logits = None  # large, and needed once
+        return logits
+
+    def begin(self) -> tuple[KVCache, Tensor]:
+        """Reads the prompt, and leaves the decoding to the caller, who uses `take`.
+
+        Do not iterate the reply then.
+
+        Returns:
+            The KV cache, and the logits ``[V]`` of the first token.
+
+        Raises:
+            UsageError: its engine writes another reply now.
+            GenerationError: the influence of a unit is not finite.
+        """
+        logits = self._read_to_end()
+        return self._writer.kv, logits
+
+    def take(self, token: DecodedToken) -> GenerationChunk:
+        """Adds the next token, which the caller has chosen after `begin`."""
+        chunk = self._complete(token, self._add(token))
+        if chunk.finish_reason:
+            del self._writer  # as `_generate` does
+        return chunk
+
+    def _complete(self, token: DecodedToken, piece: str) -> GenerationChunk:
+        """Completes the text after a token with this piece; ends the reply if it is time."""
+        shown, stopped = self._stop.push(piece)
+        reason = None
+        if stopped or token.token_id in self._ends:
+            reason = "stop"
+        elif token.step == self._limit - 1:
+            reason = "length" if self._limit == self._max_tokens else "context"
+        self.text += shown
+        self.finish_reason = reason or self.finish_reason
+        if reason and not stopped:
+            shown += self.release()
+        return GenerationChunk(shown, token, reason)
 
     def _decode(self, logits: Tensor, limit: int) -> Iterator[DecodedToken]:
         """The tokens, from the prefill's last logits on."""

@@ -15,7 +15,6 @@ from d3cli.depth.families import Family
 from d3cli.kernels.joint_linear import JointLinear, joint_of
 from d3cli.kernels.nested_linear import NestedLinear, nested_linears
 from d3cli.model.decoder_block import (
-    Angles,
     Attention,
     Block,
     DecoderStack,
@@ -23,6 +22,7 @@ from d3cli.model.decoder_block import (
     States,
     signed,
 )
+from d3cli.model.decoder_pass import Angles
 from d3cli.model.layouts import LAYOUTS, Layout
 
 # Makes a function of a linear: with all of its planes, or with the high one alone.

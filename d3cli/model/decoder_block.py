@@ -8,7 +8,7 @@ oracle in tests. Casts happen in their order, so that bfloat16 rounds alike. Kno
 families, files or schedules.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,49 +16,11 @@ import torch
 from torch import Tensor
 
 from d3cli.depth.units import Part, Unit, parse_unit
-from d3cli.kernels.grouped_attention import attend_few, attend_one
+from d3cli.model.decoder_pass import Angles, Pass, RowsPass, Shared
 from d3cli.model.kv_cache import KVCache
-
-# The most tokens of one pass: a verification has no more, and a prefill is for larger kernels.
-MOST_TOKENS = 16
 
 # A function of the states of S tokens: a norm, a linear, an MLP.
 States = Callable[[Tensor], Tensor]
-# cos and signed sin of S positions, each ``[S, 1, rotary_dim]``.
-Angles = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What all layers share in one pass over S tokens.
-
-    Attributes:
-        cache: the KV cache.
-        angles: the rotary angles of the tokens' positions, by their names.
-        tokens: S.
-    """
-
-    cache: KVCache
-    angles: Mapping[str, Angles]
-    tokens: int = 1
-    _masks: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What to add to the scores of S tokens and the T positions held for them, ``[S, T]``.
-
-        Args:
-            window: positions that a token attends to, its own included; None for all before it.
-        """
-        if window not in self._masks:
-            first = self.cache.position
-            start = 0 if window is None else max(0, first - window + 1)
-            ahead = torch.arange(start, first + self.tokens) - torch.arange(
-                first, first + self.tokens
-            ).unsqueeze(1)  # of a held position before a token's own: negative
-            hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            self._masks[window] = mask
-        return self._masks[window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +76,7 @@ class Attention:
     in_pairs: bool = False
     softcap: float | None = None
 
-    def __call__(self, states: Tensor, shared: Pass) -> Tensor:
+    def __call__(self, states: Tensor, shared: Shared) -> Tensor:
         """``[S, H]`` to ``[S, H]``; writes the tokens' keys and values."""
         heads, kv_heads = self.heads, self.kv_heads
         projected = self.project(states)
@@ -125,11 +87,9 @@ class Attention:
         if self.angles is not None:
             turned = turn(turned, *shared.angles[self.angles], in_pairs=self.in_pairs)
         queries, keys = turned.narrow(1, 0, heads), turned.narrow(1, heads, kv_heads)
-        held = shared.cache.update_few(keys, values, self.index)
-        if shared.tokens == 1:
-            return self.output(attend_one(queries, *held, self.scale, self.softcap))
-        mask = shared.mask(shared.cache.layers[self.index].window, queries.dtype)
-        return self.output(attend_few(queries, *held, mask, self.scale, self.softcap))
+        return self.output(
+            shared.attend(self.index, queries, keys, values, self.scale, self.softcap)
+        )
 
 
 def turn(heads: Tensor, cos: Tensor, sin: Tensor, *, in_pairs: bool) -> Tensor:
@@ -202,7 +162,7 @@ class Block:
             mlp=None if (Part.MLP, False) in kinds else mlp,
         )
 
-    def __call__(self, states: Tensor, shared: Pass) -> Tensor:
+    def __call__(self, states: Tensor, shared: Shared) -> Tensor:
         """``[S, H]`` to ``[S, H]``."""
         if self.parallel:
             return self._parallel(states, shared)
@@ -222,7 +182,7 @@ class Block:
             inner = inner * self.multiplier
         return states + inner
 
-    def _parallel(self, states: Tensor, shared: Pass) -> Tensor:
+    def _parallel(self, states: Tensor, shared: Shared) -> Tensor:
         assert self.before_attention is not None
         is_read = self.attention is not None or self.before_mlp is None
         normed = self.before_attention(states) if is_read else states
@@ -272,9 +232,21 @@ class DecoderStack:
         positions = torch.arange(cache.position, cache.position + tokens)[None]
         states = self.embed(token_ids, positions)
         shared = Pass(cache, self.angles(states[None], positions), tokens)
+        return self._run(states, shared, dropped)[None]
+
+    def rows(self, token_ids: Tensor, caches: Sequence[KVCache], dropped: frozenset[str]) -> Tensor:
+        """Final hidden states ``[S, H]`` of one token of each of S sequences, ``[S]``.
+
+        Each cache then holds its token. The other arguments are as for `__call__`.
+        """
+        positions = torch.tensor([[cache.position for cache in caches]])
+        states = self.embed(token_ids[None], positions)
+        return self._run(states, RowsPass(caches, self.angles(states[None], positions)), dropped)
+
+    def _run(self, states: Tensor, shared: Shared, dropped: frozenset[str]) -> Tensor:
         for block in self.blocks_without(dropped) if dropped else self.blocks:
             states = block(states, shared)
-        return self.norm(states)[None]
+        return self.norm(states)
 
     def blocks_without(self, dropped: frozenset[str]) -> tuple[Block, ...]:
         """What is left of the layers that are not dropped as a whole."""

@@ -5,7 +5,7 @@ Hugging Face model only through it. Knows nothing of files, replies or terminals
 schedule means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,7 +18,8 @@ from d3cli.base.errors import ModelError, ScheduleError, Setting, Words
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.resolve import resolve_schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
-from d3cli.model.decoder_block import MOST_TOKENS, DecoderStack
+from d3cli.model.decoder_block import DecoderStack
+from d3cli.model.decoder_pass import MOST_TOKENS
 from d3cli.model.gate import LayerGate
 from d3cli.model.influence import InfluenceMeter
 from d3cli.model.influence_table import InfluenceHistory
@@ -221,6 +222,32 @@ class LoadedModel:
             )
         with self.gate.one_pass():
             return blocks(token_ids, cache, frozenset(limits))
+
+    @torch.inference_mode()
+    def states_of_rows(
+        self, token_ids: Sequence[int], caches: Sequence[KVCache], dropped: Collection[str]
+    ) -> Tensor:
+        """Final hidden states ``[S, H]`` of one more token of each of S sequences.
+
+        On a CPU this is one pass, which reads the weights once; elsewhere it is S passes.
+
+        Args:
+            caches: the sequences' KV caches, which then hold the tokens; `commit` each.
+            dropped: the units that do not run.
+
+        Raises:
+            UsageError: another thread is using the model.
+        """
+        blocks, device = self.blocks, self.device
+        if blocks is not None and not blocks.is_watched and len(token_ids) > 1:
+            with self.gate.one_pass():
+                return blocks.rows(torch.tensor(token_ids), caches, frozenset(dropped))
+        limits = dict.fromkeys(dropped, 0)
+        states = [
+            self.hidden_states(torch.tensor([[id_]], device=device), cache, limits=limits)
+            for id_, cache in zip(token_ids, caches, strict=True)
+        ]
+        return torch.cat(states)[:, 0]
 
     def _by_layers(
         self,

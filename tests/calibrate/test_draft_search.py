@@ -15,7 +15,7 @@ from d3cli.decode.draft.length import best_length
 from d3cli.depth.draft_record import DraftCalibration
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import parse_unit
-from d3cli.model.decoder_block import MOST_TOKENS
+from d3cli.model.decoder_pass import MOST_TOKENS
 from d3cli.scoring.documents import Document
 from d3cli.scoring.intervals import share_with_bound
 from tests.planted import IDLE, documents, planted

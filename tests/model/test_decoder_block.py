@@ -1,6 +1,6 @@
 """Decode steps by blocks equal those by transformers' layers, which are the oracle here."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from d3cli.depth.families import FAMILIES
-from d3cli.model.decoder_block import MOST_TOKENS
+from d3cli.model.decoder_pass import MOST_TOKENS
+from d3cli.model.kv_cache import KVCache
 from d3cli.model.layouts import LAYOUTS
 from d3cli.model.model import LoadedModel
 from d3cli.model.wrap import wrap_model
@@ -57,6 +58,17 @@ def steps(
     return torch.cat(rows)
 
 
+def cache_after(model: LoadedModel, token_ids: Sequence[int], dropped: Collection[str]) -> KVCache:
+    """The KV cache after a prompt and the tokens after it, read as `steps` reads them."""
+    cache = model.new_cache()
+    limits: Mapping[str, int] = {}
+    for ids in (token_ids[:PROMPT], *([id_] for id_ in token_ids[PROMPT:])):
+        model.hidden_states(torch.tensor([ids]), cache, limits=limits)
+        cache.commit(len(ids), full_depth=not limits)
+        limits = dict.fromkeys(dropped, 0)
+    return cache
+
+
 def by_layers(model: LoadedModel) -> LoadedModel:
     return replace(model, blocks=None)
 
@@ -88,6 +100,23 @@ def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str) -> None:
         expected = steps(by_layers(model), ids, DROPPED[kind])
         for at_once in (3, MOST_TOKENS):
             off = (steps(model, ids, DROPPED[kind], at_once) - expected).abs().max()
+            assert off < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", quick_or_slow((name,) for name in FAMILY_NAMES))
+def test_a_token_of_each_of_several_sequences_equals_the_same_one_by_one(name: str) -> None:
+    """At different positions, one of them past the sliding windows."""
+    model = wrapped(name, torch.float32)
+    sequences = [random_ids(PROMPT + more, seed=more) for more in (20, 2, 5)]
+    for units in (DROPPED["full depth"], DROPPED["layers"]):
+        expected = torch.stack([steps(by_layers(model), ids, units)[-2:] for ids in sequences])
+        caches = [cache_after(model, ids[:-2], units) for ids in sequences]
+        for step in range(2):
+            tokens = [ids[step - 2] for ids in sequences]
+            found = model.states_of_rows(tokens, caches, units)
+            for cache in caches:
+                cache.commit(1, full_depth=not units)
+            off = (found - expected[:, step]).abs().max()
             assert off < 1e-5 * expected.abs().max()
 
 

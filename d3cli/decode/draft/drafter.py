@@ -14,7 +14,7 @@ from d3cli.decode.draft.length import PRIOR, Acceptance, Costs, best_length
 from d3cli.decode.draft.lookup import LookupSource
 from d3cli.decode.draft.source import Draft, DraftSource, ReplyContext, Verification
 from d3cli.decode.loop import SourceName
-from d3cli.model.decoder_block import MOST_TOKENS
+from d3cli.model.decoder_pass import MOST_TOKENS
 from d3cli.model.model import LoadedModel
 
 SourceChoice = Literal["auto", "lookup", "depth", "model"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from d3cli.decode.draft.drafter import FIRST_STEPS, PASSES_BETWEEN, Drafter
 from d3cli.decode.draft.source import Draft, DraftSource, Offer, ReplyContext, Verification
 from d3cli.decode.loop import SourceName
-from d3cli.model.decoder_block import MOST_TOKENS
+from d3cli.model.decoder_pass import MOST_TOKENS
 from tests.decode.draft.test_lookup import context
 
 REPLY = context([1, 2, 3])
