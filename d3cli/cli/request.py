@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from d3cli.base.errors import UsageError
-from d3cli.cli.chosen_form import lowers_depth
 from d3cli.cli.depth import (
     calibrate_command,
     check_planes,
     choose_draft_schedule,
-    choose_schedule,
     parse_alpha,
     parse_start,
 )
@@ -26,6 +24,8 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitChoice
+from d3cli.model.form_choice import lowers_depth
+from d3cli.model.schedule_choice import choose_schedule
 from d3cli.text.stop_strings import unescaped
 
 if TYPE_CHECKING:

@@ -35,7 +35,23 @@ def log_probs_of(model: LoadedModel, states: Tensor, token_ids: Tensor) -> Tenso
     """
     found = []
     for part, wanted in chunks(model, states, token_ids.to(states.device)):
-        logits = model.logits(part)  # [S, V]
-        picked = logits.gather(-1, wanted[:, None])[:, 0]
-        found.append((picked - logits.logsumexp(dim=-1)).double().cpu())
+        found.append(_picked(model.logits(part), wanted))
     return torch.cat(found)
+
+
+def log_probs_and_tops(
+    model: LoadedModel, states: Tensor, token_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `log_probs_of`, and the top choices ``[T]`` of the same logits, on the CPU."""
+    log_probs, tops = [], []
+    for part, wanted in chunks(model, states, token_ids.to(states.device)):
+        logits = model.logits(part)  # [S, V]
+        log_probs.append(_picked(logits, wanted))
+        tops.append(logits.argmax(dim=-1).cpu())
+    return torch.cat(log_probs), torch.cat(tops)
+
+
+def _picked(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Log-probabilities ``[S]`` of one token each, from ``logits`` ``[S, V]``."""
+    picked = logits.gather(-1, token_ids[:, None])[:, 0]
+    return (picked - logits.logsumexp(dim=-1)).double().cpu()

@@ -62,6 +62,19 @@ def score(
     if isinstance(schedule, PromptSchedule):
         scorers = (Scorer(model, [document], schedule.kind) for document in documents)
         return [scorer.score(schedule)[0] for scorer in scorers]
+    return _score_states(model, response_states(model, documents, schedule), documents)
+
+
+def response_states(
+    model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule
+) -> Tensor:
+    """Final hidden states that predict the response tokens, ``[T, H]``, document by document.
+
+    All documents are read in one forward.
+
+    Raises:
+        PromptError: as for `score`.
+    """
     check_documents(model, documents)
     batch = pad(documents, model.device)
     hidden = model.hidden_states(
@@ -71,8 +84,7 @@ def score(
         limits=schedule.prefix_lengths(batch.prompt_len, batch.new_tokens),
     )
     # Response token t is predicted at position prompt_len + t - 1.
-    states = unpad(hidden[:, batch.prompt_len - 1 :], documents)
-    return _score_states(model, states, documents)
+    return unpad(hidden[:, batch.prompt_len - 1 :], documents)
 
 
 def perplexity(scores: Sequence[ResponseScores]) -> float:

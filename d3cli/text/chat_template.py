@@ -52,10 +52,7 @@ def encode_chat(
     if context is not None:
         check_length(tokenizer, text, context)
     template = chat_template or own_template(tokenizer)
-    variables = dict(tokenizer.special_tokens_map)
-    if think is not None:
-        switch = check_thinking_switch(tokenizer, renderer, chat_template)
-        variables |= switch.variables(think)
+    variables = _variables(tokenizer, renderer, chat_template, think)
     if not template:
         text = "\n\n".join(message["content"] for message in messages)
         return encode_beginning(tokenizer, text, split_special_tokens=True)
@@ -79,6 +76,49 @@ def encode_chat(
             ("try another ", Setting("chat_template")),
         )
     return ids
+
+
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    renderer: Renderer,
+    *,
+    think: bool | None = None,
+) -> str:
+    """The text of a conversation, up to the beginning of the model's turn.
+
+    Only for programs that pass prompts as text: a control token that is written inside a message is
+    one for whoever encodes this. `encode_chat` keeps it text.
+
+    Args:
+        think: as for `encode_chat`.
+
+    Raises:
+        PromptError, UsageError: as for `encode_chat`.
+        ModelError: there is no chat template, or it cannot render these messages.
+    """
+    _joined(messages)
+    template = own_template(tokenizer)
+    if not template:
+        raise ModelError("this model has no chat template", "use its prompts as they are")
+    variables = _variables(tokenizer, renderer, None, think)
+    return render_whole(
+        lambda messages: renderer.render(template, messages, variables),
+        [_with_reasoning(message) for message in messages],
+        template=template,
+        of=_named(None),
+    )
+
+
+def _variables(
+    tokenizer: Any, renderer: Renderer, chat_template: str | None, think: bool | None
+) -> dict[str, Any]:
+    """What a template is rendered with; raises UsageError as `check_thinking_switch` does."""
+    variables = dict(tokenizer.special_tokens_map)
+    if think is not None:
+        switch = check_thinking_switch(tokenizer, renderer, chat_template)
+        variables |= switch.variables(think)
+    return variables
 
 
 def check_template(

@@ -1,0 +1,1 @@
+"""Task scores: lm-evaluation-harness at a depth schedule."""
