@@ -6,8 +6,10 @@ the output of an inactive layer is its input, and a mask hides the keys of posit
 attention is inactive. Where a low plane is dropped, linears multiply by the high plane's weights.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -23,6 +25,32 @@ def depths_by_position(schedule: DepthSchedule, prompt_len: int, length: int) ->
         t = position - prompt_len + 1
         dropped.append(set(schedule.dropped(t)) if t >= 1 else set())
     return dropped
+
+
+def skipped_by_unified(num_layers: int, kept: int) -> set[str]:
+    """Unified Layer Skipping runs the layer nearest to each of `kept` points from end to end."""
+    points = [Fraction(i * (num_layers - 1), kept - 1) for i in range(kept)]
+    # Of two layers that are equally near, the upper one.
+    runs = {min(range(num_layers), key=lambda n: (abs(n - point), -n)) for point in points}
+    return {str(n) for n in range(num_layers) if n not in runs}
+
+
+def skipped_by_early_exit(num_layers: int, kept: int) -> set[str]:
+    """Early exit runs the first `kept` layers."""
+    return {str(n) for n in range(num_layers) if not n < kept}
+
+
+def skipped_by_skipdecode(
+    num_layers: int, highest: int, lowest: int, new_tokens: int, t: int
+) -> set[str]:
+    """SkipDecode runs layer 0 and the top layers, fewer of them with every token.
+
+    Token 1 runs `highest` layers, token ``new_tokens - 1`` runs `lowest`, and those between them
+    lie on a straight line, rounded down to whole layers.
+    """
+    line = highest + Fraction(t - 1, new_tokens - 2) * (lowest - highest)
+    top = math.floor(line) - 1
+    return {str(n) for n in range(1, num_layers - top)}
 
 
 class Reference:
@@ -50,7 +78,12 @@ class Reference:
 
     def logits(self, token_ids: Sequence[int], prompt_len: int, schedule: DepthSchedule) -> Tensor:
         """Logits at every position, ``[S, V]``, of a sequence read under a schedule."""
-        dropped = depths_by_position(schedule, prompt_len, len(token_ids))
+        return self.logits_without(
+            token_ids, depths_by_position(schedule, prompt_len, len(token_ids))
+        )
+
+    def logits_without(self, token_ids: Sequence[int], dropped: list[set[str]]) -> Tensor:
+        """The same where the units that each position drops are given, ``[S]``."""
         with self._hooks(dropped), torch.no_grad():
             output = self.model(torch.tensor([list(token_ids)]), use_cache=False)
         return output.logits[0].float()

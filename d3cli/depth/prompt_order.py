@@ -11,6 +11,7 @@ from typing import Any
 
 from d3cli.base.errors import ScheduleError
 from d3cli.base.json_rows import convert_json
+from d3cli.depth.linear_schedule import LinearSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.depth.units import UnitKind, parse_unit, units_in_words
 
@@ -164,10 +165,13 @@ def schedule_from_json(data: Mapping[str, Any]) -> Schedule:
     Raises:
         ScheduleError: a field is missing, has the wrong type or is out of range.
     """
-    order = data.get("order", "fixed")
-    if order == "fixed":
-        return DepthSchedule.from_json(data)
+    order, fall = data.get("order", "fixed"), data.get("fall", "by alpha")
     damaged = "the stored depth schedule is damaged"
+    if fall not in ("by alpha", "linear"):
+        raise ScheduleError(f"{damaged}: its depth falls {fall!r:.40}")
+    if order == "fixed":
+        kind = LinearSchedule if fall == "linear" else DepthSchedule
+        return kind.from_json(data)
     if order != "prompt":
         raise ScheduleError(f"{damaged}: its order is {order!r:.40}")
     if missing := {field.name for field in fields(PromptSchedule)} - data.keys():

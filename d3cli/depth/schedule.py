@@ -154,10 +154,13 @@ class DepthSchedule(_Computed):
         """The minimum depth, ``C``: what remains when the whole skip order is dropped."""
         return self.num_layers - self._dropped_weight[-1]
 
+    def target(self, t: int) -> float:
+        """The depth that token `t` aims at: it drops no unit more than that needs."""
+        return self.num_layers * self.alpha ** max(0, t - self.start)
+
     def num_dropped(self, t: int) -> int:
         """How many units, from the front of the skip order, token `t` drops."""
-        decayed = self.num_layers * self.alpha ** max(0, t - self.start)
-        needed = self.num_layers - decayed - TOLERANCE
+        needed = self.num_layers - self.target(t) - TOLERANCE
         return min(bisect_left(self._dropped_weight, needed), len(self.skip_order))
 
     def dropped(self, t: int) -> tuple[str, ...]:

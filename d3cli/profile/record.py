@@ -47,7 +47,7 @@ def record_trace(
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     along, drafting = options.needed_along, drafting_trace(options)
-    schedule = options.schedule.to_json() | {"source": options.source}
+    schedule = options.schedule.to_json() | {"source": options.source, "policy": options.policy}
     if drafting is not None:
         schedule = DepthSchedule.full(model.num_layers).to_json() | {"source": Source.OFF}
     return Trace(

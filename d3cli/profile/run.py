@@ -9,6 +9,7 @@ from statistics import fmean
 from d3cli.decode.draft.drafter import Drafter, SourceChoice
 from d3cli.decode.reply import GenerationChunk, Reply
 from d3cli.decode.sampling import SamplingParams
+from d3cli.depth.policies import Policy
 from d3cli.depth.prompt_order import Schedule
 from d3cli.profile.trace_lossless import EqualityTrace
 from d3cli.profile.trace_times import ClockTrace, LayersTrace, RepeatTrace
@@ -47,6 +48,7 @@ class ProfileOptions:
     Attributes:
         schedule: if each prompt decides its order, so does each reply's.
         source: where the schedule comes from, in one word.
+        policy: what the schedule is one of.
         repeats: timed runs of each prompt. Two or more come after one warm-up run.
         compare: compare each reply with full depth, by value and by the clock.
         needed_along: the schedule along whose order each token's needed depth is searched; None
@@ -69,6 +71,7 @@ class ProfileOptions:
     needed_along: Schedule | None = None
     layers: bool = False
     drafting: Drafting | None = None
+    policy: Policy = Policy.D3
 
 
 class Run:

@@ -6,6 +6,7 @@ from d3cli.base.amounts import readable_size
 from d3cli.base.inert import quoted
 from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.choice import Source
+from d3cli.depth.policies import Policy
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.depth.units import UnitKind, units_in_words
 from d3cli.profile import lossless_sentences
@@ -31,11 +32,21 @@ def title(trace: Trace) -> str:
     return f"{model.name}, {form} on {model.device}, {model.num_layers} layers"
 
 
+def policy(trace: Trace) -> str:
+    """What chose the depth of each token: D³, or the rival that ran in its place."""
+    name = trace.schedule.get("policy", Policy.D3)
+    if name not in tuple(Policy):  # a newer d3 may know others
+        return "another policy"
+    return Policy(name).in_words
+
+
 def schedule(trace: Trace) -> str:
     """What the depth schedule does, and its source."""
     words = trace.depth_schedule.in_words()
     if trace.lossless is not None:
         return words
+    if (chosen_by := policy(trace)) != Policy.D3.in_words:
+        words = f"{chosen_by}, {words}"
     source = trace.schedule.get("source")
     if isinstance(trace.depth_schedule, PromptSchedule) and source != Source.PROMPT:
         words += ", in each prompt's own order"
@@ -129,7 +140,7 @@ def sentences(summary: Summary, trace: Trace, replies: Sequence[ReplyTrace]) -> 
     if len(replies) == 1 and replies[0].skip_order is not None:
         yield _own_order(trace, replies[0])
     if trace.compared and summary.perplexity is not None:
-        yield _quality(summary)
+        yield _quality(summary, policy(trace))
     if summary.needed is not None:
         yield from _needed(summary.needed, trace)
 
@@ -163,7 +174,7 @@ def _own_order(trace: Trace, reply: ReplyTrace) -> str:
     return f"In the order of its prompt, the reply dropped {units}{more}."
 
 
-def _quality(summary: Summary) -> str:
+def _quality(summary: Summary, chosen_by: str) -> str:
     full, ours = f"{summary.full_perplexity:.4g}", f"{summary.perplexity:.4g}"
     if summary.agreement is None:
         return (
@@ -173,7 +184,7 @@ def _quality(summary: Summary) -> str:
     text = (
         f"Of {_count(summary.compared, 'token')} below full depth, {summary.agreement:.1%} have "
         f"the same first choice as at full depth. Perplexity is {full} at full depth and {ours} "
-        "with D³"
+        f"with {chosen_by}"
     )
     if summary.kl is not None:
         text += f"; the mean KL divergence is {max(0.0, summary.kl):.4f} nats per token"

@@ -85,6 +85,7 @@ def _differs(ours: Trace, theirs: Trace) -> Iterator[str]:
             f"{ours.model.dtype} {ours.model.quantization or ''}".strip(),
             f"{theirs.model.dtype} {theirs.model.quantization or ''}".strip(),
         ),
+        "policy": (sentences.policy(ours), sentences.policy(theirs)),
         "depth": (ours.depth_schedule.in_words(), theirs.depth_schedule.in_words()),
         "drafts": (lossless_sentences.drafts(ours), lossless_sentences.drafts(theirs)),
         "skip order": (_orders(ours), _orders(theirs)),

@@ -7,6 +7,7 @@ from d3cli.base.errors import UsageError
 from d3cli.cli.command_line import command
 from d3cli.cli.output import Output
 from d3cli.cli.profile.options import ProfileSettings
+from d3cli.cli.profile.policy import check_policy, with_policy
 from d3cli.cli.profile.recorded import check_options, show_recorded
 from d3cli.cli.profile.result import choose_destination
 from d3cli.cli.profile.running import run_profile
@@ -43,6 +44,7 @@ def profile(settings: ProfileSettings) -> int:
         raise UsageError("--against compares two recorded runs", "name the other one with --from")
     if settings.reply.template.think is Think.hide:
         raise UsageError("d3 profile shows all tokens, also of reasoning", "use --think on")
+    check_policy(settings.policy, settings.reply)
     name, rows = _read_rows(output, settings)
     if prompts.raw and any(len(row.messages) > 1 for row in rows):
         raise UsageError("--raw takes one text per prompt, not messages", "leave out --raw")
@@ -51,7 +53,7 @@ def profile(settings: ProfileSettings) -> int:
     template = settings.reply.template.chat_template
     destination.check(output, (prompts.prompt_file, settings.input_file, template))
     longest = max((row.whole_text for row in rows), key=len)
-    ready = prepare(output, settings, name, longest)
+    ready = with_policy(output, prepare(output, settings, name, longest), settings.policy)
 
     from d3cli.profile.run import Prompt
 
@@ -91,6 +93,7 @@ def _profiler(output: Output, ready: Ready, settings: ProfileSettings) -> "Profi
             needed_along=along,
             layers=measure.layers,
             drafting=drafting,
+            policy=settings.policy,
         ),
     )
 

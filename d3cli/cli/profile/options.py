@@ -10,6 +10,7 @@ from d3cli.cli import options
 from d3cli.cli.command_line import CommandSettings
 from d3cli.cli.profile.destination import Format
 from d3cli.cli.prompt_options import INPUT, PromptOptions
+from d3cli.depth.policies import Policy
 
 MEASURE, RECORDED = "Measure", "Recorded runs"
 
@@ -94,6 +95,14 @@ class ProfileSettings(CommandSettings):
             help='Several prompts: a file of JSON rows that have "prompt" or "messages".',
         ),
     ] = None
+    policy: Annotated[
+        Policy,
+        typer.Option(
+            rich_help_panel=options.DEPTH,
+            help="What chooses the layers of each token: D³, or a rival that reads as many bytes "
+            "in replies of --max-tokens (without it, 256).",
+        ),
+    ] = Policy.D3
     measure: MeasureOptions
     reply: options.GenerationOptions
     recorded: RecordedOptions
