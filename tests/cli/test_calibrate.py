@@ -55,8 +55,9 @@ def by_bytes(model: LoadedModel, _: Document) -> StepCosts:
     return costs_by_bytes(model.weight_bytes, 255)
 
 
-def calibrate_by_bytes(*arguments: str) -> None:
+def calibrate_by_bytes(home: str, *arguments: str) -> None:
     """``d3 calibrate`` in a process of its own, in which time follows the bytes too."""
+    os.environ["D3_HOME"] = home  # importing this module set another one
     calibrator_module.measure_costs = by_bytes
     sys.argv = ["d3", "calibrate", *arguments]
     main()
@@ -86,8 +87,7 @@ def report(
     home = tmp_path_factory.mktemp("calibrated")
     run = forks.call(
         "tests.cli.test_calibrate.calibrate_by_bytes",
-        *(str(planted), *QUICK, "--data", str(text), "--json"),
-        env={"D3_HOME": str(home)},
+        *(str(home), str(planted), *QUICK, "--data", str(text), "--json"),
     )
     assert run.code == 0, run.err
     return json.loads(run.out), home
