@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.live import Live
 
 from d3cli import load_model
-from d3cli.cli.depth import parse_alpha
 from d3cli.cli.profile.live import ProfileView
 from d3cli.decode.sampling import SamplingParams
+from d3cli.depth.parse import parse_alpha
 from d3cli.profile.profiler import Profiler
 from d3cli.profile.run import ProfileOptions, Prompt
 

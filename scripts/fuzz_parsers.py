@@ -95,7 +95,7 @@ def settings(data: bytes) -> object:
 def options(data: bytes) -> object:
     """The values of options: percents, depths, times."""
     from d3cli.cli.calibrate.parse import parse_duration, parse_target
-    from d3cli.cli.depth import parse_alpha, parse_start
+    from d3cli.depth.parse import parse_alpha, parse_start
     from d3cli.depth.units import parse_unit
 
     text = text_of(data)

@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from d3cli.base.errors import UsageError
-from d3cli.cli.depth import (
-    calibrate_command,
-    check_planes,
-    choose_draft_schedule,
-    parse_alpha,
-    parse_start,
-)
+from d3cli.cli.depth import calibrate_command, check_planes
 from d3cli.cli.draft_options import Drafting
 from d3cli.cli.loading import announce, load_models
 from d3cli.cli.options import GenerationOptions
@@ -22,10 +16,11 @@ from d3cli.cli.prompt_options import PromptOptions, Think
 from d3cli.cli.prompts import check_utf8, estimate_tokens, read_text
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.choice import Source
+from d3cli.depth.parse import parse_alpha, parse_start
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitChoice
 from d3cli.model.form_choice import lowers_depth
-from d3cli.model.schedule_choice import choose_schedule
+from d3cli.model.schedule_choice import choose_draft_schedule, choose_schedule
 from d3cli.text.stop_strings import unescaped
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from d3cli.base.errors import Setting, UsageError
 from d3cli.depth.choice import Choice, choose
+from d3cli.depth.draft_choice import choose_for_drafts
 from d3cli.depth.units import UnitChoice
 
 if TYPE_CHECKING:
@@ -50,4 +51,35 @@ def choose_schedule(
         calibration=model.origin.calibration,
         builtin=model.origin.builtin,
         calibrate_with=calibrate_with,
+    )
+
+
+def choose_draft_schedule(
+    model: "LoadedModel",
+    source: Literal["auto", "lookup", "depth", "model"],
+    alpha: float | Literal["auto", "off"],
+    start: int | None,
+    core: tuple[int | None, int | None],
+    units: UnitChoice,
+) -> Choice:
+    """The schedule by which the model itself drafts, in the lossless mode.
+
+    Args:
+        source: what drafts.
+
+    Raises:
+        ScheduleError: the options do not fit the model.
+    """
+    if units == "sublayer":
+        model.check_sublayers()
+    return choose_for_drafts(
+        model.weight_bytes,
+        source,
+        alpha,
+        start=start,
+        core_first=core[0],
+        core_last=core[1],
+        units=units,
+        stored=model.origin.schedule,
+        drafts=model.origin.drafting,
     )

@@ -10,8 +10,8 @@ from d3cli.cli.chat.comparison import beside_full_depth, where_they_differ
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.setting_commands import set_
 from d3cli.cli.chat.settings import parse_lossless
-from d3cli.cli.depth import parse_alpha
 from d3cli.cli.format import agreement
+from d3cli.depth.parse import parse_alpha
 from d3cli.text.reasoning import split_reasoning
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from d3cli.cli.chat.saving import Saving
 from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.settings import ChatSettings
 from d3cli.cli.chat.writer import Replies
-from d3cli.cli.depth import choose_draft_schedule
 from d3cli.cli.output import Output
 from d3cli.cli.prompt_options import Think
 from d3cli.cli.request import resolve_think
@@ -26,7 +25,7 @@ from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.transcript import ChatMessage
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import Schedule
-from d3cli.model.schedule_choice import choose_schedule
+from d3cli.model.schedule_choice import choose_draft_schedule, choose_schedule
 
 if TYPE_CHECKING:
     from d3cli.decode.conversation import Conversation, ReplyOptions

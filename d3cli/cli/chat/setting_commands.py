@@ -13,8 +13,8 @@ from d3cli.cli.chat.settings import (
     parse_lossless,
     unquoted,
 )
-from d3cli.cli.depth import parse_alpha
 from d3cli.decode import transcript
+from d3cli.depth.parse import parse_alpha
 
 
 def alpha(chat: Chat, argument: str) -> None:

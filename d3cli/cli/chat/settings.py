@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from d3cli.base.errors import Setting, UsageError
-from d3cli.cli.depth import parse_start
 from d3cli.cli.output import flag
 from d3cli.cli.prompt_options import Think
+from d3cli.depth.parse import parse_start
 from d3cli.depth.units import UnitChoice
 from d3cli.model.form_choice import lowers_depth
 from d3cli.text.stop_strings import unescaped
