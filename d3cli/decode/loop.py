@@ -44,6 +44,7 @@ class DecodedToken:
         bytes_read: weights read by the pass that predicted it, in bytes. For token 0 these are all
             weights, since a prefill runs at full depth. A byte ratio counts the decode steps only.
         entropy: of the raw distribution, in nats; None unless requested.
+        most_likely: the most likely tokens with their raw log-probabilities, as many as requested.
         drafted_by: what drafted it, in a lossless reply; None if full depth chose it by itself.
     """
 
@@ -54,6 +55,7 @@ class DecodedToken:
     top_id: int
     bytes_read: int
     entropy: float | None = None
+    most_likely: tuple[tuple[int, float], ...] = ()
     drafted_by: SourceName | None = None
 
     @classmethod
@@ -67,6 +69,7 @@ class DecodedToken:
         depth: float,
         bytes_read: int,
         with_entropy: bool = False,
+        most_likely: int = 0,
         drafted_by: SourceName | None = None,
     ) -> "DecodedToken":
         """The token that was chosen from ``logits`` ``[V]``, whose `normalizer` this is."""
@@ -78,6 +81,7 @@ class DecodedToken:
             top_id=int(logits.argmax()),
             bytes_read=bytes_read,
             entropy=_entropy(logits, normalizer) if with_entropy else None,
+            most_likely=top_log_probs(logits, normalizer, most_likely),
             drafted_by=drafted_by,
         )
 
@@ -125,6 +129,7 @@ class Choosing:
         model: whose logits they are.
         prompt_ids: the repetition penalty looks at them.
         with_entropy: compute each token's entropy, at the cost of a pass over the logits.
+        most_likely: how many of the most likely tokens to note at each step.
 
     Attributes:
         token_ids: the prompt and the reply so far.
@@ -139,8 +144,10 @@ class Choosing:
         prompt_ids: Sequence[int],
         *,
         with_entropy: bool = False,
+        most_likely: int = 0,
     ) -> None:
-        self._schedule, self._sampler, self._with_entropy = schedule, sampler, with_entropy
+        self._schedule, self._sampler = schedule, sampler
+        self._with_entropy, self._most_likely = with_entropy, most_likely
         self.token_ids = list(prompt_ids)
         self.dropped: Sequence[str] = ()
         self._step = 0
@@ -164,6 +171,7 @@ class Choosing:
             depth=self._schedule.depth(step),
             bytes_read=self._bytes_read[len(self.dropped)],
             with_entropy=self._with_entropy,
+            most_likely=self._most_likely,
         )
         self.token_ids.append(token_id)
         self._step += 1
@@ -182,6 +190,7 @@ def decode(
     max_tokens: int,
     eos_token_ids: Container[int] = (),
     with_entropy: bool = False,
+    most_likely: int = 0,
 ) -> Iterator[DecodedToken]:
     """Generates a reply, token ``t`` at ``schedule.depth(t)``.
 
@@ -190,11 +199,19 @@ def decode(
         prompt_ids: the tokens in the cache; the repetition penalty looks at them.
         eos_token_ids: tokens that end the reply.
         with_entropy: compute each token's entropy, at the cost of a pass over the logits.
+        most_likely: how many of the most likely tokens to note at each step.
 
     Raises:
         GenerationError: the logits of a step are not finite.
     """
-    choosing = Choosing(model, schedule, sampler, prompt_ids, with_entropy=with_entropy)
+    choosing = Choosing(
+        model,
+        schedule,
+        sampler,
+        prompt_ids,
+        with_entropy=with_entropy,
+        most_likely=most_likely,
+    )
     for step in range(max_tokens):
         if step:
             logits = decode_step(model, cache, choosing.token_ids[-1], choosing.dropped)
@@ -220,6 +237,14 @@ def log_normalizer(logits: Tensor, step: int) -> float:
             ),
         )
     return normalizer
+
+
+def top_log_probs(logits: Tensor, normalizer: float, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` most likely tokens of ``logits`` ``[V]``, with their log-probabilities."""
+    if not count:
+        return ()
+    top = logits.topk(min(count, len(logits)))
+    return tuple(zip(top.indices.tolist(), (top.values - normalizer).tolist(), strict=True))
 
 
 def _entropy(logits: Tensor, normalizer: float) -> float:

@@ -39,6 +39,7 @@ def decode_lossless(
     max_tokens: int,
     eos_token_ids: Container[int] = (),
     with_entropy: bool = False,
+    most_likely: int = 0,
     verifications: list[Verification],
 ) -> Iterator[DecodedToken]:
     """Generates the reply that `decode` generates at full depth.
@@ -48,7 +49,7 @@ def decode_lossless(
         schedule: drafts, where a source needs one.
         prompt_ids: the tokens in the cache.
         eos_token_ids: tokens that end the reply.
-        with_entropy: see `decode`.
+        with_entropy, most_likely: see `decode`.
         verifications: gains each pass at full depth.
 
     Raises:
@@ -58,7 +59,13 @@ def decode_lossless(
     reply = ReplyContext(token_ids, cache, sampler.for_drafts(), schedule)
     drafter.begin(reply)
     accept = partial(
-        _accept, model, sampler, token_ids, eos_token_ids=eos_token_ids, with_entropy=with_entropy
+        _accept,
+        model,
+        sampler,
+        token_ids,
+        eos_token_ids=eos_token_ids,
+        with_entropy=with_entropy,
+        most_likely=most_likely,
     )
     chosen = accept(logits[None], Draft(), 0)
     step = 0
@@ -97,6 +104,7 @@ def _accept(
     *,
     eos_token_ids: Container[int],
     with_entropy: bool,
+    most_likely: int,
 ) -> list[DecodedToken]:
     """The tokens that full depth chooses, up to the first one that was not drafted.
 
@@ -129,6 +137,7 @@ def _accept(
             depth=model.num_layers,
             bytes_read=0,  # shared below
             with_entropy=with_entropy,
+            most_likely=most_likely,
             drafted_by=draft.source if token_id == drafted else None,
         )
         chosen.append(token)

@@ -33,6 +33,7 @@ class _DecodeOptions(TypedDict):
     max_tokens: int
     eos_token_ids: Container[int]
     with_entropy: bool
+    most_likely: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Reply:
         ends: Collection[int],
         continues: bool,
         with_entropy: bool,
+        most_likely: int,
         began: float | None,
         repair: RepairChoice,
         drafter: Drafter | None,
@@ -123,7 +125,7 @@ class Reply:
         self._written, self._stops = reply_writing(self.model.tokenizer, stop, ends)
         self._after = prompt_ids if continues else []
         self._detokenizer, self._stop = self._new_text()
-        self._with_entropy = with_entropy
+        self._with_entropy, self._most_likely = with_entropy, most_likely
         self._began = time.perf_counter() if began is None else began
         self._first = self._latest = self._began
         self._writer = Writer(shared, prompt_ids)  # until the reply ends
@@ -241,6 +243,7 @@ class Reply:
             max_tokens=limit,
             eos_token_ids=self._ends,
             with_entropy=self._with_entropy,
+            most_likely=self._most_likely,
         )
         if self._drafter is None or self.drafting is None:
             return decode(self.model, cache, logits, self.schedule, sampler, **options)

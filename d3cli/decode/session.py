@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 
 from d3cli.base.errors import ContextFullError, PromptError, Setting, UsageError
-from d3cli.decode.agreement import Agreement
+from d3cli.decode.agreement import Agreement, common_prefix
 from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
@@ -32,6 +32,10 @@ class Engine:
     def cache(self) -> KVCache:
         return self._shared.kv
 
+    def reusable(self, prompt_ids: Sequence[int]) -> int:
+        """How many of a prompt's first tokens the KV cache holds at full depth."""
+        return min(common_prefix(self._shared.token_ids, prompt_ids), self.cache.full_length)
+
     def clear(self) -> None:
         """Empties the KV cache and frees its memory. This ends the reply in progress."""
         self._shared.clear()
@@ -48,6 +52,7 @@ class Engine:
         think: bool | None = None,
         raw: bool = False,
         with_entropy: bool = False,
+        most_likely: int = 0,
         began: float | None = None,
         repair: RepairChoice = "auto",
         drafter: Drafter | None = None,
@@ -71,6 +76,7 @@ class Engine:
             think: turns reasoning on or off if the chat template supports it.
             raw: use the prompt, which must be a text, without a chat template.
             with_entropy: compute the entropy of each token's distribution.
+            most_likely: how many of the most likely tokens to note with each token.
             began: when the wait for the first token began, by `time.perf_counter`; None is now.
             repair: see `RepairChoice`.
             drafter: makes this a lossless reply: full depth's own, sooner. `schedule` is then for
@@ -95,6 +101,7 @@ class Engine:
             ends=self.model.text.reply_ends(chat_template),
             continues=raw or not (chat_template or own_template(self.model.tokenizer)),
             with_entropy=with_entropy,
+            most_likely=most_likely,
             began=began,
             repair=repair,
             drafter=drafter,
@@ -111,6 +118,7 @@ class Engine:
         ends: Collection[int] | None = None,
         continues: bool = False,
         with_entropy: bool = False,
+        most_likely: int = 0,
         began: float | None = None,
         repair: RepairChoice = "auto",
         drafter: Drafter | None = None,
@@ -121,7 +129,8 @@ class Engine:
             ends: tokens that end the reply; None uses `TextSide.reply_ends`.
             continues: the reply continues the prompt's text, so that the two join.
         """
-        self._check(prompt_ids, schedule, max_tokens)
+        self.check_prompt(prompt_ids)
+        self._check(schedule, max_tokens)
         return Reply(
             self._shared,
             list(prompt_ids),
@@ -132,6 +141,7 @@ class Engine:
             ends=self.model.text.reply_ends() if ends is None else ends,
             continues=continues,
             with_entropy=with_entropy,
+            most_likely=most_likely,
             began=began,
             repair=repair,
             drafter=drafter,
@@ -209,20 +219,26 @@ class Engine:
             think=think,
         )
 
-    def _check(self, prompt_ids: Sequence[int], schedule: Schedule, max_tokens: int | None) -> None:
+    def _check(self, schedule: Schedule, max_tokens: int | None) -> None:
         """Refuses what cannot be generated; raises as `stream` does."""
         self.model.check_schedule(schedule)
-        context = self.model.context_length
         if max_tokens is not None and max_tokens < 1:
             raise UsageError((Setting("max_tokens"), f" is {max_tokens}"), "it must be at least 1")
+
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Refuses token ids that the model cannot read.
+
+        Raises:
+            PromptError: there are none, too many, or some that the model does not have.
+        """
         if not prompt_ids:
             raise PromptError("the prompt is empty", "give it some text")
         vocabulary = self.model.causal_lm.get_input_embeddings().weight.shape[0]
         unknown = next((id_ for id_ in prompt_ids if not 0 <= id_ < vocabulary), None)
         if unknown is not None:
             raise PromptError(
-                f"the tokenizer produced token {unknown:,}, but the model has {vocabulary:,}",
+                f"the prompt has token {unknown:,}, but the model has {vocabulary:,}",
                 "the tokenizer and the weights do not belong together",
             )
-        if len(prompt_ids) >= context:
-            raise ContextFullError(len(prompt_ids), context)
+        if len(prompt_ids) >= self.model.context_length:
+            raise ContextFullError(len(prompt_ids), self.model.context_length)

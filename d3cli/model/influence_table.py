@@ -39,6 +39,11 @@ class InfluenceHistory:
         self._positions: dict[UnitKind, int] = {}  # and the positions that they stand for
         self._answers: dict[tuple[UnitKind, tuple[int, ...]], EarlierInfluence | None] = {}
 
+    def forget(self) -> None:
+        """Forgets everything, so that a reply depends on nothing that was read before."""
+        for known in (self._sums, self._measured, self._positions, self._answers):
+            known.clear()
+
     def add(self, kind: UnitKind, rows: Tensor, positions: int) -> None:
         """Adds what was measured ``[M, units]`` of some new positions.
 

@@ -154,6 +154,52 @@ class ReasoningSplitter:
         return [(taken, thinking)] if taken else []
 
 
+class PartsStream:
+    """Tells reasoning and answer apart while a reply arrives, without tags.
+
+    All answers that it returns, joined, are the answer of `split_reasoning`; all reasoning is its
+    reasoning, but for white space at the ends, and the headers of gpt-oss' parts, which stay.
+
+    Args:
+        inside: the opening tag at the end of the prompt, if the reply begins within reasoning.
+    """
+
+    def __init__(self, inside: str = "") -> None:
+        self._splitter = ReasoningSplitter(inside)
+        self._opening = inside
+        self._has_begun = bool(inside)
+        self._after_reasoning = bool(inside)  # and before the answer's first character
+
+    def push(self, text: str) -> tuple[str, str]:
+        """The parts of reasoning and of answer that are certain now."""
+        return self._told(self._splitter.push(text))
+
+    def flush(self) -> tuple[str, str]:
+        """What was held back, at the end of the stream."""
+        return self._told(self._splitter.flush())
+
+    def _told(self, parts: Sequence[tuple[str, bool]]) -> tuple[str, str]:
+        reasoning = answer = ""
+        for part, thinking in parts:
+            if thinking:
+                reasoning += self._without_tags(part)
+                continue
+            if self._after_reasoning:
+                part = part.lstrip("\n")
+                self._after_reasoning = not part
+            answer += part
+        return reasoning, answer
+
+    def _without_tags(self, part: str) -> str:
+        self._after_reasoning = True
+        if not self._has_begun:  # the first part has the whole opening tag
+            part = part.lstrip()
+            self._opening = _tag_at_start(part)
+            part = part.removeprefix(self._opening)
+            self._has_begun = True
+        return part.removesuffix(closing_tag(self._opening))
+
+
 class AnswerStream:
     """Takes the reasoning out of a reply while it arrives, across chunk boundaries.
 
@@ -164,25 +210,12 @@ class AnswerStream:
     """
 
     def __init__(self, inside: str = "") -> None:
-        self._splitter = ReasoningSplitter(inside)
-        self._after_reasoning = bool(inside)  # and before the answer's first character
+        self._parts = PartsStream(inside)
 
     def push(self, text: str) -> str:
         """The part of the answer that is certain now."""
-        return self._answer(self._splitter.push(text))
+        return self._parts.push(text)[1]
 
     def flush(self) -> str:
         """The text that was held back, at the end of the stream."""
-        return self._answer(self._splitter.flush())
-
-    def _answer(self, parts: Sequence[tuple[str, bool]]) -> str:
-        answer = ""
-        for part, thinking in parts:
-            if thinking:
-                self._after_reasoning = True
-                continue
-            if self._after_reasoning:
-                part = part.lstrip("\n")
-                self._after_reasoning = not part
-            answer += part
-        return answer
+        return self._parts.flush()[1]
