@@ -10,7 +10,7 @@ TARGET = ROOT / "docs" / "architecture.md"
 # From the lowest package to the highest, as in pyproject.toml's import rules.
 PACKAGES = (
     *("base", "depth", "files", "text", "kernels", "model"),
-    *("decode", "scoring", "calibrate", "profile", "evals", "cli"),
+    *("decode", "scoring", "calibrate", "profile", "serve", "evals", "cli"),
 )
 COLUMN = 34  # where the sentences begin
 

@@ -20,13 +20,15 @@ from d3cli.cli.optional_value import WithOptionalValues
 from d3cli.cli.output import Output
 from d3cli.cli.profile.command import profile
 from d3cli.cli.profile.options import ProfileSettings
+from d3cli.cli.serve.command import serve
+from d3cli.cli.serve.options import ServeSettings
 
 
 class _InOrder(TyperGroup):
     """Lists the commands in the order in which a user needs them."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        return ["chat", "generate", "profile", "calibrate", "models", "doctor"]
+        return ["chat", "generate", "serve", "profile", "calibrate", "models", "doctor"]
 
 
 app = typer.Typer(
@@ -40,6 +42,7 @@ app = typer.Typer(
 )
 app.command(cls=WithOptionalValues)(chat)
 app.command(cls=WithOptionalValues)(generate)
+app.command(cls=WithOptionalValues)(serve)
 app.command(cls=WithOptionalValues)(profile)
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(models_app, name="models")
@@ -48,6 +51,7 @@ app.command()(doctor)
 CONFIGURED = {
     "chat": ChatCommandSettings,
     "generate": GenerateSettings,
+    "serve": ServeSettings,
     "profile": ProfileSettings,
     "calibrate": CalibrateSettings,
 }

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: requests, one worker with one model, replies."""

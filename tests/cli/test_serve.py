@@ -1,0 +1,64 @@
+"""`d3 serve`: what is refused before a model is loaded."""
+
+import socket
+
+import pytest
+
+from d3cli.cli.serve.access import is_own
+from tests.conftest import D3, check
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "my-machine"])
+def test_other_machines_need_a_key(d3: D3, host: str) -> None:
+    check(d3("serve", "--host", host), 2, "needs a key")
+    assert not is_own(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machines_own_addresses_need_none(host: str) -> None:
+    assert is_own(host)
+
+
+@pytest.mark.parametrize(
+    "key", ["short", "", "a key of ümlauts", "ends with a space ", "new\nline-"]
+)
+def test_a_bad_key_is_refused_and_never_shown(d3: D3, key: str) -> None:
+    result = d3("serve", "--api-key", key)
+    check(result, 2, "--api-key")
+    assert not key or key not in result.err
+
+
+@pytest.mark.parametrize("origin", ["localhost:3000", "http://a/b", "http://a?b", "null", "*"])
+def test_an_origin_is_checked(d3: D3, origin: str) -> None:
+    check(d3("serve", "--allow-origin", origin), 2, "--allow-origin")
+
+
+def test_a_port_in_use_is_said_before_a_model_is_loaded(d3: D3) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = d3("serve", "--port", port)
+    check(result, 1, f"port {port}")
+    assert "model:" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--alpha", "2"), "--alpha"),
+        (("--temp", "500"), "--temperature"),
+        (("--lossless", "model"), "--draft-model"),
+        (("--chat-template", "/nowhere"), "/nowhere"),
+        (("--port", "70000"), "--port"),
+        (("--queue", "-1"), "--queue"),
+        (("no-such-model-here",), "no-such-model-here"),
+    ],
+)
+def test_bad_options_are_refused(d3: D3, options: tuple[str, ...], message: str) -> None:
+    check(d3("serve", "--port", "0", *options), 2, message)
+
+
+def test_without_the_extra_it_says_what_to_install(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d3cli.cli.serve.command.find_spec", lambda _: None)
+    result = d3("serve")
+    check(result, 1, "FastAPI")
+    assert "pip install 'd3cli[serve]'" in result.err
