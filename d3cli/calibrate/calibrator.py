@@ -56,6 +56,7 @@ class Calibrator:
         began: when the clock of `max_seconds` started, by `time.monotonic`; None for now.
         all_documents: use all documents, however long it takes.
         costs: finds what decode steps cost; by default `measure_costs`.
+        reserved: seconds of `max_seconds` that the caller needs afterwards.
 
     Raises:
         UsageError: the model cannot skip the units asked for, its context is shorter than the
@@ -70,10 +71,12 @@ class Calibrator:
         began: float | None = None,
         all_documents: bool = False,
         costs: MeasureCosts | None = None,
+        reserved: float = 0.0,
     ) -> None:
         self.forms = model if isinstance(model, ModelForms) else ModelForms(model)
         self.settings, self.outcome = settings, Outcome()
         self._began = time.monotonic() if began is None else began
+        self._seconds = settings.max_seconds - reserved
         self._all_documents = all_documents
         self._measure_costs = costs or measure_costs
         model = self.forms.model
@@ -127,8 +130,7 @@ class Calibrator:
         yield from at_full
         outcome.against = self.forms.in_words(self.forms.reference)
         outcome.why_not_as_stored = self.forms.why_not_as_stored
-        several = len(self.forms.others) > 0
-        if several:
+        if several := len(self.forms.others) > 0:
             outcome.forms = with_contenders(at_full.forms, settings.target_drop)
             outcome.tried |= {one.full.candidate.key: one.full for one in outcome.forms}
             self._sealed |= at_full.sealed
@@ -150,8 +152,8 @@ class Calibrator:
                 yield from find_nearest(search, kinds_of(self.model, settings.units))
         elif settings.replies:
             prompts = list(dict.fromkeys(tuple(d.prompt_ids) for d in self.plan.unseen))
-            deadline = self._began + settings.max_seconds
-            yield from judge_replies(self.forms, settings, outcome, prompts, deadline)
+            until = self._began + self._seconds
+            yield from judge_replies(self.forms, settings, outcome, prompts, until)
         outcome.seconds = self._elapsed()
 
     def _search_only(
@@ -291,8 +293,8 @@ class Calibrator:
         }
 
     def _seconds_left(self) -> float:
-        left = self.settings.max_seconds - self._elapsed()
-        return left * (1 - REPLIES_SHARE) if self.settings.replies else left
+        share = 1 - REPLIES_SHARE if self.settings.replies else 1
+        return share * (self._seconds - self._elapsed())
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began

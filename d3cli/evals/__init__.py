@@ -1,1 +1,1 @@
-"""Task scores: lm-evaluation-harness at a depth schedule."""
+"""Task scores: lm-evaluation-harness at a depth schedule, and right answers to own tasks."""

@@ -85,9 +85,12 @@ def report(
 ) -> tuple[dict, Path]:
     """One calibration of the planted model as JSON, and the home in which it is stored."""
     home = tmp_path_factory.mktemp("calibrated")
+    task = home / "task.jsonl"
+    rows = [{"prompt": "Why?", "pattern": ""}, {"prompt": "How?", "answers": ["By no means."]}]
+    task.write_text("\n".join(map(json.dumps, rows)))
+    arguments = (*QUICK, "--data", str(text), "--task", str(task), "--json")
     run = forks.call(
-        "tests.cli.test_calibrate.calibrate_by_bytes",
-        *(str(home), str(planted), *QUICK, "--data", str(text), "--json"),
+        "tests.cli.test_calibrate.calibrate_by_bytes", str(home), str(planted), *arguments
     )
     assert run.code == 0, run.err
     return json.loads(run.out), home
@@ -99,7 +102,7 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
         *("schema", "schedule", "stored", "target_drop", "confidence", "unseen", "frontier"),
         *("tested", "decay", "no_verdict", "replies", "orders", "influence", "settings"),
         *("why_not", "nearest", "alternatives", "short_prompts", "cut", "seconds"),
-        *("quantization", "against", "why_not_as_stored", "forms", "rivals"),
+        *("quantization", "against", "why_not_as_stored", "forms", "rivals", "task"),
     }
     assert found["target_drop"] == 0.05
     unseen = found["unseen"]
@@ -114,6 +117,19 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
     assert len(found["frontier"]) > 5
     assert set(found["schedule"]["skip_order"]) <= set(found["orders"]["layer"])
     assert Path(found["stored"]).parent == home / "calibrations"
+
+
+def test_a_task_is_answered_at_full_depth_and_at_the_chosen_schedule(
+    report: tuple[dict, Path],
+) -> None:
+    """Any answer matches an empty pattern, and none is the other question's."""
+    task = report[0]["task"]
+    assert (task["questions"], task["seen"], task["too_long"]) == (2, 0, 0)
+    for who in ("full", "schedule"):
+        found = task["result"][who]
+        assert (found["right"], found["questions"]) == (1, 2)
+        assert found["low"] < 0.5 < found["high"]
+    assert task["result"]["p_value"] == 1.0
 
 
 def test_generate_uses_what_was_stored(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # Replies unless --documents says otherwise, and their length unless --reply-tokens does.
 DOCUMENTS, REPLY_TOKENS = 48, 64
-WITHOUT_EFFECT = ("target_drop", "units", "order", "replies", "self_replies")
+WITHOUT_EFFECT = ("target_drop", "units", "order", "replies", "self_replies", "task")
 
 
 def run_draft_calibration(

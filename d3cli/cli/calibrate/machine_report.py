@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3cli.base.errors import spelled
+from d3cli.cli.calibrate.task import TaskReport
 from d3cli.cli.output import flag
 from d3cli.depth.choice import Source
 
@@ -23,6 +24,7 @@ def as_json(
     outcome: "Outcome",
     settings: "CalibrationSettings",
     stored: Path | None,
+    task: TaskReport | None = None,
 ) -> dict[str, Any]:
     """The object that ``--json`` prints; `stored` is the file that holds the result."""
     chosen = outcome.chosen
@@ -66,6 +68,7 @@ def as_json(
             {one.setting.name: one.setting.value, "byte_ratio": one.byte_ratio}
             for one in outcome.alternatives
         ],
+        "task": None if task is None else task.to_json(),
         "cut": outcome.cut,
         "seconds": outcome.seconds,
     }

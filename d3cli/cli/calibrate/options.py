@@ -173,6 +173,16 @@ class TextOptions:
             f"{DOCUMENTS}, fewer if time is short; with --for lossless, 48.",
         ),
     ] = None
+    task: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=TEXT,
+            help="Questions of your own: JSON lines with prompt and answers, or prompt and "
+            "pattern. The report says how many are answered right at full depth and at the chosen "
+            "schedule.",
+        ),
+    ] = None
     self_replies: Annotated[
         bool,
         typer.Option(

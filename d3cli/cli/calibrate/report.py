@@ -10,6 +10,7 @@ from d3cli.base.errors import spelled
 from d3cli.cli.calibrate.machine_report import as_json, csv_rows
 from d3cli.cli.calibrate.options import Format
 from d3cli.cli.calibrate.plot import plot
+from d3cli.cli.calibrate.task import TaskReport
 from d3cli.cli.output import Output, flag
 from d3cli.depth.calibration_record import form_in_words
 from d3cli.depth.prompt_order import order_in_words
@@ -41,6 +42,7 @@ def write_report(
     stored: Path | None,
     form: Format,
     command: str,
+    task: TaskReport | None = None,
 ) -> None:
     """Writes the outcome to stdout.
 
@@ -48,13 +50,14 @@ def write_report(
         title: the model's name.
         stored: the file that holds it.
         command: the command that was given, without the target.
+        task: right answers; None if no task was given.
     """
     if form is Format.json:
-        output.json(as_json(outcome, settings, stored))
+        output.json(as_json(outcome, settings, stored, task))
     elif form is Format.csv:
         output.csv(csv_rows(outcome))
     else:
-        rows = list(report_rows(outcome, settings, command))
+        rows = [*report_rows(outcome, settings, command), *(task.rows() if task else ())]
         output.table(("calibration", title), rows)
         if picture := plot(outcome, settings, output.stdout_width):
             output.write(f"\n{picture}\n")

@@ -2,8 +2,9 @@
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3cli.base.amounts import signed_percent
@@ -13,6 +14,7 @@ from d3cli.cli.calibrate.loading import fit_to_score, load_to_calibrate
 from d3cli.cli.calibrate.options import CalibrateSettings, Format, SearchOptions
 from d3cli.cli.calibrate.parse import parse_duration, parse_target
 from d3cli.cli.calibrate.report import accepting, write_report
+from d3cli.cli.calibrate.task import SHARE, TaskReport, run_task
 from d3cli.cli.calibrate.text import read_documents, template_check, write_replies
 from d3cli.cli.depth import calibrate_command
 from d3cli.cli.model_options import DtypeName, ModelOptions
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from d3cli.calibrate.forms import ModelForms
     from d3cli.calibrate.result import Outcome
     from d3cli.calibrate.settings import CalibrationSettings
+    from d3cli.evals.tasks import Question
     from d3cli.scoring.documents import Document
 
 REPLY_TOKENS = 256
@@ -44,6 +47,8 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
 
     data, count = given.text.data, given.text.documents
     samples = None if data is None else read_samples(data)
+    questions = _questions(given.text.task)
+    reserved = SHARE * settings.max_seconds if questions else 0.0
     forms = load_to_calibrate(output, name, given.loading, template_check(samples))
     model, title = forms.model, forms.model.name
     if given.search.reply_tokens is None:
@@ -63,7 +68,11 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
         del model  # the forms let go of it to load it in others
         if not given.loading.force:
             forms = fit_to_score(output, forms, texts)
-        calibrator = _search(output, forms, texts, settings, began, count)
+        calibrator = _search(output, forms, texts, settings, began, count, reserved)
+        task = None
+        if given.text.task is not None:
+            until = began + settings.max_seconds
+            task = run_task(output, calibrator, given.text.task, questions, until)
     except signals.Stopped:
         output.note("interrupted: nothing was stored")
         raise
@@ -71,7 +80,16 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
         signals.exit_at_once()
     command = calibrate_command(name, given.loading)
     command += "" if data is None else f" --data {shlex.quote(str(data))}"
-    _finish(output, title, calibrator, texts, given, form, command)
+    _finish(output, title, calibrator, texts, given, form, command, task)
+
+
+def _questions(task: Path | None) -> "Sequence[Question]":
+    """The questions of a task, read before the slow loading of the model."""
+    if task is None:
+        return ()
+    from d3cli.evals.tasks import read_task
+
+    return read_task(task)
 
 
 def search_settings(output: Output, given: SearchOptions) -> "CalibrationSettings":
@@ -101,13 +119,16 @@ def _search(
     settings: "CalibrationSettings",
     began: float,
     count: int | None,
+    reserved: float,
 ) -> "Calibrator":
     from d3cli.calibrate.budget import in_words
     from d3cli.calibrate.calibrator import Calibrator
 
     note_busy(output)
     with output.progress.waiting("measuring the model's pace"):
-        calibrator = Calibrator(forms, texts, settings, began, all_documents=count is not None)
+        calibrator = Calibrator(
+            forms, texts, settings, began, all_documents=count is not None, reserved=reserved
+        )
         plan = calibrator.prepare()
     used = [*plan.search, *plan.unseen]
     output.note(
@@ -163,6 +184,7 @@ def _finish(
     given: CalibrateSettings,
     form: Format,
     command: str,
+    task: TaskReport | None,
 ) -> None:
     """Stores the result and reports it."""
     from d3cli.calibrate.record import make_record
@@ -171,7 +193,7 @@ def _finish(
     source = str(data) if data else "self-replies" if self_replies else "built-in"
     outcome, settings = calibrator.outcome, calibrator.settings
     if outcome.chosen is None:
-        write_report(output, outcome, settings, title, None, form, command)
+        write_report(output, outcome, settings, title, None, form, command, task)
         raise TargetNotMetError(
             (
                 "nothing was stored: no schedule that saves 2% of the time stays within "
@@ -187,10 +209,10 @@ def _finish(
         record = make_record(outcome, settings, source, texts)
         stored = save(key, record, chosen=bool(calibrator.forms.others))
     except StoreError:
-        write_report(output, outcome, settings, title, None, form, command)
+        write_report(output, outcome, settings, title, None, form, command, task)
         raise
     try:
-        write_report(output, outcome, settings, title, stored, form, command)
+        write_report(output, outcome, settings, title, stored, form, command, task)
     finally:  # it is stored even if the report cannot be written
         output.note(f"stored: {stored}; {_from_now_on(calibrator.forms, key, given.loading)}")
 
