@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def make_directory(path: Path) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Writes a file with mode 0600; a crash at any moment leaves the old file or the new one.
 
+    Raises:
+        OSError: it cannot be written. The old file is still there.
+    """
+    replace_file_by_parts(path, [text.encode()])
+
+
+def replace_file_by_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """As `replace_file`, for a file that need not fit into memory.
+
     A kill may leave a temporary file beside it. Its name is ``.NAME.`` with a random ending; a long
     name is cut.
 
@@ -30,8 +40,8 @@ def replace_file(path: Path, text: str) -> None:
     """
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")  # 0600
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         Path(partial).replace(path)

@@ -1,26 +1,25 @@
 """``d3 generate``: one reply, for people and for pipes."""
 
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from d3cli.base.amounts import readable_size
+from d3cli.base.errors import UsageError
 from d3cli.cli import options, signals
+from d3cli.cli.batch.options import BatchCommandOptions
 from d3cli.cli.command_line import CommandSettings, command
 from d3cli.cli.format import draft_figures, speed
 from d3cli.cli.output import ClosedPipe, Output, WriteError
 from d3cli.cli.progress import PROGRESS_FROM
 from d3cli.cli.prompt_options import PromptOptions, Think
-from d3cli.cli.prompts import read_prompt
+from d3cli.cli.prompts import read_input, read_prompt
+from d3cli.cli.reply_json import reply_as_json
 from d3cli.cli.request import Ready, prepare, system_prompt
-from d3cli.depth.choice import Source
-from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.text.reasoning import AnswerStream, split_reasoning
 
 if TYPE_CHECKING:
     from d3cli.decode.reply import Reply
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +27,7 @@ class GenerateSettings(CommandSettings):
     """The command line of ``d3 generate``."""
 
     prompts: PromptOptions
+    batch: BatchCommandOptions
     reply: options.GenerationOptions
     as_json: options.Json = False
     debug: options.Debug = False
@@ -53,8 +53,12 @@ def generate(settings: GenerateSettings) -> int:
     - `cat notes.txt | d3 generate qwen-3-4b "Summarise this." > summary.txt`
 
     - `while read -r q; do d3 generate --no-stdin "$q"; done < questions.txt`
+
+    - `d3 generate qwen-3-4b --input prompts.jsonl --output-file replies.jsonl`
     """
     output = Output()
+    if settings.batch.check(settings.typed):
+        return _generate_batch(output, settings)
     raw = settings.prompts.raw
     name, prompt = read_prompt(output, settings.prompts, settings.typed)
     ready = prepare(output, settings, name, prompt)
@@ -85,6 +89,40 @@ def generate(settings: GenerateSettings) -> int:
     return 0
 
 
+def _generate_batch(output: Output, settings: GenerateSettings) -> int:
+    """Writes a reply to each row of a file."""
+    from d3cli.cli.batch.rows import longest, most_tokens, parse_input
+    from d3cli.cli.batch.run import BatchOptions, choose_target, run_batch
+
+    batch, prompts, reply = settings.batch, settings.prompts, settings.reply
+    assert batch.input_file is not None
+    if batch.size is not None and batch.size > 1 and reply.drafts.read() is not None:
+        raise UsageError(
+            "lossless replies are written one after the other, not in batches",
+            "leave out --batch-size or --lossless",
+        )
+    name, text = read_input(output, prompts, batch.input_file, settings.typed)
+    rows = parse_input(text, batch.input_file, raw=prompts.raw)
+    system = system_prompt(settings)
+    inputs = (batch.input_file, reply.template.chat_template)
+    target = choose_target(batch.output_file, inputs)
+    if target is None:
+        output.check_stdout()
+    tokens = most_tokens(rows, reply.sampling.max_tokens)
+    ready = prepare(output, settings, name, longest(rows, system), tokens)
+    asked = BatchOptions(
+        model=name,
+        revision=reply.loading.revision,
+        system=system,
+        raw=prompts.raw,
+        target=target,
+        size=batch.size,
+        force=reply.loading.force,
+    )
+    run_batch(output, ready, rows, asked)
+    return 0
+
+
 class _Json:
     """Writes a reply to stdout as one JSON object.
 
@@ -103,7 +141,7 @@ class _Json:
 
     def finish(self, reply: "Reply") -> None:
         """Writes the object."""
-        self._output.json(_as_json(reply, self._inside, self._ready))
+        self._output.json(reply_as_json(reply, self._inside, self._ready))
 
 
 class _Text:
@@ -189,41 +227,3 @@ def _figures(reply: "Reply") -> str:
     parts.append(f"peak {readable_size(stats.peak_memory_bytes)}")
     parts.append(f"stopped: {reply.finish_reason}")
     return " · ".join(parts)
-
-
-def _as_json(reply: "Reply", inside: str, ready: Ready) -> dict[str, Any]:
-    reasoning, answer = split_reasoning(inside + reply.text)
-    by_prompt = {"order": "prompt"} if isinstance(reply.asked, PromptSchedule) else {}
-    asked = by_prompt | {"source": ready.source}  # of the schedule that was asked for
-    stats = asdict(reply.stats)
-    drafted, drafting = stats.pop("lossless"), ready.request.drafting
-    if drafting is not None and reply.drafting is not None:
-        drops = bool(reply.drafting.dropped(1))  # else full depth would draft for itself
-        schedule = reply.drafting.to_json() | asked if drops else None
-        asked = {"source": Source.OFF}
-        named = {"source": drafting.source, "draft_model": drafting.model}
-        drafted = named | {"schedule": schedule} | drafted
-    return {
-        "schema": SCHEMA,
-        "model": reply.model.name,
-        "dtype": reply.model.dtype,
-        "quantization": reply.model.origin.quantization,
-        "text": reply.text,  # all of it, with reasoning and tags
-        "reasoning": reasoning or None,
-        "answer": answer,
-        "finish_reason": reply.finish_reason,
-        "schedule": reply.schedule.to_json() | asked,
-        "lossless": drafted,
-        "stats": stats,
-        "tokens": [
-            {
-                "step": token.step,
-                "token_id": token.token_id,
-                "text": piece,
-                "depth": token.depth,
-                "logprob": token.logprob,
-                "drafted_by": token.drafted_by,
-            }
-            for token, piece in zip(reply.tokens, reply.pieces, strict=False)
-        ],
-    }

@@ -14,6 +14,7 @@ from d3cli.cli.calibrate.stored import as_json as calibration_json
 from d3cli.cli.calibrate.stored import summary
 from d3cli.cli.command_line import CommandSettings, command, command_group
 from d3cli.cli.completion import complete_model
+from d3cli.cli.disk import show_disk
 from d3cli.cli.model_options import Revision
 from d3cli.cli.output import Output
 from d3cli.depth.calibration_file import file_of
@@ -49,6 +50,10 @@ class ListSettings(CommandSettings):
             autocompletion=complete_model,
         ),
     ] = None
+    disk: Annotated[
+        bool,
+        typer.Option("--disk", help="What models take on disk, and the commands that remove them."),
+    ] = False
     as_json: options.Json = False
     debug: options.Debug = False
 
@@ -89,8 +94,13 @@ def models(settings: ListSettings) -> int:
     - `d3 models ./models`
 
     - `d3 models ./model.gguf`
+
+    - `d3 models --disk`
     """
     output = Output()
+    if settings.disk:
+        show_disk(output, settings.model, as_json=settings.as_json)
+        return 0
     if settings.model is not None:
         _show(output, models_at(settings.model), as_json=settings.as_json)
         return 0
@@ -110,6 +120,9 @@ def models(settings: ListSettings) -> int:
             for row in _with_calibrations(rows)
         ],
     )
+    if cached:
+        total = readable_size(sum(model.size_bytes for model in cached.values()))
+        output.note(f"those from the hub take {total}: d3 models --disk says how to remove them")
     return 0
 
 

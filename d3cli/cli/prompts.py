@@ -114,6 +114,21 @@ def read_prompts(
         UnknownModelError, ModelError: no usable model has that name.
         PromptError: the file cannot be read, or a row is neither; with the line number.
     """
+    model, text = read_input(output, given, path, typed)
+    # On stdin, and under any other name, prose is no row either.
+    rows = read_data(text, _Row, path, error=PromptError, form=ROW_FORM, prepare=known_prompt)
+    if rows is None:
+        raise PromptError(f"{path} holds no rows of JSON", ROW_FORM)
+    prompts = [row.prompt_row() for row in rows]
+    if not prompts:
+        raise PromptError(f"{path} has no prompts", ROW_FORM)
+    return model, prompts
+
+
+def read_input(
+    output: Output, given: PromptOptions, path: Path, typed: Container[str] = ()
+) -> tuple[str, str]:
+    """The model's name and the text of a file of rows; raises as `read_prompts` does."""
     others = {
         "an argument": given.text,
         "--prompt": given.prompt,
@@ -127,18 +142,9 @@ def read_prompts(
     model = default_model() if given.model is None else given.model
     find_local(model)
     if path in stdin.NAMES:
-        text = _read_stdin(output)
-    else:
-        with stdin.waiting(output, str(path)):
-            text = read_text(path, "prompts file")
-    # On stdin, and under any other name, prose is no row either.
-    rows = read_data(text, _Row, path, error=PromptError, form=ROW_FORM, prepare=known_prompt)
-    if rows is None:
-        raise PromptError(f"{path} holds no rows of JSON", ROW_FORM)
-    prompts = [row.prompt_row() for row in rows]
-    if not prompts:
-        raise PromptError(f"{path} has no prompts", ROW_FORM)
-    return model, prompts
+        return model, _read_stdin(output)
+    with stdin.waiting(output, str(path)):
+        return model, read_text(path, "prompts file")
 
 
 class _Message(msgspec.Struct):

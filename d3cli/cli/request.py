@@ -179,8 +179,17 @@ def system_prompt(settings: ReplySettings) -> str | None:
     return settings.reply.template.system
 
 
-def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: str) -> Ready:
+def prepare(
+    output: Output,
+    settings: ReplySettings,
+    name: str,
+    longest_prompt: str,
+    reply_tokens: int | None = None,
+) -> Ready:
     """Checks the options, loads the model and chooses the schedule.
+
+    Args:
+        reply_tokens: how many tokens a reply may have, if not as many as --max-tokens says.
 
     Raises:
         UsageError: a value is impossible, or the options contradict each other.
@@ -196,6 +205,8 @@ def prepare(output: Output, settings: ReplySettings, name: str, longest_prompt: 
         )
     request, loading = Request.read(settings.reply), settings.reply.loading
     needs = request.needs
+    if reply_tokens is not None:
+        needs["reply_tokens"] = reply_tokens
     needs["prompt_tokens"] = estimate_tokens(longest_prompt, system or "")
     check_text = None if raw else request.check_text(system)
     announce(output, name, loading, request.drafting, decays=request.decays)

@@ -29,6 +29,8 @@ from d3cli.model.typical_text import TOKENS
 PROGRAM, BITSANDBYTES, TOKENIZER_ENTRY = 108 << 20, 64 << 20, 1 << 10
 # With a torch built for CUDA, later imports take this much more, even on a CPU.
 CUDA_BUILD = 68 << 20
+# The share of the free memory that further KV caches may take.
+ROWS_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,12 @@ def kv_bytes_per_position(config: Any, dtype: torch.dtype) -> int:
         kv_heads = 1
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return int(2 * config.num_hidden_layers * kv_heads * head_dim * dtype.itemsize)
+
+
+def rows_that_fit(config: Any, dtype: torch.dtype, device: torch.device, positions: int) -> int:
+    """How many more KV caches of this many positions the free memory holds."""
+    each = positions * kv_bytes_per_position(config, dtype)
+    return int(ROWS_SHARE * available_memory(device)) // max(each, 1)
 
 
 def activations(config: Any, dtype: torch.dtype, tokens: int, positions: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,49 @@ def test_a_directory_that_cannot_be_written(d3: D3, config: Path) -> None:
     config.parent.chmod(0o500)
     check(d3("models", "default", "demo"), 1, "cannot be written")
     config.parent.chmod(0o700)
+
+
+def test_what_takes_disk_comes_with_the_command_that_removes_it(
+    d3: D3, config: Path, tmp_path: Path
+) -> None:
+    local = tmp_path / "my models" / "fox"
+    shutil.copytree(BUILTIN_PATH, local)
+    config.write_text(f'[aliases]\nmine = "{local}"\ngone = "/nowhere/x"\n')
+    result = d3("models", "--disk")
+    assert result.code == 0
+    rows = {row[1]: row for row in (line.split("\t") for line in result.out.splitlines())}
+    assert rows["someone/tiny-fox"] == [
+        readable_size(SIZE),
+        "someone/tiny-fox",
+        "hf cache rm model/someone/tiny-fox",
+    ]
+    assert "someone/jamba" in rows  # also what d3 cannot run
+    assert rows[str(local)][2] == f"rm -r '{local}'"
+    assert "4 things take" in result.err
+    data = json.loads(d3("models", "--disk", "--json").out)
+    assert data["size_bytes"] == sum(use["size_bytes"] for use in data["disk"])
+    assert {use["name"]: use["size_bytes"] for use in data["disk"]}[str(local)] == sum(
+        file.stat().st_size for file in local.rglob("*") if file.is_file()
+    )
+
+
+def test_an_unfinished_download_takes_disk(d3: D3) -> None:
+    with hub_repository("someone/begun") as snapshot:
+        blobs = snapshot.parents[1] / "blobs"
+        blobs.mkdir()
+        (blobs / "0123.incomplete").write_bytes(bytes(5000))
+        data = json.loads(d3("models", "--disk", "--json").out)
+    [one] = [use for use in data["disk"] if use["name"] == "unfinished downloads"]
+    assert (one["size_bytes"], one["remove"]) == (5000, "hf cache prune")
+
+
+def test_the_disk_of_one_model(d3: D3, tmp_path: Path) -> None:
+    shutil.copytree(BUILTIN_PATH, tmp_path / "fox")
+    assert f"rm -r {tmp_path / 'fox'}" in d3("models", tmp_path / "fox", "--disk").out
+    assert "hf cache rm model/someone/tiny-fox" in d3("models", "someone/tiny-fox", "--disk").out
+    check(d3("models", "demo", "--disk"), 1, "demo takes no disk")
+    check(d3("models", "someone/nothing", "--disk"), 1, "is not on disk")
+
+
+def test_the_list_says_what_the_cache_takes(d3: D3) -> None:
+    assert "d3 models --disk says how to remove them" in d3("models").err

@@ -1,0 +1,52 @@
+"""``d3 models --disk``: what models take on disk, and the commands that remove them."""
+
+from dataclasses import asdict
+
+from d3cli.base.amounts import readable_size
+from d3cli.base.errors import ModelError
+from d3cli.base.settings import aliases, default_model
+from d3cli.cli.output import Output
+from d3cli.files.disk_models import models_at
+from d3cli.files.disk_use import DiskUse, disk_use, hub_use, local_use
+
+SCHEMA = 1
+
+
+def show_disk(output: Output, model: str | None, *, as_json: bool) -> None:
+    """Shows what takes disk.
+
+    Args:
+        model: a model, or a directory with models; None for the hub's cache, and the local models
+            that have an alias or are the default.
+
+    Raises:
+        D3Error: there is no such model on disk.
+    """
+    if model is None:
+        found = disk_use(dict.fromkeys([*aliases().values(), default_model()]))
+    else:
+        found = _of_model(model)
+    total = sum(use.size_bytes for use in found)
+    if as_json:
+        output.json({"schema": SCHEMA, "disk": [asdict(use) for use in found], "size_bytes": total})
+        return
+    rows = [(readable_size(use.size_bytes), use.name, use.remove) for use in found]
+    output.table(("size", "model", "removed by"), rows)
+    things = "1 thing takes" if len(found) == 1 else f"{len(found)} things take"
+    output.note(f"{things} {readable_size(total)}; the built-in model is a part of d3")
+
+
+def _of_model(name: str) -> list[DiskUse]:
+    found = []
+    for model in models_at(name).models:
+        local = local_use(model.name)
+        if local is not None:
+            found.append(local)
+            continue
+        hub_id = aliases().get(model.name, model.name)
+        found += [use for use in hub_use() if use.name == hub_id]
+    if not found:
+        raise ModelError(
+            f"{name} takes no disk that d3 knows how to free", "d3 models --disk lists what does"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Tests of `d3 generate --input`."""

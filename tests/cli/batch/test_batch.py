@@ -1,0 +1,341 @@
+"""`d3 generate --input`: rows in, results out, in order, resumed, each with its own errors."""
+
+import json
+import os
+import signal
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d3cli.cli.batch import results
+from d3cli.cli.batch.options import MOST_ROWS
+from d3cli.cli.batch.results import in_use
+from d3cli.cli.signals import Stopped
+from d3cli.decode import batch
+from d3cli.model.decoder_pass import MOST_TOKENS
+from tests.conftest import D3, check
+from tests.forks import Forks
+
+FOX = "Tell me a story about a fox."
+ROWS: list[dict[str, Any]] = [
+    {"prompt": FOX, "id": "a"},
+    {"messages": [{"role": "user", "content": "What is 2 + 3?"}], "max_tokens": 5},
+    {"prompt": "Hello.", "system": "Be kind.", "id": 7},
+    {"prompt": "Tell me a story about an owl.", "seed": 3},
+]
+OPTIONS = ("--dtype", "float32", "--threads", "1", "--max-tokens", "12")
+WHOLE = ("index", "id", "text", "finish_reason", "schedule", "tokens")
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def results_of(path: Path) -> list[dict[str, Any]]:
+    """What does not depend on time."""
+    return [{key: line[key] for key in WHOLE} for line in lines(path)]
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "in.jsonl", ROWS)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+def test_each_row_gets_the_reply_that_it_gets_alone(d3: D3, given: Path, out: Path) -> None:
+    sampled = ("--temp", "0.9", "--seed", "5")
+    result = d3("generate", "--input", given, "--output-file", out, *OPTIONS, *sampled)
+    assert result.code == 0, result.err
+    assert result.out == ""
+    found = lines(out)
+    assert [one["index"] for one in found] == [0, 1, 2, 3]
+    assert [one["id"] for one in found] == ["a", None, 7, None]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    alone = (
+        (FOX, "--seed", "5"),
+        ("What is 2 + 3?", "--seed", "5", "--max-tokens", "5"),
+        ("Hello.", "--seed", "5", "--system", "Be kind."),
+        ("Tell me a story about an owl.", "--seed", "3"),
+    )
+    for one, (prompt, *options) in zip(found, alone, strict=True):
+        words = (*OPTIONS, "--temp", "0.9", *options, "--json")
+        expected = json.loads(d3("generate", "--prompt", prompt, *words).out)
+        for key in ("text", "finish_reason", "schedule", "reasoning", "answer", "model"):
+            assert one[key] == expected[key]
+        pairs = zip(one["tokens"], expected["tokens"], strict=True)
+        for token, other in pairs:
+            assert token.pop("logprob") == pytest.approx(other.pop("logprob"), abs=1e-5)
+            assert token == other
+        assert one["stats"].keys() == expected["stats"].keys()
+
+
+@pytest.mark.parametrize("size", ["1", "3", "auto"])
+def test_the_size_of_a_batch_changes_no_reply(
+    size: str, d3: D3, given: Path, out: Path, tmp_path: Path
+) -> None:
+    single = tmp_path / "single.jsonl"
+    words = ("generate", "--input", given, *OPTIONS, "--batch-size")
+    assert d3(*words, "1", "--output-file", single).code == 0
+    assert d3(*words, size, "--output-file", out).code == 0
+    texts = [[one["text"] for one in lines(path)] for path in (single, out)]
+    assert texts[0] == texts[1]
+
+
+def test_stdout_gets_the_rows_in_order(d3: D3, given: Path) -> None:
+    result = d3("generate", "--input", given, "--batch-size", "4", *OPTIONS)
+    assert result.code == 0
+    assert [json.loads(line)["index"] for line in result.out.splitlines()] == [0, 1, 2, 3]
+    assert "4 prompts, 4 at a time" in result.err
+
+
+def test_rows_may_come_from_stdin(d3: D3) -> None:
+    row = json.dumps({"prompt": FOX, "max_tokens": 2}).encode()
+    result = d3("generate", "--input", "-", *OPTIONS, stdin=row)
+    assert json.loads(result.out)["stats"]["completion_tokens"] == 2
+
+
+def test_lossless_replies_are_written_one_by_one(d3: D3, given: Path) -> None:
+    plain = d3("generate", "--input", given, *OPTIONS, "--alpha", "off")
+    result = d3("generate", "--input", given, *OPTIONS, "--lossless", "lookup")
+    assert result.code == 0, result.err
+    texts = [[json.loads(line)["text"] for line in one.out.splitlines()] for one in (plain, result)]
+    assert texts[0] == texts[1]
+    words = ("--lossless", "lookup", "--batch-size", "2")
+    check(d3("generate", "--input", given, *OPTIONS, *words), 2, "not in batches")
+
+
+def test_finished_rows_are_not_run_again(
+    d3: D3, given: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
+    assert d3(*words).code == 0
+    whole = out.read_text()
+    # The second line is missing, and a kill has cut the last one.
+    kept = whole.splitlines(keepends=True)
+    out.write_text(kept[0] + kept[2] + kept[3][:50])
+    asked: list[int] = []
+    real = batch.write_together
+
+    def counted(replies: Any, size: int) -> Iterator[Any]:
+        for reply, news in real(replies, size):
+            asked.append(id(reply))
+            yield reply, news
+
+    monkeypatch.setattr(batch, "write_together", counted)
+    result = d3(*words)
+    assert result.code == 0
+    assert "2 of 4 prompts are finished already" in result.err
+    assert len(set(asked)) == 2
+    again = out.read_text().splitlines(keepends=True)
+    assert (again[0], again[2]) == (kept[0], kept[2])
+    assert [json.loads(line)["text"] for line in again] == [json.loads(one)["text"] for one in kept]
+    asked.clear()
+    assert "4 of 4 prompts are finished already" in d3(*words).err
+    assert asked == []
+    assert out.read_text().splitlines(keepends=True) == again
+
+
+def test_what_has_changed_is_refused(d3: D3, given: Path, out: Path) -> None:
+    words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
+    assert d3(*words).code == 0
+    before = out.read_bytes()
+    check(d3(*words, "--temp", "0.7"), 2, "of another model or of other options")
+    check(d3(*words, "--alpha", "off"), 2, "of another model or of other options")
+    write_rows(given, [*ROWS[:2], {"prompt": "Bye."}, ROWS[3]])
+    check(d3(*words), 2, "row 3 of the input has changed since")
+    write_rows(given, ROWS[:3])
+    check(d3(*words), 2, "row 4 of the input has changed since")
+    assert out.read_bytes() == before
+    write_rows(given, [*ROWS, {"prompt": "Bye."}])  # more rows are new work
+    assert d3(*words).code == 0
+    assert len(lines(out)) == 5
+    assert out.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("content", ["mine\n", '{"text": "x"}\n', "[1]\n"])
+def test_another_file_is_never_touched(content: str, d3: D3, given: Path, out: Path) -> None:
+    out.write_text(content)
+    words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
+    check(d3(*words), 2, "line 1, is not a result of d3 generate --input")
+    assert out.read_text() == content
+
+
+def test_a_row_that_fails_does_not_lose_the_others(d3: D3, out: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "fox " * 3000, "id": "long"}, ROWS[1], ROWS[2]]
+    given = write_rows(tmp_path / "in.jsonl", rows)
+    words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
+    result = d3(*words)
+    assert result.code == 1
+    assert "error: 1 of 3 prompts failed" in result.err
+    assert "row 1 failed: the prompt is" in result.err
+    first, *others = lines(out)
+    assert (first["index"], first["id"]) == (0, "long")
+    assert "the model's context holds 1,024" in first["error"]
+    assert all(one["text"] and "error" not in one for one in others)
+    again = d3(*words)  # which tries it again
+    assert again.code == 1
+    assert "2 of 3 prompts are finished already" in again.err
+    assert len(lines(out)) == 3
+
+
+def test_what_was_finished_before_a_signal_stays(
+    d3: D3, given: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = batch.write_together
+
+    def stopped(replies: Any, size: int) -> Iterator[Any]:
+        ended = 0
+        for reply, news in real(replies, size):
+            yield reply, news
+            ended += getattr(news, "finish_reason", None) is not None
+            if ended == 2:
+                raise Stopped(signal.SIGTERM)
+
+    words = ("generate", "--input", given, "--output-file", out, *OPTIONS, "--batch-size", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "write_together", stopped)
+        assert d3(*words).code == 143
+    done = {one["index"] for one in lines(out)}
+    assert len(done) == 2
+    assert 1 in done  # the shortest: not in the order of the input
+    result = d3(*words)
+    assert result.code == 0
+    assert "2 of 4 prompts are finished already" in result.err
+    assert [one["index"] for one in lines(out)] == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_whole_lines(
+    number: signal.Signals, code: int, forks: Forks, tmp_path: Path
+) -> None:
+    given = write_rows(tmp_path / "in.jsonl", [{"prompt": FOX, "max_tokens": 3}] * 400)
+    ended = forks.run("generate", "--input", str(given), signal=number, after_out=10)
+    assert ended.code == code
+    assert "Traceback" not in ended.err
+    found = [json.loads(line)["index"] for line in ended.out.splitlines()]
+    assert 0 < len(found) < 400
+    assert found == list(range(len(found)))
+
+
+def test_a_full_disk_keeps_what_is_finished(
+    d3: D3, given: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """A file whose third write fits in half."""
+
+        def __init__(self, file: Any) -> None:
+            self._file, self._writes = file, 0
+
+        def write(self, data: memoryview) -> int:
+            self._writes += 1
+            if self._writes == 4:
+                raise OSError(28, "No space left on device")
+            return self._file.write(data[: 20 if self._writes == 3 else None])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+    def open_full(*words: Any, **options: Any) -> Full:
+        return Full(open(*words, **options))  # noqa: PTH123
+
+    monkeypatch.setattr(results, "open", open_full, raising=False)
+    words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
+    check(d3(*words), 1, "cannot be written: No space left on device")
+    assert len(lines(out)) == 2
+    monkeypatch.undo()
+    assert d3(*words).code == 0
+
+
+def test_two_processes_cannot_write_one_file(d3: D3, given: Path, out: Path) -> None:
+    words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
+    with in_use(out):
+        check(d3(*words), 2, "another d3 is writing")
+    assert not out.exists()
+    assert list(out.parent.iterdir()) == [given]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2: "),
+        ("7", "line 2: expected `object`"),
+        ("{}", 'line 2: it needs exactly one of "prompt" and "messages"'),
+        ('{"prompt": "a", "messages": []}', "line 2: it needs exactly one"),
+        ('{"prompt": " "}', "line 2: the prompt is empty"),
+        ('{"messages": []}', "line 2: the last message must be the user's"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "line 2: the last message"),
+        ('{"messages": [{"role": "x", "content": "a"}]}', "line 2: invalid enum value 'x'"),
+        ('{"prompt": "a", "max_token": 5}', "line 2: object contains unknown field `max_token`"),
+        ('{"prompt": "a", "max_tokens": 0}', "line 2: expected `int` >= 1, at `$.max_tokens`"),
+        ('{"prompt": "a", "seed": -1}', "line 2: expected `int` >= 0, at `$.seed`"),
+        ('{"prompt": "a", "seed": 1.5}', "line 2: expected `int"),
+        ('{"prompt": 5}', "line 2: expected `str | null`, got `int`, at `$.prompt`"),
+        ('{"prompt": "\\ud800"}', "line 2: "),
+        (
+            '{"system": "a", "messages": [{"role": "system", "content": "b"}, '
+            '{"role": "user", "content": "c"}]}',
+            "line 2: a system prompt must be the first message, and the only one",
+        ),
+    ],
+)
+def test_a_bad_row_is_named_before_anything_runs(
+    line: str, says: str, d3: D3, tmp_path: Path, out: Path
+) -> None:
+    given = tmp_path / "in.jsonl"
+    given.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
+    result = d3("generate", "--input", given, "--output-file", out)
+    check(result, 2, says)
+    assert "model:" not in result.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--output-file", "x"], 2, "--output-file belongs to --input"),
+        (["--batch-size", "2", "Hello."], 2, "--batch-size belongs to --input"),
+        (["--input", "IN", "--prompt", "a"], 2, "from --input and from --prompt"),
+        (["--input", "IN", "--batch-size", "0"], 2, '"0" is neither auto nor a number'),
+        (["--input", "IN", "--batch-size", "17"], 2, "from 1 to 16"),
+        (["--input", "IN", "--batch-size", "many"], 2, '"many" is neither auto'),
+        (["--input", "IN", "--raw"], 2, "line 2: it has messages or a system prompt"),
+        (["--input", "IN", "--output-file", "IN"], 2, "is an input, so results cannot go there"),
+        (["--input", "IN", "--output-file", "."], 1, "is a directory"),
+        (["--input", "IN", "--output-file", "/dev/null"], 1, "is not a regular file"),
+        (["--input", "IN", "--output-file", "/nowhere/x"], 1, "there is no directory /nowhere"),
+        (["--input", "/nowhere"], 2, "there is no prompts file /nowhere"),
+        (["--input", "EMPTY"], 2, "has no prompts"),
+    ],
+)
+def test_options_that_make_no_batch(
+    words: list[str], code: int, says: str, d3: D3, given: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    names = {"IN": str(given), "EMPTY": str(tmp_path / "empty.jsonl")}
+    check(d3("generate", *(names.get(word, word) for word in words)), code, says)
+
+
+def test_caches_that_do_not_fit_are_refused(
+    d3: D3, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d3cli.model.memory.rows_that_fit", lambda *_: 1)
+    words = ("generate", "--input", given, *OPTIONS, "--batch-size", "3")
+    check(d3(*words), 1, "the KV caches of 3 prompts do not fit")
+    assert d3(*words, "--force").code == 0
+
+
+def test_a_batch_is_one_pass() -> None:
+    assert MOST_ROWS == MOST_TOKENS
