@@ -39,7 +39,7 @@ from d3cli.kernels.quantization import Quantization
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 
-# The share of the time that is kept for free-running replies where they are asked for.
+# The share of the time that is kept for free-running replies and rivals where they are asked for.
 REPLIES_SHARE = 0.4
 MeasureCosts = Callable[[LoadedModel, Document], StepCosts]
 
@@ -293,8 +293,8 @@ class Calibrator:
         }
 
     def _seconds_left(self) -> float:
-        share = 1 - REPLIES_SHARE if self.settings.replies else 1
-        return share * (self._seconds - self._elapsed())
+        kept = self.settings.replies or self.settings.compare_policies
+        return (1 - REPLIES_SHARE * kept) * (self._seconds - self._elapsed())
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began

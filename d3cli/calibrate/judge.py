@@ -1,7 +1,7 @@
 """Free-running replies judged by full depth: its perplexity on what each schedule wrote."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,11 +42,35 @@ def judge_replies(
     assert outcome.chosen is not None
     writers, prompts = _writers(outcome), prompts[:MAX_PROMPTS]
     model = forms.take(outcome.chosen.candidate.quantization)
+    written = yield from write_in_turn(model, writers, prompts, settings, deadline)
+    if len(written) < len(prompts):
+        outcome.cut.append(f"replies to {len(written)} of {len(prompts)} prompts were judged")
+    model = forms.take(forms.reference)
+    surprises = yield from surprises_of(model, prompts, written, settings)
+    own_surprises, confidence = surprises[FULL_DEPTH], settings.confidence
+    outcome.judged = {
+        name: judge(each, own_surprises, confidence) for name, each in surprises.items()
+    }
+    if outcome.verdict is not None:
+        rise = measure_rise(surprises[DECAYING], surprises[CONSTANT], confidence)
+        outcome.verdict = replace(outcome.verdict, by_replies=rise)
+
+
+def write_in_turn(
+    model: LoadedModel,
+    writers: Mapping[str, Schedule],
+    prompts: Sequence[Sequence[int]],
+    settings: CalibrationSettings,
+    deadline: float,
+) -> Generator[CalibrationProgress, None, list[dict[str, Document]]]:
+    """The replies of all writers to each prompt, by the writer's name.
+
+    After the deadline no further prompt is answered, once there are `MIN_PROMPTS`.
+    """
     written: list[dict[str, Document]] = []
     for number, prompt in enumerate(prompts):
         # Either all writers answer a prompt or none.
         if number >= MIN_PROMPTS and time.monotonic() > deadline:
-            outcome.cut.append(f"replies to {number} of {len(prompts)} prompts were judged")
             break
         replies: dict[Schedule, Document] = {}  # two writers may be the same
         for name, schedule in writers.items():
@@ -57,22 +81,25 @@ def judge_replies(
                     model, prompt, schedule, settings.reply_tokens, seed
                 )
         written.append({name: replies[schedule] for name, schedule in writers.items()})
-    model = forms.take(forms.reference)
+    return written
+
+
+def surprises_of(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    written: Sequence[Mapping[str, Document]],
+    settings: CalibrationSettings,
+) -> Generator[CalibrationProgress, None, dict[str, Losses]]:
+    """Full depth's surprise at each writer's replies, and at its own to the same prompts."""
     full = DepthSchedule.full(model.num_layers)
-    surprises: dict[str, Losses] = {FULL_DEPTH: [], **{name: [] for name in writers}}
+    surprises: dict[str, Losses] = {name: [] for name in (FULL_DEPTH, *written[0])}
     for number, by_writer in enumerate(written):
         yield CalibrationProgress(f"reply {number + 1} of {len(written)}: {FULL_DEPTH}", 0.99)
         seed = settings.seed + number
         own = write_reply(model, prompts[number], full, settings.reply_tokens, seed)
         for name, reply in {FULL_DEPTH: own, **by_writer}.items():
             surprises[name].append(surprise(model, reply))
-    own_surprises, confidence = surprises[FULL_DEPTH], settings.confidence
-    outcome.judged = {
-        name: judge(each, own_surprises, confidence) for name, each in surprises.items()
-    }
-    if outcome.verdict is not None:
-        rise = measure_rise(surprises[DECAYING], surprises[CONSTANT], confidence)
-        outcome.verdict = replace(outcome.verdict, by_replies=rise)
+    return surprises
 
 
 def _writers(outcome: Outcome) -> dict[str, Schedule]:

@@ -22,6 +22,7 @@ class CalibrationSettings:
         seed: splits the documents.
         max_seconds: the search stops at about this time and uses what it has.
         replies: whether free-running replies are judged as well.
+        compare_policies: whether time is kept for a comparison with rival policies.
 
     Raises:
         UsageError: a value is outside its range.
@@ -35,6 +36,7 @@ class CalibrationSettings:
     seed: int = 0
     max_seconds: float = 600.0
     replies: bool = False
+    compare_policies: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.target_drop <= 1:

@@ -102,9 +102,10 @@ def test_the_json_has_what_it_promises(report: tuple[dict, Path]) -> None:
         *("schema", "schedule", "stored", "target_drop", "confidence", "unseen", "frontier"),
         *("tested", "decay", "no_verdict", "replies", "orders", "influence", "settings"),
         *("why_not", "nearest", "alternatives", "short_prompts", "cut", "seconds"),
-        *("quantization", "against", "why_not_as_stored", "forms", "rivals", "task"),
+        *("quantization", "against", "why_not_as_stored", "forms", "rivals", "task", "policies"),
     }
     assert found["target_drop"] == 0.05
+    assert found["policies"] is None
     unseen = found["unseen"]
     assert unseen.keys() == {
         *("documents", "tokens", "drop", "drop_interval", "kl", "same_top", "mean_rank"),
@@ -174,7 +175,7 @@ def test_each_prompts_own_order_is_stored_shown_and_used(
         assert "in each prompt's own order" in ran.err
         orders.add(tuple(found["skip_order"]))
         profiled = json.loads(d3("profile", planted, prompt, *options, "--compare").out)
-        assert profiled["schedule"] == schedule
+        assert profiled["schedule"] == schedule | {"policy": "d3"}
         assert profiled["replies"][0]["skip_order"] == found["skip_order"]
     assert all(len(order) == schedule["max_dropped"] for order in orders)
     explicit = d3("generate", planted, f"{long} 5.", *options, "--alpha", "0.9")

@@ -50,6 +50,10 @@ def calibrate(settings: CalibrateSettings) -> int:
                     f"{settings.typed[name]} has no effect on --remove", "leave it out"
                 )
         remove_stored(output, _named(settings.model))
+    elif settings.search.compare_policies and form is Format.csv:
+        raise UsageError(
+            "-o csv has no columns for --compare-policies", "use -o json, or leave one out"
+        )
     elif settings.search.purpose is Purpose.lossless:
         run_draft_calibration(output, _named(settings.model), settings, form)
     else:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # Replies unless --documents says otherwise, and their length unless --reply-tokens does.
 DOCUMENTS, REPLY_TOKENS = 48, 64
-WITHOUT_EFFECT = ("target_drop", "units", "order", "replies", "self_replies", "task")
+WITHOUT_EFFECT = (
+    *("target_drop", "units", "order", "replies", "self_replies", "task", "compare_policies"),
+)
 
 
 def run_draft_calibration(

@@ -131,6 +131,15 @@ class SearchOptions:
             help="Also let D³ write replies, and let full depth judge them.",
         ),
     ] = False
+    compare_policies: Annotated[
+        bool,
+        typer.Option(
+            "--compare-policies",
+            rich_help_panel=SEARCH,
+            help="Also compare D³ with rival policies at equal bytes: on unseen text, and by "
+            "the replies that each writes.",
+        ),
+    ] = False
     max_time: Annotated[
         str,
         typer.Option(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from d3cli.base.errors import spelled
 from d3cli.cli.calibrate.machine_report import as_json, csv_rows
 from d3cli.cli.calibrate.options import Format
 from d3cli.cli.calibrate.plot import plot
+from d3cli.cli.calibrate.policies import policies_json, write_policies
 from d3cli.cli.calibrate.task import TaskReport
 from d3cli.cli.output import Output, flag
 from d3cli.depth.calibration_record import form_in_words
@@ -17,6 +19,7 @@ from d3cli.depth.prompt_order import order_in_words
 from d3cli.depth.units import UnitKind, parse_unit, units_in_words
 
 if TYPE_CHECKING:
+    from d3cli.calibrate.policies import ComparedPolicies
     from d3cli.calibrate.result import DecayVerdict, Judged, Measured, Nearest, Outcome
     from d3cli.calibrate.settings import CalibrationSettings
     from d3cli.calibrate.space import Candidate
@@ -34,33 +37,49 @@ KINDS = {
 Rows = Iterator[tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a calibration is reported.
+
+    Attributes:
+        title: the model's name.
+        command: the command that was given, without the target.
+        task: right answers; None if no task was given.
+        policies: rival policies beside D³; None if they were not asked for.
+    """
+
+    title: str
+    form: Format
+    command: str
+    task: TaskReport | None = None
+    policies: "ComparedPolicies | None" = None
+
+
 def write_report(
     output: Output,
     outcome: "Outcome",
     settings: "CalibrationSettings",
-    title: str,
+    report: Report,
     stored: Path | None,
-    form: Format,
-    command: str,
-    task: TaskReport | None = None,
 ) -> None:
     """Writes the outcome to stdout.
 
     Args:
-        title: the model's name.
         stored: the file that holds it.
-        command: the command that was given, without the target.
-        task: right answers; None if no task was given.
     """
-    if form is Format.json:
-        output.json(as_json(outcome, settings, stored, task))
-    elif form is Format.csv:
+    policies, task = report.policies, report.task
+    if report.form is Format.json:
+        found = as_json(outcome, settings, stored, task)
+        output.json(found | {"policies": None if policies is None else policies_json(policies)})
+    elif report.form is Format.csv:
         output.csv(csv_rows(outcome))
     else:
-        rows = [*report_rows(outcome, settings, command), *(task.rows() if task else ())]
-        output.table(("calibration", title), rows)
+        rows = [*report_rows(outcome, settings, report.command), *(task.rows() if task else ())]
+        output.table(("calibration", report.title), rows)
         if picture := plot(outcome, settings, output.stdout_width):
             output.write(f"\n{picture}\n")
+        if policies is not None:
+            write_policies(output, policies)
 
 
 def report_rows(outcome: "Outcome", settings: "CalibrationSettings", command: str) -> Rows:

@@ -13,8 +13,8 @@ from d3cli.cli import signals
 from d3cli.cli.calibrate.loading import fit_to_score, load_to_calibrate
 from d3cli.cli.calibrate.options import CalibrateSettings, Format, SearchOptions
 from d3cli.cli.calibrate.parse import parse_duration, parse_target
-from d3cli.cli.calibrate.report import accepting, write_report
-from d3cli.cli.calibrate.task import SHARE, TaskReport, run_task
+from d3cli.cli.calibrate.report import Report, accepting, write_report
+from d3cli.cli.calibrate.task import SHARE, run_task
 from d3cli.cli.calibrate.text import read_documents, template_check, write_replies
 from d3cli.cli.depth import calibrate_command
 from d3cli.cli.model_options import DtypeName, ModelOptions
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from d3cli.calibrate.budget import Budget
     from d3cli.calibrate.calibrator import Calibrator
     from d3cli.calibrate.forms import ModelForms
+    from d3cli.calibrate.policies import ComparedPolicies
     from d3cli.calibrate.result import Outcome
     from d3cli.calibrate.settings import CalibrationSettings
     from d3cli.evals.tasks import Question
@@ -56,6 +57,8 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
     began = time.monotonic()
     assert model.origin.key is not None  # a model without one cannot skip layers: refused below
     check_writable(model.origin.key)
+    stored: Path | StoreError | None = None
+    task = policies = None
     try:
         with output.progress.waiting("reading the text"):
             # scipy takes long to import; a signal must not raise an exception inside it.
@@ -69,18 +72,22 @@ def run_calibration(output: Output, name: str, given: CalibrateSettings, form: F
         if not given.loading.force:
             forms = fit_to_score(output, forms, texts)
         calibrator = _search(output, forms, texts, settings, began, count, reserved)
-        task = None
+        stored = _store(calibrator, texts, given)
         if given.text.task is not None:
             until = began + settings.max_seconds
             task = run_task(output, calibrator, given.text.task, questions, until)
+        if settings.compare_policies:
+            policies = _compare_policies(output, calibrator, began)
     except signals.Stopped:
-        output.note("interrupted: nothing was stored")
+        kept = f"{stored} was stored" if isinstance(stored, Path) else "nothing was stored"
+        output.note(f"interrupted: {kept}")
         raise
     finally:
         signals.exit_at_once()
     command = calibrate_command(name, given.loading)
     command += "" if data is None else f" --data {shlex.quote(str(data))}"
-    _finish(output, title, calibrator, texts, given, form, command, task)
+    report = Report(title, form, command, task, policies)
+    _finish(output, report, calibrator, given, stored)
 
 
 def _questions(task: Path | None) -> "Sequence[Question]":
@@ -109,6 +116,7 @@ def search_settings(output: Output, given: SearchOptions) -> "CalibrationSetting
             seed=given.seed,
             max_seconds=seconds,
             replies=given.replies,
+            compare_policies=given.compare_policies,
         )
 
 
@@ -176,24 +184,63 @@ def _more_in(final: "Budget", first: "Budget") -> str:
     return " and ".join(found)
 
 
-def _finish(
-    output: Output,
-    title: str,
-    calibrator: "Calibrator",
-    texts: list["Document"],
-    given: CalibrateSettings,
-    form: Format,
-    command: str,
-    task: TaskReport | None,
-) -> None:
-    """Stores the result and reports it."""
+def _store(
+    calibrator: "Calibrator", texts: list["Document"], given: CalibrateSettings
+) -> Path | StoreError | None:
+    """Stores the result, before anything else can fail: the file, or why it could not be written.
+
+    Returns:
+        None if nothing was chosen.
+    """
     from d3cli.calibrate.record import make_record
 
-    data, self_replies = given.text.data, given.text.self_replies
-    source = str(data) if data else "self-replies" if self_replies else "built-in"
-    outcome, settings = calibrator.outcome, calibrator.settings
+    outcome, data = calibrator.outcome, given.text.data
     if outcome.chosen is None:
-        write_report(output, outcome, settings, title, None, form, command, task)
+        return None
+    source = str(data) if data else "self-replies" if given.text.self_replies else "built-in"
+    key = calibrator.forms.key(outcome.chosen.candidate.quantization)
+    assert key is not None
+    record = make_record(outcome, calibrator.settings, source, texts)
+    try:
+        return save(key, record, chosen=bool(calibrator.forms.others))
+    except StoreError as error:
+        return error
+
+
+def _compare_policies(output: Output, calibrator: "Calibrator", began: float) -> "ComparedPolicies":
+    from d3cli.calibrate.policies import PolicyComparison
+
+    settings = calibrator.settings
+    comparison = PolicyComparison(
+        calibrator.forms,
+        settings,
+        calibrator.outcome,
+        calibrator.plan.unseen,
+        began + settings.max_seconds,
+    )
+
+    def steps() -> Iterator[tuple[str, float]]:
+        for progress in comparison:
+            signals.check()
+            yield progress.doing, progress.share
+
+    output.progress.follow(steps())
+    return comparison.found
+
+
+def _finish(
+    output: Output,
+    report: Report,
+    calibrator: "Calibrator",
+    given: CalibrateSettings,
+    stored: Path | StoreError | None,
+) -> None:
+    """Reports the result, and raises what kept it from being stored."""
+    outcome, settings = calibrator.outcome, calibrator.settings
+    if not isinstance(stored, Path):
+        write_report(output, outcome, settings, report, None)
+        if stored is not None:
+            raise stored
         raise TargetNotMetError(
             (
                 "nothing was stored: no schedule that saves 2% of the time stays within "
@@ -201,18 +248,13 @@ def _finish(
                 *outcome.why_not,
                 ")",
             ),
-            _what_instead(outcome, command),
+            _what_instead(outcome, report.command),
         )
+    assert outcome.chosen is not None
+    key = calibrator.forms.key(outcome.chosen.candidate.quantization)
+    assert key is not None
     try:
-        key = calibrator.forms.key(outcome.chosen.candidate.quantization)
-        assert key is not None
-        record = make_record(outcome, settings, source, texts)
-        stored = save(key, record, chosen=bool(calibrator.forms.others))
-    except StoreError:
-        write_report(output, outcome, settings, title, None, form, command, task)
-        raise
-    try:
-        write_report(output, outcome, settings, title, stored, form, command, task)
+        write_report(output, outcome, settings, report, stored)
     finally:  # it is stored even if the report cannot be written
         output.note(f"stored: {stored}; {_from_now_on(calibrator.forms, key, given.loading)}")
 
