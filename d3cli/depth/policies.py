@@ -76,7 +76,7 @@ def skipdecode(num_layers: int, highest: int, lowest: int, new_tokens: int) -> L
         ``depth(t) = floor(highest - (highest - lowest) (t - 1) / (new_tokens - 2))``
 
     for the decode steps ``t = 1 .. new_tokens - 1``. A fraction of a layer is skipped, as in D³.
-    The paper fine-tunes its models for this, which nobody does here.
+    The paper's models were fine-tuned for their tasks; here nothing is trained.
 
     Args:
         highest, lowest: the bounds, ``2 <= lowest <= highest <= num_layers``.
