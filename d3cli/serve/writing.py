@@ -9,7 +9,6 @@ from typing import Any
 
 from d3cli.decode.conversation import inside
 from d3cli.decode.draft.drafter import Drafter, SourceChoice
-from d3cli.decode.loop import DecodedToken
 from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
 from d3cli.model.model import LoadedModel
@@ -19,7 +18,7 @@ from d3cli.serve.events import Closed, Event, Opened, TokenScore, Written
 from d3cli.serve.plans import Plan
 from d3cli.serve.sessions import Sessions
 from d3cli.text.chat_template import encode_chat, own_template
-from d3cli.text.control_tokens import reply_writing
+from d3cli.text.control_tokens import reply_writing, skipped_tokens
 from d3cli.text.tokens import Detokenizer, encode_raw
 
 
@@ -95,10 +94,12 @@ class Writing:
         for _ in reply.prefill():
             yield None
         yield self._opened(inside(reply) if plan.is_chat else "", plan, ids, scores)
-        scorer = _Scorer(reply, self._ends()) if plan.with_scores else None
+        scorer, ends = self._scorer(reply) if plan.with_scores else None, self._ends()
         for chunk in reply:
             self._sessions.settle(engine)
-            score = scorer.score(chunk.token) if scorer else None
+            token, score = chunk.token, None
+            if scorer and token.token_id not in ends:
+                score = scorer.score(token.token_id, token.logprob, token.most_likely)
             yield Written(chunk.text, score, chunk.finish_reason)
         return _usage(reply, plan)
 
@@ -122,6 +123,11 @@ class Writing:
     def _ends(self) -> frozenset[int]:
         return self._model.text.reply_ends(self._template)
 
+    def _scorer(self, reply: Reply) -> "_Scorer":
+        tokenizer = self._model.tokenizer
+        written, _ = reply_writing(tokenizer, (), self._ends())
+        return _Scorer(reply.new_detokenizer(written), tokenizer)
+
     def _most(self, plan: Plan, ids: Sequence[int]) -> int | None:
         """The most tokens of the reply, where memory leaves fewer than the context does."""
         if plan.max_tokens is None and self._sessions.context < self._model.context_length:
@@ -138,13 +144,10 @@ class Writing:
         return self._drafters[source]
 
     def _score_prompt(self, plan: Plan, ids: Sequence[int]) -> Iterator[list[TokenScore]]:
-        writer = Detokenizer(self._model.tokenizer)
+        scorer = _Scorer(Detokenizer(self._model.tokenizer), self._model.tokenizer)
         for tokens in score_prompt(self._model, ids, plan.most_likely):
             yield [
-                TokenScore(
-                    writer.push(token.token_id), token.logprob, _peeked(writer, token.most_likely)
-                )
-                for token in tokens
+                scorer.score(token.token_id, token.logprob, token.most_likely) for token in tokens
             ]
 
     def _opened(
@@ -158,24 +161,25 @@ class Writing:
 
 
 class _Scorer:
-    """Turns the tokens of a reply into scores."""
+    """Turns tokens, in their order, into scores.
 
-    def __init__(self, reply: Reply, ends: frozenset[int]) -> None:
-        written, _ = reply_writing(reply.model.tokenizer, (), ends)
-        self._writer, self._ends = reply.new_detokenizer(written), ends
+    A special token has no text. Among the most likely tokens it is called by its name, since
+    several may be there.
+    """
 
-    def score(self, token: DecodedToken) -> TokenScore | None:
-        """The score of the reply's next token; None for the one that ends it."""
-        if token.token_id in self._ends:
-            return None
-        most_likely = _peeked(self._writer, token.most_likely)
-        return TokenScore(self._writer.push(token.token_id), token.logprob, most_likely)
+    def __init__(self, writer: Detokenizer, tokenizer: Any) -> None:
+        self._writer = writer
+        self._names = {id_: name for name, id_ in skipped_tokens(tokenizer).items()}
 
+    def score(
+        self, token_id: int, logprob: float | None, most_likely: Sequence[tuple[int, float]]
+    ) -> TokenScore:
+        """The score of the next token."""
+        others = tuple((self._called(other), chance) for other, chance in most_likely)
+        return TokenScore(self._writer.push(token_id), logprob, others)
 
-def _peeked(
-    writer: Detokenizer, tokens: Sequence[tuple[int, float]]
-) -> tuple[tuple[str, float], ...]:
-    return tuple((writer.peek(token_id), logprob) for token_id, logprob in tokens)
+    def _called(self, token_id: int) -> str:
+        return self._writer.peek(token_id) or self._names.get(token_id, "")
 
 
 def _usage_of_prompt(tokens: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from starlette.testclient import TestClient
 
 from d3cli.model.model import LoadedModel
+from d3cli.text.control_tokens import skipped_tokens
 from d3cli.text.tokens import encode_raw
 from tests.serve.conftest import TEXT, alone, refusal
 from tests.serve.test_chat import streamed
@@ -109,3 +110,15 @@ def test_a_chat_is_not_changed_by_a_text(client: TestClient, builtin: LoadedMode
     data = client.post(CHAT, json=chat()).json()
     expected = alone(builtin, user(STORY), max_tokens=12)
     assert data["choices"][0]["message"]["content"] == expected
+
+
+def test_special_tokens_among_the_most_likely_have_their_names(
+    client: TestClient, builtin: LoadedModel
+) -> None:
+    data = ask(client, echo=True, logprobs=5, max_tokens=0)
+    named = skipped_tokens(builtin.tokenizer)
+    for most_likely in data["choices"][0]["logprobs"]["top_logprobs"][1:]:
+        assert "" not in most_likely
+    hidden = builtin.hidden_states(torch.tensor([encode_raw(builtin.tokenizer, PROMPT)]))
+    best = builtin.logits(hidden[0])[:-1].topk(5).indices.unique().tolist()
+    assert set(best) & set(named.values())
