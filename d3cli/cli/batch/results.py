@@ -19,6 +19,7 @@ from d3cli.base.file_lock import file_lock
 from d3cli.cli.output import Output, WriteError, json_line
 
 ANOTHER = "give another --output-file"
+BEGINNING = b'{"index": '  # of every result
 
 
 class Results(Protocol):
@@ -143,7 +144,7 @@ class ToFile:
         """Reads what an earlier run has written."""
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):  # the run was killed while it wrote this one
+                if _is_cut_off(line):
                     return
                 try:
                     found = msgspec.json.decode(line, type=_Line)
@@ -178,6 +179,11 @@ class ToFile:
                 f"{self._path} cannot be written: {error.strerror or error}",
                 f"what is finished is kept: run the same command again, or {ANOTHER}",
             ) from error
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether a line is the beginning of a result: its run was killed while it wrote it."""
+    return not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]
 
 
 def _private(path: str, flags: int) -> int:

@@ -164,7 +164,9 @@ def test_what_has_changed_is_refused(d3: D3, given: Path, out: Path) -> None:
     assert out.read_bytes().startswith(before)
 
 
-@pytest.mark.parametrize("content", ["mine\n", '{"text": "x"}\n', "[1]\n"])
+@pytest.mark.parametrize(
+    "content", ["mine\n", '{"text": "x"}\n', "[1]\n", "mine", '{"text": "x"}', '{"id']
+)
 def test_another_file_is_never_touched(content: str, d3: D3, given: Path, out: Path) -> None:
     out.write_text(content)
     words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
