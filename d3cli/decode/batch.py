@@ -77,12 +77,14 @@ def write_together(
     rows: list[Row] = []
     while True:
         decays = any(_decays(row.reply.schedule) for row in rows)
+        started = 0
         for reply in islice(waiting, 0 if decays else size - len(rows)):
+            started += 1
             try:
                 rows.append(Row.begin(reply))
             except D3Error as error:
                 yield reply, error
-        if not rows:
+        if not rows and not started:
             return
         going_on = []
         for row in rows:

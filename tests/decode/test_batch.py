@@ -13,6 +13,7 @@ from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.depth.prompt_order import Schedule
+from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel
 from tests.decode.replies import STORY, ids
 from tests.families import planes, quick_or_slow, random_ids, sublayers, tiny, whole_layers
@@ -134,6 +135,23 @@ def test_an_error_ends_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None
     for reply, tokens in zip(replies, expected, strict=True):
         if reply is not bad:
             assert [token.token_id for token in reply.tokens] == tokens
+
+
+def test_prompts_that_cannot_be_read_do_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama").gated
+    expected = [ids(reply) for reply in start(model, whole_layers())]
+    replies = start(model, whole_layers())
+    bad, real = replies[:3], Reply.begin
+
+    def begin(reply: Reply) -> tuple[KVCache, torch.Tensor]:
+        if reply in bad:
+            raise GenerationError("the influence of layer 1 is not finite")
+        return real(reply)
+
+    monkeypatch.setattr(Reply, "begin", begin)
+    errors = [reply for reply, news in write_together(replies, 3) if isinstance(news, D3Error)]
+    assert errors == bad  # a whole batch
+    assert [[token.token_id for token in reply.tokens] for reply in replies[3:]] == expected[3:]
 
 
 def test_rows_share_a_pass_if_they_drop_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
