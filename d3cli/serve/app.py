@@ -150,6 +150,7 @@ async def _reply(
         return JSONResponse(made.whole(await all_events(events)))
     first = await anext(events)
     if isinstance(first, Failed):
+        await events.aclose()
         raise first.error
     return _EventStream(_stream(first, events, made))
 

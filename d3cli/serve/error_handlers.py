@@ -35,7 +35,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        return _response(_of_http(error))
+        response = _response(_of_http(error))
+        response.headers.update(error.headers or {})  # the methods that a path allows
+        return response
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:

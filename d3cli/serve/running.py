@@ -5,6 +5,7 @@ The first signal lets the present reply end while others are refused; the second
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -22,21 +23,33 @@ from d3cli.serve.service import Service
 LOG = logging.getLogger("d3cli.serve")
 HEADER_BYTES, HEADER_S = 32 << 10, 15  # of one request, and how long it may take to arrive
 IDLE_S, DELIVERY_S = 30, 30  # of a connection between requests; of the last replies on their way
+STALLED_S = 60  # without a byte taken, where some wait to be sent
 CONNECTIONS = 256
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _PatientProtocol(H11Protocol):
-    """uvicorn's protocol, which ends a connection whose request does not arrive in time.
+    """uvicorn's protocol, which ends a connection whose request or reply gets stuck.
 
-    uvicorn itself waits for a first request, and for the rest of a header, without an end.
+    uvicorn itself waits for a first request, and for the rest of a header, without an end. So does
+    a closed transport for a client that does not take what is left of its reply.
     """
 
     _deadline: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing pauses until everything is sent
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_client()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_stall()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -45,6 +58,7 @@ class _PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+        self._forget_stall()
 
     def _watch(self) -> None:
         """Begins to wait for a header, or ends that: one has arrived, and the guard goes on."""
@@ -57,6 +71,19 @@ class _PatientProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _watch_client(self, before: float = math.inf) -> None:
+        """Ends the connection if no byte was taken since `before` waited."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting < before:
+            self._stalled = self.loop.call_later(STALLED_S, self._watch_client, waiting)
+        else:
+            self.transport.abort()
+
+    def _forget_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _end(self) -> None:
         self._deadline = None
@@ -75,18 +102,14 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handles signals while the server runs."""
+        """Handles signals, in the event loop, while the server runs."""
+        self._loop = asyncio.get_running_loop()
         before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to listen; signals are then handled in the event loop."""
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Passes a signal on to the event loop, which may be waiting."""

@@ -1,5 +1,6 @@
 """One thread that writes all replies, in the order of a fair queue."""
 
+import logging
 import math
 import threading
 import time
@@ -13,6 +14,7 @@ from d3cli.serve.plans import Plan
 from d3cli.serve.queue import FairQueue, QueueFullError
 from d3cli.serve.writing import Writing
 
+LOG = logging.getLogger("d3cli.serve")
 LONGEST_RETRY = 60  # seconds that a client is told to wait at most
 STOPPING = "the server is stopping"
 
@@ -123,7 +125,10 @@ class Worker:
             except BaseException as error:
                 if not isinstance(error, Exception) and not is_panic(error):
                     raise
-                job.inbox.put(Failed(as_api_error(error, job.plan.field)))
+                failure = as_api_error(error, job.plan.field)
+                if failure.code == "internal_error":
+                    LOG.exception("internal error")
+                job.inbox.put(Failed(failure))
             finally:
                 self._current = None
             self._mean_s += 0.2 * (time.perf_counter() - began - self._mean_s)

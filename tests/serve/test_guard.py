@@ -121,7 +121,9 @@ def test_a_models_name_is_never_a_path(connect: Connect) -> None:
 
 
 def test_other_methods_are_refused(connect: Connect) -> None:
-    refusal(connect().get(CHAT), 405, None)
+    response = connect().get(CHAT)
+    refusal(response, 405, None)
+    assert response.headers["allow"] == "POST"
 
 
 def call(guard: Guard, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

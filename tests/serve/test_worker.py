@@ -156,7 +156,7 @@ def test_a_reply_that_takes_too_long_is_given_up(builtin: LoadedModel) -> None:
 
 
 def test_a_failure_ends_its_reply_alone(
-    builtin: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    builtin: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with started(new_service(builtin)) as service:
         for error, status, code in (
@@ -177,6 +177,8 @@ def test_a_failure_ends_its_reply_alone(
             assert len(service.sessions) == 0  # a cache that failed serves nobody
             service.worker.submit(new_job(plan, following))
             assert isinstance(wait(following), Closed)
+    logged = [type(one.exc_info[1]) for one in caplog.records if one.exc_info is not None]
+    assert logged == [RuntimeError, MemoryError]  # what nobody foresaw
 
 
 def test_what_others_sent_does_not_decide_a_reply(builtin: LoadedModel) -> None:
