@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from d3cli.cli.serve.access import is_own
+from d3cli.base.errors import D3Error
+from d3cli.cli.serve.access import is_own, listen, reserve
 from tests.conftest import D3, check
 
 
@@ -62,3 +63,16 @@ def test_without_the_extra_it_says_what_to_install(d3: D3, monkeypatch: pytest.M
     result = d3("serve")
     check(result, 1, "FastAPI")
     assert "pip install 'd3cli[serve]'" in result.err
+
+
+def test_an_address_is_free_until_someone_listens() -> None:
+    """Two servers that load at once have both reserved it."""
+    with reserve("127.0.0.1", 0) as first, reserve(*first.getsockname()) as second:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(first.getsockname())
+        listen(first)
+        socket.create_connection(first.getsockname()).close()
+        with pytest.raises(D3Error, match="cannot listen on"):
+            listen(second)
+        with pytest.raises(D3Error, match="in use"):
+            reserve(*first.getsockname())

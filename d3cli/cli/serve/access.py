@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from d3cli.base.errors import D3Error, Setting, UsageError
 from d3cli.cli.serve.options import AccessOptions
-from d3cli.serve.running import bind
+from d3cli.serve.running import CONNECTIONS, bind
 
 SHORTEST_KEY = 8
 
@@ -49,8 +49,8 @@ def is_own(host: str) -> bool:
         return False
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on the address, taken before the model is loaded.
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket on the address, taken before the model is loaded; it does not listen yet.
 
     Raises:
         D3Error: the port is taken, or the address is not this machine's.
@@ -58,10 +58,26 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return bind(host, port)
     except OSError as error:
-        raise D3Error(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}",
-            ("choose another ", Setting("port"), ", or ", Setting("port", "0"), " for a free one"),
-        ) from error
+        raise _cannot_listen(host, port, error) from error
+
+
+def listen(listener: socket.socket) -> None:
+    """Listens: from here on, requests wait until they are answered.
+
+    Raises:
+        D3Error: another program, which had the address as well, listens already.
+    """
+    try:
+        listener.listen(CONNECTIONS)
+    except OSError as error:
+        raise _cannot_listen(*listener.getsockname()[:2], error) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> D3Error:
+    return D3Error(
+        f"cannot listen on {host}, port {port}: {error.strerror or error}",
+        ("choose another ", Setting("port"), ", or ", Setting("port", "0"), " for a free one"),
+    )
 
 
 def _check_origin(origin: str, *, has_key: bool) -> None:

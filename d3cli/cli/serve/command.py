@@ -39,14 +39,14 @@ def serve(settings: ServeSettings) -> int:
             "pip install 'd3cli[serve]'",
         )
     # Imports that only a server should wait for.
-    from d3cli.cli.serve.access import check_access, listen
+    from d3cli.cli.serve.access import check_access, reserve
     from d3cli.cli.serve.loading import load_service, read_request
 
     access = settings.access
     key = check_access(access)
     request = read_request(settings)
     name = settings.model or default_model()
-    with listen(access.host, access.port) as listener:
+    with reserve(access.host, access.port) as listener:
         service = load_service(output, settings, name, request)
         return _run(output, settings, service, listener, key)
 
@@ -59,6 +59,7 @@ def _run(
     key: str | None,
 ) -> int:
     """Serves until a signal; returns the exit code."""
+    from d3cli.cli.serve.access import listen
     from d3cli.cli.serve.logs import log_to
     from d3cli.serve.app import create_app
     from d3cli.serve.guard import LOCAL_HOSTS
@@ -73,6 +74,7 @@ def _run(
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     who = "with the key" if key is not None else "from this machine alone"
+    listen(listener)
     output.note(f"listening on http://{shown}:{port}/v1 ({who}); model: {service.name}")
     log_to(output)
     stopped_by = run(app, service, listener)
