@@ -41,7 +41,7 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True):
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"the pattern is no regular expression: {error}") from error
 
 

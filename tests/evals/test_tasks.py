@@ -38,6 +38,7 @@ def test_rows_have_answers_or_a_pattern(tmp_path: Path) -> None:
         ('{"prompt": "Why?", "answers": ["a", " "]}', "one of them is blank"),
         ('{"prompt": "Why?", "answers": "a"}', "line 2: expected `array"),
         ('{"prompt": "Why?", "pattern": "("}', "line 2: the pattern is no regular expression"),
+        ('{"prompt": "Why?", "pattern": "a{99999999999}"}', "line 2: the pattern is no regular"),
         ('{"prompt": "Why?", "pattern": "a", "weight": 1}', "unknown field `weight`"),
         ('{"prompt": "What is 3 + 4?", "answers": ["8"]}', "line 2: its prompt is that of line 1"),
     ],

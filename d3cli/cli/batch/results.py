@@ -201,11 +201,12 @@ def check_target(path: Path, inputs: Sequence[Path | None]) -> Path:
         WriteError: it is not a regular file, or its directory is missing.
     """
     try:
-        target = path.expanduser().resolve()
+        given = path.expanduser()
+        target = given.resolve()
         if any(each is not None and each.expanduser().resolve() == target for each in inputs):
             raise UsageError(f"{path} is an input, so results cannot go there", ANOTHER)
-        if target.exists() and not target.is_file():
-            what = "a directory" if target.is_dir() else "not a regular file"
+        if given.exists() and not given.is_file():  # a pipe of /dev/stdout resolves to no path
+            what = "a directory" if given.is_dir() else "not a regular file"
             raise WriteError(f"{path} is {what}", "give a file, or - for stdout")
         if not target.parent.is_dir():
             raise WriteError(f"there is no directory {target.parent}", "create it first")

@@ -221,8 +221,9 @@ class Batch:
     def _figures(self, size: int) -> str:
         seconds = time.perf_counter() - self._began
         together = f", {size} at a time" if size > 1 else ""
+        prompts = "prompt" if self._done == 1 else "prompts"
         return (
-            f"{self._done:,} prompts{together} · {self._tokens:,} tokens · "
+            f"{self._done:,} {prompts}{together} · {self._tokens:,} tokens · "
             f"{self._tokens / seconds:.1f} tok/s"
         )
 

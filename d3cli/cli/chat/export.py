@@ -34,13 +34,18 @@ def write_markdown(path: Path, text: str, *, replace: bool) -> None:
         replace: whether a file of this name may be replaced.
 
     Raises:
-        UsageError: there is such a file, or no such directory.
+        UsageError: there is such a file, no such directory, or it cannot be a file's name.
         TranscriptError: it cannot be written.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
+    try:
+        path = path.resolve()
+        is_there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be written: {reason}", "give another name") from error
+    if is_there and not path.is_file():
         raise UsageError(f"{path} is not a regular file", "give another name")
-    if path.exists() and not replace:
+    if is_there and not replace:
         raise UsageError(f"{path} exists", "give another name, or replace it: /export --force FILE")
     if not path.parent.is_dir():
         raise UsageError(f"there is no directory {path.parent}", "create it first")

@@ -164,6 +164,17 @@ def test_what_has_changed_is_refused(d3: D3, given: Path, out: Path) -> None:
     assert out.read_bytes().startswith(before)
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="files of open pipes")
+def test_a_pipe_is_refused_before_a_model_is_loaded(d3: D3, given: Path) -> None:
+    reader, writer = os.pipe()
+    try:
+        words = ("generate", "--input", given, "--output-file", f"/dev/fd/{writer}")
+        check(d3(*words), 1, "is not a regular file")
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 @pytest.mark.parametrize(
     "content", ["mine\n", '{"text": "x"}\n', "[1]\n", "mine", '{"text": "x"}', '{"id']
 )

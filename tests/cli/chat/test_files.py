@@ -139,9 +139,15 @@ def test_an_export_is_private_and_replaces_nothing_unasked(desk: NewDesk, tmp_pa
         (".", "is not a regular file"),
         ("/dev/null", "is not a regular file"),
         ("/nowhere/talk.md", "there is no directory /nowhere"),
+        ("LOOP", "cannot be written: "),
+        ("x" * 300, "cannot be written: "),
     ],
 )
-def test_an_export_that_is_refused(name: str, says: str, desk: NewDesk) -> None:
+def test_an_export_that_is_refused(name: str, says: str, desk: NewDesk, tmp_path: Path) -> None:
+    if name == "LOOP":
+        loop = tmp_path / "loop"
+        loop.symlink_to(loop)
+        name = str(loop)
     one = desk()
     one.type("Hello.")
     assert says in one.type(f"/export {name}")
