@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -145,7 +146,7 @@ async def _reply(
 ) -> Response:
     """Waits for the reply's first event, so that a failure until then has its own status."""
     client = fields.user or (request.client.host if request.client else "")
-    events = service.events(plan, client, _gone(request))
+    events = service.events(plan, client, partial(_gone, request))
     if not fields.stream:
         return JSONResponse(made.whole(await all_events(events)))
     first = await anext(events)

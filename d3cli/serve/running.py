@@ -127,6 +127,12 @@ class _Server(uvicorn.Server):
         worker.stop_now()
         self.force_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the connections and the application, also after a second signal."""
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would cancel the application, which logs a traceback
+            await self.lifespan.shutdown()
+
     async def _end(self) -> None:
         await asyncio.to_thread(self._service.worker.join)
         self.should_exit = True

@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from d3cli.model.model import LoadedModel
 from d3cli.serve.errors import ApiError, overloaded
@@ -90,7 +89,7 @@ class Service:
             )
 
     async def events(
-        self, plan: Plan, client: str, gone: Coroutine[Any, Any, None]
+        self, plan: Plan, client: str, gone: Callable[[], Awaitable[None]]
     ) -> AsyncGenerator[Event]:
         """The events of a reply. Leaving the iterator ends the reply at its next token.
 
@@ -126,8 +125,8 @@ class Service:
             return Failed(overloaded("the request has waited too long", LONGEST_RETRY))
 
 
-async def _watch(gone: Coroutine[Any, Any, None], job: Job) -> None:
-    await gone
+async def _watch(gone: Callable[[], Awaitable[None]], job: Job) -> None:
+    await gone()
     job.inbox.put(LEFT)
 
 

@@ -108,6 +108,7 @@ class Worker:
         self.stop()
         if (job := self._current) is not None:
             job.is_left = True
+            job.inbox.put(Failed(overloaded(STOPPING, LONGEST_RETRY)))
 
     def join(self) -> None:
         """Waits until the thread has ended; `stop` comes first."""

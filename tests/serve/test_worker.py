@@ -145,6 +145,16 @@ def test_stopping_lets_the_present_reply_end_and_refuses_all_others(builtin: Loa
         assert not service.worker.is_alive
 
 
+def test_stopping_now_ends_the_present_reply_and_tells_its_client(builtin: LoadedModel) -> None:
+    with started(new_service(builtin)) as service:
+        inbox = Held(at=2, act=lambda: service.worker.stop_now())
+        service.worker.submit(new_job(plan_of(service), inbox))
+        service.worker.join()
+    assert isinstance(wait(inbox), Failed)
+    assert inbox.events[-1].error.status == 503  # type: ignore[union-attr]
+    assert len(inbox.written) == 2
+
+
 def test_a_reply_that_takes_too_long_is_given_up(builtin: LoadedModel) -> None:
     with started(new_service(builtin)) as service:
         inbox = Held()
@@ -204,7 +214,7 @@ def collect(service: Service, plan: Plan, gone: Any = None) -> list[Event]:
         await asyncio.Event().wait()
 
     async def read() -> list[Event]:
-        events: AsyncGenerator[Event] = service.events(plan, "", (gone or never)())
+        events: AsyncGenerator[Event] = service.events(plan, "", gone or never)
         return await all_events(events)
 
     return asyncio.run(read())
@@ -229,6 +239,20 @@ def test_a_client_that_has_gone_is_noticed_while_it_waits(builtin: LoadedModel) 
     assert left.value.status == 499
     assert service.worker.waiting == 0
     assert b'd3_replies_total{ended="left"} 1.0' in service.metrics.text()
+
+
+def test_nobody_watches_the_client_of_a_refused_request(builtin: LoadedModel) -> None:
+    watched: list[None] = []
+
+    async def gone() -> None:
+        watched.append(None)
+
+    service = new_service(builtin)
+    service.worker.stop()
+    with pytest.raises(ApiError) as refused:
+        collect(service, plan_of(service), gone)
+    assert refused.value.status == 503
+    assert not watched
 
 
 def test_a_request_does_not_wait_for_ever(builtin: LoadedModel) -> None:

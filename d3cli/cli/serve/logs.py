@@ -1,5 +1,6 @@
 """What the server logs, on stderr: never what clients send, nor keys."""
 
+import asyncio
 import logging
 import os
 import traceback
@@ -18,6 +19,8 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage().rstrip().splitlines() or [""]
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, asyncio.CancelledError):
+            return  # a client had not taken its reply when the server ended
         if error is not None:
             text = [f"internal error: {type(error).__name__}"]
             if os.environ.get("D3_DEBUG"):
