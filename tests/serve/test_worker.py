@@ -5,12 +5,14 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from d3cli.base.errors import GenerationError
+from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.serve.errors import ApiError
 from d3cli.serve.events import Closed, Event, Failed, Opened, Written
@@ -19,6 +21,7 @@ from d3cli.serve.guard import Limits
 from d3cli.serve.plans import Plan
 from d3cli.serve.service import Service, all_events
 from d3cli.serve.worker import Job
+from tests.copies import stranger
 from tests.serve.conftest import STORY, alone, chat, new_service, user
 
 HANGS = 60
@@ -191,22 +194,18 @@ def test_a_failure_ends_its_reply_alone(
     assert logged == [RuntimeError, MemoryError]  # what nobody foresaw
 
 
-def test_what_others_sent_does_not_decide_a_reply(builtin: LoadedModel) -> None:
+def test_what_others_sent_does_not_decide_a_reply(tmp_path: Path) -> None:
     """A short prompt's order may come from all that was read before; here it must not."""
-    prompt = user("Hi.")
-    given = {"units": "sublayer", "alpha": 0.9, "start": 0}
-    model = builtin
+    model = load_model(stranger(tmp_path / "model"), dtype="float32", device="cpu")
     service = new_service(model)
-    fields = ChatFields(model="demo", messages=prompt, max_tokens=12, **given)  # type: ignore[arg-type]
+    given = {"alpha": 0.9, "start": 0}
+    inboxes = Held(), Held()
     with started(service):
-        before, between, after = Held(), Held(), Held()
-        service.worker.submit(new_job(service.planner.chat(fields), before))
-        wait(before)
-        service.worker.submit(new_job(plan_of(service, STORY * 3, **given), between))
-        wait(between)
-        service.worker.submit(new_job(service.planner.chat(fields), after))
-        wait(after)
-    assert [event.text for event in before.written] == [event.text for event in after.written]
+        for text, inbox in zip((STORY * 3, "Hi."), inboxes, strict=True):
+            service.worker.submit(new_job(plan_of(service, text, **given), inbox))
+        ends = [wait(inbox) for inbox in inboxes]
+    long, short = (end.usage["d3"]["depth"] for end in ends if isinstance(end, Closed))
+    assert long < short == model.num_layers
 
 
 def collect(service: Service, plan: Plan, gone: Any = None) -> list[Event]:

@@ -161,6 +161,7 @@ class Batch:
     def _start(self, engine: "Engine", row: InputRow) -> "Reply":
         """The reply to a row, as ``d3 generate`` starts one."""
         ready, raw = self._ready, self._asked.raw
+        ready.model.influence.forget()  # other rows must not decide the order of a short prompt
         sampling = ready.sampling
         if row.seed is not None:
             sampling = replace(sampling, seed=row.seed)

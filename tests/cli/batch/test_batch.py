@@ -17,6 +17,7 @@ from d3cli.cli.signals import Stopped
 from d3cli.decode import batch
 from d3cli.model.decoder_pass import MOST_TOKENS
 from tests.conftest import D3, check
+from tests.copies import stranger
 from tests.forks import Forks
 
 FOX = "Tell me a story about a fox."
@@ -79,6 +80,21 @@ def test_each_row_gets_the_reply_that_it_gets_alone(d3: D3, given: Path, out: Pa
             assert token.pop("logprob") == pytest.approx(other.pop("logprob"), abs=1e-5)
             assert token == other
         assert one["stats"].keys() == expected["stats"].keys()
+
+
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_other_rows_do_not_decide_the_order_of_a_short_prompt(
+    size: str, d3: D3, tmp_path: Path
+) -> None:
+    model = stranger(tmp_path / "model")  # without a schedule of its own
+    long, short = {"prompt": f"{FOX} It lives by the river with its friends."}, {"prompt": "Hi."}
+    words = ("generate", model, *OPTIONS, "--alpha", "0.9", "--start", "0", "--batch-size", size)
+    both = d3(*words, "--input", write_rows(tmp_path / "both.jsonl", [long, short]))
+    alone = d3(*words, "--input", write_rows(tmp_path / "one.jsonl", [short]))
+    assert both.code == alone.code == 0, both.err
+    first, second = (json.loads(line)["schedule"] for line in both.out.splitlines())
+    assert first["skip_order"]
+    assert second == json.loads(alone.out)["schedule"]
 
 
 @pytest.mark.parametrize("size", ["1", "3", "auto"])
