@@ -16,7 +16,7 @@ from d3cli.base.errors import one_line
 
 # A candidate must take at most this share of the default's time, in every round.
 MARGIN = 0.95
-# A candidate that takes this many times as long before the rounds is out.
+# By default, how slow a candidate may be before the rounds.
 HOPELESS = 3.0
 # Each visit times at least this many calls, and this many seconds.
 LEAST_CALLS, MOST_CALLS, VISIT_S = 5, 40, 0.001
@@ -70,9 +70,15 @@ def compare(
     default: T,
     *,
     rounds: int,
+    hopeless: float = HOPELESS,
     clock: Clock = time.perf_counter,
 ) -> Outcome[T]:
-    """Times candidates in turn: forward, then backward, in each round."""
+    """Times candidates in turn: forward, then backward, in each round.
+
+    Args:
+        hopeless: a candidate that takes this many times as long as the default before the rounds is
+            out. With infinity, each has its times.
+    """
     first: dict[T, float] = {}
     failed: dict[T, str] = {}
     for candidate, call in candidates.items():
@@ -82,7 +88,7 @@ def compare(
             if candidate == default:
                 raise
             failed[candidate] = one_line(error)[:120]
-    running = [c for c in first if first[c] <= HOPELESS * first[default]]
+    running = [c for c in first if first[c] <= hopeless * first[default]]
     times: dict[T, list[float]] = {candidate: [] for candidate in running}
     for _ in range(rounds):
         there = {c: _visit(candidates[c], LEAST_CALLS, VISIT_S, clock) for c in running}

@@ -1,6 +1,8 @@
 """How products are compared: in turn, by a margin in every round. No test measures time."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from d3cli.kernels import contest
 from d3cli.kernels import measure as module
 from d3cli.kernels.contest import Outcome, Watch, compare
 from d3cli.kernels.measure import bfloat16_is_fast, decide, measure
+from d3cli.kernels.measure_nested import NestedTimes, measure_nested
 from d3cli.kernels.products import PACKED, Product, Products
 from tests.kernels.conftest import needs_packing
 
@@ -113,6 +116,19 @@ def test_a_hopeless_candidate_is_not_timed_further() -> None:
     found = compare(calls, "a", rounds=5, clock=clock)
     assert "b" not in found.rounds
     assert clock.calls.count("b") < 5
+    assert compare(calls, "a", rounds=5, hopeless=math.inf, clock=clock).seconds("b") == 99
+
+
+def test_nested_planes_have_times_however_slow_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d3cli.kernels.measure_nested.SHAPE", (64, 64))
+    clock = FakeClock()
+    calls = iter([clock.candidate("both", 99.0), clock.candidate("high", 50.0)])
+    monkeypatch.setattr("d3cli.kernels.measure_nested._in_turn", lambda *_: next(calls))
+    monkeypatch.setattr(
+        "d3cli.kernels.measure_nested.in_turn", lambda *_: clock.candidate("bfloat16", 1.0)
+    )
+    monkeypatch.setattr("d3cli.kernels.measure_nested.compare", partial(compare, clock=clock))
+    assert measure_nested(Products()) == NestedTimes(99.0, 50.0)
 
 
 def test_a_busy_machine_is_noticed() -> None:

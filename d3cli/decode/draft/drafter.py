@@ -22,9 +22,9 @@ SourceChoice = Literal["auto", "lookup", "depth", "model"]
 # Plain steps at the beginning, and passes after which there is another one: they tell what a step
 # takes, so that the gain is a measured one.
 FIRST_STEPS, PASSES_BETWEEN = 2, 40
-# The acceptance that is expected of a source before its first draft. With less, drafts that read
-# half of what a step reads would never be tried, nor tried again after one that failed.
-PRIORS: dict[SourceName, float] = {"lookup": PRIOR, "depth": 0.8, "model": 0.8}
+# The acceptance that is expected of a source before its first draft. With less hope, drafts that
+# read half of what a step reads would never be tried.
+HOPES: dict[SourceName, float] = {"lookup": PRIOR, "depth": 0.8, "model": 0.8}
 
 
 class Drafter:
@@ -96,7 +96,7 @@ class Drafter:
             if offer is None or is_due:
                 continue
             length, gain = best_length(
-                self._acceptance.share((source.name, offer.kind), PRIORS[source.name]),
+                self._acceptance.share((source.name, offer.kind), HOPES[source.name]),
                 self._costs.draft(source.name, source.cost),
                 self._costs.verify,
                 min(most, MOST_TOKENS - 1, most if offer.most is None else offer.most),

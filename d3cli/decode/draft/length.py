@@ -52,10 +52,12 @@ class Acceptance:
     def __init__(self) -> None:
         self._tried: dict[Hashable, tuple[float, float]] = {}  # tokens tried, tokens accepted
 
-    def share(self, kind: Hashable, prior: float = PRIOR) -> float:
-        """The share; what is expected before any trial weighs as `PRIOR_WEIGHT` trials."""
-        tried, accepted = self._tried.get(kind, (0.0, 0.0))
-        return (accepted + prior * PRIOR_WEIGHT) / (tried + PRIOR_WEIGHT)
+    def share(self, kind: Hashable, hope: float = PRIOR) -> float:
+        """The share; `hope` if nothing was tried yet."""
+        if kind not in self._tried:
+            return hope
+        tried, accepted = self._tried[kind]
+        return (accepted + PRIOR * PRIOR_WEIGHT) / (tried + PRIOR_WEIGHT)
 
     def learn(self, kind: Hashable, tried: int, accepted: int) -> None:
         """A draft: tokens after the first one that was not accepted were not tried."""

@@ -86,17 +86,6 @@ class TestAcceptance:
         assert failed < faded < seen.share("a")
         assert seen.share("a") == pytest.approx(PRIOR)
 
-    def test_a_source_that_costs_half_a_step_is_tried_again_after_it_failed(self) -> None:
-        seen = Acceptance()
-        seen.learn("a", 1, 0)
-
-        def length() -> int:
-            return best_length(seen.share("a", 0.8), 0.5, lambda k: 1 + 0.03 * k, 15)[0]
-
-        assert length() == 0
-        seen.fade(300)
-        assert length() > 0
-
 
 class TestCosts:
     def test_before_anything_is_measured_the_priors_hold(self) -> None:
