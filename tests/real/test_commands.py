@@ -25,7 +25,7 @@ def d3(home: Path, *arguments: str | Path, stdin: str = "") -> subprocess.Comple
         capture_output=True,
         text=True,
         env=environment | {"D3_HOME": str(home), "D3_KERNELS": "torch", "OMP_NUM_THREADS": "1"},
-        timeout=400,
+        timeout=900,
         check=False,
     )
 
@@ -72,7 +72,10 @@ def test_profile_compares_with_full_depth(real_path: Path, tmp_path: Path) -> No
 
 
 def test_calibrate_reports_what_it_finds(real_path: Path, tmp_path: Path) -> None:
-    """The least text and the quickest search; on this model it may find something or nothing."""
+    """The least text and the quickest search, in one form of the weights.
+
+    On this model it may find something or nothing.
+    """
     data = tmp_path / "sums.jsonl"
     rows = [
         {"prompt": f"What is {number} plus 17?", "response": sum_in_steps(number)}
@@ -80,14 +83,14 @@ def test_calibrate_reports_what_it_finds(real_path: Path, tmp_path: Path) -> Non
     ]
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     run = d3(
-        *(tmp_path, "calibrate", real_path, "--data", data, "--units", "sublayer"),
-        *("--order", "influence", "--target-drop", "5%", "--json"),
+        *(tmp_path, "calibrate", real_path, "--data", data, "--units", "layer"),
+        *("--order", "influence", "--target-drop", "5%", "--quantization", "none", "--json"),
     )
     assert run.returncode in (0, 3), run.stderr
     found = parsed(run, run.returncode)
     assert (found["schedule"] is None) == (run.returncode == 3)
     assert (found["stored"] is None) == (run.returncode == 3)
-    assert len(found["orders"]["sublayer"]) >= 1
+    assert len(found["orders"]["layer"]) >= 1
     assert found["frontier"]
 
 
