@@ -59,6 +59,7 @@ def load_service(output: Output, settings: ServeSettings, name: str, request: Re
     for note in choice.notes:
         output.note(note)
     note_turn_end(output, model, request.chat_template, request.stop)
+    served_name = settings.access.served_name or _id(name)
     defaults = Defaults(
         alpha=request.alpha,
         start=request.start,
@@ -69,7 +70,7 @@ def load_service(output: Output, settings: ServeSettings, name: str, request: Re
         stop=request.stop,
         lossless=None if drafting is None else drafting.source,
         chat_template=request.chat_template,
-        calibrate_with=calibrate_with,
+        calibrate_with=calibrate_command(served_name, loading),
     )
     asked = settings.capacity
     kv_bytes = int(KV_SHARE * available_memory(model.device))
@@ -77,7 +78,7 @@ def load_service(output: Output, settings: ServeSettings, name: str, request: Re
         kv_bytes = int(asked.kv_memory * 1e9)
     service = Service(
         model,
-        settings.access.served_name or _id(name),
+        served_name,
         version=__version__,
         capacity=Capacity(waiting=asked.queue, sessions=asked.sessions, kv_bytes=kv_bytes),
         defaults=defaults,

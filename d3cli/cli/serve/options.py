@@ -69,7 +69,7 @@ class CapacityOptions:
         int,
         typer.Option(
             min=0,
-            max=10_000,
+            max=200,  # each holds a connection, and there are 256
             metavar="N",
             rich_help_panel=CAPACITY,
             help="Requests that may wait for their turn; more get status 503.",
