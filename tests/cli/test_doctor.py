@@ -9,7 +9,9 @@ from transformers import LlamaConfig
 
 from d3cli.base.errors import ModelError
 from d3cli.cli.doctor.command import CHOICES, _nested
-from d3cli.cli.doctor.probe import SHAPES, expected_speeds, forms, kernels, read_bandwidth
+from d3cli.cli.doctor.large_model import large_model
+from d3cli.cli.doctor.probe import expected_speeds, kernels, read_bandwidth
+from d3cli.cli.doctor.shapes import SHAPES, forms
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels import choices
 from d3cli.kernels.int4_linear import int4_bytes
@@ -18,6 +20,7 @@ from d3cli.kernels.measure_small import UNLIMITED, MeasuredHead, MeasuredRows
 from d3cli.kernels.products import Product, Products
 from d3cli.model.load import load_model
 from d3cli.model.origin import Origin
+from d3cli.model.placement import Room
 from tests.conftest import D3
 
 CPU = torch.device("cpu")
@@ -53,6 +56,41 @@ def test_json(d3: D3) -> None:
     assert [row["model"] for row in found["expected"][::3]] == [shape.name for shape in SHAPES]
     for row in found["expected"]:
         assert 1 < row["depth_0_6"] / row["full_depth"] < 1 / 0.6
+
+
+def test_a_70b_model_on_several_gpus() -> None:
+    memory = Room("cpu", 60 * 10**9)
+    gpus = [Room(f"cuda:{index}", 78 * 10**9) for index in range(4)]
+    in_16_bits, in_4_bits = large_model(gpus, memory)
+    weights = 2 * 70.55e9  # parameters of Llama 3.3 70B
+    assert in_16_bits.need_bytes == pytest.approx(weights, rel=0.02)
+    assert [place.name for place in in_16_bits.places] == ["cuda:0", "cuda:1"]
+    assert sum((place.layers for place in in_16_bits.places), ()) == tuple(range(80))
+    assert in_16_bits.moved_bytes == 0
+    assert [place.name for place in in_4_bits.places] == ["cuda:0"]
+
+
+def test_a_70b_model_on_too_small_a_gpu() -> None:
+    in_16_bits, in_4_bits = large_model([Room("cuda:0", 24 * 10**9)], Room("cpu", 60 * 10**9))
+    gpu, memory, disk = in_16_bits.places
+    assert (gpu.name, memory.name, disk.name) == ("cuda:0", "cpu", "disk")
+    assert memory.need_bytes <= 60 * 10**9
+    assert in_16_bits.moved_bytes == memory.need_bytes + disk.need_bytes
+    assert in_4_bits.places == ()  # bitsandbytes' weights stay on the GPU
+    assert in_4_bits.summary[0].startswith("does not fit: the model needs about")
+
+
+def test_a_70b_model_on_the_cpu() -> None:
+    in_16_bits, *in_fewer = large_model([], Room("cpu", 16 * 10**9))
+    assert [place.name for place in in_16_bits.places] == ["cpu", "disk"]
+    assert [fit.places for fit in in_fewer] == [(), ()]
+
+
+def test_where_a_70b_model_would_lie_is_shown(d3: D3) -> None:
+    found = json.loads(d3("doctor", "--json").out)["large_model"]
+    assert [fit["weights"] for fit in found] == ["bfloat16", "4-bit", "nested"]
+    rows = [row for row in d3("doctor").out.splitlines() if row.startswith(f"{SHAPES[-1].name}\t")]
+    assert [row.split("\t")[1] for row in rows][-3:] == ["bfloat16", "4-bit", "nested"]
 
 
 def test_a_built_in_model_that_fails_is_reported(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,12 @@ CHOICES = (
 )
 ROWS = ("weights in fewer bits", "torch's kernel for", "unpacked for", "left out")
 HEADS = ("LM head", "beside layers in fewer bits", "time in 8 bits × bfloat16's")
+LARGE = (
+    "where it would fit",
+    "weights",
+    "needs",
+    "arithmetic: d3 itself runs a model on one device",
+)
 TUNE_HELP = "Measure again which kernels are the fastest here. Best on an idle machine."
 
 
@@ -66,6 +72,8 @@ def doctor(
             ("expected at most", "weights", "", "full depth", "depth 0.6", ""),
             [_speed(row) for row in found["expected"]],
         )
+        output.write("\n")
+        output.table(LARGE, [_fit(row) for row in found["large_model"]], headed=True)
         for note in found["kernel_choices"]["notes"]:
             output.note(note)
     if problem := found["builtin_model"]["problem"]:
@@ -107,7 +115,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", _free(memory["available_bytes"], memory["total_bytes"])),
     ]
     rows += [
-        ("GPU", f"{gpu['name']}, {_free(gpu['free_bytes'], gpu['total_bytes'])}")
+        (f"GPU {gpu['device']}", f"{gpu['name']}, {_free(gpu['free_bytes'], gpu['total_bytes'])}")
         for gpu in found["gpus"]
     ] or [("GPU", "none that torch can use")]
     config = "" if files["config_exists"] else " (does not exist: all settings have their defaults)"
@@ -195,6 +203,12 @@ def _speed(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['depth_0_6']:.3g} tok/s",
         "" if row["fits"] else "does not fit",
     )
+
+
+def _fit(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a large model needs, and what would lie where."""
+    size = readable_size(row["need_bytes"])
+    return row["model"], row["weights"], size, "; ".join(row["summary"])
 
 
 def _free(free: int, total: int) -> str:

@@ -11,16 +11,18 @@ import torch
 from d3cli.base.errors import D3Error
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
-from d3cli.files.safetensors import Description, TensorInfo
+from d3cli.cli.doctor.large_model import large_model
+from d3cli.cli.doctor.shapes import SHAPES, forms, kernels_of
 from d3cli.kernels.choice_file import Wanted, choices_file
 from d3cli.kernels.choices import choices_here
 from d3cli.kernels.measure_nested import SHAPE, measure_nested
 from d3cli.kernels.measured_shapes import measured_shapes
-from d3cli.kernels.plan import Form, KernelPlan, plan_kernels
+from d3cli.kernels.plan import Form, plan_kernels
 from d3cli.kernels.process import use_threads
 from d3cli.kernels.quantization import Quantization
 from d3cli.kernels.threads import pick_threads, usable_cores
 from d3cli.model.memory import available_memory
+from d3cli.model.placement import Room
 
 PROBE_SECONDS = 1.0
 PROBE_BYTES, SMALL_PROBE_BYTES = 1 << 30, 1 << 27  # both beyond most caches
@@ -41,68 +43,6 @@ MATRIX_FEATURES += ("avx512_fp16", "bf16", "i8mm", "sve", "sve2")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """The dimensions of a Llama: enough to choose its kernels and to count the bytes of a step."""
-
-    name: str
-    hidden: int
-    inner: int
-    layers: int
-    kv_size: int
-    vocabulary: int
-
-    @property
-    def head(self) -> tuple[int, int]:
-        """The shape of the LM head."""
-        return self.vocabulary, self.hidden
-
-    @property
-    def description(self) -> Description:
-        """Its description, with the weights of the layers' linears only."""
-        linears = {
-            "self_attn.q_proj": (self.hidden, self.hidden),
-            "self_attn.k_proj": (self.kv_size, self.hidden),
-            "self_attn.v_proj": (self.kv_size, self.hidden),
-            "self_attn.o_proj": (self.hidden, self.hidden),
-            "mlp.gate_proj": (self.inner, self.hidden),
-            "mlp.up_proj": (self.inner, self.hidden),
-            "mlp.down_proj": (self.hidden, self.inner),
-        }
-        tensors = [
-            TensorInfo(f"model.layers.{layer}.{name}.weight", "BF16", shape)
-            for layer in range(self.layers)
-            for name, shape in linears.items()
-        ]
-        return Description(self.name, {"model_type": "llama"}, tuple(tensors))
-
-    def bytes_read(self, depth: float, form: Form) -> float:
-        """Bytes that one step reads of the linears and the LM head.
-
-        Args:
-            depth: the share of the layers that run.
-        """
-        description = self.description
-        plan = _plan(self, form)
-        layers = sum(map(plan.held_bytes, description.tensors))
-        return depth * layers + plan.head_bytes(*self.head)
-
-
-def _plan(shape: Shape, form: Form) -> KernelPlan:
-    """The kernels of a model of a shape, as far as they were measured."""
-    choices = choices_here()
-    return plan_kernels(
-        shape.description, shape.head, form, choices.current, choices.head_in_8_bits
-    )
-
-
-SHAPES = (
-    Shape("1B (Llama 3.2)", 2048, 8192, 16, 512, 128256),
-    Shape("8B (Llama 3.1)", 4096, 14336, 32, 1024, 128256),
-    Shape("70B (Llama 3.3)", 8192, 28672, 80, 1024, 128256),
-)
-
-
-@dataclass(frozen=True, slots=True)
 class Speed:
     """The most tokens per second that the bandwidth allows, and whether the weights fit."""
 
@@ -114,22 +54,11 @@ class Speed:
     fits: bool
 
 
-def forms(device: torch.device) -> dict[str, Form]:
-    """The forms of weights that doctor compares, by name."""
-    on_cpu = device.type == "cpu"
-    found = {
-        "bfloat16": Form(torch.bfloat16, device),
-        "float32": Form(torch.float32, device),
-        "4-bit": Form(torch.bfloat16, device, "int4" if on_cpu else "bnb-4bit"),
-    }
-    return found | ({"nested": Form(torch.bfloat16, device, "nested")} if on_cpu else {})
-
-
 def kernels(device: torch.device) -> dict[str, dict[str, str]]:
     """In each form, the kernels of a 1B model's layers and of its LM head, for one token."""
     found = {}
     for name, form in forms(device).items():
-        plan = _plan(SHAPES[0], form)
+        plan = kernels_of(SHAPES[0], form)
         layers = plan.of_linear(SHAPES[0].hidden, SHAPES[0].inner)
         found[name] = {"layers": layers.value, "lm_head": plan.head.value}
     return found
@@ -222,6 +151,8 @@ def examine(*, tune: bool = False) -> dict[str, Any]:
     available = available_memory(device)
     bandwidth = read_bandwidth(device)
     chosen = choose_kernels(again=tune)
+    gpus, memory = _gpus(), available_memory(torch.device("cpu"))
+    rooms = [Room(gpu["device"], gpu["free_bytes"]) for gpu in gpus]
     return {
         "versions": versions() | {"system": system()},
         "processor": {
@@ -236,9 +167,9 @@ def examine(*, tune: bool = False) -> dict[str, Any]:
         },
         "memory": {
             "total_bytes": psutil.virtual_memory().total,
-            "available_bytes": available_memory(torch.device("cpu")),
+            "available_bytes": memory,
         },
-        "gpus": _gpus(),
+        "gpus": gpus,
         "read_bandwidth": {"device": device.type, "bytes_per_second": bandwidth},
         "files": {
             "config": str(config_file()),
@@ -251,6 +182,7 @@ def examine(*, tune: bool = False) -> dict[str, Any]:
         "nested_times": nested_times(device),
         "kernel_choices": chosen,
         "expected": [asdict(speed) for speed in expected_speeds(bandwidth, available, device)],
+        "large_model": [asdict(fit) for fit in large_model(rooms, Room("cpu", memory))],
     }
 
 
@@ -283,7 +215,8 @@ def _gpus() -> list[dict[str, Any]]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        found.append({"name": name, "total_bytes": total, "free_bytes": free})
+        sizes = {"total_bytes": total, "free_bytes": free}
+        found.append({"device": f"cuda:{index}", "name": name} | sizes)
     return found
 
 
