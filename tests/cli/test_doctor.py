@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig
 
 from d3cli.base.errors import ModelError
-from d3cli.cli.doctor.command import CHOICES, _nested
+from d3cli.cli.doctor.command import CHOICES, LARGE, _nested
 from d3cli.cli.doctor.large_model import large_model
 from d3cli.cli.doctor.probe import expected_speeds, kernels, read_bandwidth
 from d3cli.cli.doctor.shapes import SHAPES, forms
@@ -45,6 +45,9 @@ def test_what_is_examined(d3: D3) -> None:
     assert "free of" in rows["memory"]
     assert "GB/s" in rows["read bandwidth"]
     assert result.out.count("tok/s") == 3 * 3 * 2
+    _, _, large = result.out.partition("\t".join(LARGE) + "\n")
+    names = [row.split("\t")[:2] for row in large.splitlines()]
+    assert names == [[SHAPES[-1].name, weights] for weights in ("bfloat16", "4-bit", "nested")]
 
 
 def test_json(d3: D3) -> None:
@@ -56,6 +59,7 @@ def test_json(d3: D3) -> None:
     assert [row["model"] for row in found["expected"][::3]] == [shape.name for shape in SHAPES]
     for row in found["expected"]:
         assert 1 < row["depth_0_6"] / row["full_depth"] < 1 / 0.6
+    assert [fit["weights"] for fit in found["large_model"]] == ["bfloat16", "4-bit", "nested"]
 
 
 def test_a_70b_model_on_several_gpus() -> None:
@@ -84,13 +88,6 @@ def test_a_70b_model_on_the_cpu() -> None:
     in_16_bits, *in_fewer = large_model([], Room("cpu", 16 * 10**9))
     assert [place.name for place in in_16_bits.places] == ["cpu", "disk"]
     assert [fit.places for fit in in_fewer] == [(), ()]
-
-
-def test_where_a_70b_model_would_lie_is_shown(d3: D3) -> None:
-    found = json.loads(d3("doctor", "--json").out)["large_model"]
-    assert [fit["weights"] for fit in found] == ["bfloat16", "4-bit", "nested"]
-    rows = [row for row in d3("doctor").out.splitlines() if row.startswith(f"{SHAPES[-1].name}\t")]
-    assert [row.split("\t")[1] for row in rows][-3:] == ["bfloat16", "4-bit", "nested"]
 
 
 def test_a_built_in_model_that_fails_is_reported(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
