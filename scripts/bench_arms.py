@@ -30,6 +30,7 @@ from d3cli.depth.schedule import DepthSchedule, schedule_of, static_schedule
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.kernels.int4_linear import FourBitLinear
 from d3cli.kernels.int8_linear import EightBitLinear
+from d3cli.kernels.nested_linear import NestedLinear
 from d3cli.kernels.process import no_progress_bar, prepare_process
 from d3cli.kernels.used import kernels_used
 from d3cli.model.load import load_model
@@ -154,8 +155,11 @@ def plain_model(files: ModelFiles, dtype: torch.dtype) -> Any:
 
 def gemv_arm(group: str, model: LoadedModel, tokens: int) -> Arm:
     """Only the products of one step, on inputs prepared before."""
-    kinds = (nn.Linear, EightBitLinear, FourBitLinear)
-    linears = [m for m in model.causal_lm.modules() if isinstance(m, kinds)]
+    kinds = (nn.Linear, EightBitLinear, FourBitLinear, NestedLinear)
+    planes = {
+        p for m in model.causal_lm.modules() if isinstance(m, NestedLinear) for p in (m.high, m.low)
+    }
+    linears = [m for m in model.causal_lm.modules() if isinstance(m, kinds) and m not in planes]
     dtype = model.causal_lm.dtype
     inputs = [torch.rand(1, 1, m.in_features, dtype=dtype) for m in linears]
 
@@ -174,7 +178,7 @@ def gemv_arm(group: str, model: LoadedModel, tokens: int) -> Arm:
 def d3_arms(
     group: str, model: LoadedModel, document: Document, tokens: int, *, decaying: bool
 ) -> Iterator[Arm]:
-    """Forced tokens at full depth and at constant depths.
+    """Forced tokens at full depth and at constant depths; of nested weights, with fewer low planes.
 
     All arms share one cache, and put its lengths back before they run. What they write over its
     rows does not change their times.
@@ -205,14 +209,21 @@ def d3_arms(
     early, full = range(1, tokens + 1), DepthSchedule.full(layers)
     yield arm(FULL_DEPTH, full, early, FULL_DEPTH)
     order = list(map(str, range(1, layers - 1)))
-    for ratio in RATIOS:
-        dropped = layers - round(layers / ratio)
-        name = f"{layers - dropped} of {layers} layers"
-        yield arm(name, static_schedule(weights, order[:dropped]), early, FULL_DEPTH)
+    core = ceil(layers / 4)
+    flex = order[core - 1 : 1 - core]
+    if weights.is_nested:
+        flex = list(weights.unit_names("plane"))
+        half = static_schedule(weights, flex[: len(flex) // 2])
+        yield arm("half of the low planes", half, early, FULL_DEPTH)
+        yield arm("high planes alone", static_schedule(weights, flex), early, FULL_DEPTH)
+    else:
+        for ratio in RATIOS:
+            dropped = layers - round(layers / ratio)
+            name = f"{layers - dropped} of {layers} layers"
+            yield arm(name, static_schedule(weights, order[:dropped]), early, FULL_DEPTH)
     if decaying:
         spread, over = spread_steps(REPLY, tokens), f"over {REPLY} tokens"
-        core = ceil(layers / 4)
-        schedule = schedule_of(weights, order[core - 1 : 1 - core], ALPHA, 0)
+        schedule = schedule_of(weights, flex, ALPHA, 0)
         yield arm(f"{FULL_DEPTH} {over}", full, spread, f"{FULL_DEPTH} {over}")
         yield arm(f"alpha {ALPHA} {over}", schedule, spread, f"{FULL_DEPTH} {over}")
 
@@ -241,7 +252,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     arms = list(hf_arms(plain_model(files, first.causal_lm.dtype), document, settings))
     for group, model in models.items():
         arms.append(gemv_arm(group, model, settings.tokens))
-        decaying = model is first
+        decaying = model is first or model.weight_bytes.is_nested
         arms += d3_arms(group, model, document, settings.tokens, decaying=decaying)
     arms += [llama_arm(file, document, settings.tokens, threads) for file in settings.llama_files]
     arms, failed = warmed_up(arms)

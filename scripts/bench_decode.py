@@ -68,7 +68,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--quantization",
         type=words,
         default=["int8", "int4"],
-        help='list of d3\'s other arms: int8, int4, bnb-4bit; "" for none',
+        help='list of d3\'s other arms: int8, int4, nested, bnb-4bit; "" for none',
     )
     parser.add_argument(
         "--llama-cpp",
