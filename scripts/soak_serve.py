@@ -1,12 +1,13 @@
 """Runs 50 parallel clients against `d3 serve` for minutes; checks replies and memory.
 
     python scripts/soak_serve.py --minutes 10 --json soak.json
+    python scripts/soak_serve.py --model FILE.gguf --minutes 5 --clients 4 --conversations 6
 
-The clients hold conversations with the built-in model: greedy and sampled, at several depths,
-streamed and whole. Some leave in the middle of a reply. Before the server starts, engines that do
-nothing else write what every reply must be. In float32, since reading a prompt in other pieces
-rounds differently below it. Exits with 1 on an error other than 503, on a reply that differs, or
-if the server's memory grows.
+The clients hold conversations with a model, by default the built-in one: greedy and sampled, at
+several depths, streamed and whole. Some leave in the middle of a reply. Before the server starts,
+engines that do nothing else write what every reply must be. In float32, since reading a prompt in
+other pieces rounds differently below it. Exits with 1 on an error other than 503, on a reply that
+differs, or if the server's memory grows.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 import psutil
 from openai import APIStatusError, AsyncOpenAI
 
+from d3cli.base.settings import BUILTIN
 from d3cli.calibrate.texts import builtin_samples
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
@@ -38,14 +40,15 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.8, "seed": 7},
     {"temperature": 1.0, "seed": 11, "top_p": 0.9, "alpha": 0.99},
 )
+SERVED = "soak"  # the model's id
 TURNS, LEAVES = 3, 0.1  # of a conversation; the share of replies that their client leaves
 SAMPLE_S, WARM = 2.0, 0.3  # between two looks at memory; the share in which it may still grow
 MAY_GROW = 32 << 20  # bytes that the median may rise after that
 
 
-def conversations(count: int, rng: random.Random) -> list[dict[str, Any]]:
+def conversations(name: str, count: int, rng: random.Random) -> list[dict[str, Any]]:
     """Conversations, with the reply that each of their turns must get."""
-    model = load_model(dtype="float32", device="cpu")
+    model = load_model(name, dtype="float32", device="cpu")
     samples = builtin_samples(model)
     prompts = [one["content"] for each in samples for one in each.messages if one["role"] == "user"]
     found = []
@@ -55,6 +58,7 @@ def conversations(count: int, rng: random.Random) -> list[dict[str, Any]]:
         limit, messages, turns = rng.randint(8, 48), [], []
         for _ in range(TURNS):
             messages.append({"role": "user", "content": rng.choice(prompts)})
+            model.influence.forget()  # what others sent decides no reply
             reply = Engine(model).stream(
                 messages,
                 schedule=model.schedule(given.get("alpha", "auto"), start=given.get("start")),
@@ -116,7 +120,7 @@ class Soak:
         own = {name: case["given"][name] for name in ("alpha", "start") if name in case["given"]}
         named = {name: value for name, value in case["given"].items() if name not in own}
         body = {
-            "model": "demo",
+            "model": SERVED,
             "messages": turn["messages"],
             "max_tokens": case["max_tokens"],
             "user": str(number),
@@ -158,6 +162,14 @@ def growth(values: list[float]) -> float:
     return statistics.median(warm[half:]) - statistics.median(warm[:half]) if half else 0.0
 
 
+def slope(values: list[float]) -> float:
+    """How much the values rise a minute, after the first share of them."""
+    warm = values[int(WARM * len(values)) :]
+    if len(warm) < 2:
+        return 0.0
+    return statistics.linear_regression(range(len(warm)), warm).slope * 60 / SAMPLE_S
+
+
 async def run(url: str, process: psutil.Process, args: argparse.Namespace, cases: Any) -> Any:
     until = time.monotonic() + 60 * args.minutes
     soak = Soak(url, cases, until)
@@ -169,13 +181,15 @@ async def run(url: str, process: psutil.Process, args: argparse.Namespace, cases
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=BUILTIN)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--conversations", type=int, default=60)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    cases = conversations(args.conversations, random.Random(1))
-    command = [sys.executable, "-m", "d3cli", "serve", "--port", "0", "--dtype", "float32"]
+    cases = conversations(args.model, args.conversations, random.Random(1))
+    command = [sys.executable, "-m", "d3cli", "serve", args.model, "--served-name", SERVED]
+    command += ["--port", "0", "--dtype", "float32"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr
@@ -193,6 +207,7 @@ def main() -> int:
         "problems": len(soak.problems),
         "exit_code": server.returncode,
         "rss_growth": growth([sample["rss"] for sample in samples]),
+        "rss_slope_per_minute": slope([sample["rss"] for sample in samples]),
         "most_rss": max(sample["rss"] for sample in samples),
         "last": samples[-1],
     }

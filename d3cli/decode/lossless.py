@@ -23,7 +23,7 @@ from d3cli.decode.draft.source import Draft, ReplyContext, Verification
 from d3cli.decode.loop import DecodedToken, log_normalizer
 from d3cli.decode.sampler import Sampler
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.kv_cache import KVCache
+from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
 from d3cli.model.model import LoadedModel
 
 
@@ -40,6 +40,7 @@ def decode_lossless(
     eos_token_ids: Container[int] = (),
     with_entropy: bool = False,
     most_likely: int = 0,
+    reserve: int = DEFAULT_RESERVE,
     verifications: list[Verification],
 ) -> Iterator[DecodedToken]:
     """Generates the reply that `decode` generates at full depth.
@@ -50,13 +51,14 @@ def decode_lossless(
         prompt_ids: the tokens in the cache.
         eos_token_ids: tokens that end the reply.
         with_entropy, most_likely: see `decode`.
+        reserve: tokens of the reply that a draft model's KV cache has room for at first.
         verifications: gains each pass at full depth.
 
     Raises:
         GenerationError: the logits of a step are not finite.
     """
     token_ids = list(prompt_ids)
-    reply = ReplyContext(token_ids, cache, sampler.for_drafts(), schedule)
+    reply = ReplyContext(token_ids, cache, sampler.for_drafts(), schedule, reserve)
     drafter.begin(reply)
     accept = partial(
         _accept,

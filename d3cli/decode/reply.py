@@ -22,7 +22,7 @@ from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
 from d3cli.decode.stats import LosslessStats, RunStats, peak_memory
 from d3cli.depth.prompt_order import PromptSchedule, Schedule, units_to_measure
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.kv_cache import KVCache
+from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
 from d3cli.text.control_tokens import reply_writing
 from d3cli.text.stop_strings import StopStrings, without_marks
 from d3cli.text.tokens import Detokenizer
@@ -254,6 +254,7 @@ class Reply:
             self._drafter,
             sampler,
             schedule=self.drafting,
+            reserve=DEFAULT_RESERVE if self._max_tokens is None else limit,
             verifications=self.verifications,
             **options,
         )

@@ -53,7 +53,8 @@ class KVLayer(CacheLayerMixin):
         end = position + keys.shape[2]
         if self.keys is None or end > self.keys.shape[2]:
             held = 0 if self.keys is None else self.keys.shape[2]
-            self._grow(keys, values, max(end, capacity, 2 * held))
+            # What was reserved was predicted by someone: no more than that.
+            self._grow(keys, values, capacity if end <= capacity else max(end, 2 * held))
         assert self.keys is not None and self.values is not None
         self.keys[:, :, position:end] = keys
         self.values[:, :, position:end] = values

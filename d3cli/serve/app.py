@@ -76,26 +76,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Writes the next message of a conversation."""
         service.check_model(fields.model)
         plan = service.planner.chat(fields)
-        made = ChatFormat(
-            service.name,
-            service.fingerprint,
-            with_scores=plan.with_scores,
-            with_usage=_with_usage(fields),
-        )
-        return await _reply(service, request, fields, plan, made)
+        return await _reply(service, request, fields, plan, ChatFormat)
 
     @app.post("/v1/completions", responses=errors, response_model=None)
     async def completions(fields: TextFields, request: Request) -> Response:
         """Continues a text."""
         service.check_model(fields.model)
         plan = service.planner.text(fields)
-        made = TextFormat(
-            service.name,
-            service.fingerprint,
-            with_scores=plan.with_scores,
-            with_usage=_with_usage(fields),
-        )
-        return await _reply(service, request, fields, plan, made)
+        return await _reply(service, request, fields, plan, TextFormat)
 
     @app.get("/v1/models", responses=errors)
     async def models() -> dict[str, Any]:
@@ -121,10 +109,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _with_usage(fields: ReplyFields) -> bool:
-    return fields.stream_options is not None and bool(fields.stream_options.include_usage)
-
-
 def _model(service: Service) -> dict[str, Any]:
     model = service.model
     return {
@@ -142,9 +126,20 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 async def _reply(
-    service: Service, request: Request, fields: ReplyFields, plan: Plan, made: ReplyFormat
+    service: Service,
+    request: Request,
+    fields: ReplyFields,
+    plan: Plan,
+    form: type[ChatFormat] | type[TextFormat],
 ) -> Response:
     """Waits for the reply's first event, so that a failure until then has its own status."""
+    options = fields.stream_options
+    made = form(
+        service.name,
+        service.fingerprint,
+        with_scores=plan.with_scores,
+        with_usage=options is not None and bool(options.include_usage),
+    )
     client = fields.user or (request.client.host if request.client else "")
     events = service.events(plan, client, partial(_gone, request))
     if not fields.stream:

@@ -29,11 +29,13 @@ class Opened:
     Attributes:
         inside: the opening tag of reasoning that the prompt ends with; else empty.
         echo: the prompt's text, where it was asked for, and `scores` its tokens.
+        before: characters of the prompt, where it is not echoed but its length is needed.
     """
 
     inside: str = ""
     echo: str = ""
     scores: tuple[TokenScore, ...] = ()
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,12 @@ class Written:
 
     Attributes:
         text: what is now certain of the reply.
-        score: the token, if log-probabilities were asked for and it is not the reply's end.
+        scores: the tokens of this text, if log-probabilities were asked for.
         finish_reason: why the reply ended, with its last token.
     """
 
     text: str
-    score: TokenScore | None = None
+    scores: tuple[TokenScore, ...] = ()
     finish_reason: str | None = None
 
 

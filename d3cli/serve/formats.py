@@ -60,8 +60,8 @@ class ChatFormat:
             self._parts = PartsStream(event.inside)
             yield self._chunk({"role": "assistant", "content": ""})
         elif isinstance(event, Written):
-            scores = _scores(event.score)
-            for kind, text in [*self._texts(event)] or [("content", "")] * len(scores):
+            scores = [*map(_item, event.scores)]
+            for kind, text in [*self._texts(event)] or [("content", "")] * bool(scores):
                 yield self._chunk({kind: text}, scores=scores)
                 scores = []
             if event.finish_reason is not None:
@@ -79,7 +79,7 @@ class ChatFormat:
             elif isinstance(event, Written):
                 for kind, text in self._texts(event):
                     texts[kind] += text
-                scores += _scores(event.score)
+                scores += map(_item, event.scores)
                 finish = event.finish_reason or finish
             elif isinstance(event, Closed):
                 usage = event.usage
@@ -134,18 +134,19 @@ class TextFormat:
     ) -> None:
         self._head = Head(model, fingerprint, "cmpl", "text_completion")
         self._with_scores, self._with_usage = with_scores, with_usage
-        self._offset = 0  # of the next token, in the text
+        # Of the next token, in prompt and reply together, whether the prompt is echoed or not.
+        self._offset = 0
 
     def chunks(self, event: Event) -> Iterator[dict[str, Any]]:
         """The chunks of a stream for an event."""
         if isinstance(event, Opened):
+            self._offset = event.before
             if event.echo:
                 yield self._chunk(event.echo, event.scores)
         elif isinstance(event, Written):
-            scores = () if event.score is None else (event.score,)
             finish = None if event.finish_reason is None else FINISH[event.finish_reason]
-            if event.text or scores or finish:
-                yield self._chunk(event.text, scores, finish)
+            if event.text or event.scores or finish:
+                yield self._chunk(event.text, event.scores, finish)
         elif isinstance(event, Closed) and self._with_usage:
             yield self._head.object(()) | {"usage": event.usage}
 
@@ -155,11 +156,12 @@ class TextFormat:
         finish, usage = "", dict[str, Any]()
         for event in events:
             if isinstance(event, Opened):
+                self._offset = event.before
                 text += event.echo
                 scores += event.scores
             elif isinstance(event, Written):
                 text += event.text
-                scores += [event.score] if event.score is not None else []
+                scores += event.scores
                 finish = event.finish_reason or finish
             elif isinstance(event, Closed):
                 usage = event.usage
@@ -196,12 +198,10 @@ class TextFormat:
 ReplyFormat = ChatFormat | TextFormat
 
 
-def _scores(score: TokenScore | None) -> list[dict[str, Any]]:
+def _item(score: TokenScore) -> dict[str, Any]:
     """A token as an item of the list in a chat's log-probabilities."""
-    if score is None:
-        return []
     others = [_scored(text, logprob) for text, logprob in score.most_likely]
-    return [_scored(score.text, score.logprob) | {"top_logprobs": others}]
+    return _scored(score.text, score.logprob) | {"top_logprobs": others}
 
 
 def _scored(text: str, logprob: float | None) -> dict[str, Any]:

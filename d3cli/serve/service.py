@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from d3cli.model.model import LoadedModel
+from d3cli.serve.drafts import Drafts
 from d3cli.serve.errors import ApiError, overloaded
 from d3cli.serve.events import Closed, Event, Failed
 from d3cli.serve.guard import Limits
@@ -64,13 +65,11 @@ class Service:
         self.fingerprint = f"d3-{version}-{form}"
         defaults = defaults or Defaults()
         self.planner = Planner(model, defaults, has_draft_model=draft_model is not None)
-        self.sessions = Sessions(model, most=capacity.sessions, memory=capacity.kv_bytes)
-        writing = Writing(
-            model,
-            self.sessions,
-            draft_model=draft_model,
-            chat_template=defaults.chat_template,
+        drafts = Drafts(model, draft_model)
+        self.sessions = Sessions(
+            model, most=capacity.sessions, memory=capacity.kv_bytes, drafts=drafts
         )
+        writing = Writing(model, self.sessions, drafts, defaults.chat_template)
         self.worker = Worker(writing, capacity.waiting)
         self.metrics = Metrics(self.worker, self.sessions)
 

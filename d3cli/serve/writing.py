@@ -8,17 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 from d3cli.decode.conversation import inside
-from d3cli.decode.draft.drafter import Drafter, SourceChoice
 from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.prompt import score_prompt
+from d3cli.serve.drafts import Drafts
 from d3cli.serve.errors import in_words
 from d3cli.serve.events import Closed, Event, Opened, TokenScore, Written
 from d3cli.serve.plans import Plan
+from d3cli.serve.scores import ReplyScores, Scorer
 from d3cli.serve.sessions import Sessions
 from d3cli.text.chat_template import encode_chat, own_template
-from d3cli.text.control_tokens import reply_writing, skipped_tokens
 from d3cli.text.tokens import Detokenizer, encode_raw
 
 
@@ -26,20 +26,18 @@ class Writing:
     """Writes replies of one model, one after the other.
 
     Args:
-        draft_model: drafts for lossless replies; None for none.
+        drafts: what drafts lossless replies.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         sessions: Sessions,
-        *,
-        draft_model: LoadedModel | None = None,
+        drafts: Drafts,
         chat_template: str | None = None,
     ) -> None:
-        self._model, self._sessions = model, sessions
-        self._draft_model, self._template = draft_model, chat_template
-        self._drafters: dict[SourceChoice, Drafter] = {}
+        self._model, self._sessions, self._drafts = model, sessions, drafts
+        self._template = chat_template
 
     def write(self, plan: Plan, began: float) -> Generator[Event | None]:
         """The events of a reply. It can be left after any of them; None means only that.
@@ -54,7 +52,7 @@ class Writing:
         self._model.influence.forget()
         ids = self._encode(plan)
         beside = len(ids) if plan.echo and plan.with_scores else 0  # to score the prompt
-        engine = self._sessions.take(ids, plan.max_tokens, beside=beside)
+        engine = self._sessions.take(ids, plan.max_tokens, beside=beside, source=plan.lossless)
         keep = False
         try:
             usage = yield from self._write(plan, ids, engine, began)
@@ -89,18 +87,15 @@ class Writing:
             continues=not self._has_template(plan),
             most_likely=plan.most_likely,
             began=began,
-            drafter=self._drafter(plan.lossless),
+            drafter=None if plan.lossless is None else self._drafts.drafter(plan.lossless),
         )
         for _ in reply.prefill():
             yield None
         yield self._opened(inside(reply) if plan.is_chat else "", plan, ids, scores)
-        scorer, ends = self._scorer(reply) if plan.with_scores else None, self._ends()
+        scored = ReplyScores(reply, self._ends()) if plan.with_scores else None
         for chunk in reply:
             self._sessions.settle(engine)
-            token, score = chunk.token, None
-            if scorer and token.token_id not in ends:
-                score = scorer.score(token.token_id, token.logprob, token.most_likely)
-            yield Written(chunk.text, score, chunk.finish_reason)
+            yield Written(chunk.text, scored.after(chunk) if scored else (), chunk.finish_reason)
         return _usage(reply, plan)
 
     def _encode(self, plan: Plan) -> list[int]:
@@ -123,28 +118,14 @@ class Writing:
     def _ends(self) -> frozenset[int]:
         return self._model.text.reply_ends(self._template)
 
-    def _scorer(self, reply: Reply) -> "_Scorer":
-        tokenizer = self._model.tokenizer
-        written, _ = reply_writing(tokenizer, (), self._ends())
-        return _Scorer(reply.new_detokenizer(written), tokenizer)
-
     def _most(self, plan: Plan, ids: Sequence[int]) -> int | None:
         """The most tokens of the reply, where memory leaves fewer than the context does."""
         if plan.max_tokens is None and self._sessions.context < self._model.context_length:
             return self._sessions.context - len(ids)
         return plan.max_tokens
 
-    def _drafter(self, source: SourceChoice | None) -> Drafter | None:
-        if source is None:
-            return None
-        if source not in self._drafters:
-            self._drafters[source] = Drafter.for_model(
-                self._model, source, draft_model=self._draft_model
-            )
-        return self._drafters[source]
-
     def _score_prompt(self, plan: Plan, ids: Sequence[int]) -> Iterator[list[TokenScore]]:
-        scorer = _Scorer(Detokenizer(self._model.tokenizer), self._model.tokenizer)
+        scorer = Scorer(Detokenizer(self._model.tokenizer), self._model.tokenizer)
         for tokens in score_prompt(self._model, ids, plan.most_likely):
             yield [
                 scorer.score(token.token_id, token.logprob, token.most_likely) for token in tokens
@@ -153,33 +134,13 @@ class Writing:
     def _opened(
         self, tag: str, plan: Plan, ids: Sequence[int], scores: Sequence[TokenScore]
     ) -> Opened:
-        echo = ""
-        if plan.echo:
+        text = ""
+        if plan.echo or (plan.with_scores and not plan.is_chat):
             writer = Detokenizer(self._model.tokenizer)
-            echo = "".join(map(writer.push, ids)) + writer.flush()
-        return Opened(tag, echo, tuple(scores))
-
-
-class _Scorer:
-    """Turns tokens, in their order, into scores.
-
-    A special token has no text. Among the most likely tokens it is called by its name, since
-    several may be there.
-    """
-
-    def __init__(self, writer: Detokenizer, tokenizer: Any) -> None:
-        self._writer = writer
-        self._names = {id_: name for name, id_ in skipped_tokens(tokenizer).items()}
-
-    def score(
-        self, token_id: int, logprob: float | None, most_likely: Sequence[tuple[int, float]]
-    ) -> TokenScore:
-        """The score of the next token."""
-        others = tuple((self._called(other), chance) for other, chance in most_likely)
-        return TokenScore(self._writer.push(token_id), logprob, others)
-
-    def _called(self, token_id: int) -> str:
-        return self._writer.peek(token_id) or self._names.get(token_id, "")
+            text = "".join(map(writer.push, ids)) + writer.flush()
+        if plan.echo:
+            return Opened(tag, text, tuple(scores))
+        return Opened(tag, before=len(text))
 
 
 def _usage_of_prompt(tokens: int) -> dict[str, Any]:

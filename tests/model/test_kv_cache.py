@@ -107,6 +107,11 @@ def test_room_is_reserved_once_then_doubles() -> None:
     assert grown is not None
     assert grown.shape[2] == 20
     assert held(cache, 0) == list(range(11))
+    cache.reserve(25)  # no more than that, since it was predicted
+    feed(cache, 10, [0])
+    reserved = cache.layers[0].keys
+    assert reserved is not None
+    assert reserved.shape[2] == 25
 
 
 def test_memory_that_runs_out_while_growing_leaves_the_cache_as_it_was() -> None:

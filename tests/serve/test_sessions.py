@@ -6,20 +6,27 @@ from d3cli.base.errors import ContextFullError, NotEnoughMemoryError
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
 from d3cli.model.model import LoadedModel
+from d3cli.serve.drafts import Drafts
 from d3cli.serve.sessions import Sessions
+from tests.decode.draft.fixed import Always
 
 
-def write(sessions: Sessions, prompt: list[int], max_tokens: int = 2) -> Engine:
+def write(
+    sessions: Sessions, prompt: list[int], max_tokens: int = 2, drafter: Always | None = None
+) -> Engine:
     """Writes a reply in the session that the prompt gets."""
-    engine = sessions.take(prompt, max_tokens)
+    engine = sessions.take(prompt, max_tokens, source=None if drafter is None else "model")
     reply = engine.stream_ids(
         prompt,
         schedule=engine.model.schedule("off"),
         sampling=SamplingParams(),
         max_tokens=max_tokens,
+        ends=(),
+        drafter=drafter,
     )
     for _ in reply:
         sessions.settle(engine)
+        assert sessions.nbytes <= sessions.memory
     sessions.give_back(engine, keep=True)
     return engine
 
@@ -79,6 +86,47 @@ def test_none_are_kept_without_sessions(builtin: LoadedModel) -> None:
     sessions = Sessions(builtin, most=0, memory=1 << 28)
     assert write(sessions, [5] * 20) is not write(sessions, [5] * 20)
     assert (len(sessions), sessions.nbytes) == (0, 0)
+
+
+def with_drafts(model: LoadedModel, most: int) -> tuple[Sessions, Drafts, Always]:
+    """Sessions for 100 tokens of a model that drafts for itself, and what always does."""
+    drafts = Drafts(model, model)
+    memory = 200 * position_bytes(model)
+    source = drafts._by_model
+    assert source is not None
+    return Sessions(model, most=most, memory=memory, drafts=drafts), drafts, Always(source)
+
+
+def test_a_draft_models_cache_counts(builtin: LoadedModel) -> None:
+    sessions, drafts, drafter = with_drafts(builtin, most=50)
+    assert sessions.context == 100
+    each = position_bytes(builtin)
+    write(sessions, [5] * 30, 10)
+    write(sessions, [6] * 30, 10)
+    write(sessions, [7] * 30, 10)
+    write(sessions, [8] * 30, 10)
+    assert len(sessions) == 4
+    write(sessions, [9] * 30, 10, drafter)
+    assert drafts.nbytes == 40 * each
+    assert sessions.nbytes == 200 * each
+    assert len(sessions) == 4
+
+
+def test_a_draft_models_cache_goes_before_a_conversation(builtin: LoadedModel) -> None:
+    sessions, drafts, drafter = with_drafts(builtin, most=50)
+    write(sessions, [5] * 30, 10, drafter)
+    for token in (6, 7, 8):
+        write(sessions, [token] * 30, 10)
+    assert drafts.nbytes > 0
+    write(sessions, [9] * 30, 10)
+    assert drafts.nbytes == 0
+    assert len(sessions) == 5
+
+
+def test_without_sessions_a_draft_model_keeps_nothing(builtin: LoadedModel) -> None:
+    sessions, _, drafter = with_drafts(builtin, most=0)
+    write(sessions, [5] * 30, 10, drafter)
+    assert sessions.nbytes == 0
 
 
 def test_what_cannot_fit_is_refused(builtin: LoadedModel) -> None:

@@ -78,6 +78,50 @@ def test_echo_puts_prompt_and_reply_together(client: TestClient) -> None:
     assert tokens == both["logprobs"]["tokens"]
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_offsets_count_from_the_beginning_of_the_prompt(client: TestClient, echo: bool) -> None:
+    """As OpenAI's do, with or without the prompt in the text."""
+    fields = {"logprobs": 0, "echo": echo}
+    choice = ask(client, **fields)["choices"][0]
+    whole = choice["text"] if echo else PROMPT + choice["text"]
+    scores = choice["logprobs"]
+    assert scores["text_offset"][0] == (0 if echo else len(PROMPT))
+    for token, offset in zip(scores["tokens"], scores["text_offset"], strict=True):
+        assert whole[offset:].startswith(token)
+    body = {"model": "demo", "prompt": PROMPT, "max_tokens": 8} | fields
+    parts = [chunk["choices"][0]["logprobs"] for chunk in streamed(client, body, TEXT)]
+    offsets = [offset for part in parts if part for offset in part["text_offset"]]
+    assert offsets == scores["text_offset"]
+
+
+@pytest.mark.parametrize("inside", [0, 1])
+def test_tokens_of_a_stop_string_have_no_log_probabilities(client: TestClient, inside: int) -> None:
+    """A token that begins before the stop string is whole; those after it are left out."""
+    fields = {"logprobs": 1, "max_tokens": 20}
+    whole = ask(client, **fields)["choices"][0]
+    tokens, text = whole["logprobs"]["tokens"], whole["text"]
+    starts = [offset - len(PROMPT) for offset in whole["logprobs"]["text_offset"]]
+    at = next(
+        at
+        for at in range(3, len(tokens) - 2)
+        if len(tokens[at]) > 2
+        and text.find(text[starts[at] + inside : starts[at + 2]]) == starts[at] + inside
+    )
+    stop = text[starts[at] + inside : starts[at + 2]]  # of two tokens, so that one is held back
+    cut = ask(client, **fields, stop=stop)["choices"][0]
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == text[: text.find(stop)]
+    assert cut["logprobs"]["tokens"] == tokens[: at + inside]
+    assert cut["logprobs"]["token_logprobs"] == whole["logprobs"]["token_logprobs"][: at + inside]
+    body = {"model": "demo", "prompt": PROMPT, "stop": stop} | fields
+    sent, told = "", list[str]()
+    for chunk in (chunk["choices"][0] for chunk in streamed(client, body, TEXT)):
+        sent += chunk["text"]
+        told += chunk["logprobs"]["tokens"] if chunk["logprobs"] else []
+        assert len("".join(told[:-1])) <= len(sent) <= len("".join(told))
+    assert (sent, told) == (cut["text"], cut["logprobs"]["tokens"])
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "word"),
     [

@@ -14,7 +14,7 @@ from d3cli.base.errors import ModelError, Setting
 from d3cli.decode.agreement import common_prefix
 from d3cli.decode.draft.source import Draft, Drawing, Offer, ReplyContext
 from d3cli.decode.loop import SourceName, prefill
-from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
+from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel
 
 
@@ -47,14 +47,24 @@ class ModelSource:
         self.cost = draft_model.weight_bytes.total / model.weight_bytes.total
         self._draft_model = draft_model
         self._rows, self._draft_rows = _rows(model), _rows(draft_model)
-        self._cache: KVCache = draft_model.new_cache()
-        self._held: list[int] = []  # the tokens in the cache
-        self._agreed = 0  # how many of them the reply is known to have
+        self._cache: KVCache
+        self._held: list[int]  # the tokens in the cache
+        self._agreed: int  # how many of them the reply is known to have
+        self.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the small model's KV cache takes."""
+        return self._cache.nbytes
+
+    def clear(self) -> None:
+        """Empties the KV cache and frees its memory."""
+        self._cache, self._held, self._agreed = self._draft_model.new_cache(), [], 0
 
     def begin(self, reply: ReplyContext) -> None:
         """Keeps what the small model has read of the conversation."""
         self._agreed = common_prefix(self._held, reply.token_ids)
-        most = len(reply.token_ids) + DEFAULT_RESERVE
+        most = len(reply.token_ids) + reply.reserve
         self._cache.reserve(min(most, self._draft_model.context_length))
 
     def offer(self, reply: ReplyContext) -> Offer | None:

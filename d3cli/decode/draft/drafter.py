@@ -46,12 +46,13 @@ class Drafter:
         model: LoadedModel,
         source: SourceChoice = "auto",
         *,
-        draft_model: LoadedModel | None = None,
+        draft_model: LoadedModel | ModelSource | None = None,
     ) -> "Drafter":
         """A drafter for the replies of a model.
 
         Args:
-            draft_model: a smaller model with the same tokenizer, for the source "model".
+            draft_model: a smaller model with the same tokenizer, for the source "model"; or that
+                source, where several drafters share its KV cache.
 
         Raises:
             ModelError: the tokenizers of the models differ.
@@ -61,7 +62,8 @@ class Drafter:
         if source in ("auto", "lookup"):
             sources.append(LookupSource())
         if draft_model is not None and source in ("auto", "model"):
-            sources.append(ModelSource(model, draft_model))
+            shared = isinstance(draft_model, ModelSource)
+            sources.append(draft_model if shared else ModelSource(model, draft_model))
         if source in ("auto", "depth"):
             sources.append(DepthSource(model))
         if not sources:

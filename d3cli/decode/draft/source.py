@@ -10,7 +10,7 @@ from d3cli.base.errors import GenerationError
 from d3cli.decode.loop import SourceName, log_normalizer
 from d3cli.decode.sampler import Sampler
 from d3cli.depth.schedule import DepthSchedule
-from d3cli.model.kv_cache import KVCache
+from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,14 @@ class ReplyContext:
         cache: the KV cache of the model that verifies. It holds all of them but the last one.
         sampler: draws the tokens of a draft, as the reply's own sampler does, with other chance.
         schedule: the depth schedule that drafts, where a source needs one.
+        reserve: tokens of the reply that a KV cache should have room for.
     """
 
     token_ids: Sequence[int]
     cache: KVCache
     sampler: Sampler
     schedule: DepthSchedule
+    reserve: int = DEFAULT_RESERVE
 
 
 class Drawing:
