@@ -20,6 +20,11 @@ def make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)  # parents=True would not set the parents' mode
 
 
+def beginning_of(path: Path) -> str:
+    """The beginning of a file's name, at most 64 bytes, so that something can be added to it."""
+    return os.fsencode(path.name)[:64].decode(errors="ignore")
+
+
 def replace_file(path: Path, text: str) -> None:
     """Writes a file with mode 0600; a crash at any moment leaves the old file or the new one.
 
@@ -38,7 +43,8 @@ def replace_file_by_parts(path: Path, parts: Iterable[bytes]) -> None:
     Raises:
         OSError: it cannot be written. The old file is still there.
     """
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")  # 0600
+    prefix = f".{beginning_of(path)}."
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=prefix)  # 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(parts)

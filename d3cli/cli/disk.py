@@ -30,6 +30,9 @@ def show_disk(output: Output, model: str | None, *, as_json: bool) -> None:
     if as_json:
         output.json({"schema": SCHEMA, "disk": [asdict(use) for use in found], "size_bytes": total})
         return
+    if not found:
+        output.note("no model takes disk but the built-in one, which is a part of d3")
+        return
     rows = [(readable_size(use.size_bytes), use.name, use.remove) for use in found]
     output.table(("size", "model", "removed by"), rows)
     things = "1 thing takes" if len(found) == 1 else f"{len(found)} things take"

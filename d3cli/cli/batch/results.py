@@ -4,6 +4,7 @@ While a run lasts, the file has one line for each row that is done, in the order
 done; a complete run puts them in the order of the input. A kill costs the rows that were not done.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from d3cli.base.atomic_files import replace_file_by_parts
+from d3cli.base.atomic_files import beginning_of, replace_file_by_parts
 from d3cli.base.errors import UsageError
 from d3cli.base.file_lock import file_lock
 from d3cli.cli.output import Output, WriteError, json_line
@@ -223,7 +224,8 @@ def in_use(path: Path) -> Iterator[None]:
     Raises:
         UsageError: another d3 is writing it.
     """
-    lock = path.with_name(f".{path.name[:64]}.lock")
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name may be too long
+    lock = path.with_name(f".{beginning_of(path)}.{digest}.lock")
     with ExitStack() as held:
         try:
             held.enter_context(file_lock(lock, patience=0))

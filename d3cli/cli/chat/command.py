@@ -26,7 +26,7 @@ def chat(settings: ChatCommandSettings) -> int:
     - `d3 chat -c`
     """
     output, keep = Output(), settings.keep
-    _check(keep)
+    _check(keep, settings.model)
     if keep.list_all:
         return list_saved(output, as_json=keep.as_json)
     if keep.delete is not None:
@@ -39,8 +39,11 @@ def chat(settings: ChatCommandSettings) -> int:
     return start(settings, request)
 
 
-def _check(keep: KeepOptions) -> None:
-    """Raises UsageError if options about saved conversations contradict each other."""
+def _check(keep: KeepOptions, model: str | None) -> None:
+    """Raises UsageError if options about saved conversations contradict each other.
+
+    A second id after --delete would be taken for a model.
+    """
     actions = {
         "--list": keep.list_all,
         "--delete": keep.delete is not None,
@@ -50,6 +53,9 @@ def _check(keep: KeepOptions) -> None:
     given = [name for name, value in actions.items() if value]
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} cannot be combined", "give one of them")
+    if model is not None and (keep.list_all or keep.delete is not None):
+        one = "lists all conversations" if keep.list_all else "deletes one conversation"
+        raise UsageError(f"{given[0]} {one}, so {model} has no effect", "leave it out")
     for name, value, needed in (
         ("--json", keep.as_json, "--list"),
         ("--yes", keep.yes, "--delete"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from d3cli.base.atomic_files import replace_file
 from d3cli.base.errors import TranscriptError, UsageError
 from d3cli.base.inert import inert
+from d3cli.cli.chat.file_names import target_of
 from d3cli.decode.transcript import ChatMessage, Summary
 from d3cli.text.reasoning import split_reasoning
 
@@ -37,20 +38,13 @@ def write_markdown(path: Path, text: str, *, replace: bool) -> None:
         UsageError: there is such a file, no such directory, or it cannot be a file's name.
         TranscriptError: it cannot be written.
     """
-    try:
-        path = path.resolve()
-        is_there = path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path} cannot be written: {reason}", "give another name") from error
-    if is_there and not path.is_file():
+    target, is_there = target_of(path)
+    if is_there and not target.is_file():
         raise UsageError(f"{path} is not a regular file", "give another name")
     if is_there and not replace:
         raise UsageError(f"{path} exists", "give another name, or replace it: /export --force FILE")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no directory {path.parent}", "create it first")
     try:
-        replace_file(path, text)
+        replace_file(target, text)
     except OSError as error:
         raise TranscriptError(
             f"the conversation cannot be exported to {path}: {error.strerror}",

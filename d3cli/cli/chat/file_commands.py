@@ -1,12 +1,13 @@
 """Commands about files: /save, /load, /attach, /export."""
 
-import shlex
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli.chat.attachments import read_attachment
 from d3cli.cli.chat.export import as_markdown, write_markdown
+from d3cli.cli.chat.file_names import target_of, typed_path
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.settings import unquoted
 from d3cli.decode import transcript
@@ -37,8 +38,8 @@ def load(chat: Chat, argument: str) -> None:
         raise UsageError(
             "/load needs a file", "or the id of a conversation; d3 chat --list lists them"
         )
-    path = _path(argument)
-    if not path.exists():
+    path = typed_path(argument)
+    if not os.path.exists(path):  # noqa: PTH110 - no error for a name that is too long
         with suppress(UsageError):
             path = transcript.path_of(transcript.find(argument))
     chat.take_over(transcript.read(path))
@@ -54,7 +55,7 @@ def attach(chat: Chat, argument: str) -> None:
     if argument and not unquoted(argument):
         files.clear()
     elif argument:
-        path = _path(argument)
+        path = typed_path(argument)
         tokenizer = chat.conversation.model.tokenizer
         files[path] = read_attachment(path, tokenizer, chat.room_for(path))
     if not files:
@@ -78,7 +79,7 @@ def export(chat: Chat, argument: str) -> None:
     name = argument.removeprefix(FORCE).strip() if forced else argument
     if not name:
         raise UsageError("/export needs a file", "for example: /export talk.md")
-    path = _path(name)
+    path = typed_path(name)
     write_markdown(path, as_markdown(chat.conversation.record()), replace=forced)
     chat.screen.print(f"exported: {path}", "dim")
 
@@ -94,25 +95,14 @@ def _save_here(chat: Chat) -> Path:
 
 
 def _save_copy(chat: Chat, argument: str) -> Path:
-    path = _path(argument)
-    if path.exists():
+    path = typed_path(argument)
+    target, is_there = target_of(path)
+    if is_there:
         try:
-            transcript.read(path)
+            transcript.read(target)
         except D3Error:
             raise UsageError(
                 f"{path} exists and is not a conversation", "give another name"
             ) from None
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no directory {path.parent}", "create it first")
-    transcript.write(path, chat.conversation.record())
+    transcript.write(target, chat.conversation.record())
     return path
-
-
-def _path(argument: str) -> Path:
-    """A file name, which may be quoted."""
-    try:
-        words = shlex.split(argument)
-        name = words[0] if len(words) == 1 else argument
-        return Path(name).expanduser()
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"{argument} is not a file name: {error}", "check the quotes") from error

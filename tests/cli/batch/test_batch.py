@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from d3cli.base.atomic_files import replace_file
+from d3cli.base.errors import UsageError
 from d3cli.cli.batch import results
 from d3cli.cli.batch.options import MOST_ROWS
 from d3cli.cli.batch.results import in_use
@@ -294,6 +296,17 @@ def test_two_processes_cannot_write_one_file(d3: D3, given: Path, out: Path) -> 
         check(d3(*words), 2, "another d3 is writing")
     assert not out.exists()
     assert list(out.parent.iterdir()) == [given]
+
+
+@pytest.mark.parametrize("letter", ["x", "\N{OWL}"])  # a name may have 255 bytes
+def test_files_with_the_same_beginning_have_locks_of_their_own(letter: str, tmp_path: Path) -> None:
+    names = [letter * (250 // len(letter.encode())) + end for end in "ab"]
+    first, second = (tmp_path / name for name in names)
+    with in_use(first), in_use(second):
+        assert len(list(tmp_path.iterdir())) == 2
+        with pytest.raises(UsageError, match="another d3 is writing"), in_use(second):
+            pass
+    replace_file(first, "text")  # its temporary file has a shorter name
 
 
 @pytest.mark.parametrize(

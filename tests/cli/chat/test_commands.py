@@ -259,6 +259,33 @@ def test_saving_and_loading_copies(desk: NewDesk, tmp_path: Path) -> None:
     assert first.exists()
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "LOOP"])
+def test_a_name_that_no_file_can_have_is_told_in_a_sentence(
+    name: str, desk: NewDesk, tmp_path: Path
+) -> None:
+    if name == "LOOP":
+        loop = tmp_path / "loop"
+        loop.symlink_to(loop)
+        name = str(loop)
+    one = desk()
+    one.type("Hello.")
+    for command, says in (("save", "cannot be written"), ("load", "cannot be read")):
+        shown = one.type(f"/{command} {name}")
+        assert f"{says}: " in shown
+        assert "hint: " in shown
+        assert "Errno" not in shown
+
+
+def test_a_saved_link_stays_a_link(desk: NewDesk, tmp_path: Path) -> None:
+    one = desk()
+    one.type("Hello.")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(tmp_path / "copy.jsonl")
+    assert f"saved: {link}" in one.type(f"/save {link}")
+    assert link.is_symlink()
+    assert len(transcript.read(tmp_path / "copy.jsonl")) == 2
+
+
 def test_save_begins_to_save(desk: NewDesk) -> None:
     one = desk(save=False)
     one.type("Hello.")

@@ -235,6 +235,8 @@ def test_what_cannot_be_deleted(d3: D3) -> None:
     [
         (["--list", "--delete", "x"], "--list and --delete cannot be combined"),
         (["--delete", "x", "-c"], "--delete and --continue cannot be combined"),
+        (["--list", "demo"], "--list lists all conversations, so demo has no effect"),
+        (["--delete", "x", "y", "--yes"], "--delete deletes one conversation, so y has no effect"),
         (["--yes"], "--yes belongs to --delete"),
         (["--json"], "--json belongs to --list"),
     ],
