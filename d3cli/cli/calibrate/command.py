@@ -10,9 +10,11 @@ from d3cli.cli.calibrate.options import (
     Format,
     Purpose,
     RemoveSettings,
+    ScoreSettings,
     ShowSettings,
 )
 from d3cli.cli.calibrate.run import run_calibration
+from d3cli.cli.calibrate.score import run_score
 from d3cli.cli.calibrate.stored import remove_stored, show_stored
 from d3cli.cli.command_line import command, command_group
 from d3cli.cli.output import Output
@@ -58,6 +60,23 @@ def calibrate(settings: CalibrateSettings) -> int:
         run_draft_calibration(output, _named(settings.model), settings, form)
     else:
         run_calibration(output, _named(settings.model), settings, form)
+    return 0
+
+
+@calibrate_app.command("score")
+@command(ScoreSettings)
+def score(settings: ScoreSettings) -> int:
+    """Count right answers at full depth and at a schedule. Searches and stores nothing.
+
+    The schedule is the stored one (`--alpha auto`), or what the depth options say. The difference
+    is tested; a few dozen questions show only large ones.
+
+    Examples:
+    - `d3 calibrate score qwen-3-4b --task questions.jsonl`
+
+    - `d3 calibrate score qwen-3-4b --task questions.jsonl --alpha 0.99 --start 32`
+    """
+    run_score(Output(), _named(settings.model), settings, _form(settings.form, settings.as_json))
     return 0
 
 

@@ -43,7 +43,7 @@ class Format(StrEnum):
 
 
 def _complete_model_or_command(incomplete: str) -> list[str]:
-    commands = [name for name in ("show", "remove") if name.startswith(incomplete)]
+    commands = [name for name in ("score", "show", "remove") if name.startswith(incomplete)]
     return [*commands, *complete_model(incomplete)]
 
 
@@ -224,6 +224,57 @@ class CalibrateSettings(CommandSettings):
         bool,
         typer.Option("--remove", rich_help_panel=STORE, help="The same as d3 calibrate remove."),
     ] = False
+    loading: ModelOptions
+    form: Output = Format.table
+    as_json: options.Json = False
+    debug: options.Debug = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSettings(CommandSettings):
+    """The command line of ``d3 calibrate score``."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", autocompletion=complete_model, help=MODEL_HELP + "."),
+    ] = None
+    task: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=TEXT,
+            help="Required. The questions: JSON lines with prompt and answers, or prompt and "
+            "pattern.",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=2, metavar="N", rich_help_panel=TEXT, help="The most tokens of a reply."),
+    ] = 256
+    max_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            rich_help_panel=TEXT,
+            help="Ask as many questions as fit into about this time, at least 8: 90s, 10m, 1h.",
+        ),
+    ] = "10m"
+    confidence: Annotated[
+        float,
+        typer.Option(
+            metavar="FLOAT", rich_help_panel=TEXT, help="Of each bound of the shares of answers."
+        ),
+    ] = 0.9
+    seed: Annotated[
+        int,
+        typer.Option(
+            callback=_pick_seed,
+            metavar="N",
+            rich_help_panel=TEXT,
+            help="Seed for the order of the questions; -1 draws one.",
+        ),
+    ] = 0
+    depth: options.DepthOptions
     loading: ModelOptions
     form: Output = Format.table
     as_json: options.Json = False

@@ -1,7 +1,7 @@
-"""``d3 calibrate --task``: right answers at full depth and at the chosen schedule."""
+"""Right answers to a task at full depth and at a schedule, as ``d3 calibrate`` reports them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ class TaskReport:
         questions: in the file.
         result: None where nothing was asked; `why_not` then says why.
         most: tokens of a reply.
+        decays: whether the schedule drops anything in replies of that length; if not, nothing but
+            the form of the weights differs.
     """
 
     file: Path
@@ -39,6 +41,7 @@ class TaskReport:
     asked: "Asked | None" = None
     result: "TaskResult | None" = None
     why_not: str = ""
+    decays: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The object "task" of ``--json``."""
@@ -50,6 +53,7 @@ class TaskReport:
             "seen": None if asked is None else asked.seen,
             "too_long": None if asked is None else asked.too_long,
             "why_not": self.why_not or None,
+            "decays": self.decays if self.result is not None else None,
         } | ({"result": None} if result is None else {"result": asdict(result)})
 
     def rows(self) -> Iterator[tuple[str, str]]:
@@ -58,13 +62,14 @@ class TaskReport:
         if (result := self.result) is None:
             return
         yield "  full depth", _share(result.full)
-        yield "  chosen", _share(result.schedule)
+        same = "" if self.decays else "; it is full depth: only the form of the weights differs"
+        yield "  schedule", _share(result.schedule) + same
         difference = result.schedule.value - result.full.value
         verdict = "no significant difference" if result.p_value >= 0.05 else "significant"
         yield (
             "  difference",
             f"{100 * difference:+.1f} points: {result.only_full} right at full depth only, "
-            f"{result.only_schedule} at the chosen schedule only; {verdict} (p = "
+            f"{result.only_schedule} at the schedule only; {verdict} (p = "
             f"{result.p_value:.2g}, McNemar's exact test)",
         )
 
@@ -97,7 +102,7 @@ def run_task(
     Args:
         until: by `time.monotonic`; the chosen schedule answers in half of the time until then.
     """
-    from d3cli.evals.accuracy import compare_answers, questions_for
+    from d3cli.evals.accuracy import questions_for
 
     outcome, settings, forms = calibrator.outcome, calibrator.settings, calibrator.forms
     most = settings.reply_tokens
@@ -112,25 +117,63 @@ def run_task(
     if not asked.prompts:
         why = "none of its questions is unseen and fits the context"
         return TaskReport(file, len(questions), most, asked, why_not=why)
+    result = ask(
+        output,
+        asked,
+        chosen.schedule,
+        most,
+        lambda: forms.model,
+        lambda: forms.take(forms.reference),
+        until,
+        settings.confidence,
+    )
+    decays = drops_within(chosen.schedule, most)
+    return TaskReport(file, len(questions), most, asked, result, decays=decays)
+
+
+def drops_within(schedule: "Schedule", most: int) -> bool:
+    """Whether a schedule drops anything in a reply of at most `most` tokens."""
+    return schedule.num_dropped(most - 1) > 0
+
+
+def ask(
+    output: Output,
+    asked: "Asked",
+    schedule: "Schedule",
+    most: int,
+    at_schedule: "Callable[[], LoadedModel]",
+    at_full: "Callable[[], LoadedModel]",
+    until: float,
+    confidence: float,
+) -> "TaskResult":
+    """Asks the questions at a schedule and at full depth, in the time that is left.
+
+    Args:
+        most: tokens of a reply.
+        at_schedule, at_full: return the model for each; the first one is let go of before the other
+            is asked for.
+        until: by `time.monotonic`; the schedule answers in half of the time until then.
+    """
+    from d3cli.evals.accuracy import compare_answers
+
     now = time.monotonic()
     deadline = now + max(0.0, until - now) / 2
-    at_chosen: list[bool] = []
-    at_full: list[bool] = []
+    decayed: list[bool] = []
+    full: list[bool] = []
 
     def steps() -> Iterator[tuple[str, float]]:
-        for is_right in _mark(forms.model, asked.prompts, chosen.schedule, most):
-            at_chosen.append(is_right)
-            yield "task: answers at the chosen schedule", 0.5 * len(at_chosen) / len(asked.prompts)
-            if len(at_chosen) >= FEWEST and time.monotonic() > deadline:
+        for is_right in _mark(at_schedule(), asked.prompts, schedule, most):
+            decayed.append(is_right)
+            yield "task: answers at the schedule", 0.5 * len(decayed) / len(asked.prompts)
+            if len(decayed) >= FEWEST and time.monotonic() > deadline:
                 break
-        same = asked.prompts[: len(at_chosen)]
-        for is_right in _mark(forms.take(forms.reference), same, None, most):
-            at_full.append(is_right)
-            yield "task: answers at full depth", 0.5 + 0.5 * len(at_full) / len(same)
+        same = asked.prompts[: len(decayed)]
+        for is_right in _mark(at_full(), same, None, most):
+            full.append(is_right)
+            yield "task: answers at full depth", 0.5 + 0.5 * len(full) / len(same)
 
     output.progress.follow(steps())
-    result = compare_answers(at_full, at_chosen, settings.confidence)
-    return TaskReport(file, len(questions), most, asked, result)
+    return compare_answers(full, decayed, confidence)
 
 
 def _mark(
