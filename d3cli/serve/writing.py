@@ -92,10 +92,11 @@ class Writing:
         for _ in reply.prefill():
             yield None
         yield self._opened(inside(reply) if plan.is_chat else "", plan, ids, scores)
-        scored = ReplyScores(reply, self._ends()) if plan.with_scores else None
+        of_reply = ReplyScores(reply, self._ends()) if plan.with_scores else None
         for chunk in reply:
             self._sessions.settle(engine)
-            yield Written(chunk.text, scored.after(chunk) if scored else (), chunk.finish_reason)
+            found = () if of_reply is None else of_reply.after(chunk)
+            yield Written(chunk.text, found, chunk.finish_reason)
         return _usage(reply, plan)
 
     def _encode(self, plan: Plan) -> list[int]:

@@ -19,6 +19,7 @@ from d3cli.model.schedule_choice import choose_schedule
 
 if TYPE_CHECKING:
     from d3cli.depth.choice import Choice
+    from d3cli.depth.units import UnitChoice
     from d3cli.evals.tasks import Question
     from d3cli.model.model import LoadedModel
 
@@ -77,7 +78,8 @@ def _check(given: ScoreSettings, form: Format) -> Path:
 
 def _load(output: Output, name: str, given: ScoreSettings) -> "tuple[LoadedModel, Choice]":
     """The model, and the schedule that the options ask for."""
-    depth, units = given.depth, given.depth.units.value
+    depth = given.depth
+    units: UnitChoice = depth.units.value
     alpha, start = parse_alpha(depth.alpha), parse_start(depth.start, given.max_tokens)
     check_planes(units, alpha, given.loading)
     model = load(

@@ -62,8 +62,9 @@ class Drafter:
         if source in ("auto", "lookup"):
             sources.append(LookupSource())
         if draft_model is not None and source in ("auto", "model"):
-            shared = isinstance(draft_model, ModelSource)
-            sources.append(draft_model if shared else ModelSource(model, draft_model))
+            if not isinstance(draft_model, ModelSource):
+                draft_model = ModelSource(model, draft_model)
+            sources.append(draft_model)
         if source in ("auto", "depth"):
             sources.append(DepthSource(model))
         if not sources:
