@@ -64,7 +64,6 @@ def test_a_model_that_is_not_calibrated_has_nothing_to_compare(
         (["--task", "nothing.jsonl"], "there is no task file nothing.jsonl"),
         (["--task", "x", "--alpha", "off"], "--alpha off is full depth"),
         (["--task", "x", "-o", "csv"], "cannot be shown as csv"),
-        (["--task", "x", "--confidence", "0.5"], "--confidence is 0.5"),
         (["--task", "x", "--max-time", "soon"], '--max-time is "soon"'),
     ],
 )

@@ -47,6 +47,10 @@ def _complete_model_or_command(incomplete: str) -> list[str]:
     return [*commands, *complete_model(incomplete)]
 
 
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", autocompletion=complete_model, help=MODEL_HELP + "."),
+]
 Output = Annotated[
     Format,
     typer.Option("-o", "--output", rich_help_panel=options.OUTPUT, help="Form of the report."),
@@ -234,10 +238,7 @@ class CalibrateSettings(CommandSettings):
 class ScoreSettings(CommandSettings):
     """The command line of ``d3 calibrate score``."""
 
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", autocompletion=complete_model, help=MODEL_HELP + "."),
-    ] = None
+    model: Model = None
     task: Annotated[
         Path | None,
         typer.Option(
@@ -259,12 +260,6 @@ class ScoreSettings(CommandSettings):
             help="Ask as many questions as fit into about this time, at least 8: 90s, 10m, 1h.",
         ),
     ] = "10m"
-    confidence: Annotated[
-        float,
-        typer.Option(
-            metavar="FLOAT", rich_help_panel=TEXT, help="Of each bound of the shares of answers."
-        ),
-    ] = 0.9
     seed: Annotated[
         int,
         typer.Option(
@@ -302,8 +297,5 @@ class ShowSettings(CommandSettings):
 class RemoveSettings(CommandSettings):
     """The command line of ``d3 calibrate remove``."""
 
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", autocompletion=complete_model, help=MODEL_HELP + "."),
-    ] = None
+    model: Model = None
     debug: options.Debug = False

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from d3cli.model.model import LoadedModel
 
 SCHEMA = 1
+CONFIDENCE = 0.9  # of each bound of a share of right answers
 
 
 def run_score(output: Output, name: str, given: ScoreSettings, form: Format) -> None:
@@ -63,11 +64,6 @@ def _check(given: ScoreSettings, form: Format) -> Path:
         )
     if form is Format.csv:
         raise UsageError("a score cannot be shown as csv", "use -o table or -o json")
-    if not 0.5 < given.confidence <= 0.99:
-        raise UsageError(
-            (Setting("confidence"), f" is {given.confidence:g}"),
-            "it must be above 0.5 and at most 0.99",
-        )
     if given.depth.alpha == "off":
         raise UsageError(
             (Setting("alpha", "off"), " is full depth, with which schedules are compared"),
@@ -135,7 +131,7 @@ def _ask(
             lambda: model,
             lambda: model,
             time.monotonic() + seconds,
-            given.confidence,
+            CONFIDENCE,
         )
     finally:
         signals.exit_at_once()

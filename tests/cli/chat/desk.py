@@ -27,6 +27,13 @@ from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 
 
+def loop_of_links(directory: Path) -> str:
+    """A name that leads nowhere: a link to itself."""
+    loop = directory / "loop"
+    loop.symlink_to(loop)
+    return str(loop)
+
+
 class Desk:
     """One chat.
 

@@ -15,7 +15,7 @@ from d3cli.cli.prompt_options import Think
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
 from tests.cli.chat.at_terminal import STORY
-from tests.cli.chat.desk import NewDesk
+from tests.cli.chat.desk import NewDesk, loop_of_links
 from tests.conftest import BUILTIN_PATH
 
 REFUSES = "{{ raise_exception('no') }}"
@@ -263,10 +263,7 @@ def test_saving_and_loading_copies(desk: NewDesk, tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_told_in_a_sentence(
     name: str, desk: NewDesk, tmp_path: Path
 ) -> None:
-    if name == "LOOP":
-        loop = tmp_path / "loop"
-        loop.symlink_to(loop)
-        name = str(loop)
+    name = loop_of_links(tmp_path) if name == "LOOP" else name
     one = desk()
     one.type("Hello.")
     for command, says in (("save", "cannot be written"), ("load", "cannot be read")):

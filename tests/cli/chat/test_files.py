@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from d3cli.cli.chat.export import as_markdown
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
-from tests.cli.chat.desk import NewDesk
+from tests.cli.chat.desk import NewDesk, loop_of_links
 from tests.conftest import D3, check
 
 NOTES = "The fox is called Tansy.\n"
@@ -144,10 +144,7 @@ def test_an_export_is_private_and_replaces_nothing_unasked(desk: NewDesk, tmp_pa
     ],
 )
 def test_an_export_that_is_refused(name: str, says: str, desk: NewDesk, tmp_path: Path) -> None:
-    if name == "LOOP":
-        loop = tmp_path / "loop"
-        loop.symlink_to(loop)
-        name = str(loop)
+    name = loop_of_links(tmp_path) if name == "LOOP" else name
     one = desk()
     one.type("Hello.")
     assert says in one.type(f"/export {name}")
