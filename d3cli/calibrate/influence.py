@@ -1,18 +1,14 @@
 """Block Influence: how much each unit changes the hidden state, measured at full depth."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from d3cli.depth.units import parse_unit
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 
 
-@torch.inference_mode()
 def measure_influence(
     model: LoadedModel, documents: Sequence[Document], units: Sequence[str]
 ) -> dict[str, float]:
@@ -26,47 +22,15 @@ def measure_influence(
     for document in documents:
         ids = torch.tensor([[*document.prompt_ids, *document.response_ids[:-1]]])
         first = len(document.prompt_ids) - 1  # predicts the first response token
-        with _comparing(model, units, first, sums):
-            model.hidden_states(ids.to(model.device))
+
+        def add(unit: str, without: Tensor, whole: Tensor, first: int = first) -> None:
+            parts = without[0, first:].float(), whole[0, first:].float()
+            cosine = torch.nn.functional.cosine_similarity(*parts, dim=-1)
+            sums[unit] += float((1 - cosine).sum())
+
+        model.without_units(ids.to(model.device), units, add)
         tokens += len(document.response_ids)
     return {unit: value / tokens for unit, value in sums.items()}
-
-
-@contextmanager
-def _comparing(
-    model: LoadedModel, units: Sequence[str], first: int, sums: dict[str, float]
-) -> Iterator[None]:
-    by_layer: dict[int, list[str]] = {}
-    for unit in units:
-        by_layer.setdefault(parse_unit(unit).layer, []).append(unit)
-
-    def compare(layer: Any, args: Any, kwargs: Any, output: Any, names: list[str]) -> None:
-        whole = _states(output)[0, first:].float()
-        for name in names:
-            with model.gate.limited({name: 0}):
-                without = _states(layer.forward(*args, **kwargs))[0, first:].float()
-            cosine = torch.nn.functional.cosine_similarity(without, whole, dim=-1)
-            sums[name] += float((1 - cosine).sum())
-
-    hooks = [
-        model.gate.layers[layer].register_forward_hook(
-            lambda module, args, kwargs, output, names=names: compare(
-                module, args, kwargs, output, names
-            ),
-            with_kwargs=True,
-        )
-        for layer, names in by_layer.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _states(output: Any) -> Tensor:
-    states: Tensor = output if isinstance(output, Tensor) else output[0]
-    return states
 
 
 def order_by_influence(model: LoadedModel, influence: Mapping[str, float]) -> list[str]:

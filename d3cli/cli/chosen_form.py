@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from d3cli.base.launch import launched
 from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
 from d3cli.model import form_choice
 
@@ -36,7 +37,12 @@ class ChosenForm:
 
 
 def choose_form(name: str, options: ModelOptions, *, decays: bool = False) -> ChosenForm:
-    """The form that `form_choice.choose_form` finds for these options."""
+    """The form that `form_choice.choose_form` finds for these options.
+
+    Ranks under torchrun hold the weights as they are stored.
+    """
+    if launched() is not None and options.quantization is QuantizationName.auto:
+        options = replace(options, quantization=QuantizationName.none)
     found = form_choice.choose_form(
         name,
         dtype=options.dtype.value,

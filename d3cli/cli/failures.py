@@ -9,6 +9,7 @@ import typer
 
 from d3cli.base.errors import D3Error, Words, is_panic
 from d3cli.base.inert import inert
+from d3cli.base.launch import LOSS, RanksLost
 from d3cli.cli import removed, signals
 from d3cli.cli.command_line import note_origin
 from d3cli.cli.output import ClosedPipe, Output, WriteError
@@ -32,6 +33,10 @@ def report(output: Output, error: BaseException) -> int:
     """
     if isinstance(error, ClosedPipe):
         return 0
+    if isinstance(error, RanksLost):
+        if LOSS.tell():
+            output.error(error.message, error.hint)
+        return 1
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, Stopped):

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from d3cli.base.errors import Setting, UsageError
 from d3cli.base.hardware import check_address_space
+from d3cli.base.launch import launched
 from d3cli.base.settings import BUILTIN
+from d3cli.cli import ranks
 from d3cli.cli.chosen_form import choose_form
 from d3cli.cli.draft_options import Drafting
 from d3cli.cli.model_options import ModelOptions
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from d3cli.model.load import CheckText
     from d3cli.model.load_plan import LoadOptions
     from d3cli.model.model import LoadedModel
+    from d3cli.model.ranks.leader import Leader
 
 
 def load(
@@ -77,7 +80,7 @@ def load_announced(
 ) -> "LoadedModel":
     """Finds a model and loads it, as `load` does after `announce`."""
     threads = _start_libraries(output, options)
-    found = _find(name, options, needs, decays=decays)
+    found = _find(name, options, needs, decays=decays, led=ranks.leader())
     loaded = _load(output, found, threads, check_text)
     _say(output, found, loaded, threads)
     return loaded
@@ -106,7 +109,8 @@ def load_models(
     if drafting is None or drafting.model is None:
         return load_announced(output, name, options, check_text, decays=decays, **needs), None
     threads = _start_libraries(output, options)
-    found = _find(name, options, needs, decays=decays)
+    found = _find(name, options, needs, decays=decays, led=ranks.leader())
+    # Under torchrun, drafts are rank 0's alone.
     needs_of_draft: LoadOptions = {**needs, "full_depth_only": True}
     found_draft = _find(drafting.model, _of_draft(drafting, options), needs_of_draft)
     _check_pair(found, found_draft)
@@ -148,11 +152,13 @@ class _Found:
     Attributes:
         settings: how to load it.
         for_decay: whether its weights shall be nested if they can be.
+        led: makes the other ranks load it as well, under torchrun.
     """
 
     files: ModelFiles
     settings: "LoadOptions"
     for_decay: bool
+    led: "Leader | None" = None
 
 
 def _called(name: str, options: ModelOptions) -> str:
@@ -169,29 +175,40 @@ def _start_libraries(output: Output, options: ModelOptions) -> _Threads:
     threads, reason = options.threads, ""
     with output.progress.waiting("loading"):
         import_libraries()
-        from d3cli.kernels.threads import pick_threads
+        from d3cli.kernels.threads import pick_threads, usable_cores
 
-        if threads is None:
+        launch = launched()
+        if threads is None and launch is not None and launch.ranks > 1:
+            # torchrun allows one thread by default. Ranks on a machine share its cores.
+            threads = max(1, usable_cores() // launch.ranks_here)
+        elif threads is None:
             threads, reason = pick_threads()
         use_threads(threads)  # the check before a download may measure kernels with them
     return _Threads(threads, reason)
 
 
 def _find(
-    name: str, options: ModelOptions, needs: "LoadOptions", *, decays: bool = False
+    name: str,
+    options: ModelOptions,
+    needs: "LoadOptions",
+    *,
+    decays: bool = False,
+    led: "Leader | None" = None,
 ) -> _Found:
     """Finds a model, and downloads it if need be; without a spinner, since a download has one."""
     from d3cli.model.load_plan import check_model
 
     chosen = choose_form(name, options, decays=decays)
     settings: LoadOptions = {**chosen.load_options, **needs}
+    if led is not None:
+        settings["ranks"] = led.launch
     files = find_model(
         name,
         offline=options.offline,
         revision=options.revision,
         check=partial(check_model, **settings),
     )
-    return _Found(files, settings, chosen.for_decay)
+    return _Found(files, settings, chosen.for_decay, led)
 
 
 def _check_pair(found: _Found, draft: _Found) -> None:
@@ -240,6 +257,7 @@ def _load(
             threads=threads.number,
             on_progress=show,
             check_text=check_text,
+            leader=found.led,
             **found.settings,
         )
 

@@ -28,6 +28,9 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
+# Is called before a signal ends the process at once, and returns the exit code.
+before_exit: Callable[[int], int] | None = None
+
 _arrived: list[int] = []  # kept, because a callback may swallow a signal's exception
 _deferred = False
 
@@ -104,7 +107,8 @@ def _handle(handler: "signal._HANDLER") -> None:
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
     with suppress(OSError, ValueError):  # the terminal may be gone
         restore_terminal()
-    os._exit(128 + number)
+    code = 128 + number
+    os._exit(code if before_exit is None else before_exit(code))
 
 
 def _raise(number: int, _frame: FrameType | None) -> NoReturn:

@@ -85,6 +85,8 @@ class MappedFile:
 class LazyTensor:
     """One tensor of a file, read by ``[...]``, as transformers reads safetensors' slices.
 
+    A tuple of slices reads a part of it.
+
     Attributes:
         address: where it is mapped for as long as the model lives; None if it is converted.
         placeholder: what ``[...]`` returns instead of the tensor, if anything.
@@ -102,7 +104,7 @@ class LazyTensor:
         self.address: int | None = None
         self.placeholder: Any = None
 
-    def __getitem__(self, _: object) -> Any:
+    def __getitem__(self, part: object) -> Any:
         if self.placeholder is not None:
             return self.placeholder
         tensor = self._mapping.read(self._info.name, self._info.nbytes)
@@ -110,7 +112,8 @@ class LazyTensor:
             self._on_read(self._info.nbytes)
         else:
             self.address = tensor.data_ptr()
-        return tensor
+        # A weight that is split over ranks is read by a tuple of slices.
+        return tensor[part].contiguous() if isinstance(part, tuple) else tensor
 
     def again(self) -> Any:
         """The tensor from the mapping that ends soon."""

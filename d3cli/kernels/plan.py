@@ -11,7 +11,8 @@
 |                             |                   | of a step, and measured to be faster     |
 | any other linear, LM head   | torch, torch mv,  | bfloat16 on a CPU: whichever was         |
 |                             | oneDNN packed     | measured to be the fastest (`choices`)   |
-| any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D   |
+| any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D,  |
+|                             |                   | and all weights split over ranks         |
 
 Embeddings are not multiplied: single rows are looked up. Layers of a family outside the allow-list
 stay as transformers loads them, and so does its LM head.
@@ -86,12 +87,16 @@ class Form:
         quantization: quantizes the layers' linears while loading.
         quantize_head: "auto" puts the LM head into 8 bits if that is faster, "off" does not. None
             is "auto" with layers in int8, int4, nested or bnb-4bit, else "off".
+        ranks: processes over which each weight is split.
+        ranks_here: how many of them are on this machine.
     """
 
     dtype: torch.dtype
     device: torch.device
     quantization: Quantization | None = None
     quantize_head: HeadChoice | None = None
+    ranks: int = 1
+    ranks_here: int = 1
 
     @property
     def in_4_bits_on_cpu(self) -> bool:
@@ -251,6 +256,7 @@ def plan_kernels(
     quantized = None if kind is None else _KERNELS[kind]
     is_listed = model.config.get("model_type") in FAMILIES  # other code may access its weights
     is_measured = is_listed and form.dtype == torch.bfloat16 and form.device.type == "cpu"
+    is_measured = is_measured and form.ranks == 1  # transformers multiplies split weights
     products_of = (products_of or choices_here().expected) if is_measured else None
     plan = KernelPlan(
         form,

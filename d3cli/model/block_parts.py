@@ -83,7 +83,9 @@ def fill_blocks(causal_lm: Any, decoder: Any, family: Family) -> DecoderStack | 
 
 
 def _is_plain(causal_lm: Any) -> bool:
-    """Whether all weights are on the CPU, and accelerate does not move any."""
+    """Whether all weights are on the CPU, undivided, and accelerate does not move any."""
+    if getattr(causal_lm, "_tp_size", None):  # split over ranks
+        return False
     return all(p.device.type == "cpu" for p in causal_lm.parameters()) and not any(
         hasattr(module, "_hf_hook") for module in causal_lm.modules()
     )

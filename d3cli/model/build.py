@@ -56,7 +56,9 @@ def load_weights(
             warnings.simplefilter("ignore")  # transformers warns about its own deprecations
             config = without_choices(checkpoint.config())
             options, unfit = _quantization(config, plan)
-            if checkpoint.recipes is not None and plan.form.device.type != "cpu":
+            if plan.form.ranks > 1:
+                options = _split(plan.form.ranks)
+            elif checkpoint.recipes is not None and plan.form.device.type != "cpu":
                 options = {"device_map": {"": plan.form.device}, **options}
             model, report = model_class(config).from_pretrained(
                 None,
@@ -84,10 +86,19 @@ def load_weights(
     if plan.float_products is not None:
         place_and_join(model, plan, weights.read, progress.add)
         use_measured_rows(model, choices_here().kernel_rows)
+    if plan.form.ranks > 1:
+        return model, unfit
     weights.fill(model)
     if plan.form.device.type == "cpu":
         _pack_4_bits(name, model, progress)
     return model, unfit
+
+
+def _split(ranks: int) -> dict[str, Any]:
+    """Options of transformers for a model that is split over ranks."""
+    from transformers.distributed import DistributedConfig  # only where it is needed
+
+    return {"distributed_config": DistributedConfig(tp_size=ranks)}
 
 
 def _hint_on_loading(error: Exception, device: torch.device) -> Words:

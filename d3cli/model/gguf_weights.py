@@ -116,6 +116,8 @@ class GgufWeight:
     def __getitem__(self, part: Any) -> Tensor:
         if isinstance(part, slice):
             return self._rows(*part.indices(self.get_shape()[0])[:2])
+        if isinstance(part, tuple):  # of a weight that is split over ranks
+            return self[...][part].contiguous()
         if not self._is_placed_later:
             return self.read() if self.mapped is None else self.mapped
         # NaN, so that a placeholder that stays by mistake cannot go unnoticed.

@@ -6,6 +6,7 @@ of tokens in the sequence. A layer whose attention was dropped stops growing, an
 it ran at full depth.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -131,6 +132,22 @@ class KVCache(Cache):
     def reserve(self, positions: int) -> None:
         """Makes the next write allocate at least `positions`. Beyond them, capacity doubles."""
         self._capacity = max(self._capacity, positions)
+
+    @property
+    def capacity(self) -> int:
+        """The positions reserved."""
+        return self._capacity
+
+    def follow(self, position: int, lengths: Sequence[int], capacity: int) -> None:
+        """Takes over the state of a cache in which the same passes were written, and then cropped.
+
+        Args:
+            position, capacity: the other cache's.
+            lengths: of each of its layers.
+        """
+        self.position, self._capacity = position, capacity
+        for layer, length in zip(self.layers, lengths, strict=True):
+            layer.length = length
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

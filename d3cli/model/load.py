@@ -4,9 +4,10 @@ Knows nothing of replies or terminals.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -32,6 +33,9 @@ from d3cli.model.wrap import wrap_model
 from d3cli.text.chat_template import own_template
 from d3cli.text.renderer import Renderer
 
+if TYPE_CHECKING:
+    from d3cli.model.ranks.leader import Leader
+
 # Is called with a tokenizer and the renderer of its chat template.
 CheckText = Callable[[Any, Renderer], object]
 
@@ -44,6 +48,7 @@ def load_model(
     revision: str | None = None,
     on_progress: OnProgress | None = None,
     check_text: CheckText | None = None,
+    leader: "Leader | None" = None,
     **options: Unpack[LoadOptions],
 ) -> LoadedModel:
     """Loads a model from an alias, a hub id, a directory or a GGUF file. Never runs remote code.
@@ -58,6 +63,7 @@ def load_model(
         on_progress: is called with the share of the weights that is quantized or packed.
         check_text: is called with the tokenizer and the renderer of its chat template before any
             weights are read. Loading ends with the error that it raises.
+        leader: makes the other ranks load it as well, with `ranks` among the options.
         options: see `LoadOptions`.
 
     Raises:
@@ -76,7 +82,14 @@ def load_model(
             name, offline=offline, revision=revision, check=partial(check_model, **options)
         )
     files.vet()
-    return _load(files, options, check_text, on_progress)
+    if leader is None:
+        return _load(files, options, check_text, on_progress, lambda _: nullcontext())
+
+    def together(form: Form) -> AbstractContextManager[None]:
+        return leader.loading(files, form, threads, options)
+
+    model = _load(files, options, check_text, on_progress, together)
+    return replace(model, leader=leader)
 
 
 def _load(
@@ -84,27 +97,31 @@ def _load(
     options: LoadOptions,
     check_text: CheckText | None,
     on_progress: OnProgress | None,
+    together: Callable[[Form], AbstractContextManager[None]],
 ) -> LoadedModel:
     """Loads a model from files that were vetted; see `load_model`."""
     renderer = None
-    if not files.is_known:
+    follows = "ranks" in options and options["ranks"].rank > 0
+    if not (files.is_known or follows):
         renderer = Renderer()
         renderer.start()  # it becomes ready while the files are checked
     checkpoint = open_checkpoint(files)
     plan = check_model(checkpoint.description, **options)
     tokenizer = load_tokenizer(files)
-    renderer = renderer or Renderer(trusted=[own_template(tokenizer)])
+    if renderer is None:
+        renderer = Renderer() if follows else Renderer(trusted=[own_template(tokenizer)])
     if check_text is not None:
         check_text(tokenizer, renderer)
     plan = _measured(checkpoint.description, plan)
     to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
-    causal_lm, unfit = load_weights(
-        checkpoint,
-        plan.family,
-        plan.kernels,
-        ids=typical_ids(tokenizer, plan.config) if plan.kernels.rounds_for_inputs else [],
-        progress=ByteProgress(to_convert, on_progress),
-    )
+    with together(plan.kernels.form):
+        causal_lm, unfit = load_weights(
+            checkpoint,
+            plan.family,
+            plan.kernels,
+            ids=typical_ids(tokenizer, plan.config) if plan.kernels.rounds_for_inputs else [],
+            progress=ByteProgress(to_convert, on_progress),
+        )
     model = wrap_model(
         causal_lm,
         tokenizer,
@@ -128,6 +145,8 @@ def _measured(model: Description, plan: LoadPlan) -> LoadPlan:
     This takes a second or two if a shape of weights is new here. The check of memory has come
     before, and expects the kernels that need the most.
     """
+    if plan.kernels.form.ranks > 1:  # transformers' own
+        return plan
     return replace(plan, kernels=plan_for(model, plan.config, plan.kernels.form, choices_here()))
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from d3cli.base.errors import ModelError, Setting
+from d3cli.base.launch import Launch
 from d3cli.depth.families import FAMILIES, Family
 from d3cli.files.safetensors import Description
 from d3cli.kernels.choices import choices_here
@@ -22,7 +23,9 @@ from d3cli.model.context import choose_context
 from d3cli.model.held_weights import plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE
 from d3cli.model.memory import check_memory
+from d3cli.model.ranks.plan import check_ranks, refuse_other_device
 
+ALONE = Launch(rank=0, ranks=1, rank_here=0, ranks_here=1)
 # The dtypes in which nested weights are chosen for the user.
 NESTED_DTYPES = ("auto", "bfloat16")
 
@@ -46,6 +49,7 @@ class LoadOptions(TypedDict, total=False):
         prompt_tokens, reply_tokens: the lengths for which memory is predicted.
         beside: bytes that a draft model needs as well.
         force: loads the model even if the prediction exceeds the free memory.
+        ranks: the processes over which the model is split, and which of them this is.
     """
 
     dtype: Dtype
@@ -59,6 +63,7 @@ class LoadOptions(TypedDict, total=False):
     reply_tokens: int
     beside: int
     force: bool
+    ranks: Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,9 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     form = form_for({**options, "quantization": "nested"} if nests else options)
     full_depth_only = options.get("full_depth_only", False)
     family, config = check_config(model, form.quantization, full_depth_only=full_depth_only)
+    if form.ranks > 1:
+        stored = model.config.get("quantization_config")
+        check_ranks(model.name, config, family, form, stored)
     check_sizes(model, config, family)
     with config_errors(model):
         context = choose_context(model.name, config, options.get("context"))
@@ -117,6 +125,12 @@ def form_for(options: LoadOptions) -> Form:
             quantization does not run on the device or in the dtype.
     """
     device = pick_device(options.get("device", "auto"))
+    ranks = options.get("ranks", ALONE)
+    if ranks is not ALONE:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        refuse_other_device(options.get("device", "auto"), ranks, gpus)
+        if device.type == "cuda":
+            device = torch.device("cuda", ranks.rank_here)
     asked, wanted = options.get("dtype", "auto"), options.get("quantization")
     dtype = pick_dtype(asked, device)
     if asked == "auto" and (device.type, dtype) == ("cpu", torch.float32):
@@ -125,12 +139,15 @@ def form_for(options: LoadOptions) -> Form:
         is_fast = wanted in OWN_KINDS or choices_here().bfloat16_is_fast()
         dtype = torch.bfloat16 if is_fast else dtype
     check_hardware(wanted, dtype, device)
-    return Form(dtype, device, quantization=wanted, quantize_head=options.get("quantize_head"))
+    head = options.get("quantize_head")
+    return Form(dtype, device, wanted, head, ranks=ranks.ranks, ranks_here=ranks.ranks_here)
 
 
 def _may_be_nested(model: Description, options: LoadOptions) -> bool:
     """Whether weights could have two planes, of which layers can drop one, if their shapes fit."""
     if options.get("quantization") is not None or options.get("dtype", "auto") not in NESTED_DTYPES:
+        return False
+    if "ranks" in options:
         return False
     if pick_device(options.get("device", "auto")).type != "cpu":
         return False

@@ -22,6 +22,7 @@ from d3cli.model.config import config_errors, parse_config
 from d3cli.model.context import choose_context
 from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE, PREFILL_CHUNK
+from d3cli.model.ranks.plan import heads_are_split
 from d3cli.model.typical_text import TOKENS
 
 # Bytes measured by scripts/measure_memory.py after importing torch: the code of a model's family,
@@ -104,8 +105,10 @@ def _predict(
         chunk = min(max(prompt_tokens, 1), PREFILL_CHUNK)
         return MemoryNeed(
             positions=positions,
-            weights=held.total,
-            kv_cache=positions * kv_bytes_per_position(config, form.dtype),
+            weights=held.total // form.ranks,
+            kv_cache=positions
+            * kv_bytes_per_position(config, form.dtype)
+            // (form.ranks if heads_are_split(config) else 1),
             workspace=max(activations(config, form.dtype, chunk, positions), loading),
             code=PROGRAM
             + (CUDA_BUILD if torch.version.cuda else 0)
@@ -180,6 +183,8 @@ def check_memory(
         return _predict(model, config, form, positions, prompt_tokens)
 
     need, free = predict(form), available_memory(form.device)
+    if form.device.type == "cpu":
+        free //= form.ranks_here
     available = free - beside
     if need.total <= available:
         return
@@ -202,6 +207,8 @@ def check_memory(
         ways.append((Setting("max_tokens", str(fits)),))
     draft = f", and its draft model {readable_size(beside)}" if beside else ""
     place = f"on {form.device}" if form.device.type == "cuda" else "here"
+    if form.ranks > 1:
+        place = f"{place}, for each of the {form.ranks_here} ranks here"
     raise NotEnoughMemoryError(
         f"{model.name} needs about {readable_size(need.total)} (weights "
         f"{readable_size(need.weights)}, KV cache {readable_size(need.kv_cache)}, the rest "

@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from d3cli.base.errors import ModelError, ScheduleError, Setting, Words
+from d3cli.base.errors import ScheduleError, Setting, Words
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.resolve import resolve_schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
@@ -25,9 +25,11 @@ from d3cli.model.influence import InfluenceMeter
 from d3cli.model.influence_table import InfluenceHistory
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.origin import Origin
-from d3cli.text.chat_template import own_template
-from d3cli.text.control_tokens import TurnEnd, find_turn_end
-from d3cli.text.renderer import Renderer
+from d3cli.model.reruns import NoteRerun, rerunning
+from d3cli.model.text_side import TextSide
+
+if TYPE_CHECKING:
+    from d3cli.model.ranks.leader import Leader
 
 
 class _FinalStates:
@@ -44,47 +46,6 @@ class _FinalStates:
 
 
 @dataclass(frozen=True, slots=True)
-class TextSide:
-    """How a model's text becomes tokens, and how a reply is written and ends.
-
-    Attributes:
-        tokenizer: a transformers tokenizer.
-        renderer: renders chat templates; in a child process, unless the model is known by name.
-        eos_token_ids: tokens that end a reply by the checkpoint's and the tokenizer's settings.
-        generation_settings: the checkpoint's generation_config.json, or, if it has none, its
-            config.json.
-    """
-
-    tokenizer: Any
-    renderer: Renderer
-    eos_token_ids: frozenset[int]
-    generation_settings: Mapping[str, Any]
-    _turn_ends: dict[str, TurnEnd] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
-    def turn_end(self, chat_template: str | None = None) -> TurnEnd:
-        """What closes a reply in a chat template besides `eos_token_ids`; None: in the model's own.
-
-        A template is rendered once for this.
-        """
-        try:
-            template = chat_template or own_template(self.tokenizer)
-        except ModelError:  # it has several; only a conversation needs one of them
-            return TurnEnd()
-        if template not in self._turn_ends:
-            self._turn_ends[template] = find_turn_end(
-                self.tokenizer, self.renderer, template, self.eos_token_ids
-            )
-        return self._turn_ends[template]
-
-    def reply_ends(self, chat_template: str | None = None) -> frozenset[int]:
-        """The tokens that end a reply: `eos_token_ids`, and the token that closes a turn."""
-        closing = self.turn_end(chat_template).token_id
-        return self.eos_token_ids | ({closing} if closing is not None else frozenset())
-
-
-@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model ready to decode at any depth.
 
@@ -98,6 +59,7 @@ class LoadedModel:
         origin: where it comes from, and the depth schedule that belongs to it.
         notes: what a user should know about how it was loaded.
         blocks: runs passes over a few tokens on a CPU; None leaves them to transformers' layers.
+        leader: makes the other ranks compute each pass, if the model is split over ranks.
         influence: its units' influence on what it has read so far, where that was measured.
     """
 
@@ -110,6 +72,7 @@ class LoadedModel:
     origin: Origin = field(default_factory=Origin)
     notes: tuple[Words, ...] = ()
     blocks: DecoderStack | None = None
+    leader: "Leader | None" = None
     influence: InfluenceHistory = field(
         default_factory=InfluenceHistory, init=False, repr=False, compare=False
     )
@@ -261,7 +224,13 @@ class LoadedModel:
     ) -> Tensor:
         """As `hidden_states`, by transformers' own layers."""
         measured = nullcontext() if meter is None else meter.watching()
-        with self.gate.one_pass(), self.gate.limited(limits, states), measured:
+        leads = self.leader
+        together = (
+            nullcontext()
+            if leads is None
+            else leads.states(token_ids, cache, attention_mask, position_ids, limits, states)
+        )
+        with self.gate.one_pass(), together, self.gate.limited(limits, states), measured:
             output = self.gate.decoder(
                 input_ids=token_ids,
                 past_key_values=cache,
@@ -273,6 +242,21 @@ class LoadedModel:
         return hidden
 
     @torch.inference_mode()
+    def without_units(self, token_ids: Tensor, units: Sequence[str], note: NoteRerun) -> None:
+        """A pass at full depth over ``[B, S]``, in which layers run again without units.
+
+        Args:
+            note: is called for each unit; see `rerunning`.
+
+        Raises:
+            UsageError: another thread is using the model.
+        """
+        leads = self.leader
+        together = nullcontext() if leads is None else leads.without_units(token_ids, units)
+        with self.gate.one_pass(), together, rerunning(self.gate, units, note):
+            self.gate.decoder(input_ids=token_ids, use_cache=False)
+
+    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[..., V]`` of final hidden states ``[..., H]``.
 
@@ -281,7 +265,8 @@ class LoadedModel:
         """
         decoder = self.gate.decoder
         states = hidden.reshape(1, -1, hidden.shape[-1])
-        with self.gate.one_pass():
+        together = nullcontext() if self.leader is None else self.leader.logits(states)
+        with self.gate.one_pass(), together:
             own = vars(decoder).get("forward")  # such as accelerate's hooks
             decoder.forward = lambda *_, **__: _FinalStates(states)
             try:

@@ -12,8 +12,9 @@ from d3cli.kernels.grouped_attention import group_queries
 from d3cli.model.block_parts import fill_blocks
 from d3cli.model.context import choose_context, fix_rotary_table
 from d3cli.model.gate import LayerGate
-from d3cli.model.model import LoadedModel, TextSide
+from d3cli.model.model import LoadedModel
 from d3cli.model.origin import Origin
+from d3cli.model.text_side import TextSide
 from d3cli.model.weight_bytes import measure_bytes
 from d3cli.text.renderer import Renderer
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from d3cli.base.errors import NotEnoughMemoryError
+from d3cli.base.launch import launched
 from d3cli.cli.loading import announce, load_announced
 from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
 from d3cli.cli.output import Output
@@ -27,7 +28,7 @@ def load_to_calibrate(
     """Loads the model, and says which forms of its weights are to be tried.
 
     With --quantization, or a dtype that torch's own kernels for fewer bits are not for, that is the
-    only form.
+    only form; also under torchrun.
     """
     from d3cli.calibrate.forms import ModelForms, load_forms
     from d3cli.model.load import load_model
@@ -41,7 +42,7 @@ def load_to_calibrate(
         options: LoadOptions = {**loading.load_options, **LENGTHS, "quantization": quantization}
         return load_model(name, offline=loading.offline, revision=loading.revision, **options)
 
-    if loading.quantization is not QuantizationName.auto:
+    if loading.quantization is not QuantizationName.auto or launched() is not None:
         announce(output, name, loading)
         return ModelForms(load_announced(output, name, loading, check_text, **LENGTHS))
     announce(output, name, replace(loading, quantization=QuantizationName.none))

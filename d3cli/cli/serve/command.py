@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from d3cli.base.errors import D3Error
 from d3cli.base.settings import default_model
+from d3cli.cli import ranks
 from d3cli.cli.command_line import command
 from d3cli.cli.output import Output
 from d3cli.cli.serve.options import ServeSettings
@@ -33,6 +34,7 @@ def serve(settings: ServeSettings) -> int:
     - `D3_API_KEY=... d3 serve qwen-3-4b --host 0.0.0.0`
     """
     output = Output()
+    ranks.refuse("d3 serve")
     if any(find_spec(name) is None for name in NEEDED):
         raise D3Error(
             "d3 serve needs FastAPI and uvicorn, which are not installed",

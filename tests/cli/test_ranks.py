@@ -1,0 +1,177 @@
+"""Commands under torchrun. Each test starts several processes, so there are few."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from d3cli.base.launch import LAUNCHED
+from tests.conftest import D3
+from tests.conftest import check as check_error
+
+pytestmark = pytest.mark.slow
+
+WAIT = 180.0  # seconds; a busy machine imports torch slowly
+
+
+def torchrun(
+    *arguments: str | Path,
+    ranks: int = 2,
+    where: Sequence[str] = ("--standalone",),
+    before: Sequence[str] = (),
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            *(*before, sys.executable, "-m", "torch.distributed.run", *where),
+            *("--nproc-per-node", str(ranks), "-m", "d3cli", *arguments),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def own_lines(stderr: str) -> list[str]:
+    """The errors of d3 among what torchrun writes."""
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def rank_of(process: psutil.Process) -> str:
+    return process.environ().get("RANK", "")
+
+
+def started(parent: subprocess.Popen, rank: int) -> psutil.Process:
+    """The process of a rank."""
+    until = time.monotonic() + WAIT
+    while time.monotonic() < until:
+        for child in psutil.Process(parent.pid).children(recursive=True):
+            if rank_of(child) == str(rank) and "torch.distributed.run" not in child.cmdline():
+                return child
+        time.sleep(0.1)
+    raise AssertionError("the rank did not start")
+
+
+GENERATE = ("generate", "demo", "Tell me a story about a fox.", "--dtype", "float32", "--json")
+# Ends only by its limit.
+LONG = (*GENERATE[:5], "--max-tokens", "900", "--temperature", "1.5", "--seed", "1")
+
+
+def test_two_ranks_write_the_same_reply_as_one_process(d3: D3) -> None:
+    options = (*GENERATE, "--max-tokens", "24", "--temperature", "0.8", "--seed", "3")
+    ran = torchrun(*options)
+    out, err = ran.communicate(timeout=WAIT)
+    assert ran.returncode == 0, err
+    alone = d3(*options, "--quantization", "none")
+    assert alone.code == 0
+    ours, theirs = json.loads(out), json.loads(alone.out)
+    assert ours["text"] == theirs["text"]
+    assert ours["schedule"] == theirs["schedule"]
+    assert [token["depth"] for token in ours["tokens"]] == [t["depth"] for t in theirs["tokens"]]
+    assert err.count("model: the built-in model") == 1  # rank 0 alone talks
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_ends_all(rank: int) -> None:
+    ran = torchrun(*LONG)
+    victim = started(ran, rank)
+    assert ran.stdout is not None
+    assert ran.stdout.read(1)  # the reply has begun
+    others = [child for child in psutil.Process(ran.pid).children() if child.pid != victim.pid]
+    victim.kill()
+    _, err = ran.communicate(timeout=60)
+    assert ran.returncode == 1
+    assert own_lines(err) == [f"error: rank {rank} has ended"], err
+    assert not any(child.is_running() and child.status() != "zombie" for child in others)
+
+
+def test_ctrl_c_ends_all() -> None:
+    ran = torchrun(*LONG)
+    started(ran, 1)
+    assert ran.stdout is not None and ran.stdout.read(1)
+    ran.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = ran.communicate(timeout=60)
+    assert ran.returncode != 0
+    assert own_lines(err) == []
+    assert time.monotonic() - began < 25  # torchrun kills after 30 s what does not end
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [(1, "torchrun has started one rank"), (3, "which 3 ranks cannot share evenly")],
+)
+def test_too_few_or_too_many_ranks_are_one_line(ranks: int, words: str) -> None:
+    ran = torchrun(*GENERATE, ranks=ranks)
+    _, err = ran.communicate(timeout=WAIT)
+    assert ran.returncode == 1  # torchrun's own
+    (line,) = own_lines(err)
+    assert words in line
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """Two network namespaces with addresses of their own, and a cable between them."""
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("needs root and iproute2")
+    names = [f"d3-{os.getpid()}-{number}" for number in range(2)]
+    ends = [f"d3v{number}{os.getpid() % 10**8}" for number in range(2)]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for number, (name, end) in enumerate(zip(names, ends, strict=True)):
+            ip("link", "set", end, "netns", name, "name", "cable")
+            ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_two_machines_write_the_same_reply_as_one_process(d3: D3, machines: list[str]) -> None:
+    options = (*GENERATE, "--max-tokens", "12")
+    place = ("--nnodes", "2", "--master-addr", "10.77.0.1", "--node-rank")
+    ran = [
+        torchrun(
+            *options,
+            ranks=1,
+            where=(*place, str(number)),
+            before=("ip", "netns", "exec", name),
+        )
+        for number, name in enumerate(machines)
+    ]
+    ended = [process.communicate(timeout=WAIT) for process in ran]
+    assert [process.returncode for process in ran] == [0, 0], ended
+    alone = d3(*options, "--quantization", "none")
+    assert json.loads(ended[0][0])["text"] == json.loads(alone.out)["text"]
+    assert ended[1][0] == ""
+
+
+def test_commands_without_a_split_model_run_on_rank_0_alone() -> None:
+    ran = torchrun("--version")
+    out, err = ran.communicate(timeout=WAIT)
+    assert (ran.returncode, own_lines(err)) == (0, [])
+    assert re.fullmatch(r"d3 \S+\n", out)
+
+
+def test_a_server_is_refused(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAUNCHED, "none")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    check_error(d3("serve", "demo"), 2, "d3 serve does not run on several ranks")
