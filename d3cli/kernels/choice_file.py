@@ -22,6 +22,7 @@ from d3cli.base.hardware import processor_name
 from d3cli.base.json_rows import decode_json
 from d3cli.base.settings import state_dir
 from d3cli.kernels.measure import Measured
+from d3cli.kernels.measure_packing import MeasuredPacking
 from d3cli.kernels.measure_small import (
     LIMITS,
     UNLIMITED,
@@ -31,7 +32,7 @@ from d3cli.kernels.measure_small import (
 )
 from d3cli.kernels.products import Product, Products
 
-SCHEMA = 2
+SCHEMA = 3
 # The machines kept: a home directory may serve several, and torch changes.
 MOST_MACHINES = 32
 
@@ -39,8 +40,9 @@ _FILE = FileKind(what="file of kernel choices", largest=MIB)
 
 Natural = Annotated[int, Meta(ge=1)]
 Speed = Annotated[float, Meta(gt=0)]
-# What is chosen for: weights of a kind and a shape ``(out, in)``, or an LM head.
-Wanted = tuple[Literal[Kind, "bfloat16", "head"], int, int]
+# What is chosen for: weights of a kind and a shape ``(out, in)``, the order of such int8 weights,
+# or an LM head.
+Wanted = tuple[Literal[Kind, "bfloat16", "packing", "head"], int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,29 @@ class RowsChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class PackingChoice:
+    """Whether int8 weights ``[out, in]`` are packed for oneDNN.
+
+    Attributes:
+        packed, share, failed: see `MeasuredPacking`.
+    """
+
+    out_features: Natural
+    in_features: Natural
+    packed: bool
+    share: Speed
+    failed: str = ""
+
+    @property
+    def wanted(self) -> Wanted:
+        return "packing", self.out_features, self.in_features
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], found: MeasuredPacking) -> "PackingChoice":
+        return cls(*shape, packed=found.is_faster, share=round(found.share, 4), failed=found.failed)
+
+
+@dataclass(frozen=True, slots=True)
 class HeadChoice:
     """Whether an LM head ``[out, in]`` is faster in 8 bits than in bfloat16.
 
@@ -171,7 +196,7 @@ class HeadChoice:
         return cls(*shape, in_8_bits=found.in_8_bits, share=round(found.share, 4))
 
 
-Record = Choice | RowsChoice | HeadChoice
+Record = Choice | RowsChoice | PackingChoice | HeadChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +206,7 @@ class OnMachine:
     Attributes:
         choices: for weights in bfloat16.
         rows: for weights in 8 and 4 bits.
+        packing: for weights in int8.
         heads: for LM heads.
         bfloat16_is_fast: whether bfloat16 is no slower than float32; None if never measured.
     """
@@ -188,13 +214,14 @@ class OnMachine:
     machine: Machine
     choices: tuple[Choice, ...] = ()
     rows: tuple[RowsChoice, ...] = ()
+    packing: tuple[PackingChoice, ...] = ()
     heads: tuple[HeadChoice, ...] = ()
     bfloat16_is_fast: bool | None = None
 
     @property
     def records(self) -> tuple[Record, ...]:
         """All choices."""
-        return (*self.choices, *self.rows, *self.heads)
+        return (*self.choices, *self.rows, *self.packing, *self.heads)
 
     def find(self, wanted: Wanted) -> Any:
         """What was chosen; None if it was not measured."""
@@ -208,7 +235,12 @@ class OnMachine:
         return replace(self, **changed)
 
 
-_LISTS: dict[type, str] = {Choice: "choices", RowsChoice: "rows", HeadChoice: "heads"}
+_LISTS: dict[type, str] = {
+    Choice: "choices",
+    RowsChoice: "rows",
+    PackingChoice: "packing",
+    HeadChoice: "heads",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from d3cli.kernels.choice_file import (
     write_machine,
 )
 from d3cli.kernels.measure import bfloat16_is_fast, measure
+from d3cli.kernels.measure_packing import measure_packing
 from d3cli.kernels.measure_small import Kind, measure_head, measure_rows
 from d3cli.kernels.meters import Meters
 from d3cli.kernels.products import PACKED, Products, can_pack
@@ -56,7 +57,9 @@ def choices_here() -> "KernelChoices":
 
 @cache
 def _choices(*_: object) -> "KernelChoices":
-    return KernelChoices(Meters(measure, measure_rows, measure_head), machine_is_busy)
+    return KernelChoices(
+        Meters(measure, measure_rows, measure_packing, measure_head), machine_is_busy
+    )
 
 
 def _switch() -> str:
@@ -117,6 +120,11 @@ class KernelChoices:
         found = self._find_any((kind, out_features, in_features))
         return None if found is None else found.kernel_rows
 
+    def is_packed(self, out_features: int, in_features: int) -> bool:
+        """Whether int8 weights are packed for oneDNN: not until it was measured."""
+        found = self._find_any(("packing", out_features, in_features))
+        return found is not None and found.packed
+
     def head_in_8_bits(self, out_features: int, in_features: int) -> bool:
         """Whether an LM head is faster in 8 bits than in bfloat16: yes until it was measured."""
         found = self._find_any(("head", out_features, in_features))
@@ -145,7 +153,8 @@ class KernelChoices:
         """Measures what is missing, and keeps it. Another process that measures is waited for.
 
         Args:
-            weights: what a model has. An LM head comes after the same shape in bfloat16.
+            weights: what a model has. An LM head comes after the same shape in bfloat16 and after
+                its packing.
             with_float32: compares bfloat16 with float32 too.
             again: measures also what was measured before.
 
@@ -209,7 +218,8 @@ class KernelChoices:
         for number in range(TRIES):
             if number and time.perf_counter() > end:
                 break
-            record = self._meters.record(wanted, self.current(*wanted[1:]).one)
+            _, *shape = wanted
+            record = self._meters.record(wanted, self.current(*shape).one, self.is_packed(*shape))
             if record is not None:
                 self.here = self.here.including(record)
                 return True

@@ -1,7 +1,8 @@
-"""A linear in 8 bits on torch's own kernel for CPUs: a row of int8 and one scale for each output.
+"""A linear in 8 bits on a CPU: a row of int8 and one scale for each output.
 
 Each row is rounded to 255 evenly spaced values, as LLM.int8() rounds weights (arXiv 2208.07339).
-Activations are not rounded. The layers' linears and the LM head can have this form. Every decode
+Activations are not rounded. torch's own kernel multiplies, or oneDNN's, in whose order the weights
+are then packed (`digits`). The layers' linears and the LM head can have this form. Every decode
 step reads the whole head, at any depth, so the head matters most where the layers are small: it is
 a fifth of Llama 3.2 1B in bfloat16, and half of it with layers in 4 bits. ``scripts/bench_head.py``
 measures cost and benefit. Knows nothing of layers or depth.
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from d3cli.kernels.device import product_dtype
+from d3cli.kernels.digits import PackedCodes
 from d3cli.kernels.row_threads import share_rows
 from d3cli.kernels.scratch import WEIGHTS, scratch, usual_rows
 
@@ -51,7 +53,7 @@ class EightBitLinear(nn.Module):
         dtype: of the activations; None is the weight's.
 
     Attributes:
-        weight: ``[out, in]``, int8.
+        weight: ``[out, in]``, int8; after `pack` an opaque tensor in oneDNN's order.
         scales: ``[out]``, in the dtype of the activations.
         kernel_rows: the most rows that the kernel multiplies; for more, weights are unpacked.
 
@@ -85,11 +87,26 @@ class EightBitLinear(nn.Module):
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = bias
         self.kernel_rows = usual_rows(dtype, FEW)
+        self._packed: PackedCodes | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weights are in oneDNN's order, which all rows are then multiplied by."""
+        return self._packed is not None
+
+    @torch.inference_mode()
+    def pack(self) -> None:
+        """Brings the weights into oneDNN's order, for good: a decode step reads them faster."""
+        if not self.is_packed:
+            self._packed = PackedCodes.of(self.weight.detach(), self.scales.detach())
+            self.weight = nn.Parameter(self._packed.codes, requires_grad=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
         rows = hidden.reshape(hidden.numel() // self.in_features, self.in_features)
-        if len(rows) <= self.kernel_rows:
+        if self._packed is not None:
+            output = self._packed.multiply(rows, self.bias)
+        elif len(rows) <= self.kernel_rows:
             output = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scales)
             if self.bias is not None:
                 output = output + self.bias
@@ -117,7 +134,8 @@ class EightBitLinear(nn.Module):
 
     def dequantized(self) -> Tensor:
         """The weights that the rows stand for, ``[out, in]`` float32."""
-        return self.weight.float() * self.scales.float()[:, None]
+        codes = self.weight if self._packed is None else self._packed.unpacked()
+        return codes.float() * self.scales.float()[:, None]
 
 
 def _round_rows(weight: Tensor, rounded: Tensor, scales: Tensor) -> None:

@@ -165,9 +165,13 @@ def bfloat16_is_fast(products: Products, out_features: int, in_features: int) ->
     return True
 
 
-def random_weight(out_features: int, in_features: int) -> Tensor:
-    """A random weight of a shape, or its first rows if it is large."""
-    rows = min(out_features, max(1, MOST_WEIGHTS // in_features))
+def random_weight(out_features: int, in_features: int, most: int | None = None) -> Tensor:
+    """A random weight of a shape, or its first rows if that would be more than `most` numbers.
+
+    Args:
+        most: by default `MOST_WEIGHTS`.
+    """
+    rows = min(out_features, max(1, (most or MOST_WEIGHTS) // in_features))
     numbers = random_rows(1, min(RANDOM, rows * in_features)).flatten()
     whole = numbers.repeat(-(-rows * in_features // len(numbers)))
     return whole[: rows * in_features].view(rows, in_features)

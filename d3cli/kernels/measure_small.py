@@ -9,11 +9,11 @@ An LM head in 8 bits competes with the product that was chosen for it in bfloat1
 files or models.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch.nn.functional import linear
@@ -39,6 +39,7 @@ from d3cli.kernels.products import Product, pack
 
 Kind = Literal["int8", "int4", "nested"]
 Small = EightBitLinear | FourBitLinear | NestedLinear
+One = TypeVar("One", bound=Small)
 
 # Bytes of the copies of a linear: beyond the caches of a core.
 POOL_BYTES = 32 << 20
@@ -90,14 +91,14 @@ class MeasuredHead:
 def measure_rows(kind: Kind, out_features: int, in_features: int) -> MeasuredRows:
     """Up to how many rows the kernel is faster than unpacking, with torch's current threads."""
     pool = _copies(kind, out_features, in_features)
-    if why := _why_not_unpacked(pool[0]):
+    if why := why_not_exact(with_kernel(pool[0], 0)):
         return MeasuredRows(UNLIMITED, steady=True, failed=why)
     watch, steady = Watch(), True
     for limit, count in LIMITS.items():
         rows = random_rows(count, in_features)
         calls = {
-            KERNEL: _multiply([_with_kernel(each, UNLIMITED) for each in pool], rows),
-            UNPACKED: _multiply([_with_kernel(each, 0) for each in pool], rows),
+            KERNEL: multiply_in_turn([with_kernel(each, UNLIMITED) for each in pool], rows),
+            UNPACKED: multiply_in_turn([with_kernel(each, 0) for each in pool], rows),
         }
         found = compare(calls, KERNEL, rounds=ROUNDS_OF_SEVERAL)
         steady = steady and found.is_steady
@@ -107,22 +108,28 @@ def measure_rows(kind: Kind, out_features: int, in_features: int) -> MeasuredRow
 
 
 @torch.inference_mode()
-def measure_head(out_features: int, in_features: int, product: Product) -> MeasuredHead:
+def measure_head(
+    out_features: int, in_features: int, product: Product, packed: bool
+) -> MeasuredHead:
     """Whether an LM head is faster in 8 bits than in bfloat16, for one row.
 
     Args:
         product: what was chosen for one row in bfloat16.
+        packed: whether 8 bits are packed for oneDNN.
     """
     weight, row = random_weight(out_features, in_features), random_rows(1, in_features)
     plain = copies_of(weight)
     small = EightBitLinear(weight, None)
     small_ones = [small, *(deepcopy(small) for _ in plain[1:])]
+    if packed:
+        for each in small_ones:
+            each.pack()
     if product.packed:
         plain = [pack(each) for each in plain]
     watch = Watch()
     calls = {
         HALF: in_turn(product.multiply, row, plain),
-        KERNEL: _multiply([_with_kernel(each, UNLIMITED) for each in small_ones], row),
+        KERNEL: multiply_in_turn([with_kernel(each, UNLIMITED) for each in small_ones], row),
     }
     found = compare(calls, HALF, rounds=ROUNDS)
     in_8_bits = found.winner([KERNEL]) == KERNEL
@@ -140,21 +147,21 @@ def _copies(kind: Kind, out_features: int, in_features: int) -> list[Small]:
     return [first, *(deepcopy(first) for _ in range(count))]
 
 
-def _with_kernel(small: Small, rows: int) -> Small:
+def with_kernel(small: One, rows: int) -> One:
     """The same linear, whose kernel is used for so many rows at most."""
     other = copy(small)
     other.kernel_rows = rows
     return other
 
 
-def _multiply(linears: list[Small], rows: torch.Tensor) -> Call:
+def multiply_in_turn(linears: Sequence[Small], rows: torch.Tensor) -> Call:
     """Multiplies by each linear in turn."""
     turn = cycle(linears)
     return lambda: next(turn)(rows)
 
 
-def _why_not_unpacked(small: Small) -> str:
-    """Why weights cannot be unpacked: it raises, or rounds more than torch's own product does."""
+def why_not_exact(small: Small) -> str:
+    """Why a linear does not do here: it raises, or rounds more than torch's own product does."""
     # Not `random_rows`, which are numbers of the weights too: a few products would be far larger
     # than all others, and the rounding of these the only error.
     generator, held = torch.Generator().manual_seed(2), small.dequantized()
@@ -162,7 +169,7 @@ def _why_not_unpacked(small: Small) -> str:
     exact = rows.double() @ held.double().T
     allowed = WORST_ERROR * _error(linear(rows, held.bfloat16()), exact)
     try:
-        found = _with_kernel(small, 0)(rows)
+        found = small(rows)
     except Exception as error:  # a kernel that does not run here may raise anything
         return one_line(error)[:120]
     off = _error(found, exact)

@@ -46,12 +46,17 @@ def small_shapes(model: Description, head: tuple[int, int], plan: KernelPlan) ->
     """The shapes of the weights in 8 and 4 bits for torch's own kernels, with their kinds."""
     if plan.float_products is None:
         return []
-    found: set[Wanted] = {("int8", *head)} if plan.head_may_have_8_bits else set()
+    found: set[Wanted] = set()
+    if plan.head_may_have_8_bits:
+        found |= {("int8", *head), ("packing", *head)}
     if plan.form.quantization in OWN_KINDS:
         kind = cast(Kind, plan.form.quantization)
-        found |= {
-            (kind, *plan.joints.get(tensor.name, plan.out_in(tensor)))
+        shapes = {
+            plan.joints.get(tensor.name, plan.out_in(tensor))
             for tensor in model.tensors
             if plan.quantizes(tensor)
         }
+        found |= {(kind, *shape) for shape in shapes}
+        if kind == "int8":
+            found |= {("packing", *shape) for shape in shapes}
     return sorted(each for each in found if each[1] * each[2] >= TINY)

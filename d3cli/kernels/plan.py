@@ -9,6 +9,8 @@
 | LM head                     | torch int8        | int4, int8, nested, bnb-4bit or on       |
 |                             |                   | request; on a CPU, if it is a large part |
 |                             |                   | of a step, and measured to be faster     |
+| each of those in int8       | oneDNN int8,      | packed after loading, if that was        |
+|                             | by digits         | measured to be faster (`digits`)         |
 | any other linear, LM head   | torch, torch mv,  | bfloat16 on a CPU: whichever was         |
 |                             | oneDNN packed     | measured to be the fastest (`choices`)   |
 | any other weight            | torch             | float32, GPUs, experts, GPT-2's Conv1D,  |
@@ -57,6 +59,7 @@ class Kernel(StrEnum):
     PACKED = "oneDNN packed"
     PACKED_FOUR = "oneDNN packed, four rows"
     TORCH_INT8 = "torch int8"
+    ONEDNN_INT8 = "oneDNN int8, by digits"
     TORCH_INT4 = "torch int4"
     TORCH_NESTED = "torch int4, two planes"
     BNB_NF4 = "bitsandbytes NF4"

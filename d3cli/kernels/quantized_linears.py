@@ -142,11 +142,21 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return (output if bias is None else output + bias.to(dtype)).to(hidden.dtype)
 
 
-def use_measured_rows(causal_lm: nn.Module, rows_of: RowsOf) -> None:
-    """Gives linears in fewer bits, joined or not, the numbers of rows that were measured."""
+def use_measured(
+    causal_lm: nn.Module, rows_of: RowsOf, is_packed: Callable[[int, int], bool]
+) -> None:
+    """Gives linears in fewer bits, joined or not, what was measured to be the fastest for them.
+
+    Args:
+        rows_of: the most rows that torch's kernel multiplies.
+        is_packed: whether int8 weights ``[out, in]`` are packed.
+    """
     for module in causal_lm.modules():
         kind = _KINDS.get(type(module))
         if kind is not None:
             small: Any = module
-            rows = rows_of(kind, small.out_features, small.in_features)
+            shape = small.out_features, small.in_features
+            rows = rows_of(kind, *shape)
             small.kernel_rows = small.kernel_rows if rows is None else rows
+            if kind == "int8" and is_packed(*shape):
+                small.pack()

@@ -39,6 +39,8 @@ def kernels_used(model: nn.Module) -> dict[str, str]:
 def _kernel_of(module: nn.Module) -> str | None:
     if isinstance(module, FloatLinear):
         return module.products.summary
+    if isinstance(module, EightBitLinear) and module.is_packed:
+        return Kernel.ONEDNN_INT8
     return _BY_CLASS.get(type(module)) or _BY_NAME.get(type(module).__name__)
 
 

@@ -23,7 +23,7 @@ from d3cli.kernels.joint_linear import join_quantized, place_and_join
 from d3cli.kernels.plan import KernelPlan
 from d3cli.kernels.process import import_bitsandbytes, no_progress_bar, prepare_quantization
 from d3cli.kernels.quantization import OWN_KINDS
-from d3cli.kernels.quantized_linears import quantize_linears, use_measured_rows
+from d3cli.kernels.quantized_linears import quantize_linears, use_measured
 from d3cli.model.check import OLD_BUFFERS
 from d3cli.model.checkpoint import Checkpoint
 from d3cli.model.config import model_class, without_choices
@@ -85,7 +85,8 @@ def load_weights(
         quantize_head(model, weights.rows)
     if plan.float_products is not None:
         place_and_join(model, plan, weights.read, progress.add)
-        use_measured_rows(model, choices_here().kernel_rows)
+        choices = choices_here()
+        use_measured(model, choices.kernel_rows, choices.is_packed)
     if plan.form.ranks > 1:
         return model, unfit
     weights.fill(model)

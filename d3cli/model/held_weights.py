@@ -75,7 +75,7 @@ class HeldWeights:
         read = [t for t in tensors if plan.converts(t) or plan.copies(t)]
         in_layers = max((t.nbytes for t in read if t.layer is not None), default=0)
         in_layers = max(in_layers, self._largest_joint)
-        packed_head = self._head if plan.packs_head else 0
+        packed_head = self._head_to_pack
         # These are read before the LM head is packed or quantized, so its copy does not exist yet.
         outside = max((t.nbytes for t in converted if t.layer is None), default=0)
         outside -= max(0, self._beside_the_files)
@@ -97,6 +97,8 @@ class HeldWeights:
         if plan.packs_head:
             # It is packed first, while the layers do not take memory yet.
             largest = max(largest, self._head - sum(map(self._held, matrices)))
+        elif plan.head_in_8_bits:
+            largest = max(largest, self._head_to_pack - UNPACKING)
         return max(largest + UNPACKING, self._reordering)
 
     @property
@@ -144,6 +146,13 @@ class HeldWeights:
         """Bytes of the LM head in the model's dtype."""
         vocabulary, inputs = head_shape(self._config)
         return vocabulary * inputs * self._plan.form.dtype.itemsize
+
+    @property
+    def _head_to_pack(self) -> int:
+        """Bytes that packing the LM head takes, or may take in 8 bits, before it is let go."""
+        if self._plan.head_in_8_bits:
+            return self._plan.head_bytes(*head_shape(self._config))
+        return self._head if self._plan.packs_head else 0
 
     @property
     def _beside_the_files(self) -> int:

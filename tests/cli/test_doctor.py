@@ -16,6 +16,7 @@ from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels import choices
 from d3cli.kernels.int4_linear import int4_bytes
 from d3cli.kernels.measure import Measured
+from d3cli.kernels.measure_packing import MeasuredPacking
 from d3cli.kernels.measure_small import UNLIMITED, MeasuredHead, MeasuredRows
 from d3cli.kernels.products import Product, Products
 from d3cli.model.load import load_model
@@ -185,6 +186,10 @@ def measures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr("d3cli.kernels.choices.measure", measure)
     monkeypatch.setattr(
         "d3cli.kernels.choices.measure_rows", lambda kind, *_: MeasuredRows(ROWS[kind], True)
+    )
+    monkeypatch.setattr(
+        "d3cli.kernels.choices.measure_packing",
+        lambda outputs, _: MeasuredPacking(outputs > 100_000, 0.7, True),
     )
     monkeypatch.setattr(
         "d3cli.kernels.choices.measure_head", lambda *_: MeasuredHead(True, 0.5, True)

@@ -1,15 +1,17 @@
 """What tests of kernels share: choices that are kept as if they had been measured."""
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from d3cli.files.safetensors import Description
-from d3cli.kernels.choice_file import Wanted
+from d3cli.kernels.choice_file import Machine, Wanted
 from d3cli.kernels.choices import KernelChoices, _choices
 from d3cli.kernels.joint_shapes import joint_shapes
 from d3cli.kernels.measure import Measured
+from d3cli.kernels.measure_packing import MeasuredPacking
 from d3cli.kernels.measure_small import MeasuredHead, MeasuredRows
 from d3cli.kernels.meters import Meters
 from d3cli.kernels.plan import TINY
@@ -17,6 +19,13 @@ from d3cli.kernels.products import Products, can_pack
 
 needs_packing = pytest.mark.skipif(
     not can_pack(torch.bfloat16, torch.device("cpu")), reason="oneDNN takes no bfloat16 here"
+)
+
+# Where bytes are not multiplied into 32 bits at once, sums overflow, and d3 does not take them.
+needs_digits = pytest.mark.skipif(
+    os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL") == "AVX2"
+    or not {"avx512_vnni", "avx_vnni"} & set(Machine.here().features),
+    reason="this processor, or a limit on it, has no instructions for products of bytes",
 )
 
 KeepChoices = Callable[[Description, Products], None]
@@ -31,6 +40,7 @@ def meters(
     products: Callable[[int, int], Measured],
     *,
     rows: int = 4,
+    packed: bool = False,
     head_in_8_bits: bool = True,
     steady: bool = True,
 ) -> Meters:
@@ -38,6 +48,7 @@ def meters(
     return Meters(
         products,
         lambda *_: MeasuredRows(rows, steady),
+        lambda *_: MeasuredPacking(packed, 0.7, steady),
         lambda *_: MeasuredHead(head_in_8_bits, 0.5, steady),
     )
 

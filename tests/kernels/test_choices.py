@@ -152,9 +152,9 @@ class TestAFileThatCannotBeUsed:
             b"{",
             b"[]",
             b'{"schema": 1, "machines": []}',
-            b'{"schema": 3, "machines": []}',
-            b'{"schema": 2, "machines": [{"machine": {}}]}',
-            b'{"schema": 2, "machines": "none"}',
+            b'{"schema": 4, "machines": []}',
+            b'{"schema": 3, "machines": [{"machine": {}}]}',
+            b'{"schema": 3, "machines": "none"}',
             b" " * (2 << 20),
         ],
         ids=["empty", "binary", "cut", "a list", "older", "newer", "lacking", "words", "large"],
@@ -341,35 +341,39 @@ def test_the_same_object_serves_a_process(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 class TestWeightsInFewerBits:
     WANTED: Wanted = ("int4", 2048, 4096)
+    PACKING: Wanted = ("packing", 2048, 4096)
     HEAD: Wanted = ("head", 2048, 4096)
 
     def test_rows_and_heads_are_kept_like_products(self) -> None:
-        own = meters(Meter(), rows=16, head_in_8_bits=False)
+        own = meters(Meter(), rows=16, packed=True, head_in_8_bits=False)
         found = KernelChoices(own, lambda: False)
         assert found.kernel_rows(*self.WANTED) is None
         assert found.head_in_8_bits(*SHAPE)
         assert not found.expected_head_in_8_bits(*SHAPE)
-        assert found.prepare([half(*SHAPE), self.WANTED, self.HEAD]) == 3
+        assert not found.is_packed(*SHAPE)
+        wanted = [half(*SHAPE), self.WANTED, self.PACKING, self.HEAD]
+        assert found.prepare(wanted) == 4
         other = KernelChoices(meters(Meter(Products()), rows=1), lambda: False)
-        assert other.prepare([half(*SHAPE), self.WANTED, self.HEAD]) == 0
+        assert other.prepare(wanted) == 0
         for each in (found, other):
             assert each.kernel_rows(*self.WANTED) == 16
             assert each.kernel_rows("int8", 2048, 4096) is None
+            assert each.is_packed(*SHAPE)
             assert not each.head_in_8_bits(*SHAPE)
             assert each.current(*SHAPE) == MV
         assert other.prepare([self.WANTED], again=True) == 1
         assert other.kernel_rows(*self.WANTED) == 1
 
-    def test_an_lm_head_competes_with_the_product_chosen_for_it(self) -> None:
+    def test_an_lm_head_competes_with_what_was_chosen_for_it(self) -> None:
         seen: list[tuple[Any, ...]] = []
 
         def head(*words: Any) -> MeasuredHead:
             seen.append(words)
             return MeasuredHead(True, 0.5, steady=True)
 
-        own = replace(meters(Meter()), head=head)
-        KernelChoices(own, lambda: False).prepare([half(*SHAPE), self.HEAD])
-        assert seen == [(*SHAPE, Product.MV)]
+        own = replace(meters(Meter(), packed=True), head=head)
+        KernelChoices(own, lambda: False).prepare([half(*SHAPE), self.PACKING, self.HEAD])
+        assert seen == [(*SHAPE, Product.MV, True)]
 
     def test_a_machine_that_becomes_busy_keeps_the_fixed_numbers(self) -> None:
         found = KernelChoices(meters(Meter(), steady=False), lambda: False)
@@ -380,8 +384,9 @@ class TestWeightsInFewerBits:
     def test_the_switch_measures_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("D3_KERNELS", "torch")
         found = KernelChoices(meters(Meter(), head_in_8_bits=False), lambda: False)
-        assert found.prepare([self.WANTED, self.HEAD]) == 0
+        assert found.prepare([self.WANTED, self.PACKING, self.HEAD]) == 0
         assert found.kernel_rows(*self.WANTED) is None
+        assert not found.is_packed(*SHAPE)
         assert found.head_in_8_bits(*SHAPE)
         assert found.expected_head_in_8_bits(*SHAPE)
 

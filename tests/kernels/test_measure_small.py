@@ -21,7 +21,7 @@ from d3cli.kernels.measure_small import (
     measure_rows,
 )
 from d3cli.kernels.products import Product
-from tests.kernels.conftest import needs_packing
+from tests.kernels.conftest import needs_digits, needs_packing
 
 KINDS = pytest.mark.parametrize("kind", ["int8", "int4", "nested"])
 SHAPE = (128, 64)
@@ -83,7 +83,7 @@ def test_each_contest_stands_for_the_numbers_after_its_limit() -> None:
 @KINDS
 @pytest.mark.parametrize("shape", [(512, 2048), (1536, 576), (128, 8192)], ids=str)
 def test_unpacking_is_exact_enough(kind: Kind, shape: tuple[int, int]) -> None:
-    assert module._why_not_unpacked(module._copies(kind, *shape)[0]) == ""
+    assert module.why_not_exact(module.with_kernel(module._copies(kind, *shape)[0], 0)) == ""
 
 
 @KINDS
@@ -125,15 +125,20 @@ def test_a_large_weight_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> 
     "product", [Product.LINEAR, pytest.param(Product.PACKED_FOUR, marks=needs_packing)], ids=str
 )
 @pytest.mark.parametrize(("small", "faster"), [(0.6, True), (0.97, False), (1.4, False)])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_digits)])
 def test_a_head_has_8_bits_if_it_is_faster_by_the_margin(
-    small: float, faster: bool, product: Product, monkeypatch: pytest.MonkeyPatch
+    packed: bool,
+    small: float,
+    faster: bool,
+    product: Product,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def by_set_times(calls: Mapping[str, Any], default: str, **_: int) -> Outcome[str]:
         torch.testing.assert_close(calls[HALF](), calls[KERNEL](), rtol=0.05, atol=0.5)
         return Outcome(default, {HALF: [1.0] * 3, KERNEL: [small] * 3})
 
     monkeypatch.setattr(module, "compare", by_set_times)
-    found = measure_head(*SHAPE, product)
+    found = measure_head(*SHAPE, product, packed)
     assert (found.in_8_bits, found.share, found.steady) == (faster, small, True)
 
 
@@ -142,7 +147,7 @@ def test_a_head_whose_kernel_raises_stays_in_bfloat16(monkeypatch: pytest.Monkey
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(torch, "_weight_int8pack_mm", broken)
-    assert not measure_head(*SHAPE, Product.LINEAR).in_8_bits
+    assert not measure_head(*SHAPE, Product.LINEAR, False).in_8_bits
 
 
 @KINDS

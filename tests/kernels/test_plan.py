@@ -25,6 +25,7 @@ from tests.kernels.conftest import (
     forget_choices,
     measured,
     meters,
+    needs_digits,
     needs_packing,
 )
 
@@ -164,7 +165,9 @@ def test_what_is_measured_for_weights_in_fewer_bits() -> None:
         form = Form(BF16, CPU, kind)
         slow_head = plan_kernels(model, head, form, lambda *_: PACKED, lambda *_: False)
         assert slow_head.head is Kernel.PACKED
-        small = [("int8", *head), (kind, 384, 2048), (kind, 8 * 2048, 4 * 2048)]
+        layers = [(384, 2048), (8 * 2048, 4 * 2048)]
+        small = {("int8", *head), ("packing", *head), *((kind, *shape) for shape in layers)}
+        small |= {("packing", *shape) for shape in layers if kind == "int8"}
         assert measured_shapes(model, head, slow_head) == [
             ("bfloat16", *head),
             *sorted(small),
@@ -204,6 +207,27 @@ def test_a_loaded_model_follows_the_numbers_of_rows(monkeypatch: pytest.MonkeyPa
         layer = loaded.model.layers[0]
         products = [layer.self_attn.q_proj.joint.product, layer.mlp.down_proj, loaded.lm_head]
         assert [product.kernel_rows for product in products] == [4, 4, 4]
+
+
+@needs_digits
+def test_a_loaded_model_packs_int8_where_that_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("D3_KERNELS", "auto")
+    model = describe_directory("demo", BUILTIN_PATH)
+    plain = load_model(dtype="bfloat16", device="cpu", quantization="int8")
+    choices = KernelChoices(meters(lambda *_: measured(Products()), packed=True), lambda: False)
+    plan_for(model, parse_config(model), Form(BF16, CPU, "int8"), choices)
+    forget_choices()
+    packed = load_model(dtype="bfloat16", device="cpu", quantization="int8")
+    layer = packed.causal_lm.model.layers[0]
+    products = [layer.self_attn.q_proj.joint.product, layer.mlp.down_proj, packed.causal_lm.lm_head]
+    assert all(product.is_packed for product in products)
+    assert packed.weight_bytes == plain.weight_bytes
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        found, expected = (model.causal_lm(ids).logits for model in (packed, plain))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.2)
 
 
 def test_unless_they_were_measured_packed_weights_are_expected(

@@ -9,7 +9,7 @@ from d3cli.kernels.quantization import Quantization
 from d3cli.kernels.used import kernels_used
 from d3cli.model.load import load_model
 from tests.conftest import BUILTIN_PATH
-from tests.kernels.conftest import KeepChoices, needs_packing
+from tests.kernels.conftest import KeepChoices, needs_digits, needs_packing
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,13 @@ def test_those_of_the_plan(products: Products, kernel: str, keep_choices: KeepCh
 def test_quantized_ones(quantization: Quantization, kernel: str) -> None:
     used = kernels_used(load_model(quantization=quantization, device="cpu").causal_lm)
     assert used["384 x 128"] == kernel
+
+
+@needs_digits
+def test_packed_int8() -> None:
+    model = load_model(quantization="int8", device="cpu").causal_lm
+    model.model.layers[0].mlp.down_proj.pack()
+    assert kernels_used(model)["128 x 384"] == "oneDNN int8, by digits and torch int8"
 
 
 def test_a_shape_with_two_kernels() -> None:

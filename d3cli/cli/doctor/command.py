@@ -21,7 +21,7 @@ CHOICES = (
     "kernel for many tokens",
     "left out",
 )
-ROWS = ("weights in fewer bits", "torch's kernel for", "unpacked for", "left out")
+ROWS = ("weights in fewer bits", "torch's kernel for", "unpacked for", "oneDNN's order", "left out")
 HEADS = ("LM head", "beside layers in fewer bits", "time in 8 bits × bfloat16's")
 LARGE = (
     "where it would fit",
@@ -62,7 +62,7 @@ def doctor(
         chosen = found["kernel_choices"]
         for headings, rows in (
             (CHOICES, _choices(chosen["choices"])),
-            (ROWS, _rows(chosen["rows"])),
+            (ROWS, _rows(chosen)),
             (HEADS, _heads(chosen["heads"])),
         ):
             if rows:
@@ -158,16 +158,29 @@ def _choices(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _rows(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """For each shape of weights in fewer bits: how many tokens have which kernel."""
-    return [
-        (
-            f"{choice['kind']}, {choice['out_features']} × {choice['in_features']}",
-            *_ranges(choice["kernel_rows"]),
-            choice["failed"] and f"unpacking is out: {choice['failed']}",
+    packing = {("int8", *_shape(each)): each for each in found["packing"]}
+    rows: list[tuple[str, ...]] = []
+    for choice in sorted(found["rows"], key=_order):
+        packed = packing.get((choice["kind"], *_shape(choice)))
+        out = {"unpacking": choice["failed"], "oneDNN's order": packed and packed["failed"]}
+        rows.append(
+            (
+                f"{choice['kind']}, {choice['out_features']} × {choice['in_features']}",
+                *(("", "") if packed and packed["packed"] else _ranges(choice["kernel_rows"])),
+                _packing(packed),
+                "; ".join(f"{name} is out: {why}" for name, why in out.items() if why),
+            )
         )
-        for choice in sorted(choices, key=_order)
-    ]
+    return rows
+
+
+def _packing(choice: dict[str, Any] | None) -> str:
+    """Whether int8 weights are packed, and the time of one token as a share of torch's kernel's."""
+    if choice is None or choice["failed"]:
+        return ""
+    return f"{'all tokens' if choice['packed'] else 'no'}, {choice['share']:.2f} × the time"
 
 
 def _ranges(kernel_rows: int) -> tuple[str, str]:
@@ -192,6 +205,10 @@ def _heads(choices: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def _order(choice: dict[str, Any]) -> tuple[str, int, int]:
     return choice.get("kind", ""), choice["in_features"], choice["out_features"]
+
+
+def _shape(choice: dict[str, Any]) -> tuple[int, int]:
+    return choice["out_features"], choice["in_features"]
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from d3cli.kernels.choice_file import Wanted, choices_file
 from d3cli.kernels.choices import choices_here
 from d3cli.kernels.measure_nested import SHAPE, measure_nested
 from d3cli.kernels.measured_shapes import measured_shapes
-from d3cli.kernels.plan import Form, plan_kernels
+from d3cli.kernels.plan import Form, Kernel, plan_kernels
 from d3cli.kernels.process import use_threads
 from d3cli.kernels.quantization import Quantization
 from d3cli.kernels.threads import pick_threads, usable_cores
@@ -60,7 +60,10 @@ def kernels(device: torch.device) -> dict[str, dict[str, str]]:
     for name, form in forms(device).items():
         plan = kernels_of(SHAPES[0], form)
         layers = plan.of_linear(SHAPES[0].hidden, SHAPES[0].inner)
-        found[name] = {"layers": layers.value, "lm_head": plan.head.value}
+        head = plan.head
+        if head is Kernel.TORCH_INT8 and choices_here().is_packed(*SHAPES[0].head):
+            head = Kernel.ONEDNN_INT8
+        found[name] = {"layers": layers.value, "lm_head": head.value}
     return found
 
 
@@ -87,6 +90,7 @@ def choose_kernels(*, again: bool) -> dict[str, Any]:
         "bfloat16_is_fast": here.bfloat16_is_fast,
         "choices": [asdict(choice) for choice in here.choices],
         "rows": [asdict(choice) for choice in here.rows],
+        "packing": [asdict(choice) for choice in here.packing],
         "heads": [asdict(choice) for choice in here.heads],
     }
 
