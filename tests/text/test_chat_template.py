@@ -1,5 +1,6 @@
 """Chat templates: control tokens stay text, reasoning is separate, hostile ones stay in bounds."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from d3cli.base.errors import ModelError, PromptError, UsageError
 from d3cli.base.settings import BUILTIN
 from d3cli.files.names import ModelFiles, find_model
 from d3cli.model.load import load_model
+from d3cli.text import template_sandbox
 from d3cli.text.chat_template import encode_chat as encode
 from d3cli.text.reasoning import (
     ReasoningSplitter,
@@ -233,6 +235,26 @@ def test_the_child_cannot_write_files_or_start_processes(tmp_path: Path) -> None
     assert child.stdout.split() == ["True"] * 7, child.stderr
     assert child.returncode == 0
     assert not (tmp_path / "x").exists()
+
+
+def test_the_child_imports_one_module_of_transformers_and_renders_as_all_of_it() -> None:
+    template = "{% for m in messages %}{{ m.content | tojson }}{% break %}{% endfor %}{{ tools }}"
+    request = {"template": template, "messages": user("é < 3"), "variables": {"n": [1, None]}}
+    code = (
+        "import json, runpy, sys\n"
+        "sys.stdin = iter([sys.argv[1]])\n"
+        f"runpy.run_module({template_sandbox.__name__!r}, run_name='__main__')\n"
+        "print(json.dumps(sorted(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(request)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ready, answer, modules = map(json.loads, done.stdout.splitlines())
+    assert ready == {"ready": True}
+    assert answer == template_sandbox.answer(request)
+    assert answer["text"].startswith('"é < 3"')
+    assert not {"transformers.utils.generic", "torch"} & set(modules)
 
 
 def test_the_child_ends_with_its_parent() -> None:
