@@ -88,7 +88,8 @@ def report(
     task = home / "task.jsonl"
     rows = [{"prompt": "Why?", "pattern": ""}, {"prompt": "How?", "answers": ["By no means."]}]
     task.write_text("\n".join(map(json.dumps, rows)))
-    arguments = (*QUICK, "--data", str(text), "--task", str(task), "--json")
+    replies = ("--replies", "--reply-tokens", "16")
+    arguments = (*QUICK, "--data", str(text), "--task", str(task), *replies, "--json")
     run = forks.call(
         "tests.cli.test_calibrate.calibrate_by_bytes", str(home), str(planted), *arguments
     )
@@ -350,15 +351,6 @@ def test_where_nested_weights_replace_those_as_stored_the_report_says_so(
     assert json.loads(ran.out)["schedule"] == found["schedule"]
 
 
-def test_csv_lists_what_was_tried(d3: D3, planted: Path, text: Path) -> None:
-    result = d3("calibrate", planted, *QUICK, "--data", text, "-o", "csv")
-    assert result.code == 0
-    rows = list(csv.DictReader(io.StringIO(result.out)))
-    assert len(rows) > 5
-    assert sum(row["chosen"] == "1" for row in rows) == 1
-    assert all(0.5 < float(row["byte_ratio_net"]) < 3 for row in rows)
-
-
 def test_your_own_plain_text_is_used(d3: D3, planted: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("".join(f"Once {n} foxes lived near the river bank. " for n in range(800)))
@@ -369,21 +361,23 @@ def test_your_own_plain_text_is_used(d3: D3, planted: Path, tmp_path: Path) -> N
     assert stored["entries"][0]["settings"]["data"] == str(path)
 
 
-def test_self_replies_are_scored(d3: D3, planted: Path, text: Path) -> None:
-    result = d3(
-        *("calibrate", planted, *QUICK, "--data", text, "--self-replies", "--reply-tokens", "34")
-    )
+def test_self_replies_are_scored_and_csv_lists_what_was_tried(
+    d3: D3, planted: Path, text: Path
+) -> None:
+    own = ("--self-replies", "--reply-tokens", "34")
+    result = d3("calibrate", planted, *QUICK, "--data", text, *own, "-o", "csv")
     assert result.code == 0, result
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert len(rows) > 5
+    assert sum(row["chosen"] == "1" for row in rows) == 1
+    assert all(0.5 < float(row["byte_ratio_net"]) < 3 for row in rows)
     assert "text: 32 documents, 1,088 response tokens" in result.err  # the model never ends one
     stored = json.loads(file_of(str(planted)).read_text())
     assert stored["entries"][0]["settings"]["data"] == str(text)  # its prompts
 
 
-def test_replies_are_judged_against_full_depths_own(d3: D3, planted: Path, text: Path) -> None:
-    arguments = ("--data", text, "--replies", "--reply-tokens", "16", "--json")
-    result = d3("calibrate", planted, *QUICK, *arguments)
-    assert result.code == 0, result
-    judged = json.loads(result.out)["replies"]
+def test_replies_are_judged_against_full_depths_own(report: tuple[dict, Path]) -> None:
+    judged = report[0]["replies"]
     assert judged["full depth"]["rise"] is None
     assert judged["full depth"]["perplexity"] > 1
     assert judged["chosen"]["rise"]["drop"] == pytest.approx(
