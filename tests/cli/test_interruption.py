@@ -34,10 +34,15 @@ class TestInterruption:
         assert "Traceback" not in ended.err
         assert "stopped: interrupted" in ended.err
 
-    @pytest.mark.parametrize("after", [0.0, 0.05, 0.2, 0.4, 0.8])
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(
+        ("number", "code", "after"),
+        [
+            *((signal.SIGINT, 130, after) for after in (0.0, 0.1, 0.2, 0.4)),
+            *((signal.SIGTERM, 143, after) for after in (0.05, 0.3, 0.6)),
+        ],
+    )
     def test_a_signal_at_any_moment_is_quiet(
-        self, after: float, number: signal.Signals, code: int, forks: Forks
+        self, number: signal.Signals, code: int, after: float, forks: Forks
     ) -> None:
         ended = forks.run("generate", STORY, "--temp", "1", signal=number, after=after)
         assert ended.code in (code, 0, -number)  # 0 if it was quicker, negative before it began

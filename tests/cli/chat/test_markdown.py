@@ -267,7 +267,7 @@ def test_no_text_commands_the_terminal(chunks: list[str], plain: bool) -> None:
 
 @pytest.mark.slow
 @PIECES
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_none_of_many_texts_commands_the_terminal(chunks: list[str], plain: bool) -> None:
     check_inert(chunks, plain)
 
@@ -397,13 +397,13 @@ def test_no_meaning_disappears_at_any_cut(source: str) -> None:
 
 @pytest.mark.slow
 @INLINE
-@settings(max_examples=1500)
+@settings(max_examples=500)
 def test_only_marks_around_words_disappear_from_many_texts(text: str) -> None:
     check_inline(text)
 
 
 @pytest.mark.slow
 @BLOCKS
-@settings(max_examples=500)
+@settings(max_examples=150)
 def test_no_meaning_disappears_at_any_cut_of_many_texts(source: str) -> None:
     check_blocks(source)

@@ -44,19 +44,20 @@ def test_other_terminals(chat: StartChat, options: dict[str, Any]) -> None:
     leave(terminal)
 
 
-DUMB = [
-    {"TERM": "dumb"},
-    {"TERM": "unknown"},
-    {"TERM": ""},
-    {"TERM": "xterm", "INSIDE_EMACS": "29.1,comint"},
-    {"TERM": "dumb", "NO_COLOR": "1", "CI": "true"},
-]
+TERM, HUP = (signal.SIGTERM, 143), (signal.SIGHUP, 129)
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["term", "hup"]
+    ("options", "number", "code"),
+    [
+        ({"TERM": "dumb"}, *TERM),
+        ({"TERM": "unknown"}, *HUP),
+        ({"TERM": ""}, *TERM),
+        ({"TERM": "xterm", "INSIDE_EMACS": "29.1,comint"}, *HUP),
+        ({"TERM": "dumb", "NO_COLOR": "1", "CI": "true"}, *TERM),
+    ],
+    ids=["dumb", "unknown", "unset", "emacs", "ci"],
 )
-@pytest.mark.parametrize("options", DUMB, ids=["dumb", "unknown", "unset", "emacs", "ci"])
 def test_a_terminal_without_escape_sequences_receives_none(
     chat: StartChat, options: dict[str, str], number: int, code: int
 ) -> None:

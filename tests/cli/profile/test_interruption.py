@@ -28,8 +28,9 @@ from tests.traces import (
 class TestInterruption:
     """A real signal at a random moment, chosen by a seed."""
 
-    @pytest.mark.parametrize("seed", range(6))
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        ("seed", "number"), list(enumerate([signal.SIGINT, signal.SIGTERM] * 3)), ids=str
+    )
     def test_a_signal_leaves_a_valid_trace(
         self, d3: D3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, number: int
     ) -> None:
