@@ -1,6 +1,6 @@
 """Tiny random models, one of each supported family, built from a config in memory."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -267,6 +267,21 @@ def units_of(name: str) -> list[str]:
     """The kinds of skip order that a family has."""
     whole_only = find_family(CONFIGS[name].model_type).mlp is None
     return ["layers", "static", *([] if whole_only else ["sublayers", *NESTED])]
+
+
+def in_turn(choices_of: Callable[[str], Sequence[str]], shift: int = 0) -> list[Any]:
+    """Each family with one of its choices, as `quick_or_slow` parameters.
+
+    The choices take turns, and `shift` says which is first. So each meets several families, and
+    tests with different shifts meet different pairs.
+    """
+    others = [name for name in FAMILY_NAMES if name not in REPRESENTATIVE]
+    return quick_or_slow(
+        (name, choices[(number + shift) % len(choices)])
+        for names in (REPRESENTATIVE, others)
+        for number, name in enumerate(names)
+        for choices in [choices_of(name)]
+    )
 
 
 def random_ids(length: int, seed: int = 0) -> list[int]:

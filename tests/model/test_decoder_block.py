@@ -20,12 +20,14 @@ from tests.families import (
     quick_or_slow,
     random_ids,
     random_model,
+    some_families,
+    tiny,
     word_tokenizer,
 )
-from tests.nested import nest_linears
 
 PROMPT = 12
 WITH_BLOCKS = [name for name in FAMILY_NAMES if not name.startswith("opt")]
+some_with_blocks = pytest.mark.parametrize("name", quick_or_slow((name,) for name in WITH_BLOCKS))
 DROPPED = {
     "full depth": (),
     "layers": ("2", "5"),
@@ -34,12 +36,10 @@ DROPPED = {
 LOW = ("0.attn.lo", "1.mlp.lo", "2.attn.lo", "2.mlp.lo", "2", "3.mlp.lo", "3.mlp", "5.attn.lo")
 
 
-def wrapped(name: str, dtype: torch.dtype, *, nested: bool = False) -> LoadedModel:
+def wrapped(name: str, dtype: torch.dtype) -> LoadedModel:
+    """A model of its own, for tests that change its weights or its dtype."""
     config = CONFIGS[name]
-    family = FAMILIES[config.model_type]
-    model = random_model(config, family.attention or "sdpa").to(dtype)
-    if nested:
-        nest_linears(model.base_model.get_submodule(family.stack))
+    model = random_model(config, FAMILIES[config.model_type].attention or "sdpa").to(dtype)
     return wrap_model(model, word_tokenizer(), name=name)
 
 
@@ -80,9 +80,9 @@ def test_every_family_but_opt_has_blocks() -> None:
 
 @family
 def test_a_step_by_blocks_equals_one_by_layers(name: str) -> None:
-    model = wrapped(name, torch.float32)
+    model = tiny(name).gated
     assert (model.blocks is None) == name.startswith("opt")
-    ids = random_ids(PROMPT + 20)
+    ids = random_ids(PROMPT + 12)
     for units in DROPPED.values():
         if not model.gate.family.has_sublayers and any("." in unit for unit in units):
             continue
@@ -91,10 +91,10 @@ def test_a_step_by_blocks_equals_one_by_layers(name: str) -> None:
         assert off < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", quick_or_slow((name,) for name in WITH_BLOCKS))
+@some_with_blocks
 def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str) -> None:
     """Past the sliding windows too, which are shorter than the reply and may be than the draft."""
-    model = wrapped(name, torch.float32)
+    model = tiny(name).gated
     ids = random_ids(PROMPT + 2 * MOST_TOKENS + 1)
     for kind in ("full depth", "sublayers" if model.gate.family.has_sublayers else "layers"):
         expected = steps(by_layers(model), ids, DROPPED[kind])
@@ -103,10 +103,10 @@ def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str) -> None:
             assert off < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", quick_or_slow((name,) for name in FAMILY_NAMES))
+@some_families
 def test_a_token_of_each_of_several_sequences_equals_the_same_one_by_one(name: str) -> None:
     """At different positions, one of them past the sliding windows."""
-    model = wrapped(name, torch.float32)
+    model = tiny(name).gated
     sequences = [random_ids(PROMPT + more, seed=more) for more in (20, 2, 5)]
     for units in (DROPPED["full depth"], DROPPED["layers"]):
         expected = torch.stack([steps(by_layers(model), ids, units)[-2:] for ids in sequences])
@@ -122,7 +122,7 @@ def test_a_token_of_each_of_several_sequences_equals_the_same_one_by_one(name: s
 
 @pytest.mark.parametrize("name", WITH_BLOCKS)
 def test_a_step_without_low_planes_equals_one_by_layers(name: str) -> None:
-    model = wrapped(name, torch.float32, nested=True)
+    model = tiny(name, nested=True).gated
     ids = random_ids(PROMPT + 12)
     dropped = [unit for unit in LOW if model.weight_bytes.has(unit)]
     assert sum(unit.endswith(".lo") for unit in dropped) >= 3
@@ -132,7 +132,7 @@ def test_a_step_without_low_planes_equals_one_by_layers(name: str) -> None:
     assert (with_low - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", WITH_BLOCKS)
+@some_with_blocks
 def test_in_bfloat16_blocks_are_as_exact_as_layers(name: str) -> None:
     """Both are compared with float32, over steps that add up their rounding."""
     ids = random_ids(PROMPT + 60)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.families import (
     NESTED,
     case,
     family,
-    quick_or_slow,
+    in_turn,
     random_ids,
     random_model,
     some_families,
@@ -49,7 +50,11 @@ GREEDY = SamplingParams()
 ALL = [(name, units) for name in FAMILY_NAMES for units in units_of(name)]
 
 family_and_units = pytest.mark.parametrize(("name", "units"), ALL)
-some_families_and_units = pytest.mark.parametrize(("name", "units"), quick_or_slow(ALL))
+
+
+def one_kind_of_each_family(shift: int) -> pytest.MarkDecorator:
+    """For what does not depend on the pair of family and kind, as decoding may."""
+    return pytest.mark.parametrize(("name", "units"), in_turn(units_of, shift))
 
 
 def run(
@@ -75,6 +80,14 @@ def run(
     )
 
 
+@cache
+def decoded(name: str, units: str) -> tuple[list[int], list[DecodedToken]]:
+    """A prompt and its greedy reply, which several tests look at."""
+    model, schedule = case(name, units)
+    prompt = random_ids(PROMPT_LEN, seed=1)
+    return prompt, run(model.gated, prompt, schedule)
+
+
 def log_probs(logits: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(-1, torch.tensor(token_ids)[:, None])[:, 0].double()
 
@@ -90,10 +103,9 @@ def test_full_depth_generates_what_transformers_generates(name: str) -> None:
     expected = model.plain.generate(
         torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
     )
-    at_alpha_1 = [
-        replace(case(name, units)[1], alpha=1.0) for units in units_of(name) if units not in NESTED
-    ]
-    for schedule in (DepthSchedule.full(model.gated.num_layers), *at_alpha_1):
+    plain_kinds = [kind for kind in units_of(name) if kind not in NESTED]
+    at_alpha_1 = replace(case(name, plain_kinds[-1])[1], alpha=1.0)
+    for schedule in (DepthSchedule.full(model.gated.num_layers), at_alpha_1):
         assert ids_of(run(model.gated, prompt, schedule)) == expected[0, PROMPT_LEN:].tolist()
 
 
@@ -108,14 +120,31 @@ def test_the_gate_at_full_depth_changes_no_bit(name: str) -> None:
 
 @family_and_units
 def test_decoding_equals_the_slow_reference(name: str, units: str) -> None:
+    """The reference reads the reply in one pass, and each token is the best after those before it.
+
+    So it would have written the same reply; the test below this one shows that it does.
+    """
     model, schedule = case(name, units)
-    prompt = random_ids(PROMPT_LEN, seed=1)
-    tokens = run(model.gated, prompt, schedule)
-    expected_ids, logits = model.reference.generate(prompt, schedule, NEW_TOKENS)
+    prompt, tokens = decoded(name, units)
+    reply = ids_of(tokens)
     assert schedule.depth(NEW_TOKENS - 1) < model.gated.num_layers
-    assert ids_of(tokens) == expected_ids
+    rows = model.reference.logits([*prompt, *reply[:-1]], PROMPT_LEN, schedule)[PROMPT_LEN - 1 :]
+    assert rows.argmax(-1).tolist() == reply
     ours = torch.tensor([token.logprob for token in tokens], dtype=torch.float64)
-    assert (ours - log_probs(logits, expected_ids)).abs().max() < TOLERANCE
+    assert (ours - log_probs(rows, reply)).abs().max() < TOLERANCE
+
+
+@one_kind_of_each_family(0)
+def test_the_reference_writes_token_by_token_what_it_reads_in_one_pass(
+    name: str, units: str
+) -> None:
+    model, schedule = case(name, units)
+    prompt, tokens = decoded(name, units)
+    expected, rows = model.reference.generate(prompt, schedule, NEW_TOKENS)
+    assert ids_of(tokens) == expected
+    at_once = model.reference.logits([*prompt, *expected[:-1]], PROMPT_LEN, schedule)
+    found = log_probs(at_once[PROMPT_LEN - 1 :], expected)
+    assert (found - log_probs(rows, expected)).abs().max() < TOLERANCE
 
 
 @some_families
@@ -128,22 +157,21 @@ def test_the_reference_itself_departs_from_full_depth(name: str) -> None:
     assert (full[-1] - decayed[-1]).abs().max() > 0.1
 
 
-@some_families_and_units
-@pytest.mark.parametrize("chunk_size", [1, 5, 512])
-def test_prefill_in_chunks_changes_nothing(name: str, units: str, chunk_size: int) -> None:
+@one_kind_of_each_family(1)
+def test_prefill_in_chunks_changes_nothing(name: str, units: str) -> None:
     model, schedule = case(name, units)
-    prompt = random_ids(PROMPT_LEN, seed=2)
-    whole = run(model.gated, prompt, schedule)
-    chunked = run(model.gated, prompt, schedule, chunk_size)
-    assert ids_of(chunked) == ids_of(whole)
-    assert max(abs(a.logprob - b.logprob) for a, b in zip(whole, chunked, strict=True)) < TOLERANCE
+    prompt, whole = decoded(name, units)
+    for chunk_size in (1, 5):
+        chunked = run(model.gated, prompt, schedule, chunk_size)
+        assert ids_of(chunked) == ids_of(whole)
+        for ours, theirs in zip(chunked, whole, strict=True):
+            assert abs(ours.logprob - theirs.logprob) < TOLERANCE
 
 
 @family_and_units
 def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) -> None:
     model, schedule = case(name, units)
-    prompt = random_ids(PROMPT_LEN, seed=3)
-    tokens = run(model.gated, prompt, schedule)
+    prompt, tokens = decoded(name, units)
     (scores,) = score(model.gated, [Document(prompt, ids_of(tokens))], schedule)
     ours = torch.tensor([token.logprob for token in tokens], dtype=torch.float64)
     assert (ours - scores.log_probs).abs().max() < TOLERANCE
@@ -151,7 +179,7 @@ def test_one_pass_scoring_equals_decoding_token_by_token(name: str, units: str) 
     assert top_choices(model.gated, states).tolist() == [token.top_id for token in tokens]
 
 
-@some_families_and_units
+@one_kind_of_each_family(2)
 def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_from_scratch(
     name: str, units: str
 ) -> None:
@@ -164,6 +192,7 @@ def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_from_scrat
     layers = model.gated.num_layers
     late = DepthSchedule(layers, 0.9, 0, 4, 2, ("5", "4"))
     tried = [decaying, DepthSchedule.full(layers), replace(decaying, start=6), decaying, late]
+    expected = [score(model.gated, documents, schedule) for schedule in tried]
     scorer = Scorer(model.gated, documents)
     for remembered, kept in (
         (None, ()),
@@ -173,14 +202,12 @@ def test_a_scorer_that_reuses_prompts_and_first_layers_equals_scoring_from_scrat
     ):
         if remembered is not None:
             scorer.remember(remembered, kept)
-        for schedule in tried:
-            for ours, theirs in zip(
-                scorer.score(schedule), score(model.gated, documents, schedule), strict=True
-            ):
+        for schedule, scores in zip(tried, expected, strict=True):
+            for ours, theirs in zip(scorer.score(schedule), scores, strict=True):
                 assert (ours.log_probs - theirs.log_probs).abs().max() < TOLERANCE
 
 
-@some_families_and_units
+@one_kind_of_each_family(3)
 def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, units: str) -> None:
     model, schedule = case(name, units)
     documents = [
@@ -198,7 +225,7 @@ def test_scoring_a_batch_of_unequal_documents_equals_scoring_each(name: str, uni
         assert (expected - scores.log_probs).abs().max() < TOLERANCE
 
 
-@some_families_and_units
+@one_kind_of_each_family(4)
 def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> None:
     built, schedule = case(name, units)
     model = built.gated
@@ -240,12 +267,11 @@ def test_repair_makes_the_cache_equal_the_full_models(name: str, units: str) -> 
             assert (ours - expected).abs().max() < TOLERANCE
 
 
-@some_families_and_units
+@one_kind_of_each_family(0)
 def test_the_audit_counts_where_full_depth_agrees(name: str, units: str) -> None:
     model, schedule = case(name, units)
-    prompt = random_ids(PROMPT_LEN, seed=5)
+    prompt, tokens = decoded(name, units)
     engine = Engine(model.gated)
-    tokens = run(model.gated, prompt, schedule)
     replayed = tokens_of_engine(engine, prompt, schedule)
     assert replayed == ids_of(tokens)
     full = model.reference.logits(

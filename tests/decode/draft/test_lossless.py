@@ -11,7 +11,7 @@ from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from tests.decode.draft.fixed import Always, Listed
 from tests.decode.replies import greedy, ids
-from tests.families import LAYERS, Tiny, case, random_ids, some_families, tiny, units_of
+from tests.families import LAYERS, Tiny, case, in_turn, random_ids, tiny, units_of
 
 FULL = DepthSchedule.full(LAYERS)
 PROMPT = [*random_ids(9), *random_ids(9), 5, 6, 5, 6]
@@ -22,21 +22,25 @@ def plain_reply(model: Tiny, new_tokens: int = NEW_TOKENS) -> list[int]:
     return ids(greedy(Engine(model.gated), PROMPT, FULL, max_tokens=new_tokens))
 
 
-def sources(model: Tiny, expected: list[int]) -> list[DraftSource]:
-    return [
-        LookupSource(),
-        DepthSource(model.gated),
-        ModelSource(model.gated, tiny("llama").gated),
-        Listed(len(PROMPT), expected, wrong_every=5),
-        Listed(len(PROMPT), []),  # noise
-    ]
+def source_of(kind: str, model: Tiny) -> DraftSource:
+    if kind == "lookup":
+        return LookupSource()
+    if kind == "depth":
+        return DepthSource(model.gated)
+    if kind == "model":
+        return ModelSource(model.gated, tiny("llama").gated)
+    return Listed(len(PROMPT), [])  # noise
 
 
-@some_families
-def test_greedy_replies_are_those_of_full_depth_whatever_drafts(name: str) -> None:
+SOURCES = ("lookup", "depth", "model", "noise")
+
+
+@pytest.mark.parametrize(("name", "kind"), in_turn(lambda _: SOURCES))
+def test_greedy_replies_are_those_of_full_depth_whatever_drafts(name: str, kind: str) -> None:
+    """Each family verifies right and wrong drafts, and what one of the sources drafts."""
     model, schedule = case(name, units_of(name)[-1])
     expected = plain_reply(model)
-    for source in sources(model, expected):
+    for source in (Listed(len(PROMPT), expected, wrong_every=5), source_of(kind, model)):
         reply = greedy(
             Engine(model.gated), PROMPT, schedule, max_tokens=NEW_TOKENS, drafter=Always(source)
         )
