@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from d3cli.base.launch import LAUNCHED
+from d3cli.base.launch import LAUNCHED, NUMBERS
 from tests.conftest import D3
 from tests.conftest import check as check_error
 
@@ -106,16 +106,12 @@ def test_ctrl_c_ends_all() -> None:
     assert time.monotonic() - began < 25  # torchrun kills after 30 s what does not end
 
 
-@pytest.mark.parametrize(
-    ("ranks", "words"),
-    [(1, "torchrun has started one rank"), (3, "which 3 ranks cannot share evenly")],
-)
-def test_too_few_or_too_many_ranks_are_one_line(ranks: int, words: str) -> None:
-    ran = torchrun(*GENERATE, ranks=ranks)
+def test_a_number_of_ranks_that_does_not_fit_is_one_line() -> None:
+    ran = torchrun(*GENERATE, ranks=3)
     _, err = ran.communicate(timeout=WAIT)
     assert ran.returncode == 1  # torchrun's own
     (line,) = own_lines(err)
-    assert words in line
+    assert "which 3 ranks cannot share evenly" in line
 
 
 @pytest.fixture
@@ -170,8 +166,18 @@ def test_commands_without_a_split_model_run_on_rank_0_alone() -> None:
     assert re.fullmatch(r"d3 \S+\n", out)
 
 
-def test_a_server_is_refused(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+def be_launched(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
+    """Makes this process look like rank 0 of so many."""
     monkeypatch.setenv(LAUNCHED, "none")
-    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+    for name, value in zip(NUMBERS, (0, ranks, 0, ranks), strict=True):
         monkeypatch.setenv(name, str(value))
+
+
+def test_a_single_rank_is_refused(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_launched(monkeypatch, 1)
+    check_error(d3(*GENERATE), 2, "torchrun has started one rank")
+
+
+def test_a_server_is_refused(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_launched(monkeypatch, 2)
     check_error(d3("serve", "demo"), 2, "d3 serve does not run on several ranks")
