@@ -7,7 +7,7 @@ from d3cli.base.errors import ModelError
 from d3cli.base.settings import aliases, default_model
 from d3cli.cli.output import Output
 from d3cli.files.disk_models import models_at
-from d3cli.files.disk_use import DiskUse, disk_use, hub_use, local_use
+from d3cli.files.disk_use import DiskUse, Unreadable, disk_use, hub_use, local_use
 
 SCHEMA = 1
 
@@ -23,12 +23,25 @@ def show_disk(output: Output, model: str | None, *, as_json: bool) -> None:
         D3Error: there is no such model on disk.
     """
     if model is None:
-        found = disk_use(dict.fromkeys([*aliases().values(), default_model()]))
+        found, unreadable = disk_use(dict.fromkeys([*aliases().values(), default_model()]))
     else:
-        found = _of_model(model)
+        found, unreadable = _of_model(model)
+    for one in unreadable:
+        output.note(f"{one.name} is left out: {one.problem}")
+    if not found and model is not None:
+        raise ModelError(
+            f"{model} takes no disk that d3 knows how to free", "d3 models --disk lists what does"
+        )
     total = sum(use.size_bytes for use in found)
     if as_json:
-        output.json({"schema": SCHEMA, "disk": [asdict(use) for use in found], "size_bytes": total})
+        output.json(
+            {
+                "schema": SCHEMA,
+                "disk": [asdict(use) for use in found],
+                "size_bytes": total,
+                "unreadable": [asdict(one) for one in unreadable],
+            }
+        )
         return
     if not found:
         output.note("no model takes disk but the built-in one, which is a part of d3")
@@ -39,17 +52,17 @@ def show_disk(output: Output, model: str | None, *, as_json: bool) -> None:
     output.note(f"{things} {readable_size(total)}; the built-in model is a part of d3")
 
 
-def _of_model(name: str) -> list[DiskUse]:
-    found = []
+def _of_model(name: str) -> tuple[list[DiskUse], list[Unreadable]]:
+    """What models at a name take, and what only looks like one."""
+    found: list[DiskUse] = []
+    unreadable: list[Unreadable] = []
     for model in models_at(name).models:
         local = local_use(model.name)
-        if local is not None:
+        if isinstance(local, DiskUse):
             found.append(local)
-            continue
-        hub_id = aliases().get(model.name, model.name)
-        found += [use for use in hub_use() if use.name == hub_id]
-    if not found:
-        raise ModelError(
-            f"{name} takes no disk that d3 knows how to free", "d3 models --disk lists what does"
-        )
-    return found
+        elif local is not None:
+            unreadable.append(local)
+        else:
+            hub_id = aliases().get(model.name, model.name)
+            found += [use for use in hub_use() if use.name == hub_id]
+    return found, unreadable

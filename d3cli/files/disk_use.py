@@ -27,6 +27,19 @@ class DiskUse:
     remove: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Something on disk that looks like a model and is none.
+
+    Attributes:
+        name: the path, as the user writes it.
+        problem: why.
+    """
+
+    name: str
+    problem: str
+
+
 def hub_use() -> list[DiskUse]:
     """All models in the hub's cache, also those that d3 cannot run, and unfinished downloads."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
@@ -52,12 +65,12 @@ def hub_use() -> list[DiskUse]:
     return found
 
 
-def local_use(name: str) -> DiskUse | None:
+def local_use(name: str) -> DiskUse | Unreadable | None:
     """A model in a directory or a GGUF file of the user; None for any other, and for none."""
     try:
         files = find_on_disk(name)
-    except D3Error:  # it is gone, or no model
-        return None
+    except D3Error as error:
+        return Unreadable(name, error.message) if _is_path(name) else None
     if files is None or files.builtin or files.revision is not None:
         return None
     return _use(name, files)
@@ -74,11 +87,19 @@ def _use(name: str, files: ModelFiles) -> DiskUse:
     return DiskUse(name, size, str(files.path.absolute()), shlex.join(command))
 
 
-def disk_use(names: Iterable[str]) -> list[DiskUse]:
-    """The hub's cache and the local models of these names; the largest first."""
-    local = [use for use in map(local_use, names) if use is not None]
-    once = {use.path: use for use in (*local, *hub_use())}
-    return sorted(once.values(), key=lambda use: (-use.size_bytes, use.name))
+def disk_use(names: Iterable[str]) -> tuple[list[DiskUse], list[Unreadable]]:
+    """The hub's cache and the local models of these names, the largest first; and what is none."""
+    local = list(map(local_use, names))
+    models = [use for use in local if isinstance(use, DiskUse)]
+    once = {use.path: use for use in (*models, *hub_use())}
+    found = sorted(once.values(), key=lambda use: (-use.size_bytes, use.name))
+    return found, [use for use in local if isinstance(use, Unreadable)]
+
+
+def _is_path(name: str) -> bool:
+    with suppress(OSError, RuntimeError, ValueError):  # such as a name that is too long
+        return Path(name).expanduser().exists()
+    return False
 
 
 def _size(path: Path) -> int:

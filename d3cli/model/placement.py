@@ -114,8 +114,13 @@ class Placement:
             parts.append(f"layer {layers[0]}")
         elif layers:  # neighbours: `plan_placement` fills one place after the other
             parts.append(f"layers {layers[0]} to {layers[-1]}")
-        moved = f", moved to {self.main} for each pass" if place in self.stores else ""
-        return ", ".join(parts) + moved
+        return ", ".join(parts) + (self._way(place) if place in self.stores else "")
+
+    def _way(self, store: str) -> str:
+        """How weights get out of a store. A CPU maps a model's file: nothing is moved."""
+        if self.main == "cpu" and store == "disk":
+            return ", mapped from the model's file and read again for each pass"
+        return f", moved to {self.main} for each pass"
 
 
 def plan_placement(needs: Needs, devices: Sequence[Room], stores: Sequence[Room] = ()) -> Placement:

@@ -88,6 +88,8 @@ def test_a_70b_model_on_too_small_a_gpu() -> None:
 def test_a_70b_model_on_the_cpu() -> None:
     in_16_bits, *in_fewer = large_model([], Room("cpu", 16 * 10**9))
     assert [place.name for place in in_16_bits.places] == ["cpu", "disk"]
+    assert "mapped from the model's file and read again for each pass" in in_16_bits.summary[1]
+    assert not any("moved" in line for line in in_16_bits.summary)
     assert [fit.places for fit in in_fewer] == [(), ()]
 
 

@@ -191,5 +191,28 @@ def test_the_disk_of_one_model(d3: D3, tmp_path: Path) -> None:
     check(d3("models", "someone/nothing", "--disk"), 1, "is not on disk")
 
 
+def test_a_broken_model_is_named_where_disk_is_listed(d3: D3, config: Path, tmp_path: Path) -> None:
+    shutil.copytree(BUILTIN_PATH, tmp_path / "fox")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(9))
+    result = d3("models", tmp_path, "--disk")
+    assert result.code == 0
+    assert f"rm -r {tmp_path / 'fox'}" in result.out
+    assert str(broken) not in result.out
+    (line,) = [line for line in result.err.splitlines() if str(broken) in line]
+    problem = json.loads(d3("models", tmp_path, "--json").out)["models"]
+    told = next(model["problem"] for model in problem if model["name"] == str(broken))
+    assert told in line
+    data = json.loads(d3("models", tmp_path, "--disk", "--json").out)
+    assert data["unreadable"] == [{"name": str(broken), "problem": told}]
+    config.write_text(f'[aliases]\nmine = "{broken}"\ngone = "/nowhere/x"\n')
+    assert told in d3("models", "--disk").err
+    (tmp_path / "alone").mkdir()
+    broken.rename(tmp_path / "alone" / "broken.gguf")
+    result = d3("models", tmp_path / "alone", "--disk")
+    check(result, 1, "takes no disk")
+    assert "broken.gguf is left out" in result.err
+
+
 def test_the_list_says_what_the_cache_takes(d3: D3) -> None:
     assert "d3 models --disk says how to remove them" in d3("models").err

@@ -38,7 +38,7 @@ class Fit:
     Attributes:
         need_bytes: what it needs on one device.
         places: the main device first; empty if the devices do not suffice.
-        moved_bytes: what a token at full depth moves to the main device.
+        moved_bytes: what a token at full depth moves to the main device, or reads from the disk.
         summary: a line for each place, or why the devices do not suffice.
     """
 
