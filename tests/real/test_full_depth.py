@@ -14,7 +14,7 @@ from tests.real.conftest import encode
 
 pytestmark = pytest.mark.real
 
-# Of different lengths and kinds. Each reply has 256 tokens, so 2,048 tokens are compared.
+# Of different lengths and kinds. Each reply has 128 tokens, so 1,024 tokens are compared.
 QUESTIONS = (
     "Why is the sky blue?",
     "Tell me a story about a fox who is afraid of the dark, and about the friend who helps it.",
@@ -26,10 +26,10 @@ QUESTIONS = (
     "Write a letter to a landlord about a broken heater. Be polite, name the days on which someone "
     "can come, and mention that it is the second letter about it.",
 )
-NEW_TOKENS = 256
+NEW_TOKENS = 128
 
 
-def test_2000_tokens_equal_transformers(real: LoadedModel, plain: Any) -> None:
+def test_1000_tokens_equal_transformers(real: LoadedModel, plain: Any) -> None:
     """transformers writes all replies in one batch, d3 one after the other.
 
     Both go on after an end token, so that each reply has its full length. A batch rounds in another
@@ -45,7 +45,7 @@ def test_2000_tokens_equal_transformers(real: LoadedModel, plain: Any) -> None:
         )
         ours = ids(reply)
         assert ours == theirs, _first_difference(plain, prompt, ours, theirs)
-    assert sum(map(len, expected)) >= 2000
+    assert sum(map(len, expected)) >= 1000
 
 
 def _transformers_replies(plain: Any, prompts: list[list[int]]) -> list[list[int]]:
