@@ -21,10 +21,10 @@ from d3cli.model.watched import Watched
 # a pass has twice as many sublayers. docs/algorithm.md compares this with measuring all positions.
 STRIDE: Mapping[UnitKind, int] = {"layer": 4, "sublayer": 8, "plane": 8}
 
-# How many bytes of states, in float32, are compared at once. For a tensor of 1 MiB or more, the
-# allocator maps new memory (`MMAP_THRESHOLD` in kernels/process.py), which takes longer than the
-# comparison.
-CHAIN_BYTES = 1_000_000
+# How many bytes of rows are kept until they are compared, and how many bytes are compared at once,
+# in float32. For a tensor of 1 MiB or more, the allocator maps new memory (`MMAP_THRESHOLD` in
+# kernels/process.py), which takes longer than the comparison.
+CHAIN_BYTES = PIECE_BYTES = 1_000_000
 
 
 class InfluenceMeter:
@@ -35,8 +35,9 @@ class InfluenceMeter:
     it were the only one.
 
     A prompt waits for this, so it must be fast. Between the products of a pass, each operation
-    costs more than its arithmetic. So the meter only keeps references to the states while layers
-    run, and compares many states at once.
+    costs more than its arithmetic. So while layers run, the meter only copies the rows that it
+    measures, and compares many states at once. It keeps no reference to whole states: their memory
+    could not be used again while it is in the processor's caches.
 
     Args:
         gate: the gate of the model that will run.
@@ -49,12 +50,15 @@ class InfluenceMeter:
         self._stride = STRIDE[kind]
         self._first = (-1 - position) % self._stride
         self._watched = Watched()
-        # States [B, S, H] to compare, each with the one before it.
-        self._chain: list[Tensor] = []
-        self._chain_length = 2
-        # For each chain compared: the norms, at the positions measured, of the differences, of the
-        # states before and of the states after, each [C - 1, B, M].
-        self._norms: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._measured: Tensor  # the positions measured, [M]
+        # Rows of states to compare, each with those before them: [C, B, M, H], its C parts, and how
+        # many of them are written.
+        self._chain: Tensor
+        self._parts: tuple[Tensor, ...] = ()
+        self._written = 0
+        # Of each piece of a chain: the distances of neighbours, scaled to norms of 1, and the norms
+        # of the ones before and of the ones after, each [C - 1, B, M].
+        self._compared: list[tuple[Tensor, Tensor, Tensor]] = []
         # In sublayers only: what children of the layer that is running read and returned, what
         # that layer read, and whether both sublayers read the same input.
         self._read: dict[str, Tensor] = {}
@@ -89,32 +93,44 @@ class InfluenceMeter:
     def rows(self) -> Tensor:
         """The units' influence, ``[B, M, units]`` float32 on the CPU, at the positions measured.
 
-        It is computed from norms, since a cosine of nearly parallel states would be inexact:
-        ``1 - cos = (|after - before|² - (|after| - |before|)²) / (2 |before| |after|)``.
+        ``1 - cos(a, b) = |a / |a| - b / |b||² / 2``. From a product of nearly parallel states, a
+        cosine would be inexact.
         """
         distance, before, after = (
-            torch.cat(norms).cpu() for norms in zip(*self._norms, strict=True)
+            torch.cat(each).cpu() for each in zip(*self._compared, strict=True)
         )
-        longer = after - before
-        product = before * after
-        change = ((distance - longer) * (distance + longer)).clamp_(min=0).div_(2 * product)
-        change.masked_fill_(product == 0, 1.0)  # a state of zeros has no direction
+        change = distance.square_().mul_(0.5)
+        change.masked_fill_(before * after == 0, 1.0)  # a state of zeros has no direction
         if self._parallel:  # of three steps in the chain, the third is no unit
             change = change[[step for step in range(len(change)) if step % 3 != 2]]
         return change.permute(1, 2, 0)
 
     def _begin(self, states: Tensor) -> None:
         """Begins the chain with what the first layer reads."""
-        bytes_compared = 4 * states.numel() // self._stride
-        self._chain_length = max(2, CHAIN_BYTES // max(1, bytes_compared))
         self._before = states
-        self._chain.append(states)
+        places = range(self._first, states.shape[1], self._stride)
+        self._measured = torch.tensor(places, dtype=torch.long, device=states.device)
+        rows = self._rows(states)
+        length = max(2, CHAIN_BYTES // max(1, rows.nbytes))
+        self._chain = rows.new_empty(length, *rows.shape)
+        self._parts = self._chain.unbind()
+        self._parts[0].copy_(rows)
+        self._written = 1
+
+    def _rows(self, states: Tensor) -> Tensor:
+        """The rows ``[B, M, H]`` that are measured."""
+        return states.index_select(1, self._measured)
 
     def _note(self, states: Tensor) -> None:
         """Notes the states after the next unit; those before it were noted last."""
-        self._chain.append(states)
-        if len(self._chain) >= self._chain_length:
+        torch.index_select(states, 1, self._measured, out=self._next())
+
+    def _next(self) -> Tensor:
+        """Where the next rows of the chain belong."""
+        if self._written == len(self._parts):
             self._compare_chain()
+        self._written += 1
+        return self._parts[self._written - 1]
 
     def _learn(self, after: Tensor) -> None:
         """Notes the states around the first layer's sublayers, and watches the other layers.
@@ -128,7 +144,7 @@ class InfluenceMeter:
         others = self._gate.layers[1:]
         self._parallel = self._read[reader] is self._before
         if self._parallel:
-            self._chain.clear()
+            self._written = 0
             self._note_parallel(after)
             for layer in others:
                 for name in (attn, mlp):
@@ -147,19 +163,22 @@ class InfluenceMeter:
 
         They are compared on both sides of it: a cosine is the same in both directions.
         """
-        family, before = self._gate.family, self._before
-        self._note(before + self._returned[family.attn])
-        self._note(before)
-        self._note(before + self._returned[family.mlp or ""])
+        family, before = self._gate.family, self._rows(self._before)
+        torch.add(before, self._rows(self._returned[family.attn]), out=self._next())
+        self._next().copy_(before)
+        torch.add(before, self._rows(self._returned[family.mlp or ""]), out=self._next())
         self._before = after
 
     def _compare_chain(self) -> None:
-        """Computes the norms of the states in the chain. Its last one begins the next chain."""
-        if len(self._chain) < 2:
+        """Compares the states in the chain, in pieces. Its last one begins the next chain."""
+        if self._written < 2:
             return
-        measured = [states[:, self._first :: self._stride] for states in self._chain]
-        states = torch.stack(measured).float()  # [C, B, M, H]
-        norms = torch.linalg.vector_norm(states, dim=-1)  # [C, B, M]
-        distance = torch.linalg.vector_norm(states[1:] - states[:-1], dim=-1)
-        self._norms.append((distance, norms[:-1], norms[1:]))
-        del self._chain[:-1]
+        most = max(2, PIECE_BYTES // max(1, 4 * self._parts[0].numel()))  # states in a piece
+        for start in range(0, self._written - 1, most - 1):
+            states = self._chain[start : min(start + most, self._written)].float()
+            norms = torch.linalg.vector_norm(states, dim=-1)  # [C, B, M]
+            states = states / norms[..., None]  # not in place: it may be the chain
+            distance = torch.linalg.vector_norm(states[1:] - states[:-1], dim=-1)
+            self._compared.append((distance, norms[:-1], norms[1:]))
+        self._parts[0].copy_(self._parts[self._written - 1])
+        self._written = 1

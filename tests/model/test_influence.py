@@ -135,12 +135,14 @@ def test_an_interrupted_pass_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "phi"])
 @pytest.mark.parametrize("kind", ["layer", "sublayer"])
-@pytest.mark.parametrize("chain_bytes", [1, 3000])
+@pytest.mark.parametrize("chain_bytes", [1, 30_000])
+@pytest.mark.parametrize("piece_bytes", [1, 8000])
 def test_few_states_at_once_have_the_same_influence(
-    name: str, kind: Any, chain_bytes: int, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: Any, chain_bytes: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = rows_of(name, kind, random_ids(40))
     monkeypatch.setattr("d3cli.model.influence.CHAIN_BYTES", chain_bytes)
+    monkeypatch.setattr("d3cli.model.influence.PIECE_BYTES", piece_bytes)
     assert torch.equal(rows_of(name, kind, random_ids(40)), expected)
 
 
