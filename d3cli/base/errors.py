@@ -113,22 +113,32 @@ class PromptError(UsageError):
 
 
 class ContextFullError(PromptError):
-    """A prompt that does not fit the model's context.
+    """A prompt that does not fit the model's context, or what memory leaves of it.
 
     Attributes:
         tokens: the prompt's length.
         context: the context's length, which the reply shares.
         at_least: whether `tokens` is only a lower bound: the prompt was too long to count.
+
+    Args:
+        holder: what holds no more.
     """
 
-    def __init__(self, tokens: int, context: int, *, at_least: bool = False) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        context: int,
+        *,
+        at_least: bool = False,
+        holder: str = "the model's context",
+        hint: Words = "shorten the prompt, or use a model with a longer context",
+    ) -> None:
         self.tokens = tokens
         self.context = context
         self.at_least = at_least
         super().__init__(
-            f"the prompt is {self.length}, but the model's context holds {context:,}, including "
-            "the reply",
-            "shorten the prompt, or use a model with a longer context",
+            f"the prompt is {self.length}, but {holder} holds {context:,}, including the reply",
+            hint,
         )
 
     @property

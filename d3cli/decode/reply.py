@@ -98,6 +98,7 @@ class Reply:
         began: float | None,
         repair: RepairChoice,
         drafter: Drafter | None,
+        reserve: int | None,
     ) -> None:
         self.model = shared.model
         # A lossless reply continues no approximate keys and values.
@@ -121,6 +122,9 @@ class Reply:
         self.prompt_is_exact = True
         self._audit = Audit(prompt_ids, self.tokens)
         self._max_tokens = max_tokens
+        if reserve is None:
+            reserve = DEFAULT_RESERVE if max_tokens is None else max_tokens
+        self._reserve = reserve if max_tokens is None else min(reserve, max_tokens)
         self._ends = ends
         self._written, self._stops = reply_writing(self.model.tokenizer, stop, ends)
         self._after = prompt_ids if continues else []
@@ -148,7 +152,7 @@ class Reply:
         # The last prompt token is always read again: its hidden state predicts token 0.
         self.reused = writer.begin(
             len(self.prompt_ids) - 1,
-            reply_tokens=self._max_tokens,
+            reply_tokens=self._reserve,
             audit=self._audit,
             measure=units_to_measure(self.asked),
             repair=self._repair,
@@ -254,7 +258,7 @@ class Reply:
             self._drafter,
             sampler,
             schedule=self.drafting,
-            reserve=DEFAULT_RESERVE if self._max_tokens is None else limit,
+            reserve=min(self._reserve, limit),
             verifications=self.verifications,
             **options,
         )

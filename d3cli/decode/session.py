@@ -122,12 +122,15 @@ class Engine:
         began: float | None = None,
         repair: RepairChoice = "auto",
         drafter: Drafter | None = None,
+        reserve: int | None = None,
     ) -> Reply:
         """As `stream`, for a prompt that is already token ids.
 
         Args:
             ends: tokens that end the reply; None uses `TextSide.reply_ends`.
             continues: the reply continues the prompt's text, so that the two join.
+            reserve: tokens of the reply that the KV cache gets room for at first; None for all of
+                `max_tokens`, or for `DEFAULT_RESERVE` without it.
         """
         self.check_prompt(prompt_ids)
         self._check(schedule, max_tokens)
@@ -145,6 +148,7 @@ class Engine:
             began=began,
             repair=repair,
             drafter=drafter,
+            reserve=reserve,
         )
 
     def repair(self, *, recheck: bool = False) -> Agreement:

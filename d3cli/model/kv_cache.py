@@ -49,13 +49,18 @@ class KVLayer(CacheLayerMixin):
         """The first position that a query at `position` attends to."""
         return 0 if self.window is None else max(0, position - self.window + 1)
 
+    @property
+    def allocated(self) -> int:
+        """Positions that the buffers have room for."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
     def write(self, keys: Tensor, values: Tensor, position: int, capacity: int) -> None:
         """Writes new keys and values, ``[B, kv_heads, S, head_dim]``, at `position`."""
         end = position + keys.shape[2]
-        if self.keys is None or end > self.keys.shape[2]:
-            held = 0 if self.keys is None else self.keys.shape[2]
+        if end > self.allocated:
             # What was reserved was predicted by someone: no more than that.
-            self._grow(keys, values, capacity if end <= capacity else max(end, 2 * held))
+            room = capacity if end <= capacity else max(end, 2 * self.allocated)
+            self._grow(keys, values, room)
         assert self.keys is not None and self.values is not None
         self.keys[:, :, position:end] = keys
         self.values[:, :, position:end] = values
@@ -130,8 +135,13 @@ class KVCache(Cache):
         return cls([getattr(kind, "sliding_window", None) for kind in kinds])
 
     def reserve(self, positions: int) -> None:
-        """Makes the next write allocate at least `positions`. Beyond them, capacity doubles."""
-        self._capacity = max(self._capacity, positions)
+        """Makes the next write that needs room allocate `positions`. Beyond them, room doubles."""
+        self._capacity = positions
+
+    @property
+    def room(self) -> int:
+        """How many positions there is room for: reserved, or allocated in all layers."""
+        return max(self._capacity, min(layer.allocated for layer in self.layers))
 
     @property
     def capacity(self) -> int:

@@ -7,9 +7,11 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from d3cli.base.errors import ContextFullError
 from d3cli.decode.conversation import inside
 from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
+from d3cli.model.kv_cache import DEFAULT_RESERVE
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.prompt import score_prompt
 from d3cli.serve.drafts import Drafts
@@ -50,7 +52,10 @@ class Writing:
         """
         # What others have sent must not decide this reply.
         self._model.influence.forget()
-        ids = self._encode(plan)
+        try:
+            ids = self._encode(plan)
+        except ContextFullError as error:
+            raise self._sessions.explained(error) from error
         beside = len(ids) if plan.echo and plan.with_scores else 0  # to score the prompt
         engine = self._sessions.take(ids, plan.max_tokens, beside=beside, source=plan.lossless)
         keep = False
@@ -88,15 +93,17 @@ class Writing:
             most_likely=plan.most_likely,
             began=began,
             drafter=None if plan.lossless is None else self._drafts.drafter(plan.lossless),
+            reserve=DEFAULT_RESERVE if plan.max_tokens is None else None,
         )
         for _ in reply.prefill():
             yield None
         yield self._opened(inside(reply) if plan.is_chat else "", plan, ids, scores)
         of_reply = ReplyScores(reply, self._ends()) if plan.with_scores else None
         for chunk in reply:
-            self._sessions.settle(engine)
             found = () if of_reply is None else of_reply.after(chunk)
             yield Written(chunk.text, found, chunk.finish_reason)
+            if chunk.finish_reason is None:
+                self._sessions.make_way(engine)
         return _usage(reply, plan)
 
     def _encode(self, plan: Plan) -> list[int]:

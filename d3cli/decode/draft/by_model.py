@@ -57,6 +57,15 @@ class ModelSource:
         """Bytes that the small model's KV cache takes."""
         return self._cache.nbytes
 
+    @property
+    def room(self) -> int:
+        """How many positions that KV cache has room for."""
+        return self._cache.room
+
+    def reserve(self, positions: int) -> None:
+        """Makes the KV cache get room for so many positions where it needs more."""
+        self._cache.reserve(min(positions, self._draft_model.context_length))
+
     def clear(self) -> None:
         """Empties the KV cache and frees its memory."""
         self._cache, self._held, self._agreed = self._draft_model.new_cache(), [], 0
@@ -64,8 +73,7 @@ class ModelSource:
     def begin(self, reply: ReplyContext) -> None:
         """Keeps what the small model has read of the conversation."""
         self._agreed = common_prefix(self._held, reply.token_ids)
-        most = len(reply.token_ids) + reply.reserve
-        self._cache.reserve(min(most, self._draft_model.context_length))
+        self.reserve(len(reply.token_ids) + reply.reserve)
 
     def offer(self, reply: ReplyContext) -> Offer | None:
         """Nothing beyond the small model's own context."""
