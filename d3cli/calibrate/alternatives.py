@@ -52,6 +52,8 @@ def can_quantize(model: LoadedModel) -> bool:
         return False  # it is quantized, or has no linears
     if getattr(config, "quantization_config", None) is not None:
         return False
+    if model.leader is not None:
+        return False  # it is split over ranks
     if getattr(config, "num_experts_per_tok", None) is not None:
         return False  # experts are not quantized
     if model.device.type == "cpu":

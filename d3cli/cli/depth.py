@@ -4,6 +4,7 @@ import shlex
 from typing import Literal
 
 from d3cli.base.errors import Setting, UsageError
+from d3cli.base.launch import launched
 from d3cli.cli.model_options import DtypeName, ModelOptions, QuantizationName
 from d3cli.depth.units import UnitChoice
 
@@ -19,6 +20,12 @@ def check_planes(
     if units != "plane" or alpha == "off":
         return
     quantization, device, dtype = loading.quantization, loading.device, loading.dtype
+    if launched() is not None:
+        raise UsageError(
+            (Setting("units", "plane"), " drops the low planes of nested weights, which cannot be "
+             "split over ranks"),
+            ("leave out ", Setting("units"), ", or run it without torchrun"),
+        )  # fmt: skip
     excluded: tuple[Setting, Setting] | None = None
     if quantization not in (QuantizationName.auto, QuantizationName.nested):
         excluded = Setting("quantization", quantization), Setting("quantization", "nested")
@@ -37,7 +44,8 @@ def check_planes(
 
 def calibrate_command(model: str, loading: ModelOptions = ModelOptions()) -> str:  # noqa: B008 - frozen
     """The command that calibrates a model, with the options that it was loaded with."""
-    command = f"d3 calibrate {shlex.quote(model)}"
+    program = "d3" if launched() is None else "torchrun … -m d3cli"
+    command = f"{program} calibrate {shlex.quote(model)}"
     if loading.revision is not None:
         command += f" --revision {shlex.quote(loading.revision)}"
     if loading.dtype is not DtypeName.auto:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
 from d3cli import __version__
@@ -133,7 +133,7 @@ def _follow(launch: Launch, channels: "list[Channel]") -> int:
     from d3cli.model.ranks.follower import Follower
 
     try:
-        channel = Channel(launch, __version__)
+        channel = Channel(launch, __version__, partial(os._exit, 1))
         channel.say_hello()
         if not channel.wait_to_begin():
             return 0

@@ -27,6 +27,7 @@ from d3cli.kernels.quantized_linears import quantize_linears, use_measured
 from d3cli.model.check import OLD_BUFFERS
 from d3cli.model.checkpoint import Checkpoint
 from d3cli.model.config import model_class, without_choices
+from d3cli.model.ranks.weights import splitting
 
 CPU = Setting("device", "cpu")
 
@@ -52,13 +53,12 @@ def load_weights(
     """
     name, weights = checkpoint.name, checkpoint.weights(plan, progress.add)
     try:
-        with warnings.catch_warnings(), no_progress_bar():
+        with warnings.catch_warnings(), no_progress_bar(), splitting(plan.form) as split:
             warnings.simplefilter("ignore")  # transformers warns about its own deprecations
             config = without_choices(checkpoint.config())
             options, unfit = _quantization(config, plan)
-            if plan.form.ranks > 1:
-                options = _split(plan.form.ranks)
-            elif checkpoint.recipes is not None and plan.form.device.type != "cpu":
+            options |= split
+            if checkpoint.recipes is not None and plan.form.device.type != "cpu" and not split:
                 options = {"device_map": {"": plan.form.device}, **options}
             model, report = model_class(config).from_pretrained(
                 None,
@@ -93,13 +93,6 @@ def load_weights(
     if plan.form.device.type == "cpu":
         _pack_4_bits(name, model, progress)
     return model, unfit
-
-
-def _split(ranks: int) -> dict[str, Any]:
-    """Options of transformers for a model that is split over ranks."""
-    from transformers.distributed import DistributedConfig  # only where it is needed
-
-    return {"distributed_config": DistributedConfig(tp_size=ranks)}
 
 
 def _hint_on_loading(error: Exception, device: torch.device) -> Words:

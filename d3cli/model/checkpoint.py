@@ -153,7 +153,7 @@ def _note_on_form(kind: str, form: Form, *, has_experts: bool) -> Words:
     smaller = Setting("quantization", "int4")
     if form.quantization is None:
         unpacked = f"its {kind} weights are unpacked to {str(form.dtype).removeprefix('torch.')}"
-        if kind in KINDS and form.device.type == "cpu" and not has_experts:
+        if kind in KINDS and form.device.type == "cpu" and form.ranks == 1 and not has_experts:
             return (f"{unpacked}; ", smaller, " keeps their 4 bits, and is faster")
         return unpacked
     if form.quantization == "int4" and kind in KINDS:

@@ -195,6 +195,7 @@ def check_memory(
         half = predict(replace(form, dtype=torch.bfloat16)).total
         if half <= available:
             ways.append((Setting("dtype", "bfloat16"), f" ({readable_size(half)})"))
+    if form.quantization is None and form.ranks == 1:
         kind: Quantization = "int4" if form.device.type == "cpu" else "bnb-4bit"
         with suppress(ModelError):  # it cannot be quantized
             check_quantization(model.name, model.config, kind)

@@ -18,8 +18,6 @@ from d3cli.base.launch import LAUNCHED, NUMBERS
 from tests.conftest import D3
 from tests.conftest import check as check_error
 
-pytestmark = pytest.mark.slow
-
 WAIT = 180.0  # seconds; a busy machine imports torch slowly
 
 
@@ -66,6 +64,7 @@ GENERATE = ("generate", "demo", "Tell me a story about a fox.", "--dtype", "floa
 LONG = (*GENERATE[:5], "--max-tokens", "900", "--temperature", "1.5", "--seed", "1")
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_same_reply_as_one_process(d3: D3) -> None:
     options = (*GENERATE, "--max-tokens", "24", "--temperature", "0.8", "--seed", "3")
     ran = torchrun(*options)
@@ -80,6 +79,7 @@ def test_two_ranks_write_the_same_reply_as_one_process(d3: D3) -> None:
     assert err.count("model: the built-in model") == 1  # rank 0 alone talks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_all(rank: int) -> None:
     ran = torchrun(*LONG)
@@ -94,6 +94,7 @@ def test_a_rank_that_dies_ends_all(rank: int) -> None:
     assert not any(child.is_running() and child.status() != "zombie" for child in others)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all() -> None:
     ran = torchrun(*LONG)
     started(ran, 1)
@@ -106,6 +107,7 @@ def test_ctrl_c_ends_all() -> None:
     assert time.monotonic() - began < 25  # torchrun kills after 30 s what does not end
 
 
+@pytest.mark.slow
 def test_a_number_of_ranks_that_does_not_fit_is_one_line() -> None:
     ran = torchrun(*GENERATE, ranks=3)
     _, err = ran.communicate(timeout=WAIT)
@@ -134,16 +136,18 @@ def machines() -> Iterator[list[str]]:
             ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", "cable")
             ip("-n", name, "link", "set", "cable", "up")
             ip("-n", name, "link", "set", "lo", "up")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    try:
         yield names
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def test_two_machines_write_the_same_reply_as_one_process(d3: D3, machines: list[str]) -> None:
-    options = (*GENERATE, "--max-tokens", "12")
+def on_both(machines: list[str], *options: str) -> list[subprocess.Popen]:
     place = ("--nnodes", "2", "--master-addr", "10.77.0.1", "--node-rank")
-    ran = [
+    return [
         torchrun(
             *options,
             ranks=1,
@@ -152,6 +156,12 @@ def test_two_machines_write_the_same_reply_as_one_process(d3: D3, machines: list
         )
         for number, name in enumerate(machines)
     ]
+
+
+@pytest.mark.slow
+def test_two_machines_write_the_same_reply_as_one_process(d3: D3, machines: list[str]) -> None:
+    options = (*GENERATE, "--max-tokens", "12")
+    ran = on_both(machines, *options)
     ended = [process.communicate(timeout=WAIT) for process in ran]
     assert [process.returncode for process in ran] == [0, 0], ended
     alone = d3(*options, "--quantization", "none")
@@ -159,6 +169,18 @@ def test_two_machines_write_the_same_reply_as_one_process(d3: D3, machines: list
     assert ended[1][0] == ""
 
 
+@pytest.mark.slow
+def test_a_machine_that_loses_its_cable_ends_all(machines: list[str]) -> None:
+    ran = on_both(machines, *LONG)
+    assert ran[0].stdout is not None and ran[0].stdout.read(1)  # the reply has begun
+    subprocess.run(["ip", "-n", machines[1], "link", "set", "cable", "down"], check=True)
+    ended = [process.communicate(timeout=90) for process in ran]
+    assert [process.returncode for process in ran] == [1, 1]
+    lines = [own_lines(err) for _, err in ended]
+    assert lines == [["error: rank 1 has ended"], ["error: rank 0 has ended"]], ended
+
+
+@pytest.mark.slow
 def test_commands_without_a_split_model_run_on_rank_0_alone() -> None:
     ran = torchrun("--version")
     out, err = ran.communicate(timeout=WAIT)
@@ -178,6 +200,7 @@ def test_a_single_rank_is_refused(d3: D3, monkeypatch: pytest.MonkeyPatch) -> No
     check_error(d3(*GENERATE), 2, "torchrun has started one rank")
 
 
-def test_a_server_is_refused(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ranks_cannot_do_is_refused(d3: D3, monkeypatch: pytest.MonkeyPatch) -> None:
     be_launched(monkeypatch, 2)
+    check_error(d3("generate", "demo", "x", "--units", "plane"), 2, "cannot be split over ranks")
     check_error(d3("serve", "demo"), 2, "d3 serve does not run on several ranks")

@@ -8,7 +8,6 @@ rank 0 when one is gone. Knows nothing of models.
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,6 @@ from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from d3cli.base.errors import D3Error, one_line
 from d3cli.base.launch import LOSS, Launch
+from d3cli.model.ranks.network import notice_silence, use_interface
 
 # Rank 0 may wait for its user as long as it likes. A rank that ends is noticed at once.
 FOREVER = timedelta(days=365)
@@ -37,7 +36,7 @@ LAST_WORDS = 512  # bytes
 POLL_S = 0.01
 # Seconds for a rank that is lost to be noticed.
 NOTICING = 1.0
-# Seconds that rank 0 may take to end once another rank has. torchrun asks it to end as well.
+# Seconds that a rank may take to end once it has lost another. torchrun asks it to end as well.
 PATIENCE = 2.0
 
 BEGIN, END = "begin", "end"
@@ -48,8 +47,8 @@ class Channel:
 
     Args:
         d3_version: must be the same in all ranks.
-        give_up: is called on a thread if rank 0 still runs long after another rank has ended: it
-            hangs in a product that needs the other.
+        give_up: is called on a thread if this rank still runs long after one that it watches has
+            ended: it hangs in a product that needs the other.
 
     Raises:
         D3Error: the store cannot be reached.
@@ -79,7 +78,7 @@ class Channel:
     # Before the process group exists.
 
     def say_hello(self) -> None:
-        """Tells rank 0 that this rank has come, and its versions."""
+        """Tells rank 0 that this rank has come, its versions and its backend."""
         self._store.set(f"hello/{self.launch.rank}", json.dumps(self._versions))
 
     def wait_to_begin(self) -> bool:
@@ -97,7 +96,7 @@ class Channel:
             backend: torch's name of it: "gloo", or "cpu:gloo,cuda:nccl".
 
         Raises:
-            D3Error: a rank has not come, or has other versions.
+            D3Error: a rank has not come, or has other versions or another backend.
         """
         own = self._versions
         for rank in range(1, self.launch.ranks):
@@ -107,7 +106,7 @@ class Channel:
                 raise D3Error(
                     f"rank {rank} has {_in_words(theirs, different)}, and rank 0 has "
                     f"{_in_words(own, different)}",
-                    "install the same versions on all machines",
+                    "install the same versions on all machines; run all ranks on GPUs, or none",
                 )
         self._store.set(BEGIN, json.dumps({"backend": backend}))
         self._begin(backend)
@@ -129,8 +128,9 @@ class Channel:
 
     def _begin(self, backend: str) -> None:
         launch = self.launch
-        if launch.ranks > launch.ranks_here:
-            _use_interface()
+        several_machines = launch.ranks > launch.ranks_here
+        if several_machines:
+            use_interface()
         dist.init_process_group(
             backend,
             store=PrefixStore("group", self._store),
@@ -139,6 +139,8 @@ class Channel:
             timeout=FOREVER,
         )
         self._watch = dist.new_group(backend="gloo", timeout=FOREVER)
+        if several_machines:
+            notice_silence()
         others = range(1, launch.ranks) if launch.rank == 0 else [0]
         for rank in others:
             threading.Thread(
@@ -247,32 +249,18 @@ class Channel:
         LOSS.note(rank, reason)
         if self._give_up is not None:
             time.sleep(PATIENCE)
-            os.kill(os.getpid(), signal.SIGTERM)  # it may wait for its user
+            os.kill(os.getpid(), signal.SIGTERM)  # it may wait for its user, or for rank 0
             time.sleep(PATIENCE)
             self._give_up()
 
 
-def _use_interface() -> None:
-    """Lets gloo use the interface that leads to the first machine, unless the user names one.
-
-    Otherwise it takes the address of this host's name, which is often one that others cannot reach.
-    """
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    with socket.create_connection(place) as connection:
-        address = connection.getsockname()[0]
-    for name, ends in psutil.net_if_addrs().items():
-        if any(end.address == address for end in ends):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
-
-
 def versions(d3_version: str) -> dict[str, str]:
-    """The versions that must be the same in all ranks."""
+    """The versions and the backend that must be the same in all ranks."""
     return {
         "d3": d3_version,
         "torch": torch.__version__.split("+")[0],
         "transformers": version("transformers"),
+        "backend": "nccl" if torch.cuda.is_available() else "gloo",
     }
 
 

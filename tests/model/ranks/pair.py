@@ -17,8 +17,10 @@ import torch
 from d3cli.base.launch import launched
 from d3cli.calibrate.influence import measure_influence
 from d3cli.cli import ranks
+from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -26,27 +28,42 @@ from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import Scorer, score
 from tests.families import random_ids, sublayers, whole_layers
 
-TOKENS = 20
+TOKENS = 12  # of a reply
 TOLERANCE = 1e-5
+PROMPT = random_ids(17)
 
 
-def tokens(model: LoadedModel, schedule: DepthSchedule, prompt: list[int]) -> list[int | None]:
-    reply = Engine(model).stream_ids(
-        prompt, schedule=schedule, sampling=SamplingParams(), max_tokens=TOKENS
-    )
-    return [chunk.token_id for chunk in reply]
+def replies(model: LoadedModel, schedule: Schedule, drafter: Drafter | None = None) -> list[int]:
+    """Two turns of a conversation. The second one repairs the KV cache before it begins."""
+    engine, ids = Engine(model), list(PROMPT)
+    for turn in range(2):
+        ids += random_ids(5, seed=turn)
+        reply = engine.stream_ids(
+            ids,
+            schedule=schedule,
+            sampling=SamplingParams(),
+            max_tokens=TOKENS,
+            drafter=drafter,
+        )
+        ids += [chunk.token_id for chunk in reply if chunk.token_id is not None]
+    return ids
 
 
 def differences(split: LoadedModel, alone: LoadedModel) -> Iterator[str]:
     """Says what a model split over ranks computes otherwise than in one process."""
-    prompt = random_ids(17)
     schedules = [DepthSchedule.full(alone.num_layers), whole_layers(), sublayers(alone)]
-    for schedule in schedules:
-        ids = [tokens(model, schedule, prompt) for model in (split, alone)]
+    by_prompt = PromptSchedule(alone.num_layers, 0.93, 2, 1, 2, ("1", "2", "3", "4", "5"))
+    for schedule in (*schedules, by_prompt):
+        ids = [replies(model, schedule) for model in (split, alone)]
         if ids[0] != ids[1]:
-            yield f"tokens under {schedule.skip_order}: {ids}"
-    replies = random_ids(12, seed=5), random_ids(7, seed=6)
-    documents = [Document(random_ids(9, seed=4), replies[0]), Document(prompt, replies[1])]
+            yield f"tokens under {schedule}: {ids}"
+    drafted = replies(split, whole_layers(), Drafter.for_model(split))
+    if drafted != replies(alone, schedules[0]):
+        yield f"lossless: {drafted}"
+    documents = [
+        Document(random_ids(9, seed=4), random_ids(12, seed=5)),
+        Document(PROMPT, random_ids(7, seed=6)),
+    ]
     for schedule in schedules:
         ours, theirs = (
             torch.cat([one.log_probs for one in score(model, documents, schedule)])

@@ -23,6 +23,8 @@ from d3cli.model.load_plan import check_model, form_for
 from d3cli.model.memory import _predict
 from d3cli.model.ranks import follower
 from d3cli.model.ranks.channel import Channel
+from d3cli.model.ranks.network import notice_silence
+from d3cli.model.ranks.weights import splitting
 from tests.families import CONFIGS, FAMILY_NAMES, random_model, word_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -48,7 +50,10 @@ def check(path: Path, launch: Launch, **options: object) -> None:
 @pytest.mark.slow
 def test_two_ranks_compute_what_one_process_computes(tmp_path: Path) -> None:
     models, results = tmp_path / "models", tmp_path / "results.json"
-    names = [name for name in FAMILY_NAMES if CONFIGS[name].model_type not in WITHOUT_PLAN]
+    with_plan = [name for name in FAMILY_NAMES if CONFIGS[name].model_type not in WITHOUT_PLAN]
+    # Rotary tables are not split, so their variants would show nothing.
+    names = [name for name in with_plan if not name.endswith(("rope", "yarn"))]
+    assert {CONFIGS[name].model_type for name in names} == set(FAMILIES) - set(WITHOUT_PLAN)
     for name in names:
         changes = {"use_qk_norm": False} if name == "cohere" else {}
         save(name, models / name, **changes)
@@ -101,6 +106,17 @@ def test_decay_does_not_nest_split_weights(tmp_path: Path) -> None:
     assert check_model(description, ranks=TWO, **options).kernels.form.quantization is None
 
 
+def test_ranks_on_cpus_do_not_need_a_torch_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda: torch.device("cuda"))
+    form = Form(torch.float32, torch.device("cpu"))
+    with splitting(form) as options:
+        assert options == {}
+    with splitting(replace(form, ranks=2)) as options:
+        assert options["distributed_config"].tp_size == 2
+        assert torch._C._get_accelerator() == torch.device("cpu")
+    assert torch._C._get_accelerator() == torch.device("cuda")
+
+
 def test_other_devices_are_refused() -> None:
     with pytest.raises(UsageError):
         form_for({"device": "cuda:1", "ranks": TWO})
@@ -145,6 +161,9 @@ def test_other_versions_are_refused(store: dist.TCPStore) -> None:
     second.say_hello()
     with pytest.raises(D3Error, match=r"rank 1 has d3 0\.1\.9, and rank 0 has d3 0\.2\.0"):
         first.begin("gloo")
+    first._versions = second._versions | {"backend": "nccl"}
+    with pytest.raises(D3Error, match="rank 1 has backend gloo, and rank 0 has backend nccl"):
+        first.begin("cpu:gloo,cuda:nccl")
 
 
 def test_ranks_that_are_not_needed_end(store: dist.TCPStore) -> None:
@@ -163,6 +182,20 @@ def test_a_port_in_use_is_one_line(store: dist.TCPStore, monkeypatch: pytest.Mon
         with pytest.raises(D3Error, match="rank 0 cannot meet the others") as error:
             Channel(TWO, "0.2.0")
     assert "--master-port" in error.value.hint
+
+
+def test_connections_ask_whether_a_silent_machine_is_there() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+        server.accept()[0] as other,
+    ):
+        assert not one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        notice_silence()
+        for end in (one, other):
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        one.sendall(b"still open")
+        assert other.recv(16) == b"still open"
 
 
 @pytest.mark.parametrize(("name", "all_heads"), [("llama", False), ("olmo2", True)])
