@@ -86,9 +86,18 @@ class Leader:
         self._channel.answers(number)
         number = next(self._numbers)
         # A signal ends the process at once meanwhile, and so the other ranks.
+        failure: Exception | None = None
         with self._together({"do": "load", "number": number}, hold_signals=False):
-            yield
-            self._channel.answers(number)
+            try:
+                yield
+            except Exception as error:  # the others have tried as well, and then wait
+                failure = error
+            try:
+                self._channel.answers(number)
+            except D3Error as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     @contextmanager
     def states(

@@ -11,9 +11,11 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
+from d3cli.base.errors import ModelError
 from d3cli.base.launch import launched
 from d3cli.calibrate.influence import measure_influence
 from d3cli.cli import ranks
@@ -91,12 +93,17 @@ def main() -> None:
         ranks.follow(launch)
     torch.set_num_threads(1)
     models, results = map(Path, sys.argv[1:])
+    together = {"leader": ranks.leader(), "ranks": launch}
     found: dict[str, list[str]] = {}
+    # A model that one rank cannot load leaves all of them ready for the next.
+    with patch("d3cli.model.load.load_weights", side_effect=ModelError("it is damaged")):
+        try:
+            load_model(str(min(models.iterdir())), dtype="float32", device="cpu", **together)
+        except ModelError as error:
+            found["damaged"] = [] if error.message == "it is damaged" else [error.message]
     for path in sorted(models.iterdir()):
         try:
-            split = load_model(
-                str(path), dtype="float32", device="cpu", leader=ranks.leader(), ranks=launch
-            )
+            split = load_model(str(path), dtype="float32", device="cpu", **together)
             alone = load_model(str(path), dtype="float32", device="cpu")
             found[path.name] = list(differences(split, alone))
         except Exception:
