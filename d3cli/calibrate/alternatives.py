@@ -64,8 +64,10 @@ def can_quantize(model: LoadedModel) -> bool:
 def forms_to_try(model: LoadedModel) -> list[Quantization]:
     """The forms of the weights that a search compares with those as stored.
 
-    They run on a CPU. One that reads about as much as a model does now is left out.
+    They run on a CPU that holds them. One that reads about as much as a model does now is left out.
     """
+    if model.placement is not None:
+        return []
     if model.device.type != "cpu" or not can_quantize(model):
         return []
     dtype = torch.bfloat16 if model.causal_lm.dtype == torch.float32 else model.causal_lm.dtype

@@ -49,7 +49,7 @@ def choose_form(name: str, options: ModelOptions, *, decays: bool = False) -> Ch
         quantization=options.quantization.value,
         device=options.device,
         revision=options.revision,
-        decays=decays,
+        decays=decays and options.max_memory is None,  # nested weights cannot be split
     )
     if not found.is_calibrated:
         return ChosenForm(options, found.for_decay, NESTED if found.for_decay else "")

@@ -31,6 +31,9 @@ def check_planes(
         excluded = Setting("quantization", quantization), Setting("quantization", "nested")
     elif device.startswith("cuda"):
         excluded = Setting("device", device), Setting("device", "cpu")
+    elif loading.max_memory is not None and quantization is QuantizationName.auto:
+        # Weights that are made while loading cannot be split, so they are not chosen unasked.
+        excluded = Setting("max_memory"), Setting("quantization", "nested")
     elif dtype is DtypeName.float16:
         excluded = Setting("dtype", dtype), Setting("dtype", "bfloat16")
     if excluded is not None:
@@ -52,4 +55,6 @@ def calibrate_command(model: str, loading: ModelOptions = ModelOptions()) -> str
         command += f" --dtype {loading.dtype.value}"
     if loading.quantization is not QuantizationName.auto:
         command += f" --quantization {loading.quantization.value}"
+    if loading.max_memory is not None:
+        command += f" --max-memory {shlex.quote(loading.max_memory)}"
     return command

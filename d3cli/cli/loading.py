@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from d3cli.model.load import CheckText
     from d3cli.model.load_plan import LoadOptions
     from d3cli.model.model import LoadedModel
+    from d3cli.model.placement import Placement
     from d3cli.model.ranks.leader import Leader
 
 
@@ -58,6 +59,7 @@ def announce(
 ) -> None:
     """Says which models run, and prepares the process for the libraries that find and load them."""
     check_address_space()
+    _ = options.limits  # refuses a bad one before the libraries are imported
     words = choose_form(name, options, decays=decays).words
     output.note(f"model: {_called(name, options)}{words}")
     if drafting is not None and drafting.model is not None:
@@ -167,7 +169,9 @@ def _called(name: str, options: ModelOptions) -> str:
 
 def _of_draft(drafting: Drafting, options: ModelOptions) -> ModelOptions:
     """The options with which a draft model is loaded."""
-    return replace(options, quantization=drafting.quantization, revision=None, context=None)
+    return replace(
+        options, quantization=drafting.quantization, revision=None, context=None, max_memory=None
+    )
 
 
 def _start_libraries(output: Output, options: ModelOptions) -> _Threads:
@@ -258,8 +262,14 @@ def _load(
             on_progress=show,
             check_text=check_text,
             leader=found.led,
+            on_placement=partial(_say_placement, output),
             **found.settings,
         )
+
+
+def _say_placement(output: Output, placement: "Placement") -> None:
+    for line in placement.summary():
+        output.note(f"placed on {line}")
 
 
 def _say(output: Output, found: _Found, loaded: "LoadedModel", threads: _Threads) -> None:

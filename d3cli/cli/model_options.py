@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from d3cli.base.amounts import parse_size
+from d3cli.base.errors import Setting, UsageError
+
 if TYPE_CHECKING:
     from d3cli.kernels.quantization import Quantization
     from d3cli.model.load_plan import LoadOptions
@@ -78,9 +81,21 @@ class ModelOptions:
             envvar="D3_DEVICE",
             metavar="auto|cpu|cuda[:N]",
             rich_help_panel=MODEL,
-            help="Where to run.",
+            help="Where to run. auto: the first GPU that holds the model; several, and main memory "
+            "and the disk for the layers that do not fit, if no GPU does; the CPU without a GPU.",
         ),
     ] = "auto"
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            envvar="D3_MAX_MEMORY",
+            metavar="PLACE=SIZE,…",
+            rich_help_panel=MODEL,
+            help="The most memory to use on a GPU (by its number), on the cpu and on the disk: "
+            "0=10GiB,cpu=32GiB. Layers beyond it lie in the next place (docs/scaling.md). Default: "
+            "what is free, and without a GPU no disk.",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(
@@ -131,8 +146,28 @@ class ModelOptions:
             "quantization": self._quantization,
             "device": self.device,
             "context": self.context,
+            "max_memory": self.limits,
             "force": self.force,
         }
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """`max_memory` as bytes by place; empty if it is not given.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        limits: dict[str, int] = {}
+        for part in self.max_memory.split(",") if self.max_memory is not None else ():
+            place, _, size = part.partition("=")
+            nbytes = parse_size(size)
+            if not place.strip() or nbytes is None or place.strip() in limits:
+                raise UsageError(
+                    (Setting("max_memory"), f' has the part "{part.strip()}"'),
+                    "name each place once, with a size: 0=10GiB,cpu=32GiB",
+                )
+            limits[place.strip()] = nbytes
+        return limits
 
     @property
     def _quantization(self) -> "Quantization | None":

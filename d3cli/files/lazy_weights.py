@@ -116,9 +116,13 @@ class LazyTensor:
         return tensor[part].contiguous() if isinstance(part, tuple) else tensor
 
     def again(self) -> Any:
-        """The tensor from the mapping that ends soon."""
+        """As `read`, which counts as progress if a placeholder did not."""
         if self.placeholder is not None:
             self._on_read(self._info.nbytes)
+        return self.read()
+
+    def read(self) -> Any:
+        """The tensor from the mapping that ends soon."""
         return self._passing.read(self._info.name, self._info.nbytes)
 
     def get_dtype(self) -> str:

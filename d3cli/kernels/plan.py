@@ -142,6 +142,17 @@ class KernelPlan:
             return Products()
         return self.float_products(out_features, in_features)
 
+    def by_torch(self, device: torch.device) -> "KernelPlan":
+        """As this plan, but with torch's own products alone: for weights on several devices."""
+        return replace(
+            self,
+            form=replace(self.form, device=device, quantize_head="off"),
+            head=Kernel.TORCH,
+            float_products=None,
+            joints={},
+            head_may_have_8_bits=False,
+        )
+
     @property
     def rounds_for_inputs(self) -> bool:
         """Whether linears are rounded for the inputs that they get in a text."""

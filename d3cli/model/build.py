@@ -25,8 +25,9 @@ from d3cli.kernels.process import import_bitsandbytes, no_progress_bar, prepare_
 from d3cli.kernels.quantization import OWN_KINDS
 from d3cli.kernels.quantized_linears import quantize_linears, use_measured
 from d3cli.model.check import OLD_BUFFERS
-from d3cli.model.checkpoint import Checkpoint
+from d3cli.model.checkpoint import Checkpoint, IsDeferred, nothing_deferred
 from d3cli.model.config import model_class, without_choices
+from d3cli.model.placement import Placement
 from d3cli.model.ranks.weights import splitting
 
 CPU = Setting("device", "cpu")
@@ -39,6 +40,8 @@ def load_weights(
     *,
     ids: Sequence[int],
     progress: ByteProgress,
+    placement: Placement | None = None,
+    is_deferred: IsDeferred = nothing_deferred,
 ) -> tuple[Any, list[str]]:
     """Loads a causal language model with the kernels of `plan`.
 
@@ -47,18 +50,22 @@ def load_weights(
     Args:
         ids: a text for `quantize_linears`.
         progress: counts each weight that is brought into another form.
+        placement: where its layers lie; None if all of it lies on the device of `plan`.
+        is_deferred: which weights of a placement are read after transformers has built the model.
 
     Raises:
         ModelError: the files are damaged, or a tensor is missing, misshapen or unexpected.
     """
-    name, weights = checkpoint.name, checkpoint.weights(plan, progress.add)
+    name = checkpoint.name
+    weights = checkpoint.weights(plan, progress.add, is_deferred)
     try:
         with warnings.catch_warnings(), no_progress_bar(), splitting(plan.form) as split:
             warnings.simplefilter("ignore")  # transformers warns about its own deprecations
             config = without_choices(checkpoint.config())
             options, unfit = _quantization(config, plan)
             options |= split
-            if checkpoint.recipes is not None and plan.form.device.type != "cpu" and not split:
+            at_once = checkpoint.recipes is not None and placement is None and not split
+            if at_once and plan.form.device.type != "cpu":
                 options = {"device_map": {"": plan.form.device}, **options}
             model, report = model_class(config).from_pretrained(
                 None,
@@ -76,6 +83,11 @@ def load_weights(
         hint = _hint_on_loading(error, plan.form.device)
         raise ModelError(f"{name} cannot be loaded: {one_line(error)}", hint) from error
     _refuse_wrong_tensors(name, report)
+    if placement is not None:
+        from d3cli.model.spread import spread  # only where it is needed: accelerate is large
+
+        spread(model, family, placement, weights.reader, progress.add)
+        return model, unfit
     if not options:
         model = model.to(plan.form.device)
     if plan.form.quantization in OWN_KINDS:

@@ -5,7 +5,7 @@ The two formats, a directory of safetensors and a GGUF file, differ only here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from d3cli.base.errors import ModelError, Setting, Words, is_panic, one_line
 from d3cli.files.json_files import OTHER_FORMAT, read_json
-from d3cli.files.lazy_weights import lazy_state_dict, read_again
+from d3cli.files.lazy_weights import LazyTensor, lazy_state_dict, read_again
 from d3cli.files.names import ModelFiles
 from d3cli.files.safetensors import Description, TensorInfo, describe_directory
 from d3cli.files.tokenizer_files import WHOLE, cause_of_failure, refuse_without_tokenizer
@@ -30,6 +30,13 @@ from d3cli.model.gguf_weights import GgufWeights
 from d3cli.text.gguf_tokenizer import gguf_tokenizer, tokenizer_notes
 
 OnRead = Callable[[int], None]
+# Whether a weight is read after transformers has built the model; it gets a placeholder until then.
+IsDeferred = Callable[[TensorInfo], bool]
+
+
+def nothing_deferred(_: TensorInfo) -> bool:
+    """What `IsDeferred` answers for a model on one device."""
+    return False
 
 
 class StoredWeights(Protocol):
@@ -48,6 +55,12 @@ class StoredWeights(Protocol):
     def groups(self, tensor: Tensor) -> Callable[[slice], Groups] | None:
         """Rows of a tensor in the 4 bits of the file; None if it holds other bits."""
 
+    def reader(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """A function that reads the values of a tensor of the model from the files, at any time.
+
+        For a tensor that is no placeholder it returns the tensor itself.
+        """
+
     def fill(self, model: Any) -> None:
         """Reads what the model lacks, after all other methods."""
 
@@ -55,9 +68,11 @@ class StoredWeights(Protocol):
 class SafetensorsWeights:
     """The weights in a directory; see `StoredWeights`."""
 
-    def __init__(self, files: ModelFiles, plan: KernelPlan, on_read: OnRead) -> None:
+    def __init__(
+        self, files: ModelFiles, plan: KernelPlan, on_read: OnRead, is_deferred: IsDeferred
+    ) -> None:
         self.state = lazy_state_dict(
-            files.path, plan.converts, on_read, partial(_placeholder, plan)
+            files.path, plan.converts, on_read, partial(_placeholder, plan, is_deferred)
         )
 
     def read(self, tensor: Tensor) -> Tensor:
@@ -70,25 +85,33 @@ class SafetensorsWeights:
     def groups(self, _: Tensor) -> None:
         """No file of this format holds d3's 4 bits."""
 
+    def reader(self, tensor: Tensor) -> Callable[[], Tensor]:
+        lazy = self._placeholders.get(tensor.data_ptr())
+        return (lambda: tensor) if lazy is None else lazy.read
+
     def fill(self, model: Any) -> None:
         """Reads the weights that d3 would quantize but that no linear holds."""
-        places = {
+        for parameter in model.parameters() if self._placeholders else ():
+            lazy = None if parameter.is_mkldnn else self._placeholders.get(parameter.data_ptr())
+            if lazy is not None:
+                parameter.data = lazy.again().to(parameter.dtype)
+
+    @cached_property
+    def _placeholders(self) -> dict[int, LazyTensor]:
+        """The weights with a placeholder, by its address."""
+        return {
             lazy.placeholder.data_ptr(): lazy
             for lazy in self.state.values()
             if lazy.placeholder is not None
         }
-        for parameter in model.parameters() if places else ():
-            lazy = None if parameter.is_mkldnn else places.get(parameter.data_ptr())
-            if lazy is not None:
-                parameter.data = lazy.again().to(parameter.dtype)
 
 
-def _placeholder(plan: KernelPlan, tensor: TensorInfo) -> Tensor | None:
-    """What stands for a weight that d3 quantizes, until it is read; None for other weights.
+def _placeholder(plan: KernelPlan, is_deferred: IsDeferred, tensor: TensorInfo) -> Tensor | None:
+    """What stands for a weight that is read later, to be quantized or placed; None for others.
 
     It takes no memory. Its values are NaN, so that one that stays by mistake cannot go unnoticed.
     """
-    if not plan.quantizes_itself(tensor):
+    if not plan.quantizes_itself(tensor) and not is_deferred(tensor):
         return None
     return torch.full((1,), torch.nan, dtype=plan.form.dtype).expand(tensor.shape)
 
@@ -137,15 +160,18 @@ class Checkpoint:
         path = self.files.path / "generation_config.json"
         return read_json(path) if path.exists() else dict(self.description.config)
 
-    def weights(self, plan: KernelPlan, on_read: OnRead) -> StoredWeights:
+    def weights(
+        self, plan: KernelPlan, on_read: OnRead, is_deferred: IsDeferred = nothing_deferred
+    ) -> StoredWeights:
         """The weights, for a model with the kernels of `plan`.
 
         Args:
             on_read: is called with the size of each weight that is converted or unpacked.
+            is_deferred: which weights transformers gets placeholders for.
         """
         if self.recipes is not None:
-            return GgufWeights(self.recipes, plan, on_read)
-        return SafetensorsWeights(self.files, plan, on_read)
+            return GgufWeights(self.recipes, plan, on_read, is_deferred)
+        return SafetensorsWeights(self.files, plan, on_read, is_deferred)
 
 
 def _note_on_form(kind: str, form: Form, *, has_experts: bool) -> Words:

@@ -131,7 +131,8 @@ _Pad = Callable[[Tensor, Any], Any]
 def _skip_layer(hidden: Tensor, output: Tensor | None) -> Tensor:
     if output is None:
         return hidden
-    return torch.cat([output, hidden[:, output.shape[1] :]], dim=1)
+    # A layer on another device than the one before it returns its output there.
+    return torch.cat([output, hidden[:, output.shape[1] :].to(output.device)], dim=1)
 
 
 def _skip_mlp(hidden: Tensor, output: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from d3cli.files.gguf import GgufTensor
+from d3cli.files.safetensors import TensorInfo
 from d3cli.kernels.ggml_blocks import (
     PLAIN,
     read_packed,
@@ -37,13 +38,19 @@ OnRead = Callable[[int], None]
 class GgufWeights:
     """The weights of a model; see `StoredWeights`."""
 
-    def __init__(self, recipes: Mapping[str, Recipe], plan: KernelPlan, on_read: OnRead) -> None:
+    def __init__(
+        self,
+        recipes: Mapping[str, Recipe],
+        plan: KernelPlan,
+        on_read: OnRead,
+        is_deferred: Callable[[TensorInfo], bool],
+    ) -> None:
         return_freed_memory()
         self.state = {
             name: GgufWeight(
                 recipe,
                 plan.form.dtype,
-                is_placed_later=_is_placed_later(recipe, plan),
+                is_placed_later=_is_placed_later(recipe, plan) or is_deferred(recipe.info),
                 on_read=on_read,
             )
             for name, recipe in recipes.items()
@@ -65,6 +72,10 @@ class GgufWeights:
         """Rows in the 4 bits of the file; None if it holds other bits."""
         weight = self._weight_of(tensor)
         return None if weight is None else weight.groups()
+
+    def reader(self, tensor: Tensor) -> Callable[[], Tensor]:
+        weight = self._weight_of(tensor)
+        return (lambda: tensor) if weight is None else weight.values
 
     @torch.inference_mode()
     def fill(self, model: Any) -> None:
@@ -129,6 +140,12 @@ class GgufWeight:
         return self.recipe.info.shape
 
     def read(self) -> Tensor:
+        """The values, unpacked. Counts as progress."""
+        found = self.values()
+        self._on_read(found.nbytes)
+        return found
+
+    def values(self) -> Tensor:
         """The values, unpacked."""
         shape, sources = self.get_shape(), self.recipe.sources
         found = torch.empty(shape, dtype=self._dtype)
@@ -142,7 +159,6 @@ class GgufWeight:
             unpack_into(found, sources[0])
         else:
             self._read_experts(found)
-        self._on_read(found.nbytes)
         return found
 
     def groups(self) -> Callable[[slice], Groups] | None:

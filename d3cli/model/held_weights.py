@@ -66,6 +66,15 @@ class HeldWeights:
         return sum(map(self._held, self._model.tensors)) + self._beside_the_files
 
     @property
+    def by_layer(self) -> tuple[int, ...]:
+        """The weights of each layer, once they are loaded."""
+        held: dict[int, int] = {}
+        for tensor in self._model.tensors:
+            if tensor.layer is not None:
+                held[tensor.layer] = held.get(tensor.layer, 0) + self._held(tensor)
+        return tuple(held[layer] for layer in sorted(held))
+
+    @property
     def while_loading(self) -> int:
         """The most that converting or packing a weight takes for a moment, beside the weights."""
         if self._model.is_gguf:

@@ -118,12 +118,18 @@ class InfluenceMeter:
         self._written = 1
 
     def _rows(self, states: Tensor) -> Tensor:
-        """The rows ``[B, M, H]`` that are measured."""
-        return states.index_select(1, self._measured)
+        """The rows ``[B, M, H]`` that are measured, on the device of the chain."""
+        device = self._measured.device
+        if states.device == device:
+            return states.index_select(1, self._measured)
+        return states[:, self._first :: self._stride].to(device)  # layers may run on several
 
     def _note(self, states: Tensor) -> None:
         """Notes the states after the next unit; those before it were noted last."""
-        torch.index_select(states, 1, self._measured, out=self._next())
+        if states.device == self._measured.device:
+            torch.index_select(states, 1, self._measured, out=self._next())
+        else:
+            self._next().copy_(self._rows(states))
 
     def _next(self) -> Tensor:
         """Where the next rows of the chain belong."""
@@ -142,7 +148,9 @@ class InfluenceMeter:
         made = (name for name, made in self._returned.items() if made is self._read[mlp])
         reader = next(made, mlp)
         others = self._gate.layers[1:]
-        self._parallel = self._read[reader] is self._before
+        # What the layer read, on its own device: `_before` may lie on another one.
+        first_read = next(iter(self._read.values()))
+        self._parallel = self._read[reader] is first_read
         if self._parallel:
             self._written = 0
             self._note_parallel(after)

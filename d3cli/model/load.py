@@ -28,6 +28,7 @@ from d3cli.model.held_weights import HeldWeights, plan_for
 from d3cli.model.load_plan import LoadOptions, LoadPlan, check_model, form_for
 from d3cli.model.model import LoadedModel
 from d3cli.model.origin import Origin, find_calibration, find_draft_calibration, shipped_origin
+from d3cli.model.placement import Placement
 from d3cli.model.typical_text import typical_ids
 from d3cli.model.wrap import wrap_model
 from d3cli.text.chat_template import own_template
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 # Is called with a tokenizer and the renderer of its chat template.
 CheckText = Callable[[Any, Renderer], object]
+# Is called with where the layers of a model will lie.
+OnPlacement = Callable[[Placement], object]
 
 
 def load_model(
@@ -49,6 +52,7 @@ def load_model(
     on_progress: OnProgress | None = None,
     check_text: CheckText | None = None,
     leader: "Leader | None" = None,
+    on_placement: OnPlacement | None = None,
     **options: Unpack[LoadOptions],
 ) -> LoadedModel:
     """Loads a model from an alias, a hub id, a directory or a GGUF file. Never runs remote code.
@@ -63,6 +67,7 @@ def load_model(
         on_progress: is called with the share of the weights that is quantized or packed.
         check_text: is called with the tokenizer and the renderer of its chat template before any
             weights are read. Loading ends with the error that it raises.
+        on_placement: is called before any weights are read if layers will lie in several places.
         leader: makes the other ranks load it as well, with `ranks` among the options.
         options: see `LoadOptions`.
 
@@ -83,12 +88,12 @@ def load_model(
         )
     files.vet()
     if leader is None:
-        return _load(files, options, check_text, on_progress, lambda _: nullcontext())
+        return _load(files, options, check_text, on_placement, on_progress, lambda _: nullcontext())
 
     def together(form: Form) -> AbstractContextManager[None]:
         return leader.loading(files, form, threads, options)
 
-    model = _load(files, options, check_text, on_progress, together)
+    model = _load(files, options, check_text, on_placement, on_progress, together)
     return replace(model, leader=leader)
 
 
@@ -96,6 +101,7 @@ def _load(
     files: ModelFiles,
     options: LoadOptions,
     check_text: CheckText | None,
+    on_placement: OnPlacement | None,
     on_progress: OnProgress | None,
     together: Callable[[Form], AbstractContextManager[None]],
 ) -> LoadedModel:
@@ -112,7 +118,10 @@ def _load(
         renderer = Renderer() if follows else Renderer(trusted=[own_template(tokenizer)])
     if check_text is not None:
         check_text(tokenizer, renderer)
-    plan = _measured(checkpoint.description, plan)
+    if plan.placement is None:
+        plan = _measured(checkpoint.description, plan)
+    elif on_placement is not None:
+        on_placement(plan.placement)
     to_convert = HeldWeights(checkpoint.description, plan.config, plan.kernels).to_convert
     with together(plan.kernels.form):
         causal_lm, unfit = load_weights(
@@ -120,7 +129,9 @@ def _load(
             plan.family,
             plan.kernels,
             ids=typical_ids(tokenizer, plan.config) if plan.kernels.rounds_for_inputs else [],
-            progress=ByteProgress(to_convert, on_progress),
+            progress=ByteProgress(to_convert + _to_place(plan), on_progress),
+            placement=plan.placement,
+            is_deferred=plan.is_deferred,
         )
     model = wrap_model(
         causal_lm,
@@ -136,7 +147,17 @@ def _load(
         context=options.get("context"),
         renderer=renderer,
     )
-    return replace(model, origin=_origin(files, model, plan.kernels.form))
+    origin = _origin(files, model, plan.kernels.form)
+    return replace(model, origin=origin, placement=plan.placement)
+
+
+def _to_place(plan: LoadPlan) -> int:
+    """Bytes of layers that loading reads to where they stay, beside those that it converts."""
+    placed = plan.placement
+    if placed is None:
+        return 0
+    layers = zip(placed.needs.layers, placed.homes, strict=True)
+    return sum(nbytes for nbytes, home in layers if home not in placed.stores)
 
 
 def _measured(model: Description, plan: LoadPlan) -> LoadPlan:

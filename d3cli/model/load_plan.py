@@ -3,15 +3,16 @@
 Knows nothing of tokenizers or of the files that hold the weights.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 import torch
 
-from d3cli.base.errors import ModelError, Setting
+from d3cli.base.errors import ModelError, NotEnoughMemoryError, Setting, UsageError
 from d3cli.base.launch import Launch
 from d3cli.depth.families import FAMILIES, Family
-from d3cli.files.safetensors import Description
+from d3cli.files.safetensors import Description, TensorInfo
 from d3cli.kernels.choices import choices_here
 from d3cli.kernels.device import Dtype, pick_device, pick_dtype
 from d3cli.kernels.int8_linear import HeadChoice
@@ -23,7 +24,9 @@ from d3cli.model.context import choose_context
 from d3cli.model.held_weights import plan_for
 from d3cli.model.kv_cache import DEFAULT_RESERVE
 from d3cli.model.memory import check_memory
+from d3cli.model.placement import Placement
 from d3cli.model.ranks.plan import check_ranks, refuse_other_device
+from d3cli.model.rooms import CPU, place_model, place_names, rooms_here
 
 ALONE = Launch(rank=0, ranks=1, rank_here=0, ranks_here=1)
 # The dtypes in which nested weights are chosen for the user.
@@ -48,6 +51,9 @@ class LoadOptions(TypedDict, total=False):
         context: how many tokens the model shall hold; None is as many as its config says.
         prompt_tokens, reply_tokens: the lengths for which memory is predicted.
         beside: bytes that a draft model needs as well.
+        max_memory: with the device "auto", the most bytes to use on a GPU ("0" or "cuda:0"), on the
+            "cpu" and on the "disk". Layers for which the devices have no room lie in main memory,
+            then on the disk. Without it, that is so if there is a GPU.
         force: loads the model even if the prediction exceeds the free memory.
         ranks: the processes over which the model is split, and which of them this is.
     """
@@ -62,6 +68,7 @@ class LoadOptions(TypedDict, total=False):
     prompt_tokens: int
     reply_tokens: int
     beside: int
+    max_memory: Mapping[str, int]
     force: bool
     ranks: Launch
 
@@ -74,11 +81,22 @@ class LoadPlan:
         family: where the parts of its decoder are.
         config: its parsed config.
         kernels: the kernel of each weight, and so the form in which it is loaded.
+        placement: where its layers lie; None if one device holds all of it.
     """
 
     family: Family
     config: Any
     kernels: KernelPlan
+    placement: Placement | None = None
+
+    def is_deferred(self, tensor: TensorInfo) -> bool:
+        """Whether a weight is read after transformers has built the model.
+
+        Those of layers that do not lie in main memory are. transformers itself joins experts.
+        """
+        if self.placement is None or tensor.layer is None or tensor.is_expert:
+            return False
+        return self.placement.homes[tensor.layer] != CPU
 
 
 def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
@@ -104,6 +122,9 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     if nests and not _quantizes(model, plan):
         plan = plan_for(model, config, form_for(options))
     _check_quantizes(model, plan)
+    placed = _place(model, config, plan, family, context.length, options)
+    if placed is not None:
+        return LoadPlan(family, config, *placed)
     if not options.get("force", False):
         check_memory(
             model,
@@ -117,13 +138,62 @@ def check_model(model: Description, **options: Unpack[LoadOptions]) -> LoadPlan:
     return LoadPlan(family, config, plan)
 
 
+def _place(
+    model: Description,
+    config: Any,
+    plan: KernelPlan,
+    family: Family,
+    context: int,
+    options: LoadOptions,
+) -> tuple[KernelPlan, Placement | None] | None:
+    """Chooses among several places; None if there is only one device to load the model on.
+
+    Raises:
+        NotEnoughMemoryError: the places that the user has limited do not suffice.
+    """
+    force, limits = options.get("force", False), _limits(options)
+    several = plan.form.device.type != CPU and not force
+    if "ranks" in options or options.get("device", "auto") != "auto" or not (limits or several):
+        return None
+    prompt_tokens = options.get("prompt_tokens", 0)
+    try:
+        return place_model(
+            model,
+            config,
+            plan,
+            family,
+            rooms=rooms_here(limits, beside=options.get("beside", 0), force=force),
+            positions=min(prompt_tokens + options.get("reply_tokens", DEFAULT_RESERVE), context),
+            prompt_tokens=prompt_tokens,
+        )
+    except NotEnoughMemoryError:
+        if limits:
+            raise
+        return None  # the check of one device says what would fit
+
+
+def _limits(options: LoadOptions) -> dict[str, int]:
+    """The limits of memory by the names of places.
+
+    Raises:
+        UsageError: as for `place_names`, or ranks split the model already.
+    """
+    if options.get("max_memory") and "ranks" in options:
+        raise UsageError(
+            (Setting("max_memory"), " places the layers of one process, and torchrun has several"),
+            ("leave out ", Setting("max_memory"), ", or start d3 without torchrun"),
+        )
+    return place_names(options.get("max_memory", {}), options.get("device", "auto"))
+
+
 def form_for(options: LoadOptions) -> Form:
     """The form of weights that the options ask for, on this machine.
 
     Raises:
-        UsageError: the device is not available here, the dtype has another name, or the
+        UsageError: a device is not available here, the dtype has another name, or the
             quantization does not run on the device or in the dtype.
     """
+    _limits(options)
     device = pick_device(options.get("device", "auto"))
     ranks = options.get("ranks", ALONE)
     if ranks is not ALONE:
@@ -147,8 +217,8 @@ def _may_be_nested(model: Description, options: LoadOptions) -> bool:
     """Whether weights could have two planes, of which layers can drop one, if their shapes fit."""
     if options.get("quantization") is not None or options.get("dtype", "auto") not in NESTED_DTYPES:
         return False
-    if "ranks" in options:
-        return False
+    if "ranks" in options or options.get("max_memory"):
+        return False  # weights that are made while loading cannot be split
     if pick_device(options.get("device", "auto")).type != "cpu":
         return False
     family = FAMILIES.get(str(model.config.get("model_type")))

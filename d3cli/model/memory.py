@@ -16,7 +16,7 @@ from d3cli.base.errors import ModelError, NotEnoughMemoryError, Setting, Words
 from d3cli.base.free_memory import free_memory
 from d3cli.files.safetensors import Description
 from d3cli.kernels.int8_linear import HeadChoice
-from d3cli.kernels.plan import Form
+from d3cli.kernels.plan import Form, KernelPlan
 from d3cli.kernels.quantization import OWN_KINDS, Quantization, check_quantization
 from d3cli.model.config import config_errors, parse_config
 from d3cli.model.context import choose_context
@@ -96,8 +96,24 @@ def predict_memory(
 def _predict(
     model: Description, config: Any, form: Form, positions: int, prompt_tokens: int
 ) -> MemoryNeed:
+    plan = plan_for(model, config, form)
+    return predict_for_plan(model, config, plan, positions, prompt_tokens)
+
+
+def predict_for_plan(
+    model: Description, config: Any, plan: KernelPlan, positions: int, prompt_tokens: int
+) -> MemoryNeed:
+    """As `predict_memory`, for a plan of kernels that is made already.
+
+    Args:
+        config: the model's parsed config.
+        positions: tokens that the KV cache has room for.
+
+    Raises:
+        ModelError: the config makes no sense.
+    """
+    form = plan.form
     with config_errors(model):
-        plan = plan_for(model, config, form)
         held = HeldWeights(model, config, plan)
         loading = held.while_loading
         if plan.rounds_for_inputs:  # a pass over a text goes on meanwhile

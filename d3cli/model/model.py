@@ -25,6 +25,7 @@ from d3cli.model.influence import InfluenceMeter
 from d3cli.model.influence_table import InfluenceHistory
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.origin import Origin
+from d3cli.model.placement import Placement
 from d3cli.model.reruns import NoteRerun, rerunning
 from d3cli.model.text_side import TextSide
 
@@ -60,6 +61,7 @@ class LoadedModel:
         notes: what a user should know about how it was loaded.
         blocks: runs passes over a few tokens on a CPU; None leaves them to transformers' layers.
         leader: makes the other ranks compute each pass, if the model is split over ranks.
+        placement: where its layers lie; None if one device holds all of it.
         influence: its units' influence on what it has read so far, where that was measured.
     """
 
@@ -73,6 +75,7 @@ class LoadedModel:
     notes: tuple[Words, ...] = ()
     blocks: DecoderStack | None = None
     leader: "Leader | None" = None
+    placement: Placement | None = None
     influence: InfluenceHistory = field(
         default_factory=InfluenceHistory, init=False, repr=False, compare=False
     )

@@ -28,7 +28,9 @@ def rerunning(gate: LayerGate, units: Sequence[str], note: NoteRerun) -> Iterato
         for name in names:
             with gate.limited({name: 0}):
                 without = layer.forward(*args, **kwargs)
-            note(name, _states(without), _states(output))
+            # A dropped layer returns its input, which another device may hold.
+            after = _states(output)
+            note(name, _states(without).to(after.device), after)
 
     hooks = [
         gate.layers[layer].register_forward_hook(

@@ -1,4 +1,12 @@
-from d3cli.base.amounts import readable_size, signed_percent
+from d3cli.base.amounts import parse_size, readable_size, signed_percent
+
+
+def test_sizes_are_read_with_units_of_1000_and_1024() -> None:
+    sizes = {"10GiB": 10 << 30, "1.5 gb": 1_500_000_000, "800MB": 800_000_000, " 7KiB ": 7168}
+    sizes |= {"5B": 5, "0": 0, "2TB": 2 * 10**12}
+    assert {text: parse_size(text) for text in sizes} == sizes
+    for text in ("", "10", "GB", "-1GB", "1 GB GB", "1e3GB", "5iB", "٣GB", "9" * 400 + "GB"):
+        assert parse_size(text) is None, text
 
 
 def test_sizes_have_three_digits() -> None:
