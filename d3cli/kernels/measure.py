@@ -122,7 +122,7 @@ def decide(one: Outcome[Product], several: Mapping[str, Outcome[Product]]) -> Pr
     Args:
         several: the outcomes of `SEVERAL`, by name.
     """
-    plain = one.winner([Product.MV])
+    plain = one.winner([Product.MV, Product.WITHOUT_ONEDNN])
     packed = one.winner([Product.PACKED, Product.PACKED_FOUR])
     many = several["many"]
     if (
@@ -132,7 +132,7 @@ def decide(one: Outcome[Product], several: Mapping[str, Outcome[Product]]) -> Pr
         and many.seconds(Product.PACKED) < WORST_PREFILL * many.seconds(Product.LINEAR)
     ):
         return Products(packed, Product.PACKED, Product.PACKED, Product.PACKED)
-    others = [Product.FLOAT32, Product.WEIGHT_FIRST]
+    others = [Product.FLOAT32, Product.WEIGHT_FIRST, Product.WITHOUT_ONEDNN]
     return Products(plain, **{name: found.winner(others) for name, found in several.items()})
 
 
@@ -203,7 +203,7 @@ def _exact_products(weight: Tensor) -> tuple[list[Product], dict[Product, str]]:
     exact = linear(inputs.double(), part.double())
     candidates, failed, allowed = [Product.LINEAR], dict[Product, str](), 0.0
     for product in Product:
-        if product.packed and not can_pack(weight.dtype, weight.device):
+        if product.needs_onednn and not can_pack(weight.dtype, weight.device):
             continue
         try:
             held = pack(part) if product.packed else part

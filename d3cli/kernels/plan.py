@@ -58,6 +58,7 @@ class Kernel(StrEnum):
     TORCH_MV = "torch mv"
     PACKED = "oneDNN packed"
     PACKED_FOUR = "oneDNN packed, four rows"
+    WITHOUT_ONEDNN = "torch without oneDNN"
     TORCH_INT8 = "torch int8"
     ONEDNN_INT8 = "oneDNN int8, by digits"
     TORCH_INT4 = "torch int4"

@@ -3,6 +3,7 @@
 | product          | weight | what it does                                                         |
 |------------------|--------|----------------------------------------------------------------------|
 | torch            | plain  | `torch.nn.functional.linear`                                         |
+| … without oneDNN | plain  | the same, by torch's own kernel instead of oneDNN's                  |
 | torch mv         | plain  | `torch.mv`; for one row                                              |
 | torch in float32 | plain  | converts parts of the weight, multiplies in float32; for several     |
 | weight first     | plain  | the weight times the rows, transposed; for 2 to 16                   |
@@ -10,7 +11,8 @@
 | … four rows      | packed | the same with one row four times: alone it has too few sums at once  |
 
 Before each product oneDNN reorders the second factor. The weight comes second in `linear`, so that
-this takes longer than the product itself if there are few rows.
+this takes longer than the product itself if there are few rows. torch's own kernel does not, and
+takes less time to call, which decides for small weights.
 
 The processor decides which one is fastest, and its features do not tell: `measure` does. A
 plain weight stays where it is, mapped from its file. A packed one is a copy. Knows nothing of files
@@ -42,6 +44,7 @@ class Product(StrEnum):
     """What computes the product of some rows with a bfloat16 weight."""
 
     LINEAR = "torch"
+    WITHOUT_ONEDNN = "torch without oneDNN"
     MV = "torch mv"
     FLOAT32 = "torch in float32"
     WEIGHT_FIRST = "torch, weight first"
@@ -52,6 +55,11 @@ class Product(StrEnum):
     def packed(self) -> bool:
         """Whether the weight has oneDNN's order."""
         return self in (Product.PACKED, Product.PACKED_FOUR)
+
+    @property
+    def needs_onednn(self) -> bool:
+        """Whether it is a candidate only where oneDNN multiplies bfloat16."""
+        return self.packed or self is Product.WITHOUT_ONEDNN
 
     @property
     def multiply(self) -> Multiply:
@@ -96,7 +104,7 @@ class Products:
     @property
     def summary(self) -> str:
         """The product for one row, and that for many if it is a special one."""
-        special = self.many is Product.FLOAT32
+        special = self.many not in (Product.LINEAR, Product.PACKED)
         return f"{self.one} ({self.many} for many tokens)" if special else self.one.value
 
     def for_rows(self, rows: int) -> Product:
@@ -120,6 +128,14 @@ def pack(weight: Tensor) -> Tensor:
     """A copy of a weight ``[out, in]`` in oneDNN's order, an opaque tensor of the same shape."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
     return packed
+
+
+def _without_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a property of the module
+    try:
+        return linear(rows, weight, bias)
+    finally:
+        torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
 
 def _by_mv(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -156,6 +172,7 @@ def _four_times(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 _FUNCTIONS: dict[Product, Multiply] = {
     Product.LINEAR: linear,
+    Product.WITHOUT_ONEDNN: _without_onednn,
     Product.MV: _by_mv,
     Product.FLOAT32: _in_float32,
     Product.WEIGHT_FIRST: _weight_first,

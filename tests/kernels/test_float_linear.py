@@ -24,6 +24,7 @@ from tests.kernels.conftest import KeepChoices, needs_packing
 FORM = Form(torch.bfloat16, torch.device("cpu"))
 BY_PRODUCT = {
     Product.LINEAR: Products(),
+    Product.WITHOUT_ONEDNN: Products(*[Product.WITHOUT_ONEDNN] * 4),
     Product.MV: Products(one=Product.MV),
     Product.FLOAT32: Products(few=Product.FLOAT32, some=Product.FLOAT32, many=Product.FLOAT32),
     Product.WEIGHT_FIRST: Products(few=Product.WEIGHT_FIRST, some=Product.WEIGHT_FIRST),

@@ -16,6 +16,7 @@ from d3cli.kernels.products import PACKED, Product, Products
 from tests.kernels.conftest import needs_packing
 
 LINEAR, MV, FLOAT32 = Product.LINEAR, Product.MV, Product.FLOAT32
+OWN = Product.WITHOUT_ONEDNN
 FIRST = Product.WEIGHT_FIRST
 PACK, FOUR = Product.PACKED, Product.PACKED_FOUR
 
@@ -152,7 +153,7 @@ def test_a_thread_that_others_stop_is_noticed(
 def rows(**seconds: float) -> Outcome[Product]:
     """An outcome with the same time in each round; `linear` takes one second."""
     names = {"linear": LINEAR, "mv": MV, "wide": FLOAT32, "pack": PACK, "four": FOUR}
-    names["first"] = FIRST
+    names |= {"first": FIRST, "own": OWN}
     return Outcome(
         LINEAR, {names[name]: [s] * 3 for name, s in ({"linear": 1.0} | seconds).items()}
     )
@@ -167,6 +168,8 @@ SAME = rows(pack=1.0, wide=1.0)
         (rows(), SAME, Products()),
         (rows(mv=0.7), SAME, Products(one=MV)),
         (rows(mv=0.98), SAME, Products()),
+        (rows(mv=0.9, own=0.5), rows(own=0.9), Products(OWN, OWN, OWN, OWN)),
+        (rows(own=0.62, pack=0.6), SAME, Products(one=OWN)),
         (rows(pack=0.6, four=0.8), SAME, PACKED),
         (rows(pack=0.8, four=0.6), SAME, Products(FOUR, PACK, PACK, PACK)),
         (rows(mv=0.62, pack=0.6), SAME, Products(one=MV)),  # packing must be worth it
