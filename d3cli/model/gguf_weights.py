@@ -128,7 +128,10 @@ class GgufWeight:
         if isinstance(part, slice):
             return self._rows(*part.indices(self.get_shape()[0])[:2])
         if isinstance(part, tuple):  # of a weight that is split over ranks
-            return self[...][part].contiguous()
+            if self.mapped is not None:
+                return self.mapped[part].contiguous()
+            # A copy, since a view would keep the rest in memory.
+            return self.read()[part].clone(memory_format=torch.contiguous_format)
         if not self._is_placed_later:
             return self.read() if self.mapped is None else self.mapped
         # NaN, so that a placeholder that stays by mistake cannot go unnoticed.

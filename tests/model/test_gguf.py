@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from d3cli.base.errors import ModelError, spelled
+from d3cli.base.launch import Launch
 from d3cli.files.names import find_model
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.joint_linear import LinearPart
 from d3cli.model.checkpoint import open_checkpoint
 from d3cli.model.load import load_model
+from d3cli.model.load_plan import check_model
 from d3cli.model.model import LoadedModel
 from tests.gguf_models import EOS, EOT, FAMILIES, GgufFile, tokenizer_keys, write_gguf
 
@@ -25,6 +27,7 @@ AS_TRANSFORMERS = (
     *("llama", "llama-tied", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "stablelm"),
     *("starcoder2", "gpt2"),
 )
+TWO_RANKS = Launch(rank=0, ranks=2, rank_here=0, ranks_here=2)
 QUICK = ("llama", "llama3-rope", "mixtral", "qwen3moe-small-experts", "gemma3-scaled", "gpt2")
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_K", "Q4_K", "Q6_K")
 
@@ -141,6 +144,22 @@ def test_weights_in_the_dtype_asked_for_stay_in_the_file(tmp_path: Path) -> None
     size = file.path.stat().st_size
     mapped = [p for p in model.causal_lm.parameters() if p.untyped_storage().nbytes() == size]
     assert len(mapped) == 1 + 4 * 7  # embeddings and linears; norms are copied
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "F32"])
+def test_a_part_of_a_weight_holds_no_more_than_itself(kind: str, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf", "llama", kind)
+    checkpoint = open_checkpoint(find_model(str(file.path)))
+    plan = check_model(checkpoint.description, dtype="float32", device="cpu", ranks=TWO_RANKS)
+    weights = checkpoint.weights(plan.kernels, lambda _: None).state
+    name = "model.layers.1.mlp.up_proj.weight"
+    whole = file.model.get_parameter(name).detach()
+    half = slice(0, len(whole) // 2)
+    for part in ((half, slice(None)), (slice(None), half)):
+        found = weights[name][part]
+        assert torch.equal(found, whole[part]) and found.is_contiguous()
+        is_mapped = found.untyped_storage().nbytes() == file.path.stat().st_size
+        assert is_mapped or found.untyped_storage().nbytes() == found.nbytes
 
 
 def test_a_split_model_loads_as_a_whole(tmp_path: Path) -> None:
