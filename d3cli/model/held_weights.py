@@ -65,6 +65,12 @@ class HeldWeights:
         """All weights, once they are loaded."""
         return sum(map(self._held, self._model.tensors)) + self._beside_the_files
 
+    def of_rank(self, ranks: int) -> int:
+        """The weights that each of so many ranks holds: of the embeddings, all of them do."""
+        tied = getattr(self._config, "tie_word_embeddings", False)
+        split = sum(self.by_layer) + (0 if tied else self._head)
+        return self.total - split + split // ranks
+
     @property
     def by_layer(self) -> tuple[int, ...]:
         """The weights of each layer, once they are loaded."""

@@ -121,7 +121,7 @@ def predict_for_plan(
         chunk = min(max(prompt_tokens, 1), PREFILL_CHUNK)
         return MemoryNeed(
             positions=positions,
-            weights=held.total // form.ranks,
+            weights=held.of_rank(form.ranks),
             kv_cache=positions
             * kv_bytes_per_position(config, form.dtype)
             // (form.ranks if heads_are_split(config) else 1),

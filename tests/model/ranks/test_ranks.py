@@ -25,7 +25,7 @@ from d3cli.model.ranks import follower
 from d3cli.model.ranks.channel import Channel
 from d3cli.model.ranks.network import notice_silence
 from d3cli.model.ranks.weights import splitting
-from tests.families import CONFIGS, FAMILY_NAMES, random_model, word_tokenizer
+from tests.families import CONFIGS, FAMILY_NAMES, VOCAB, random_model, word_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent.parent
 TWO, THREE = Launch(0, 2, 0, 2), Launch(0, 3, 0, 3)
@@ -203,8 +203,9 @@ def test_a_rank_needs_its_share_of_the_memory(name: str, all_heads: bool, tmp_pa
     description = open_checkpoint(find_model(str(save(name, tmp_path / name)))).description
     config = parse_config(description)
     alone, split = (
-        _predict(description, config, Form(torch.float32, torch.device("cpu"), ranks=ranks), 64, 16)
+        _predict(description, config, Form(torch.float16, torch.device("cpu"), ranks=ranks), 64, 16)
         for ranks in (1, 2)
     )
-    assert split.weights == alone.weights // 2
+    whole = (VOCAB + 1) * config.hidden_size * 2  # the embeddings and the last norm
+    assert split.weights == whole + (alone.weights - whole) // 2
     assert split.kv_cache == alone.kv_cache // (1 if all_heads else 2)
