@@ -18,7 +18,7 @@ from d3cli.model import rooms
 from d3cli.model.checkpoint import open_checkpoint
 from d3cli.model.held_weights import HeldWeights
 from d3cli.model.load import load_model
-from d3cli.model.load_plan import check_model
+from d3cli.model.load_plan import ALONE, check_model
 from d3cli.model.memory import MemoryNeed, predict_memory
 from d3cli.model.model import LoadedModel
 from d3cli.model.placement import Placement, Room
@@ -124,6 +124,11 @@ def test_the_same_memory_on_one_device_splits_nothing(builtin: Description) -> N
     plan = check_model(builtin, dtype="float32", max_memory={"cpu": need.total})
     assert plan.placement is None
     assert plan.kernels == check_model(builtin, dtype="float32", device="cpu").kernels
+
+
+def test_ranks_and_limits_exclude_each_other(builtin: Description) -> None:
+    with pytest.raises(UsageError, match="torchrun has several"):
+        check_model(builtin, ranks=ALONE, max_memory={"cpu": 1 << 30})
 
 
 def test_experts_in_separate_tensors_cannot_lie_on_the_disk(tmp_path: Path) -> None:
