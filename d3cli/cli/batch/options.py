@@ -73,10 +73,10 @@ class BatchCommandOptions:
         """
         if self.input_file is not None:
             return True
-        for name, flag in (("output_file", "--output-file"), ("batch_size", "--batch-size")):
+        for name, flag, hint in (
+            ("output_file", "--output-file", "one reply goes to stdout: redirect it with >"),
+            ("batch_size", "--batch-size", "leave it out, or give the prompts with --input FILE"),
+        ):
             if name in typed:
-                raise UsageError(
-                    f"{flag} belongs to --input",
-                    "one reply goes to stdout: redirect it with >",
-                )
+                raise UsageError(f"{flag} belongs to --input", hint)
         return False

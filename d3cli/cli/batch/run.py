@@ -115,6 +115,7 @@ class Batch:
                 self._results.end(len(self._rows))
                 if self._done:
                     self._output.note(self._figures(size))
+                self._tell_what_remains()
             signals.check()
         if self._failed:
             raise GenerationError(
@@ -184,11 +185,9 @@ class Batch:
         index = self._end(reply)
         for note in reply.notes:
             self._note(note)
-        self._done += 1
         self._add(index, reply_as_json(reply, inside(reply), self._ready))
 
     def _keep_error(self, index: int, error: D3Error) -> None:
-        self._failed += 1
         message, hint = error.told(self._output.spell)
         self._note(f"row {index + 1:,} failed: {message}")
         self._add(index, {"schema": SCHEMA, "error": message, "hint": hint or None})
@@ -197,6 +196,10 @@ class Batch:
         own = {"index": index, "id": self._rows[index].id}
         with signals.deferred():
             self._results.add(index, own | result)
+            if "error" in result:
+                self._failed += 1
+            else:
+                self._done += 1
         signals.check()
 
     def _end(self, reply: "Reply") -> int:
@@ -218,6 +221,14 @@ class Batch:
         done = self._done + self._failed
         rest = len(self._rows) - len(self.to_do)
         return f"{rest + done:,} of {len(self._rows):,} prompts", done / len(self.to_do)
+
+    def _tell_what_remains(self) -> None:
+        """Says, in a run that ends early, how much is finished and how to go on."""
+        if self._done + self._failed < len(self.to_do):
+            to_file = isinstance(self._results, ToFile)
+            go_on = "; the same command writes the others" if to_file else ""
+            finished = len(self._rows) - len(self.to_do) + self._done
+            self._output.note(f"{finished:,} of {len(self._rows):,} prompts are finished{go_on}")
 
     def _figures(self, size: int) -> str:
         seconds = time.perf_counter() - self._began

@@ -40,7 +40,8 @@ def write_markdown(path: Path, text: str, *, replace: bool) -> None:
     """
     target, is_there = target_of(path)
     if is_there and not target.is_file():
-        raise UsageError(f"{path} is not a regular file", "give another name")
+        what = "a directory" if target.is_dir() else "not a regular file"
+        raise UsageError(f"{path} is {what}", "give the name of a file")
     if is_there and not replace:
         raise UsageError(f"{path} exists", "give another name, or replace it: /export --force FILE")
     try:

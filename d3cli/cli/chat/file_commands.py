@@ -77,7 +77,7 @@ def export(chat: Chat, argument: str) -> None:
         raise UsageError("there is nothing to export yet", "say something first")
     forced = argument.partition(" ")[0] == FORCE
     name = argument.removeprefix(FORCE).strip() if forced else argument
-    if not name:
+    if not unquoted(name):
         raise UsageError("/export needs a file", "for example: /export talk.md")
     path = typed_path(name)
     write_markdown(path, as_markdown(chat.conversation.record()), replace=forced)

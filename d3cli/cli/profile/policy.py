@@ -8,6 +8,7 @@ from d3cli.cli.output import Output
 from d3cli.cli.request import Ready
 from d3cli.depth.choice import Source
 from d3cli.depth.policies import Policy, at_byte_ratio, byte_ratio_of
+from d3cli.depth.prompt_order import PromptSchedule
 
 # The length of replies at which bytes are equal, without --max-tokens.
 REPLY_TOKENS = 256
@@ -61,8 +62,12 @@ def with_policy(output: Output, ready: Ready, policy: Policy) -> Ready:
             f"{ready.model.num_layers}",
             ("leave out ", Setting("policy")),
         )
+    # A prompt that orders parts of layers decides how many bytes go, and it was not read yet.
+    by_prompt = isinstance(ready.schedule, PromptSchedule) and ready.schedule.kind != "layer"
+    about = "about " if by_prompt else ""
     output.note(
         f"policy: {policy.in_words}, {found.in_words()}; in replies of {tokens:,} tokens its byte "
-        f"ratio is {byte_ratio_of(found, weights, lengths):.2f}×, that of D³ {ratio:.2f}×"
+        f"ratio is {about}{byte_ratio_of(found, weights, lengths):.2f}×, that of D³ "
+        f"{about}{ratio:.2f}×"
     )
     return replace(ready, schedule=found, source=Source.FLAGS)

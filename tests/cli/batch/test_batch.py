@@ -237,7 +237,9 @@ def test_what_was_finished_before_a_signal_stays(
     words = ("generate", "--input", given, "--output-file", out, *OPTIONS, "--batch-size", "4")
     with monkeypatch.context() as patch:
         patch.setattr(batch, "write_together", stopped)
-        assert d3(*words).code == 143
+        ended = d3(*words)
+    assert ended.code == 143
+    assert "2 of 4 prompts are finished; the same command writes the others" in ended.err
     done = {one["index"] for one in lines(out)}
     assert len(done) == 2
     assert 1 in done  # the shortest: not in the order of the input
@@ -284,7 +286,9 @@ def test_a_full_disk_keeps_what_is_finished(
 
     monkeypatch.setattr(results, "open", open_full, raising=False)
     words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
-    check(d3(*words), 1, "cannot be written: No space left on device")
+    ended = d3(*words)
+    check(ended, 1, "cannot be written: No space left on device")
+    assert "2 of 4 prompts are finished; the same command writes the others" in ended.err
     assert len(lines(out)) == 2
     monkeypatch.undo()
     assert d3(*words).code == 0
@@ -349,6 +353,7 @@ def test_a_bad_row_is_named_before_anything_runs(
     [
         (["--output-file", "x"], 2, "--output-file belongs to --input"),
         (["--batch-size", "2", "Hello."], 2, "--batch-size belongs to --input"),
+        (["--batch-size", "2", "Hello."], 2, "give the prompts with --input FILE"),
         (["--input", "IN", "--prompt", "a"], 2, "from --input and from --prompt"),
         (["--input", "IN", "--batch-size", "0"], 2, '"0" is neither auto nor a number'),
         (["--input", "IN", "--batch-size", "17"], 2, "from 1 to 16"),

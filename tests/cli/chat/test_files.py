@@ -136,7 +136,9 @@ def test_an_export_is_private_and_replaces_nothing_unasked(desk: NewDesk, tmp_pa
     [
         ("", "/export needs a file"),
         ("--force ", "/export needs a file"),
-        (".", "is not a regular file"),
+        ('""', "/export needs a file"),
+        ("--force ''", "/export needs a file"),
+        (".", ". is a directory"),
         ("/dev/null", "is not a regular file"),
         ("/nowhere/talk.md", "there is no directory /nowhere"),
         ("LOOP", "cannot be written: "),
