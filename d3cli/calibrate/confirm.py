@@ -111,7 +111,10 @@ def safest_first(
 ) -> list[Candidate]:
     """The candidates worth testing on responses of these lengths, the safest and slowest first.
 
-    Each held on the search half; no other one is both faster and has a lower bound.
+    Each held on the search half; no other one is both faster and has a lower bound. Full depth in
+    fewer bits competes with its like alone: a schedule that drops units and does better on the
+    search half did so by luck, and if it were tested in its place and failed, nothing would be
+    left.
     """
     held = [
         one
@@ -122,7 +125,9 @@ def safest_first(
     ]
     kept: list[Tried] = []
     for one in sorted(held, key=lambda t: (-t.candidate.speed, t.drop.high)):
-        if not kept or one.drop.high < kept[-1].drop.high:
+        is_full = one.candidate.sort is Sort.FULL
+        rivals = [k for k in kept if not is_full or k.candidate.sort is Sort.FULL]
+        if all(one.drop.high < rival.drop.high for rival in rivals):
             kept.append(one)
     if len(kept) > MAX_TESTED:  # keep the fastest; spread the others evenly
         step = (len(kept) - 1) / (MAX_TESTED - 1)

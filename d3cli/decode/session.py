@@ -241,8 +241,8 @@ class Engine:
         unknown = next((id_ for id_ in prompt_ids if not 0 <= id_ < vocabulary), None)
         if unknown is not None:
             raise PromptError(
-                f"the prompt has token {unknown:,}, but the model has {vocabulary:,}",
-                "the tokenizer and the weights do not belong together",
+                f"the prompt has token {unknown:,}, and the model's are 0 to {vocabulary - 1:,}",
+                "if the prompt is text, the tokenizer and the weights do not belong together",
             )
         if len(prompt_ids) >= self.model.context_length:
             raise ContextFullError(len(prompt_ids), self.model.context_length)

@@ -97,16 +97,21 @@ def first_units(order: Schedule, count: int, start: int = 0, pace: int = 1) -> S
     """Another schedule over the first units of an order.
 
     Args:
-        count: how many of them it drops at most.
+        count: how many of them it drops at most. Where prompts order units of different weights,
+            it drops as much weight as the first ones in the model's order have, not as many units.
         start: tokens at full depth before the decay begins.
         pace: the last of several units goes so many tokens after `start`; the first one always goes
             after one. ``start=0, pace=1`` is a constant depth from token 1 on.
     """
-    weights = list(order.weights)
-    if isinstance(order, PromptSchedule):  # which units come first is not known, so the heaviest
-        weights.sort(reverse=True)
+    layers, weights = order.num_layers, order.weights
+    if isinstance(order, PromptSchedule) and order.kind != "layer":
+        lost = sum(weights[:count])
+        # Slightly less than all, against rounding; no unit weighs so little.
+        alpha = (1 - (lost - 1e-4) / layers) ** (1 / pace)
+        least = max(0.0, layers - lost)
+        return replace(order, alpha=alpha, start=start, min_depth=least)
     # Slightly below the alpha at which the last unit goes, against rounding.
-    alpha = (1 - (sum(weights[: count - 1]) + 1e-4) / order.num_layers) ** (1 / pace)
+    alpha = (1 - (sum(weights[: count - 1]) + 1e-4) / layers) ** (1 / pace)
     if isinstance(order, PromptSchedule):
         return replace(order, alpha=alpha, start=start, max_dropped=count)
     units, weight = order.skip_order[:count], order.weights[:count]
@@ -152,7 +157,7 @@ def schedules_of(
         case Policy.STATIC:
             yield from (first_units(order, n) for n in range(1, order.max_dropped + 1))
         case Policy.D3:
-            pace = max(1, sum(lengths) // len(lengths) // 2)
+            pace = _pace(lengths)
             yield from (first_units(order, n, 0, pace) for n in range(1, order.max_dropped + 1))
 
 
@@ -177,10 +182,16 @@ def at_byte_ratio(
     nearest = _nearest(found, weight_bytes, lengths, ratio)
     if policy is Policy.D3 and nearest is not None:
         # Between two numbers of units, the pace decides.
+        reached = nearest.alpha ** _pace(lengths)
         paces = range(1, max(2, max(lengths) - 1))
-        finer = (first_units(order, nearest.max_dropped, 0, pace) for pace in paces)
+        finer = (replace(nearest, alpha=reached ** (1 / pace)) for pace in paces)
         return _nearest(finer, weight_bytes, lengths, ratio)
     return nearest
+
+
+def _pace(lengths: Sequence[int]) -> int:
+    """The token at which D³ reaches its minimum depth: the middle of a mean reply."""
+    return max(1, sum(lengths) // len(lengths) // 2)
 
 
 def _nearest(

@@ -5,14 +5,16 @@ anyway, and tells how much each unit changes the residual stream: the unit's *in
 with the least influence for their weight are dropped first.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 from d3cli.base.errors import ScheduleError
 from d3cli.base.json_rows import convert_json
 from d3cli.depth.linear_schedule import LinearSchedule
-from d3cli.depth.schedule import DepthSchedule
+from d3cli.depth.schedule import TOLERANCE, DepthSchedule
 from d3cli.depth.units import UnitKind, parse_unit, units_in_words
 
 # Fewer positions than this say too little about the units.
@@ -40,10 +42,12 @@ class PromptSchedule(_Computed):
         units: the units that may be dropped, in the model's order; all of one kind.
         weights: the weight of each of `units`, in layers; may be left out for whole layers.
         max_dropped: how many of the units may be dropped at once; may be left out for all of them.
+        min_depth: in layers; a prompt's order ends before the unit that would leave less. It says
+            what remains where units differ in weight and nobody knows which come first.
 
     Raises:
-        ScheduleError: as for `DepthSchedule`, or `max_dropped` is not a number of units, or they
-            are of several kinds.
+        ScheduleError: as for `DepthSchedule`, or `max_dropped` is not a number of units,
+            `min_depth` is not a number of layers, or the units are of several kinds.
     """
 
     num_layers: int
@@ -54,6 +58,7 @@ class PromptSchedule(_Computed):
     units: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     max_dropped: int = -1
+    min_depth: float = 0.0
 
     def __post_init__(self) -> None:
         checked = DepthSchedule(
@@ -71,6 +76,10 @@ class PromptSchedule(_Computed):
         if not 0 <= self.max_dropped <= len(self.units):
             raise ScheduleError(
                 f"at most {self.max_dropped} units may be dropped, of {len(self.units)}"
+            )
+        if not 0.0 <= self.min_depth <= self.num_layers:
+            raise ScheduleError(
+                f"the minimum depth is {self.min_depth:g} of {self.num_layers} layers"
             )
         if len({parse_unit(name).kind for name in self.units}) > 1:
             raise ScheduleError("the units that a prompt orders are of several kinds")
@@ -128,7 +137,10 @@ class PromptSchedule(_Computed):
     def to_json(self) -> dict[str, Any]:
         """A plain object, in the same form wherever such a schedule is written."""
         lists = {"units": list(self.units), "weights": list(self.weights)}
-        return asdict(self) | lists | {"order": "prompt"}
+        data = asdict(self) | lists | {"order": "prompt"}
+        if not self.min_depth:  # only rivals of D³ have one
+            del data["min_depth"]
+        return data
 
     def in_words(self) -> str:
         """What it does: "alpha 0.97 from token 8, down to 9 of 16 layers"."""
@@ -136,6 +148,9 @@ class PromptSchedule(_Computed):
 
     def _in_order(self, order: tuple[str, ...]) -> DepthSchedule:
         weights = dict(zip(self.units, self.weights, strict=True))
+        if self.min_depth:
+            lost = list(accumulate(weights[unit] for unit in order))
+            order = order[: bisect_right(lost, self.num_layers - self.min_depth + TOLERANCE)]
         return DepthSchedule(
             self.num_layers,
             self.alpha,
@@ -174,7 +189,7 @@ def schedule_from_json(data: Mapping[str, Any]) -> Schedule:
         return kind.from_json(data)
     if order != "prompt":
         raise ScheduleError(f"{damaged}: its order is {order!r:.40}")
-    if missing := {field.name for field in fields(PromptSchedule)} - data.keys():
+    if missing := {field.name for field in fields(PromptSchedule)} - {"min_depth"} - data.keys():
         raise ScheduleError(f"{damaged}: it has no {min(missing)}")
     try:
         return convert_json(data, PromptSchedule)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from d3cli.base.amounts import readable_size
-from d3cli.base.errors import NotEnoughMemoryError
+from d3cli.base.errors import NotEnoughMemoryError, Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +155,10 @@ def plan_placement(needs: Needs, devices: Sequence[Room], stores: Sequence[Room]
     )
     raise NotEnoughMemoryError(
         f"the model needs about {readable_size(needs.total)}, and its layers cannot be spread over "
-        f"what is free: {free}",
-        "use a smaller model, or weights in fewer bits",
-    )
+        f"what d3 may use: {free}",
+        ("use a smaller model or weights in fewer bits; ", Setting("max_memory"),
+         ", if given, is a limit as well"),
+    )  # fmt: skip
 
 
 def _fill_devices(

@@ -94,12 +94,30 @@ def test_the_first_units_of_an_order_are_gone_after_the_pace(
 def test_the_constant_depth_of_a_prompts_order_begins_at_token_1(
     ranks: list[str], count: int
 ) -> None:
-    parts = tuple(f"{layer}.{part}" for layer in ranks for part in ("attn", "mlp"))
-    order = PromptSchedule(8, 0.9, 2, 2, 2, parts, (0.25, 0.75) * 4)
-    constant = first_units(order, 2 * count)
+    order = PromptSchedule(8, 0.9, 2, 2, 2, ("2", "3", "4", "5"))
+    constant = first_units(order, count)
     assert isinstance(constant, PromptSchedule)
-    ordered = constant.ordered({unit: number for number, unit in enumerate(parts)})
-    assert ordered.num_dropped(1) == 2 * count
+    ordered = constant.ordered({unit: number for number, unit in enumerate(ranks)})
+    assert ordered.dropped(1) == tuple(ranks[:count])
+
+
+@given(
+    st.permutations([f"{n}.{part}" for n in (2, 3, 4, 5) for part in ("attn", "mlp")]), st.data()
+)
+def test_a_constant_depth_reads_as_much_in_every_order_of_unequal_units(
+    found: list[str], data: st.DataObject
+) -> None:
+    parts = tuple(f"{layer}.{part}" for layer in (2, 3, 4, 5) for part in ("attn", "mlp"))
+    order = PromptSchedule(8, 0.9, 2, 2, 2, parts, (0.25, 0.75) * 4)
+    count, pace = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 20))
+    planned = sum(order.weights[:count])
+    schedule = first_units(order, count, 0, pace)
+    assert isinstance(schedule, PromptSchedule)
+    weight = dict(zip(parts, order.weights, strict=True))
+    ordered = schedule.ordered({unit: n * weight[unit] for n, unit in enumerate(found)})
+    lost = 8 - ordered.depth(pace)
+    assert planned - 0.75 < lost <= planned + 1e-9
+    assert ordered.num_dropped(pace) == len(ordered.units)
 
 
 def slow_ratio(schedule: DepthSchedule, weights: WeightBytes, lengths: list[int]) -> float:
@@ -156,6 +174,8 @@ def test_a_schedule_is_read_back_as_it_was_written(policy: Policy) -> None:
     orders: list[Schedule] = [order]
     if policy in (Policy.D3, Policy.STATIC):
         orders.append(PromptSchedule(12, 0.9, 0, 3, 3, order.skip_order))
+        parts = tuple(f"{n}.{part}" for n in range(3, 9) for part in ("attn", "mlp"))
+        orders.append(PromptSchedule(12, 0.9, 0, 3, 3, parts, weights.weights(parts)))
     for one in orders:
         schedule = at_byte_ratio(policy, one, weights, [50], 1.3)
         assert schedule is not None

@@ -52,6 +52,8 @@ def test_without_an_order_nothing_is_dropped_and_the_settings_stay() -> None:
         {"units": ("2", "2")},
         {"weights": (1.0,)},
         {"num_layers": 5},
+        {"min_depth": -1.0},
+        {"min_depth": 9.0},
     ],
 )
 def test_what_no_order_can_satisfy_is_refused_at_once(fields: dict) -> None:

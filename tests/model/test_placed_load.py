@@ -195,7 +195,8 @@ def test_the_command_line_says_where_layers_lie_and_writes_the_same(
         (("--max-memory", "cpu"), 2, '--max-memory has the part "cpu"'),
         (("--max-memory", "cpu=1GB,cpu=2GB"), 2, '--max-memory has the part "cpu=2GB"'),
         (("--max-memory", "cpu=all"), 2, '--max-memory has the part "cpu=all"'),
-        (("--max-memory", "cpu=9MB"), 1, "its layers cannot be spread over what is free: 9 MB"),
+        (("--max-memory", "cpu=9MB"), 1, "its layers cannot be spread over what d3 may use: 9 MB"),
+        (("--max-memory", "cpu=9MB"), 1, "--max-memory, if given, is a limit as well"),
         (
             ("--max-memory", "cpu=9MB", "--quantization", "int4"),
             1,

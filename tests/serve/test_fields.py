@@ -59,3 +59,17 @@ def test_half_a_character_is_refused(connect: Connect, path: str, body: str, par
     """JSON can write half of a surrogate pair, which is no text."""
     headers = {"Content-Type": "application/json"}
     refusal(connect().post(path, content=body, headers=headers), 400, param, "Unicode")
+
+
+@pytest.mark.parametrize("body", [b'{"model": ', b'{"model": "\xff"}', b"[" * 100_000])
+def test_what_is_no_json_is_refused_as_that(body: bytes, connect: Connect) -> None:
+    headers = {"Content-Type": "application/json"}
+    error = refusal(connect().post(CHAT, content=body, headers=headers), 400, None, "valid JSON")
+    assert error["code"] == "invalid_json"
+
+
+def test_token_ids_of_another_vocabulary_are_refused(connect: Connect) -> None:
+    body = {"model": "demo", "prompt": [1, 999_999], "max_tokens": 2}
+    refusal(
+        connect().post("/v1/completions", json=body), 400, "prompt", "the model's are 0 to 2,047"
+    )
