@@ -13,7 +13,7 @@ from d3cli.base.errors import Setting, Words
 from d3cli.depth.calibration_record import Calibration
 from d3cli.depth.calibration_store import Stale
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
-from d3cli.depth.resolve import resolve_schedule
+from d3cli.depth.resolve import order_for, resolve_schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
 
 
@@ -83,13 +83,15 @@ def choose(
     )
     if alpha == "off":
         return Choice(schedule, Source.OFF)
+    stored = order_for(alpha, stored)
+    is_full = stored is None or not stored.units
     given = {"start": start, "core_first": core_first, "core_last": core_last}
     changed = [name for name, value in given.items() if value is not None]
     notes: list[Words] = []
-    if units != "auto" and stored is not None:
+    if units != "auto" and not is_full:
         notes.append(_no_effect("units", "the stored order has its own units"))
-    if alpha == "auto" and (stored is None or not changed):
-        idle = [*changed, *(["units"] if units != "auto" else [])]
+    if alpha == "auto" and (is_full or not changed):
+        idle = [*changed, *(["units"] if units != "auto" else [])] if is_full else []
         chosen = _by_default(schedule, stored, calibration, idle, builtin, calibrate_with)
     else:
         notes += _notes_on_core(schedule, stored, changed)
@@ -124,7 +126,8 @@ def _by_default(
         idle: the options that have no effect at full depth.
     """
     if isinstance(calibration, Calibration):
-        return Choice(schedule, Source.CALIBRATION, (_measured(calibration, schedule),))
+        notes = (_measured(calibration, schedule), *map(_needs_alpha, idle))
+        return Choice(schedule, Source.CALIBRATION, notes)
     if stored is not None:
         instead = "the schedule that ships with the model" if builtin else ""
         stale = [_stale(calibration, instead, calibrate_with)] if calibration is not None else []

@@ -28,7 +28,8 @@ def resolve_schedule(
         units: what a decay may drop if no order is stored: whole layers, sublayers or low planes;
             "auto" is low planes if the weights are nested, else whole layers. Each prompt then
             decides the order. Of layers and sublayers, each end keeps ``ceil(L / 4)`` core layers.
-        stored: the model's own schedule, calibrated or shipped with it, if there is one.
+        stored: the model's own schedule, calibrated or shipped with it, if there is one. One
+            that is full depth has no order, so an explicit alpha takes the prompt's.
 
     Raises:
         ScheduleError: the options do not fit the model.
@@ -45,6 +46,7 @@ def resolve_schedule(
     decay = None if alpha == "auto" else alpha
     if decay is not None:
         check_alpha(decay, 'use a number in (0, 1], "auto" or "off"')
+    stored = order_for(alpha, stored)
     if stored is None:
         if decay is None:
             return DepthSchedule(num_layers, 1.0, start or 0, core_first or 0, core_last or 0)
@@ -54,6 +56,15 @@ def resolve_schedule(
             f"the stored schedule is for {stored.num_layers} layers, the model has {num_layers}"
         )
     return _changed(stored, decay, start, core_first, core_last)
+
+
+def order_for(alpha: float | str, stored: Schedule | None) -> Schedule | None:
+    """The stored schedule; None if an alpha is to change one that is full depth and has no order.
+
+    A calibration stores full depth where fewer bits, but no dropped unit, stayed within the target.
+    """
+    has_no_order = stored is not None and not stored.units
+    return None if has_no_order and not isinstance(alpha, str) else stored
 
 
 def _changed(

@@ -1,5 +1,7 @@
 """The choice of a schedule, its source and its notes, without any model."""
 
+from dataclasses import replace
+
 import pytest
 
 from d3cli.base.errors import ScheduleError, spelled
@@ -88,6 +90,27 @@ def test_an_explicit_alpha_says_that_nobody_has_measured_what_it_costs() -> None
 def test_alpha_1_asks_for_full_depth() -> None:
     choice = choose(MODEL, 1.0)
     assert (choice.source, choice.notes) == (Source.FLAGS, ())
+
+
+def test_an_alpha_takes_the_prompts_order_where_the_calibration_is_full_depth() -> None:
+    full = DepthSchedule.full(16)
+    found = replace(FOUND, schedule=full)
+    choice = choose(MODEL, 0.99, units="layer", stored=full, calibration=found)
+    assert choice.source == Source.PROMPT
+    assert choice.schedule == choose(MODEL, 0.99).schedule
+    (note,) = texts(choice)
+    assert "ordered by the prompt; nobody has measured what it costs" in note
+
+
+def test_options_without_effect_on_a_calibration_at_full_depth_are_reported() -> None:
+    full = DepthSchedule.full(16)
+    found = replace(FOUND, schedule=full)
+    choice = choose(MODEL, start=5, units="layer", stored=full, calibration=found)
+    assert choice.source == Source.CALIBRATION
+    assert texts(choice)[1:] == [
+        "depth: start has no effect at full depth; alpha=0.99 lowers it",
+        "depth: units has no effect at full depth; alpha=0.99 lowers it",
+    ]
 
 
 def test_units_have_no_effect_on_a_stored_order() -> None:
