@@ -76,3 +76,10 @@ def test_an_address_is_free_until_someone_listens() -> None:
             listen(second)
         with pytest.raises(D3Error, match="in use"):
             reserve(*first.getsockname())
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-machine.invalid"])
+def test_an_address_of_another_machine_is_not_blamed_on_the_port(d3: D3, host: str) -> None:
+    result = d3("serve", "--host", host, "--api-key", "12345678")
+    check(result, 1, f"cannot listen on {host}, port 8000: ")
+    assert "hint: give an address of this machine with --host" in result.err

@@ -1,10 +1,11 @@
 """Who may use the server: its address, its key, and the web pages that it answers."""
 
+import errno
 import ipaddress
 import socket
 from urllib.parse import urlsplit
 
-from d3cli.base.errors import D3Error, Setting, UsageError
+from d3cli.base.errors import D3Error, Setting, UsageError, Words
 from d3cli.cli.serve.options import AccessOptions
 from d3cli.serve.running import CONNECTIONS, bind
 
@@ -75,10 +76,13 @@ def listen(listener: socket.socket) -> None:
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> D3Error:
-    return D3Error(
-        f"cannot listen on {host}, port {port}: {error.strerror or error}",
-        ("choose another ", Setting("port"), ", or ", Setting("port", "0"), " for a free one"),
-    )
+    # A port that is taken, or below 1024. Everything else is about the address.
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        hint: Words = ("choose another ", Setting("port"), ", or ", Setting("port", "0"),
+                       " for a free one")  # fmt: skip
+    else:
+        hint = ("give an address of this machine with ", Setting("host"))
+    return D3Error(f"cannot listen on {host}, port {port}: {error.strerror or error}", hint)
 
 
 def _check_origin(origin: str, *, has_key: bool) -> None:
