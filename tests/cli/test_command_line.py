@@ -227,11 +227,11 @@ def test_every_setting_that_a_message_names_is_an_option() -> None:
 
 
 def test_no_message_of_the_library_names_a_flag() -> None:
-    """But for those of `evals`, which name flags of lm-evaluation-harness."""
+    """But for those of `evals` and of `ranks`, which name lm-evaluation-harness's and torchrun's."""
     flags = {
         f"{path}: {text}"
         for path in Path(d3cli.__file__).parent.rglob("*.py")
-        if not {"cli", "evals"} & {*path.relative_to(Path(d3cli.__file__).parent).parts}
+        if not {"cli", "evals", "ranks"} & {*path.relative_to(Path(d3cli.__file__).parent).parts}
         for text in re.findall(r'"[^"\n]*--[a-z][^"\n]*"', path.read_text())
         if "hf download" not in text and "d3 chat --list" not in text and "`" not in text
     }
