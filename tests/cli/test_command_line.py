@@ -227,7 +227,7 @@ def test_every_setting_that_a_message_names_is_an_option() -> None:
 
 
 def test_no_message_of_the_library_names_a_flag() -> None:
-    """But for those of `evals` and of `ranks`, which name lm-evaluation-harness's and torchrun's."""
+    """But for those of `evals` and `ranks`, which name lm-evaluation-harness's and torchrun's."""
     flags = {
         f"{path}: {text}"
         for path in Path(d3cli.__file__).parent.rglob("*.py")
