@@ -33,6 +33,9 @@ from d3cli.kernels.products import (
 
 # Packed weights must not take more than this share of the time of plain ones with many rows.
 WORST_PREFILL = 1.25
+# Packed weights are much faster for few rows if they take less than this share of the time. Then
+# they may take this many times as long for one row.
+MUCH, NEARLY = 0.75, 1.35
 # bfloat16 may take this much longer than float32 with many rows, if it is not slower with one.
 WORST_BFLOAT16 = 1.25
 ROUNDS, ROUNDS_OF_SEVERAL = 5, 3
@@ -117,22 +120,28 @@ def decide(one: Outcome[Product], several: Mapping[str, Outcome[Product]]) -> Pr
     """The order of a weight, and with it the products.
 
     Packing costs time and memory while loading, so packed weights must be faster by a margin than
-    the best product of plain ones. They must not slow down a prefill much either.
+    the best product of plain ones, or nearly as fast and much faster for the few rows in which
+    drafts are verified. They must not slow down a prefill much either.
 
     Args:
         several: the outcomes of `SEVERAL`, by name.
     """
     plain = one.winner([Product.MV, Product.WITHOUT_ONEDNN])
     packed = one.winner([Product.PACKED, Product.PACKED_FOUR])
-    many = several["many"]
+    few, many = several["few"], several["many"]
+    others = [Product.FLOAT32, Product.WEIGHT_FIRST, Product.WITHOUT_ONEDNN]
+    helps_few = Product.PACKED in few.rounds and (
+        few.seconds(Product.PACKED) < MUCH * few.seconds(few.winner(others))
+    )
+    is_faster = one.worst_share(packed) < MARGIN * one.worst_share(plain)
+    is_near = one.seconds(packed) < NEARLY * one.seconds(plain)
     if (
         packed.packed
-        and one.worst_share(packed) < MARGIN * one.worst_share(plain)
+        and (is_faster or (helps_few and is_near))
         and all(Product.PACKED in found.rounds for found in several.values())
         and many.seconds(Product.PACKED) < WORST_PREFILL * many.seconds(Product.LINEAR)
     ):
         return Products(packed, Product.PACKED, Product.PACKED, Product.PACKED)
-    others = [Product.FLOAT32, Product.WEIGHT_FIRST, Product.WITHOUT_ONEDNN]
     return Products(plain, **{name: found.winner(others) for name, found in several.items()})
 
 

@@ -170,6 +170,9 @@ SAME = rows(pack=1.0, wide=1.0)
         (rows(mv=0.98), SAME, Products()),
         (rows(mv=0.9, own=0.5), rows(own=0.9), Products(OWN, OWN, OWN, OWN)),
         (rows(own=0.62, pack=0.6), SAME, Products(one=OWN)),
+        (rows(own=0.6, pack=0.8), rows(pack=0.5), PACKED),  # drafts are verified much faster
+        (rows(own=0.6, pack=0.8), rows(pack=0.8), Products(one=OWN)),
+        (rows(own=0.6, pack=0.82), rows(pack=0.5), Products(one=OWN)),
         (rows(pack=0.6, four=0.8), SAME, PACKED),
         (rows(pack=0.8, four=0.6), SAME, Products(FOUR, PACK, PACK, PACK)),
         (rows(mv=0.62, pack=0.6), SAME, Products(one=MV)),  # packing must be worth it
