@@ -100,11 +100,10 @@ def test_ctrl_c_ends_all() -> None:
     started(ran, 1)
     assert ran.stdout is not None and ran.stdout.read(1)
     ran.send_signal(signal.SIGINT)
-    began = time.monotonic()
     _, err = ran.communicate(timeout=60)
     assert ran.returncode != 0
     assert own_lines(err) == []
-    assert time.monotonic() - began < 25  # torchrun kills after 30 s what does not end
+    assert "forcefully" not in err  # as torchrun says of a rank that does not end by itself
 
 
 @pytest.mark.slow
