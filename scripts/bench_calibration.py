@@ -26,6 +26,7 @@ from d3cli.calibrate.settings import CalibrationSettings
 from d3cli.calibrate.space import Candidate
 from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.calibrate.unit_order import kind_in_words
+from d3cli.depth.prompt_order import Schedule
 from d3cli.kernels.quantization import Quantization
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
@@ -45,16 +46,21 @@ def calibrated(
     return calibrator.outcome, calibrator
 
 
-def drop_on(forms: ModelForms, texts: list[Document], candidate: Candidate) -> float:
-    """The drop of a candidate on documents, against full depth of the reference form."""
+def drop_on(
+    forms: ModelForms,
+    texts: list[Document],
+    schedule: Schedule,
+    quantization: Quantization | None = None,
+) -> float:
+    """The drop of a schedule on documents, against full depth of the reference form."""
     kept: dict[int, Snapshot] = {}
     for batch in take_snapshots(forms.take(forms.reference), texts):
         kept |= batch
     snapshots = [kept[row] for row in range(len(texts))]
-    model = forms.take(candidate.quantization)
+    model = forms.take(quantization)
     losses = [
         finite_losses(found[0].losses)
-        for compared in compare_with(model, texts, snapshots, [candidate.schedule])
+        for compared in compare_with(model, texts, snapshots, [schedule])
         for found in compared.values()
     ]
     return math.expm1(float(np.concatenate(losses).mean()))
@@ -111,7 +117,8 @@ def show_promise(forms: ModelForms, texts: list[Document], target: float, rounds
         outcome, _ = calibrated(forms, rest, CalibrationSettings(target, seed=number))
         third = None
         if outcome.chosen is not None:
-            third = drop_on(forms, aside, outcome.chosen.candidate)
+            chosen = outcome.chosen.candidate
+            third = drop_on(forms, aside, chosen.schedule, chosen.quantization)
         kept += third is None or third <= target
         shown = "" if third is None else f"{third:+.2%}"
         print(f"| {number} | {row(outcome)} | {shown} |", flush=True)

@@ -1,176 +1,250 @@
-"""Runs chats and generations for hours in one process and checks for leaks and changes.
+"""Uses d3 for hours and checks for leaks and changes: replies, calibrations, a chat, a server.
 
-    python scripts/soak.py --hours 1 --json soak.json
+    pip install -e ".[test]"
+    python scripts/soak.py --hours 2 --json soak.json
 
-The built-in model answers its held-out prompts: single replies and conversations, greedy and
-sampled, under random schedules. Every half minute the script records resident memory, the heap in
-use, open descriptors and threads. Every few minutes a fresh process repeats the last conversation
-and must give the same tokens. Exits with 1 if a reply differed or descriptors leaked.
+Three processes live all the time, each with the built-in model in float32:
+
+- a worker: single replies, conversations, lossless replies and short calibrations with Python;
+- `d3 chat` at a terminal of its own, with commands between the turns;
+- `d3 serve` with parallel clients, of which some leave in the middle of a reply.
+
+They take turns. Every half minute the resident memory, open descriptors and threads of each are
+noted. What the worker and the chat wrote is, every few minutes, asked again of a fresh process, and
+must be the same; what the server must answer, a fresh process wrote before. Exits with 1 if an
+output differed, if descriptors or threads became more, or if memory rises by more than 5 MB an hour
+once warm.
 """
 
 import argparse
-import ctypes
-import gc
+import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from soak_chat import SoakedChat
+from soak_serve import SERVED, Soak
+from soak_work import TURNS, Job, calibration_job, replies_job
 
-from d3cli.calibrate.texts import builtin_samples
-from d3cli.decode.sampling import SamplingParams
-from d3cli.decode.session import Engine
-from d3cli.model.load import load_model
-from d3cli.model.model import LoadedModel
+from d3cli.base.settings import BUILTIN
 
-ALPHAS = ("off", "auto", 0.999, 0.99, 0.97, 0.9)
-SAMPLE_S, WARM = 30.0, 0.2  # the share of the samples before which memory may still grow
-TURNS = 6  # of a conversation: so many fit into the built-in model's context
-
-
-def choose(rng: random.Random, prompts: list[str]) -> list[dict[str, Any]]:
-    """One conversation as it will be asked for: turns, each with how to answer it."""
-    turns = 1 if rng.random() < 0.5 else rng.randint(2, TURNS)
-    return [
-        {
-            "text": rng.choice(prompts),
-            "alpha": rng.choice(ALPHAS),
-            "temperature": rng.choice((0.0, 0.8)),
-            "seed": rng.randrange(1 << 30),
-            "max_tokens": rng.randint(8, 64),
-        }
-        for _ in range(turns)
-    ]
+FOLDER = Path(__file__).parent
+SAMPLE_S = 30.0
+WARM_S, WARM_SHARE = 1800.0, 0.5  # memory may still grow so long, or for that share of a short run
+MAY_RISE = 5.0  # megabytes an hour
+CLIENTS, SERVE_S, CASES = 4, 15.0, 40
+WORKER_JOBS = 8  # between one conversation of the chat and the next
+CALIBRATES = 0.03  # the share of the worker's jobs that calibrate
 
 
-def talk(model: LoadedModel, turns: list[dict[str, Any]]) -> list[list[int]]:
-    """The token ids of each reply."""
-    engine, messages, said = Engine(model), [], []
-    for turn in turns:
-        messages.append({"role": "user", "content": turn["text"]})
-        reply = engine.stream(
-            messages,
-            schedule=model.schedule(turn["alpha"]),
-            sampling=SamplingParams(temperature=turn["temperature"], seed=turn["seed"]),
-            max_tokens=turn["max_tokens"],
-        )
-        chunks = list(reply)
-        said.append([chunk.token_id for chunk in chunks])
-        messages.append({"role": "assistant", "content": "".join(c.text for c in chunks)})
-    return said
+class Worker:
+    """A process that does jobs, see ``soak_work.py``."""
+
+    def __init__(self) -> None:
+        pipe = subprocess.PIPE
+        command = [sys.executable, str(FOLDER / "soak_work.py")]
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.pid = self._process.pid
+        self.state: dict[str, int] = {}
+
+    def do(self, job: Job) -> list[Any]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        self.state = answer["state"]
+        return answer["output"]
+
+    def end(self) -> None:
+        self._process.communicate()
 
 
-def in_a_fresh_process(turns: list[dict[str, Any]]) -> list[list[int]]:
-    child = subprocess.run(
-        [sys.executable, __file__, "--replay"],
-        input=json.dumps(turns),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(child.stdout)
-
-
-_NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")
-_NAMES += ("uordblks", "fordblks", "keepcost")
-
-
-class _Mallinfo2(ctypes.Structure):
-    """As in glibc's malloc.h."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in _NAMES]
-
-
-def heap_in_use() -> int:
-    """Bytes that the program has from malloc and has not freed; 0 where malloc does not tell."""
+def in_a_fresh_process(job: Job) -> list[Any]:
+    worker = Worker()
     try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except AttributeError:  # no glibc, or one before 2.33
-        return 0
-    mallinfo2.restype = _Mallinfo2
-    found = mallinfo2()
-    return int(found.uordblks + found.hblkhd)
+        return worker.do(job)
+    finally:
+        worker.end()
 
 
-def slope(samples: list[dict[str, float]], name: str) -> tuple[float, float]:
-    """Megabytes an hour, and the standard error, once warm."""
-    warm = samples[int(WARM * len(samples)) :]
-    if len(warm) < 3:
-        return 0.0, float("inf")
-    hours = np.array([s["seconds"] for s in warm]) / 3600
-    sizes = np.array([s[name] for s in warm]) / 1e6
+@contextmanager
+def server() -> Iterator[tuple[int, str]]:
+    """A server process, and the address of its interface."""
+    command = [sys.executable, "-m", "d3cli", "serve", BUILTIN, "--served-name", SERVED]
+    command += ["--port", "0", "--dtype", "float32", "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        lines = iter(process.stderr.readline, "")
+        yield (
+            process.pid,
+            next(found[1] for line in lines if (found := re.search(r"listening on (\S+)", line))),
+        )
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def serve_for(seconds: float, url: str, cases: list[Job], seed: int) -> Soak:
+    """Lets clients converse with the server for some seconds."""
+    soak = Soak(url, cases, time.monotonic() + seconds)
+    async with soak:
+        await asyncio.gather(*(soak.client(seed + number) for number in range(CLIENTS)))
+    return soak
+
+
+class Watch:
+    """Looks at the processes from time to time."""
+
+    def __init__(self, processes: dict[str, int]) -> None:
+        self._processes = {name: psutil.Process(pid) for name, pid in processes.items()}
+        self._began, self._next = time.monotonic(), 0.0
+        self.samples: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def look(self, **more: dict[str, int]) -> None:
+        """Notes how the processes are, if it is time; and what is said of them."""
+        if self.seconds < self._next:
+            return
+        self._next = self.seconds + SAMPLE_S
+        for name, process in self._processes.items():
+            sample = {
+                "seconds": self.seconds,
+                "resident": process.memory_info().rss,
+                "descriptors": process.num_fds(),
+                "threads": process.num_threads(),
+            }
+            self.samples[name].append(sample | more.get(name, {}))
+
+    def problems(self) -> Iterator[str]:
+        """Prints the figures of each process; yields what is wrong with them."""
+        warm_s = min(WARM_S, WARM_SHARE * self.seconds)
+        for name, samples in self.samples.items():
+            warm = [sample for sample in samples if sample["seconds"] >= warm_s]
+            if len(warm) < 3:
+                yield f"{name}: too few samples"
+                continue
+            rise, error = slope(warm)
+            print(
+                f"{name}: resident {warm[0]['resident'] / 1e6:.1f} MB warm, "
+                f"{warm[-1]['resident'] / 1e6:.1f} at the end; slope {rise:+.2f} +- {error:.2f} MB "
+                f"an hour"
+            )
+            if rise > MAY_RISE:
+                yield f"{name}: memory rises"
+            half = len(warm) // 2
+            for what in ("descriptors", "threads"):
+                first = max(sample[what] for sample in warm[:half])
+                last = max(sample[what] for sample in warm[half:])
+                print(f"{name}: at most {first:.0f} {what} in the first half, {last:.0f} later")
+                if last > first:
+                    yield f"{name}: more {what}"
+
+
+def slope(samples: list[dict[str, float]]) -> tuple[float, float]:
+    """How resident memory rises, in megabytes an hour, and the standard error."""
+    hours = np.array([sample["seconds"] for sample in samples]) / 3600
+    sizes = np.array([sample["resident"] for sample in samples]) / 1e6
     (rise, _), covariance = np.polyfit(hours, sizes, 1, cov="unscaled")
     rest = sizes - np.polyval((rise, _), hours)
-    error = np.sqrt(covariance[0, 0] * (rest**2).sum() / (len(warm) - 2))
+    error = np.sqrt(covariance[0, 0] * (rest**2).sum() / (len(samples) - 2))
     return float(rise), float(error)
+
+
+class Day:
+    """The hours of use: what was done, and what was wrong."""
+
+    def __init__(self, seed: int, compare_every: float) -> None:
+        self._rng = random.Random(seed)
+        self._compare_every, self._next_comparison = compare_every, compare_every
+        prepared = in_a_fresh_process({"kind": "cases", "count": CASES})
+        self._cases, self._prompts = prepared[0], prepared[1]
+        self.counts: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    def run(self, hours: float) -> Watch:
+        with ExitStack() as stack:
+            worker = Worker()
+            stack.callback(worker.end)
+            chat = SoakedChat(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            stack.callback(chat.end)
+            pid, url = stack.enter_context(server())
+            watch = Watch({"worker": worker.pid, "chat": chat.pid, "server": pid})
+            while watch.seconds < 3600 * hours:
+                for _ in range(WORKER_JOBS):
+                    self._job(worker, watch)
+                self._chat(chat, watch)
+                self._serve(url, watch)
+        return watch
+
+    def _job(self, worker: Worker, watch: Watch) -> None:
+        rng = self._rng
+        if rng.random() < CALIBRATES:
+            job = calibration_job(rng)
+            self.counts["calibrations"] += 1
+        else:
+            job = replies_job(
+                rng, self._prompts, 1 if rng.random() < 0.5 else rng.randint(2, TURNS)
+            )
+            self.counts["lossless replies" if job["lossless"] else "replies"] += len(job["turns"])
+        output = worker.do(job)
+        watch.look(worker=worker.state)
+        self._compare(job, output, watch)
+
+    def _chat(self, chat: SoakedChat, watch: Watch) -> None:
+        job = replies_job(self._rng, self._prompts, self._rng.randint(1, 4))
+        output = chat.talk(self._rng, job)
+        self.counts["replies in the chat"] += len(job["turns"])
+        watch.look()
+        self._compare(job, output, watch)
+
+    def _compare(self, job: Job, output: list[Any], watch: Watch) -> None:
+        """Asks a fresh process the same, if it is time."""
+        if watch.seconds < self._next_comparison:
+            return
+        self._next_comparison = watch.seconds + self._compare_every
+        self.counts["compared with fresh processes"] += 1
+        if (expected := in_a_fresh_process(job)) != output:
+            self.problems.append(f"{output} instead of {expected} for {json.dumps(job)}")
+
+    def _serve(self, url: str, watch: Watch) -> None:
+        soak = asyncio.run(serve_for(SERVE_S, url, self._cases, self._rng.randrange(1 << 30)))
+        for name, count in soak.counts.items():
+            self.counts[f"server: {name}"] += count
+        self.problems += soak.problems
+        watch.look()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare-every", type=float, default=180.0, metavar="SECONDS")
     parser.add_argument("--json", type=Path, help="write the samples there")
-    parser.add_argument("--replay", action="store_true", help="say what stdin asks for, and end")
     asked = parser.parse_args()
-    model = load_model(threads=1, device="cpu")
-    if asked.replay:
-        print(json.dumps(talk(model, json.load(sys.stdin))))
-        return
-    rng = random.Random(asked.seed)
-    messages = [message for sample in builtin_samples(model) for message in sample.messages]
-    prompts = [message["content"] for message in messages if message["role"] == "user"]
-    process, began = psutil.Process(), time.monotonic()
-    samples: list[dict[str, float]] = []
-    conversations = replies = tokens = compared = differed = 0
-    next_sample, next_comparison = 0.0, asked.compare_every
-    while (seconds := time.monotonic() - began) < 3600 * asked.hours:
-        turns = choose(rng, prompts)
-        said = talk(model, turns)
-        conversations, replies = conversations + 1, replies + len(said)
-        tokens += sum(map(len, said))
-        if seconds >= next_sample:
-            next_sample = seconds + SAMPLE_S
-            gc.collect()  # what waits for it is no leak
-            samples.append(
-                {
-                    "seconds": seconds,
-                    "resident": process.memory_info().rss,
-                    "in_use": heap_in_use(),
-                    "python_blocks": sys.getallocatedblocks(),
-                    "descriptors": process.num_fds(),
-                    "threads": process.num_threads(),
-                }
-            )
-        if seconds >= next_comparison:
-            next_comparison = seconds + asked.compare_every
-            compared += 1
-            if in_a_fresh_process(turns) != said:
-                differed += 1
-                print(f"differs: {json.dumps(turns)}", file=sys.stderr)
-    first, last = samples[int(WARM * len(samples))], samples[-1]
-    print(
-        f"{asked.hours:g} hours: {conversations:,} conversations, {replies:,} replies, {tokens:,} "
-        f"tokens"
-    )
-    for name, title in (("resident", "resident"), ("in_use", "of the heap in use")):
-        rise, error = slope(samples, name)
-        print(
-            f"{title}: {first[name] / 1e6:.1f} MB warm, {last[name] / 1e6:.1f} at the end; "
-            f"slope {rise:+.2f} +- {error:.2f} MB an hour"
-        )
-    for name in ("python_blocks", "descriptors", "threads"):
-        print(f"{name.replace('_', ' ')}: {first[name]:,.0f} warm, {last[name]:,.0f} at the end")
-    print(f"{compared} conversations said again by fresh processes, {differed} differed")
+    day = Day(asked.seed, asked.compare_every)
+    watch = day.run(asked.hours)
+    print(f"{asked.hours:g} hours: " + ", ".join(f"{n:,} {name}" for name, n in day.counts.items()))
+    problems = [*watch.problems(), *day.problems]
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
     if asked.json:
-        asked.json.write_text(json.dumps({"asked": str(asked), "samples": samples}))
-    if differed or last["descriptors"] > first["descriptors"]:
-        raise SystemExit(1)
+        asked.json.write_text(json.dumps({"asked": str(asked), "samples": watch.samples}))
+    raise SystemExit(bool(problems))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,12 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
 
+    async def __aenter__(self) -> "Soak":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
     async def client(self, number: int) -> None:
         """One client: conversation after conversation."""
         rng = random.Random(number)
@@ -172,10 +178,10 @@ def slope(values: list[float]) -> float:
 
 async def run(url: str, process: psutil.Process, args: argparse.Namespace, cases: Any) -> Any:
     until = time.monotonic() + 60 * args.minutes
-    soak = Soak(url, cases, until)
-    samples, *_ = await asyncio.gather(
-        watch(process, until), *(soak.client(number) for number in range(args.clients))
-    )
+    async with Soak(url, cases, until) as soak:
+        samples, *_ = await asyncio.gather(
+            watch(process, until), *(soak.client(number) for number in range(args.clients))
+        )
     return soak, samples
 
 

@@ -80,7 +80,7 @@ def empty_line(terminal: Terminal) -> None:
         with suppress(AssertionError):
             terminal.wait(is_given_up, HANGS / 6)
             break
-    assert is_given_up()
+    assert is_given_up(), terminal.text
     terminal.wait(lambda: terminal.text.split("\n")[-1] == ">>>")
 
 
