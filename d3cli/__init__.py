@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from d3cli.scoring.documents import Document
     from d3cli.scoring.one_pass import Scorer, perplexity, score
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Agreement",

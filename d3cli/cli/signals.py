@@ -72,12 +72,26 @@ def tell(callback: Callable[[int], bool]) -> None:
 @contextmanager
 def deferred() -> Iterator[None]:
     """Only records signals in its body, which they do not interrupt. `check` raises afterwards."""
+    with _deferring(True):
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets signals interrupt its body, within one of `deferred`. Raises if one has arrived."""
+    with _deferring(False):
+        check()
+        yield
+
+
+@contextmanager
+def _deferring(on: bool) -> Iterator[None]:
     global _deferred
-    _deferred = True
+    before, _deferred = _deferred, on
     try:
         yield
     finally:
-        _deferred = False
+        _deferred = before
 
 
 def arrived() -> tuple[int, ...]:

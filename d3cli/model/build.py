@@ -25,7 +25,7 @@ from d3cli.kernels.process import import_bitsandbytes, no_progress_bar, prepare_
 from d3cli.kernels.quantization import OWN_KINDS
 from d3cli.kernels.quantized_linears import quantize_linears, use_measured
 from d3cli.model.check import OLD_BUFFERS
-from d3cli.model.checkpoint import Checkpoint, IsDeferred, nothing_deferred
+from d3cli.model.checkpoint import Checkpoint, IsDeferred, StoredWeights, nothing_deferred
 from d3cli.model.config import model_class, without_choices
 from d3cli.model.placement import Placement
 from d3cli.model.ranks.weights import splitting
@@ -56,8 +56,41 @@ def load_weights(
     Raises:
         ModelError: the files are damaged, or a tensor is missing, misshapen or unexpected.
     """
-    name = checkpoint.name
     weights = checkpoint.weights(plan, progress.add, is_deferred)
+    model, unfit = _built(checkpoint, family, plan, weights, placement)
+    if placement is not None:
+        from d3cli.model.spread import spread  # only where it is needed: accelerate is large
+
+        spread(model, family, placement, weights.reader, progress.add)
+        return model, unfit
+    if plan.form.quantization in OWN_KINDS:
+        unfit = quantize_linears(model, plan, weights.read, weights.groups, ids)
+        join_quantized(model)
+    if plan.head_in_8_bits:
+        quantize_head(model, weights.rows)
+    if plan.float_products is not None:
+        place_and_join(model, plan, weights.read, progress.add)
+        choices = choices_here()
+        use_measured(model, choices.kernel_rows, choices.is_packed)
+    if plan.form.ranks == 1:
+        weights.fill(model)
+        if plan.form.device.type == "cpu":
+            _pack_4_bits(checkpoint.name, model, progress)
+    return model, unfit
+
+
+def _built(
+    checkpoint: Checkpoint,
+    family: Family,
+    plan: KernelPlan,
+    weights: StoredWeights,
+    placement: Placement | None,
+) -> tuple[Any, list[str]]:
+    """The model as transformers builds it, and the linears that it does not quantize.
+
+    It lies on the device of `plan`, unless there is a placement.
+    """
+    name, device = checkpoint.name, plan.form.device
     try:
         with warnings.catch_warnings(), no_progress_bar(), splitting(plan.form) as split:
             warnings.simplefilter("ignore")  # transformers warns about its own deprecations
@@ -65,8 +98,8 @@ def load_weights(
             options, unfit = _quantization(config, plan)
             options |= split
             at_once = checkpoint.recipes is not None and placement is None and not split
-            if at_once and plan.form.device.type != "cpu":
-                options = {"device_map": {"": plan.form.device}, **options}
+            if at_once and device.type != "cpu":
+                options = {"device_map": {"": device}, **options}
             model, report = model_class(config).from_pretrained(
                 None,
                 config=config,
@@ -80,30 +113,11 @@ def load_weights(
     except (ModelError, MemoryError, torch.OutOfMemoryError):
         raise  # running out of memory is not the files' fault
     except Exception as error:  # a broken checkpoint may raise anything
-        hint = _hint_on_loading(error, plan.form.device)
+        hint = _hint_on_loading(error, device)
         raise ModelError(f"{name} cannot be loaded: {one_line(error)}", hint) from error
     _refuse_wrong_tensors(name, report)
-    if placement is not None:
-        from d3cli.model.spread import spread  # only where it is needed: accelerate is large
-
-        spread(model, family, placement, weights.reader, progress.add)
-        return model, unfit
-    if not options:
-        model = model.to(plan.form.device)
-    if plan.form.quantization in OWN_KINDS:
-        unfit = quantize_linears(model, plan, weights.read, weights.groups, ids)
-        join_quantized(model)
-    if plan.head_in_8_bits:
-        quantize_head(model, weights.rows)
-    if plan.float_products is not None:
-        place_and_join(model, plan, weights.read, progress.add)
-        choices = choices_here()
-        use_measured(model, choices.kernel_rows, choices.is_packed)
-    if plan.form.ranks > 1:
-        return model, unfit
-    weights.fill(model)
-    if plan.form.device.type == "cpu":
-        _pack_4_bits(name, model, progress)
+    if placement is None and not options:
+        model = model.to(device)
     return model, unfit
 
 

@@ -25,8 +25,9 @@ class ChatLoop:
             text: what was typed before this; empty if nothing.
         """
         try:
-            # The prompt sets a mode of its own, and returns to this one.
-            with line_mode(False, after_stops=False):
+            # The prompt sets a mode of its own, and returns to this one. A Ctrl-C that comes too
+            # late for a reply is for the next prompt.
+            with line_mode(False, after_stops=False), signals.deferred():
                 code = self._answer(text) if text else None
                 while code is None:
                     code = self._turn()
@@ -52,7 +53,7 @@ class ChatLoop:
     def handle(self, text: str) -> int | None:
         """Answers a message or runs a command; returns an exit code if that ends the chat.
 
-        Errors are shown.
+        Errors are shown. Signals must be deferred; only the answer itself can be interrupted.
 
         Raises:
             NoModelLeftError: the chat cannot go on.
@@ -72,24 +73,22 @@ class ChatLoop:
             self._chat.output.failure(error)
         except (D3Error, MemoryError) as error:
             self._chat.output.failure(error)
-        with signals.deferred():
-            self._chat.take_back_unanswered()
+        self._chat.take_back_unanswered()
         return code
 
     def _take(self, text: str, began: float) -> int | None:
         is_command = text.startswith("/") and not text.startswith("//")
-        with signals.deferred():  # no signal may lose what the user has typed
-            signals.stop_once()
-            self._chat.replies.stop_reading()
-            if signals.arrived():
-                self._chat.draft = text
-                return None
-            if not text.strip():
-                return None
-            if not is_command:
-                self._chat.say(text[1:] if text.startswith("//") else text)
-        signals.check()
-        if is_command:
-            return run_command(self._chat, text)
-        self._chat.respond(self._chat.options, began)
+        signals.stop_once()
+        self._chat.replies.stop_reading()
+        if signals.arrived():  # none may lose what the user has typed
+            self._chat.draft = text
+            return None
+        if not text.strip():
+            return None
+        if not is_command:
+            self._chat.say(text[1:] if text.startswith("//") else text)
+        with signals.interruptible():
+            if is_command:
+                return run_command(self._chat, text)
+            self._chat.respond(self._chat.options, began)
         return None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from d3cli.cli import signals
 from d3cli.cli.chat.drafts import Drafts
 from d3cli.cli.chat.keyboard import Keyboard
 from d3cli.cli.chat.loop import ChatLoop
@@ -85,7 +86,8 @@ class Desk:
 
     def type(self, line: str) -> str:
         """Hands over what the user has typed, and returns what that shows, as one line."""
-        self.code = self._loop.handle(line)
+        with signals.deferred():  # as `ChatLoop.run` does
+            self.code = self._loop.handle(line)
         return self.shown()
 
     def shown(self) -> str:

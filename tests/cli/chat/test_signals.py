@@ -10,9 +10,12 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from d3cli.cli import signals
+from d3cli.cli.chat.loop import ChatLoop
 from d3cli.decode.session import Engine
 from d3cli.model.model import LoadedModel
 from tests.cli.chat.at_terminal import (
@@ -49,6 +52,27 @@ def test_ctrl_c_stops_a_reply_and_keeps_it(chat: StartChat, home: Path) -> None:
     terminal.wait("Ctrl-D or /bye leaves")
     leave(terminal)
     assert [message["role"] for message in saved(home)] == ["user", "assistant"] * 2
+
+
+def test_ctrl_c_just_after_a_reply_is_for_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_arrived", [])
+
+    def late(*_: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    chat, keyboard = Mock(draft=""), Mock()
+    keyboard.leave_after.side_effect = late
+    chat.read_ahead.side_effect = late
+    keyboard.read.side_effect = [" ", 7]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        signals.stop_once()
+        with Path(os.devnull).open() as nothing:
+            monkeypatch.setattr("sys.stdin", nothing)
+            assert ChatLoop(chat, keyboard).run() == 7
+        assert signals.take() == (signal.SIGINT,) * 2
+    finally:
+        signals._handle(handler)
 
 
 @pytest.mark.slow
