@@ -29,7 +29,7 @@ def run_atheris(name: str, minutes: float) -> None:
     """Fuzzes one parser; atheris then ends this process."""
     import atheris
 
-    looked_into = ["d3cli", "tomllib"]
+    looked_into = ["d3cli", "tomllib", "h11", "uvicorn"]
     with atheris.instrument_imports(include=looked_into), contextlib.suppress(D3Error):
         PARSERS[name](b"")  # imports what it needs
     corpus = FOLDER / "corpus"

@@ -13,6 +13,8 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+from fuzz_requests import SEEDS as REQUESTS
+from fuzz_requests import chat_request, http_request
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -197,10 +199,12 @@ PARSERS: dict[str, Parse] = {
         model_json,
         weights,
         gguf,
+        http_request,
+        chat_request,
     )
 }
 
-SEEDS: dict[str, list[bytes]] = {
+SEEDS: dict[str, list[bytes]] = REQUESTS | {
     "rows": [b'{"prompt": "a", "response": "b"}\n', b'{"text": "abc"}\n', b'{"messages": []}'],
     "prompts": [b'{"prompt": "a"}\n{"messages": [{"role": "user", "content": "x"}]}\n'],
     "settings": [b'model = "demo"\nalpha = 0.99\n[aliases]\nx = "org/name"\n'],

@@ -49,6 +49,7 @@ def create_app(
         summary="OpenAI's API for one local model.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # it would send clients to whatever host they name
         lifespan=lifespan,
     )
     add_error_handlers(app)

@@ -94,7 +94,7 @@ def _of_http(error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, "there is nothing at this path; the API is at /v1", code="not_found")
     if error.status_code == 400:  # FastAPI's own: the body could not be parsed at all
-        told = "the body is not valid JSON: it is not UTF-8, or nested too deeply"
+        told = "the body is not valid JSON: not UTF-8, too deep, or a number is too long"
         return ApiError(400, told, code="invalid_json")
     return ApiError(error.status_code, str(error.detail), code=None)
 

@@ -27,6 +27,7 @@ FIELDS = frozenset(
         *("max_tokens", "max_completion_tokens", "stop"),
     }
 )
+LONGEST_MESSAGE = 1000  # characters
 
 
 class ApiError(Exception):
@@ -50,6 +51,8 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
+        if len(message) > LONGEST_MESSAGE:  # it repeats what the client has sent
+            message = message[:LONGEST_MESSAGE] + "…"
         super().__init__(message)
         self.status, self.message, self.kind = status, message, kind
         self.param, self.code, self.retry_after = param, code, retry_after

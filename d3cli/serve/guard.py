@@ -10,31 +10,19 @@ import hmac
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from d3cli.serve.bodies import Bodies, Body
 from d3cli.serve.errors import ApiError
+from d3cli.serve.limits import Limits
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/health",)  # needs no key: it tells nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may take.
-
-    Attributes:
-        body_bytes: of a request's body.
-        body_s: seconds in which a body must arrive.
-        send_s: seconds after which a client that takes nothing of its reply is given up.
-        reply_s: seconds that a request may take, waiting included.
-    """
-
-    body_bytes: int = 8 << 20
-    body_s: float = 30.0
-    send_s: float = 60.0
-    reply_s: float = 600.0
+class StuckError(TimeoutError):
+    """A client takes nothing of its reply."""
 
 
 class Guard:
@@ -48,7 +36,8 @@ class Guard:
     def __init__(
         self, app: ASGIApp, *, key: str | None, hosts: Sequence[str] | None, limits: Limits
     ) -> None:
-        self._app, self._limits = app, limits
+        self._app, self._send_s = app, limits.send_s
+        self._bodies = Bodies(limits)
         self._key = None if key is None else key.encode()
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
@@ -60,14 +49,18 @@ class Guard:
             await send({"type": "websocket.close", "code": 1003})
             return
         send = self._hurried(send)
-        try:
-            self._check(scope)
-            body = await self._read(scope, receive)
-        except ApiError as error:
-            await _refuse(send, error)
-            return
-        if body is not None:
-            await self._app(scope, _replay(body, receive), send)
+        with Body(self._bodies) as arriving:
+            try:
+                check_framing(scope)
+                self._check(scope)
+                body = await arriving.read(scope, receive)
+            except ApiError as error:
+                await refuse(send, error)
+                return
+            if body is not None:
+                receive = _replay(body, receive)
+                del body  # the application alone keeps it
+                await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         """Raises ApiError if the host or the key is not right."""
@@ -90,66 +83,58 @@ class Guard:
                 code="invalid_api_key",
             )
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None if the client has gone.
-
-        Raises:
-            ApiError: it is too large or too slow.
-        """
-        most = self._limits.body_bytes
-        too_large = ApiError(
-            413, f"the request is larger than {most:,} bytes", code="request_too_large"
-        )
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > most:
-            raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._limits.body_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    if len(body) > most:
-                        raise too_large
-                    if not message.get("more_body", False):
-                        return bytes(body)
-        except TimeoutError:
-            raise ApiError(
-                408, "the request took too long to arrive", code="request_timeout"
-            ) from None
-
     def _hurried(self, send: Send) -> Send:
         async def hurried(message: Message) -> None:
-            async with asyncio.timeout(self._limits.send_s):
-                await send(message)
+            try:
+                async with asyncio.timeout(self._send_s):
+                    await send(message)
+            except TimeoutError:
+                raise StuckError from None
 
         return hurried
 
 
+def check_framing(scope: Scope) -> None:
+    """Refuses requests that another program, such as a proxy, may see end somewhere else.
+
+    Raises:
+        ApiError: such a request.
+    """
+    if scope.get("http_version", "1.1") not in ("1.0", "1.1"):
+        raise ApiError(505, "this server speaks HTTP/1.1", code="http_version")
+    names = {name for name, _ in scope["headers"]}
+    if b"transfer-encoding" not in names:
+        return
+    if b"content-length" in names or scope.get("http_version") == "1.0":
+        raise ApiError(
+            400,
+            "the length of the body is given twice: use Content-Length or Transfer-Encoding",
+            code="invalid_http",
+        )
+
+
 def _host(header: bytes) -> str:
     """The host of a Host header, without its port."""
-    host = header.decode("latin-1").strip().lower()
-    name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
+    host = header.strip().lower()
+    name, colon, port = host.rpartition(b":")
+    return (name if colon and port.isdigit() else host).decode("latin-1")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes | None, receive: Receive) -> Receive:
     """Returns the body at first, then whatever comes after it."""
-    is_sent = False
 
     async def replayed() -> Message:
-        nonlocal is_sent
-        if is_sent:
+        nonlocal body
+        if body is None:
             return await receive()
-        is_sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        whole, body = body, None
+        return {"type": "http.request", "body": whole, "more_body": False}
 
     return replayed
 
 
-async def _refuse(send: Send, error: ApiError) -> None:
+async def refuse(send: Send, error: ApiError) -> None:
+    """Answers with an error, and ends the connection."""
     body = json.dumps(error.body()).encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -10,7 +10,7 @@ from d3cli.model.model import LoadedModel
 from d3cli.serve.drafts import Drafts
 from d3cli.serve.errors import ApiError, overloaded
 from d3cli.serve.events import Closed, Event, Failed
-from d3cli.serve.guard import Limits
+from d3cli.serve.limits import Limits
 from d3cli.serve.metrics import Metrics
 from d3cli.serve.plans import Defaults, Plan, Planner
 from d3cli.serve.sessions import Sessions

@@ -66,7 +66,10 @@ def encode_chat(
         of=_named(chat_template),
     )
     try:
-        encoded = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)
+        # Not verbose: what does not fit the context is refused later.
+        encoded = tokenizer(
+            text, add_special_tokens=False, sanitize_control_tokens=True, verbose=False
+        )
     except ValueError as error:  # a control token cannot be told from text
         raise unusable(str(error)) from error
     ids = list(encoded["input_ids"])

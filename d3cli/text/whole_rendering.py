@@ -97,12 +97,15 @@ class _Probe:
     def __init__(self, render: Render, messages: Sequence[TemplateMessage]) -> None:
         self._render = render
         name = secrets.token_hex(4)
-        self._marks = [(f"b{name}b{at}b", f"e{name}e{at}e") for at in range(len(messages))]
+        marks = [(f"b{name}b{at}b", f"e{name}e{at}e") for at in range(len(messages))]
+        # One search finds the marks of all messages: there may be thousands.
+        self._begin, self._end = re.compile(f"b{name}b(\\d+)b"), re.compile(f"e{name}e(\\d+)e")
+        self._as_list = re.compile(rf"""['"]text\\*['"]: *\\*['"]b{name}b(\d+)b""")
         self._messages = [
             {**message, "content": f"{begin} {message['content']} {end}"}
             if message["content"].strip()
             else message
-            for message, (begin, end) in zip(messages, self._marks, strict=True)
+            for message, (begin, end) in zip(messages, marks, strict=True)
         ]
         self._system = {at for at, one in enumerate(messages) if one["role"] == "system"}
         self.cut: set[int] = set()
@@ -138,16 +141,18 @@ class _Probe:
         """The missing ones of a conversation of the messages with these indices."""
         shown = _with_parts(self._messages, typed)
         rendering = self._render([shown[at] for at in indices]).casefold()
+        begun, ended, listed = (
+            {int(at) for at in mark.findall(rendering)}
+            for mark in (self._begin, self._end, self._as_list)
+        )
         missing = set()
         for at in indices:
             if not self._messages[at]["content"].strip():
                 continue
-            marks = self._marks[at]
-            stands = [mark in rendering for mark in marks]
+            stands = [at in begun, at in ended]
             # A template may cut the reasoning at the beginning of a reply, and a long reply.
             enough = any if self._messages[at]["role"] == "assistant" else all
-            as_list = rf"""['"]text\\*['"]: *\\*['"]{marks[0]}"""
-            if not enough(stands) or re.search(as_list, rendering):
+            if not enough(stands) or at in listed:
                 missing.add(at)
                 if any(stands) and not typed:
                     self.cut.add(at)

@@ -1,11 +1,15 @@
 """`d3 serve`: what is refused before a model is loaded."""
 
+import logging
 import socket
 
 import pytest
 
 from d3cli.base.errors import D3Error
+from d3cli.cli.output import Output
+from d3cli.cli.serve import logs
 from d3cli.cli.serve.access import is_own, listen, reserve
+from d3cli.serve.guard import StuckError
 from tests.conftest import D3, check
 
 
@@ -83,3 +87,25 @@ def test_an_address_of_another_machine_is_not_blamed_on_the_port(d3: D3, host: s
     result = d3("serve", "--host", host, "--api-key", "12345678")
     check(result, 1, f"cannot listen on {host}, port 8000: ")
     assert "hint: give an address of this machine with --host" in result.err
+
+
+def test_a_log_has_each_warning_once_a_minute_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("D3_DEBUG", raising=False)
+    for name in ("d3cli.serve", "uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        for attribute in ("handlers", "level", "propagate"):  # to be as before
+            monkeypatch.setattr(logger, attribute, getattr(logger, attribute))
+        logger.handlers = []
+    logs.log_to(Output())
+    server = logging.getLogger("uvicorn.error")
+    for _ in range(3):
+        server.warning("Invalid HTTP request received.")
+        logging.getLogger("asyncio").error("accept failed", exc_info=OSError("private"))
+    server.error("Exception in ASGI application", exc_info=StuckError())
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["Invalid HTTP request received.", *["internal error: OSError"] * 3]
+    monkeypatch.setattr(logs, "OFTEN_S", 0.0)
+    server.warning("Invalid HTTP request received.")
+    assert capsys.readouterr().err == "Invalid HTTP request received.\n"

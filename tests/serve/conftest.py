@@ -12,7 +12,8 @@ from d3cli.decode.session import Engine
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from d3cli.serve.app import create_app
-from d3cli.serve.guard import LOCAL_HOSTS, Limits
+from d3cli.serve.guard import LOCAL_HOSTS
+from d3cli.serve.limits import Limits
 from d3cli.serve.plans import Defaults
 from d3cli.serve.service import Capacity, Service
 

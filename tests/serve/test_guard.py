@@ -1,13 +1,16 @@
 """What is refused before it is read: strange hosts, wrong keys, large and slow bodies."""
 
 import asyncio
+import hmac
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from d3cli.model.model import LoadedModel
-from d3cli.serve.guard import LOCAL_HOSTS, Guard, Limits
+from d3cli.serve.guard import LOCAL_HOSTS, Guard
+from d3cli.serve.limits import Limits
 from tests.serve.conftest import CHAT, Connect, chat, new_service, refusal
 
 KEY = "a-key-of-our-own"
@@ -43,6 +46,24 @@ def test_without_the_key_only_health_is_answered(connect: Connect, given: str | 
         assert KEY not in response.text
     refusal(client.post(CHAT, json=chat(), headers=headers), 401, None)
     assert client.get("/health", headers=headers).status_code == 200
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its scheme, length and beginning: how long a refusal takes tells nothing."""
+    compared = []
+
+    def compare(given: bytes, key: bytes) -> bool:
+        compared.append(given)
+        return hmac.compare_digest(given, key)
+
+    monkeypatch.setattr("d3cli.serve.guard.hmac", SimpleNamespace(compare_digest=compare))
+    guard = Guard(answer, key=KEY, hosts=None, limits=Limits())
+    keys = (KEY[:5], KEY + "x", "x", "")
+    for scheme in ("Bearer", "Basic"):
+        for given in keys:
+            headers = [(b"authorization", f"{scheme} {given}".encode())]
+            assert call(guard, [part(b"", False)], headers=headers)[0]["status"] == 401
+    assert compared == [given.encode() for given in keys] * 2
 
 
 def test_with_the_key_any_host_is_answered(connect: Connect) -> None:
@@ -126,7 +147,7 @@ def test_other_methods_are_refused(connect: Connect) -> None:
     assert response.headers["allow"] == "POST"
 
 
-def call(guard: Guard, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def call(guard: Guard, messages: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
     """What a guard sends to a client that sends these messages, then nothing."""
     sent: list[dict[str, Any]] = []
 
@@ -140,7 +161,7 @@ def call(guard: Guard, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         sent.append(message)
 
     scope = {"type": "http", "path": CHAT, "headers": [(b"host", b"localhost")], "method": "POST"}
-    asyncio.run(guard(scope, receive, send))
+    asyncio.run(guard(scope | changes, receive, send))
     return sent
 
 
@@ -159,6 +180,28 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     assert call(guard, [part(b"a", True), part(b"b", False)])[-1]["body"] == b"ab"
     assert call(guard, [part(b"a", True)])[0]["status"] == 408
     assert call(guard, [{"type": "http.disconnect"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "headers", "status"),
+    [
+        ("1.1", ("transfer-encoding",), 200),
+        ("1.1", ("content-length",), 200),
+        ("1.0", ("content-length",), 200),
+        ("1.1", ("transfer-encoding", "content-length"), 400),
+        ("1.0", ("transfer-encoding",), 400),
+        ("2.0", (), 505),
+        ("0.9", (), 505),
+    ],
+)
+def test_a_body_has_one_end_for_everybody(
+    version: str, headers: tuple[str, ...], status: int
+) -> None:
+    """Else a proxy and this server could see different requests."""
+    guard = Guard(answer, key=None, hosts=None, limits=Limits())
+    named = [(name.encode(), b"1") for name in headers]
+    sent = call(guard, [part(b"1", False)], http_version=version, headers=named)
+    assert sent[0]["status"] == status
 
 
 def test_a_client_that_takes_nothing_is_given_up() -> None:

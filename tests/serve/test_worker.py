@@ -17,7 +17,7 @@ from d3cli.model.model import LoadedModel
 from d3cli.serve.errors import ApiError
 from d3cli.serve.events import Closed, Event, Failed, Opened, Written
 from d3cli.serve.fields import ChatFields
-from d3cli.serve.guard import Limits
+from d3cli.serve.limits import Limits
 from d3cli.serve.plans import Plan
 from d3cli.serve.service import Service, all_events
 from d3cli.serve.worker import Job

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 from d3cli.base.errors import D3Error, Setting, UsageError, Words
 from d3cli.cli.serve.options import AccessOptions
-from d3cli.serve.running import CONNECTIONS, bind
+from d3cli.serve.protocol import CONNECTIONS
+from d3cli.serve.running import bind
 
 SHORTEST_KEY = 8
 

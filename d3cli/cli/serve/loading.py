@@ -13,7 +13,7 @@ from d3cli.cli.request import Request, note_turn_end
 from d3cli.cli.serve.options import ServeSettings
 from d3cli.model.memory import available_memory
 from d3cli.model.schedule_choice import choose_draft_schedule, choose_schedule
-from d3cli.serve.guard import Limits
+from d3cli.serve.limits import Limits
 from d3cli.serve.plans import Defaults
 from d3cli.serve.service import Capacity, Service
 
