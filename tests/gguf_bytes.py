@@ -40,7 +40,7 @@ def typed(content: Any) -> tuple[int, Any]:
     return ARRAY, (typed(content[0])[0], content)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor as a header describes it, in ggml's order of dimensions, and its data."""
 
@@ -99,6 +99,46 @@ def key_bytes(key: str | bytes, kind: int, content: Any) -> bytes:
 
 def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def parse(data: bytes) -> Gguf:
+    """The parts of a well-formed file, so that a test can change one of them."""
+    at = 4 + 4 + 8 + 8
+
+    def take(form: str) -> Any:
+        nonlocal at
+        (found,) = struct.unpack_from(f"<{form}", data, at)
+        at += struct.calcsize(f"<{form}")
+        return found
+
+    def take_value(kind: int) -> Any:
+        nonlocal at
+        if kind == ARRAY:
+            inner, count = take("I"), take("Q")
+            return inner, [take_value(inner) for _ in range(count)]
+        if kind != STRING:
+            return take(FORMS[kind])
+        length = take("Q")
+        at += length
+        return data[at - length : at].decode()
+
+    tensors, keys = struct.unpack_from("<QQ", data, 8)
+    found = Gguf()
+    for _ in range(keys):
+        key, kind = take_value(STRING), take("I")
+        found.keys[key] = (kind, take_value(kind))
+    rows = []
+    for _ in range(tensors):
+        name = take_value(STRING)
+        dims = [take("Q") for _ in range(take("I"))]
+        rows.append((name, dims, take("I"), take("Q")))
+    whole = data[padded(at) :]
+    ends = [*(offset for *_, offset in rows[1:]), len(whole)]
+    found.tensors = [
+        Tensor(name, dims, kind, whole[offset:end])
+        for (name, dims, kind, offset), end in zip(rows, ends, strict=True)
+    ]
+    return found
 
 
 def f32(name: str, *dims: int, seed: int = 0) -> Tensor:

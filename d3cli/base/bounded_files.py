@@ -35,8 +35,9 @@ class FileKind:
         missing_hint: what to do when there is no such file; empty for `hint`.
         large_hint: what to do when it is too large; empty for `hint`.
         expand_home: whether a leading ``~`` is a home directory, as for a path that the user typed.
-        pipes: whether a pipe or a device may be read, as for ``--prompt-file <(command)``. Reading
-            a pipe waits for its writer.
+        pipes: whether a pipe or a terminal may be read, as for ``--prompt-file <(command)``.
+            Reading a pipe waits for its writer. Other devices, most of which have no end, are
+            refused.
     """
 
     what: str
@@ -72,8 +73,13 @@ class FileKind:
         try:
             path = path.expanduser() if self.expand_home else path
             with path.open("rb") if self.pipes else open(path, "rb", opener=_at_once) as file:
-                if not (self.pipes or stat.S_ISREG(os.fstat(file.fileno()).st_mode)):
+                status = os.fstat(file.fileno())
+                if not (stat.S_ISREG(status.st_mode) or self.pipes):
                     raise self._error(f"{subject} is not a regular file", "copy its text into one")
+                if self.pipes and _is_device(file):
+                    raise self._error(f"{subject} is a device", "give a file or a pipe")
+                if status.st_size > self.largest:  # which need not be read to know that
+                    raise self._too_large(subject)
                 return self.read_stream(file, subject)
         except (FileNotFoundError, NotADirectoryError) as error:
             if path.is_symlink():
@@ -96,11 +102,7 @@ class FileKind:
         """
         data = stream.read(self.largest + 1)
         if len(data) > self.largest:
-            whole = self.largest % MIB == 0
-            limit = f"{self.largest // MIB} MiB" if whole else f"{self.largest:,} bytes"
-            raise self._error(
-                f"{subject} is larger than {limit}", "give a smaller file", self.large_hint
-            )
+            raise self._too_large(subject)
         return data
 
     def read_text(self, path: Path) -> str:
@@ -129,8 +131,23 @@ class FileKind:
                 f"{subject} is not UTF-8 text", "save it as UTF-8, or convert it with iconv"
             ) from error
 
+    def _too_large(self, subject: str) -> D3Error:
+        whole = self.largest % MIB == 0
+        limit = f"{self.largest // MIB} MiB" if whole else f"{self.largest:,} bytes"
+        return self._error(
+            f"{subject} is larger than {limit}", "give a smaller file", self.large_hint
+        )
+
     def _error(self, message: str, default_hint: str, hint: Words = "") -> D3Error:
         return self.error(message, hint or self.hint or default_hint)
+
+
+def _is_device(file: IO[bytes]) -> bool:
+    """Whether a file is a device such as /dev/zero: no terminal, and not /dev/null."""
+    status = os.fstat(file.fileno())
+    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)) or file.isatty():
+        return False
+    return status.st_rdev != Path(os.devnull).stat().st_rdev
 
 
 def _at_once(path: str, flags: int) -> int:

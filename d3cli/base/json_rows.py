@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from d3cli.base.errors import D3Error, UsageError, Words
+from d3cli.base.structure import each_line
 
 T = TypeVar("T")
 Prepare = Callable[[Any], Any]
 
+LONGEST = 300  # characters of a problem in words
 _SPACE = re.compile(r"\s*")
 # The usual names of a list of rows inside an object.
 LISTS = ("data", "rows", "train", "examples", "samples", "instances", "records", "items")
@@ -71,6 +73,8 @@ def _problems_in_words() -> Iterator[None]:
         words = str(error).replace(" - at ", ", at ")
         if words[1:2].islower():  # "Expected", but not "JSON"
             words = words[0].lower() + words[1:]
+        if len(words) > LONGEST:  # it names a field that has any length
+            words = f"{words[: LONGEST - 1]}…"
         raise ValueError(words) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -97,7 +101,7 @@ def parse_rows(
     Raises:
         D3Error: of the class `error`, with the number of the line that is not such a row.
     """
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(each_line(text), start=1):
         if line.strip():
             try:
                 if prepare is None:

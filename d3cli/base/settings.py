@@ -5,6 +5,7 @@ Knows nothing of models except their names.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -20,6 +21,7 @@ BUILTIN = "demo"
 ALIAS_SIMILARITY = 0.85
 GGUF_MAGIC = b"GGUF"
 PATH_STARTS = ("/", "./", "../", "~")
+_DEEP = re.compile(r"""^[ \t\[]*(?:[\w"'-]+[ \t]*\.[ \t]*){32}""", re.MULTILINE)
 _CONFIG = FileKind(what="config file", largest=MIB, hint="correct it, or move it away")
 
 
@@ -52,9 +54,14 @@ def load_settings() -> dict[str, Any]:
     """
     path = config_file()
     try:
-        return tomllib.loads(_config_text())
+        text = _config_text()
+        deep = _DEEP.search(text) is not None  # tomllib takes minutes for a key of 100,000 parts
+        found: dict[str, Any] = {} if deep else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the config file {path} cannot be read: {error}", _CONFIG.hint) from error
+    if deep:
+        raise UsageError(f"the config file {path} has a key of more than 32 parts", _CONFIG.hint)
+    return found
 
 
 def _config_text() -> str:

@@ -20,6 +20,8 @@ from d3cli.depth.units import Part, Unit, WeightBytes, parse_unit
 
 # The sum of weights such as 0.3 and 0.7 must count as one whole layer despite rounding.
 TOLERANCE = 1e-9
+# More layers than any model has, and all units of one layer. Beyond them, a file is damaged.
+MOST_LAYERS, MOST_UNITS = 10_000, 4
 
 
 class _Computed:
@@ -66,6 +68,10 @@ class DepthSchedule(_Computed):
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        if len(self.skip_order) > MOST_UNITS * self.num_layers:  # before each is looked at
+            raise ScheduleError(
+                f"{len(self.skip_order):,} units in the skip order of {self.num_layers} layers"
+            )
         units = [parse_unit(name) for name in self.skip_order]
         if not self.weights and all(unit.kind == "layer" for unit in units):
             object.__setattr__(self, "weights", (1.0,) * len(units))
@@ -73,8 +79,10 @@ class DepthSchedule(_Computed):
         object.__setattr__(self, "_dropped_weight", tuple(accumulate(self.weights, initial=0.0)))
 
     def _check_numbers(self) -> None:
-        if self.num_layers < 1:
-            raise ScheduleError(f"a model of {self.num_layers} layers cannot have a depth schedule")
+        if not 1 <= self.num_layers <= MOST_LAYERS:
+            raise ScheduleError(
+                f"a model of {self.num_layers:,} layers cannot have a depth schedule"
+            )
         check_alpha(self.alpha)
         check_counts(start=self.start, core_first=self.core_first, core_last=self.core_last)
         if not (0.0 < self.alpha <= 1.0):

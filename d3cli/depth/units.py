@@ -81,9 +81,9 @@ def parse_unit(name: str) -> Unit:
     """
     layer, *rest = name.split(".")
     known = [[], *([part] for part in Part), *([part, LOW] for part in Part)]
-    if not (layer.isascii() and layer.isdigit()) or rest not in known:
+    if not (layer.isascii() and layer.isdigit() and len(layer) < 10) or rest not in known:
         raise ScheduleError(
-            f'"{name}" is not a unit of a skip order',
+            f'"{name[:60]}" is not a unit of a skip order',
             'write "12", "12.attn", "12.mlp", "12.attn.lo" or "12.mlp.lo"',
         )
     return Unit(int(layer), Part(rest[0]) if rest else None, len(rest) == 2)

@@ -20,7 +20,7 @@ from d3cli.depth.families import (
 )
 from d3cli.files.first_bytes import is_gguf
 from d3cli.files.gguf_header import Header, read_header
-from d3cli.files.gguf_metadata import Value
+from d3cli.files.gguf_metadata import Metadata, Value
 from d3cli.files.gguf_types import GgufTensor
 
 __all__ = ["GgufModel", "GgufTensor", "is_gguf", "read_gguf", "read_kind"]
@@ -51,7 +51,7 @@ class GgufModel:
     """
 
     paths: tuple[Path, ...]
-    metadata: Mapping[str, Value] = field(repr=False, compare=False)
+    metadata: Metadata = field(repr=False, compare=False)
     tensors: Mapping[str, GgufTensor] = field(repr=False, compare=False)
 
     @property

@@ -4,7 +4,9 @@ An error names the metadata's own key. Without these checks, transformers' error
 settings, and for a missing key it would take the size of another model.
 """
 
+import math
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from d3cli.base.errors import ModelError
 from d3cli.base.inert import quoted
@@ -24,6 +26,29 @@ OF_EXPERTS = ("qwen3moe",)  # always a mixture
 # transformers demands whole heads of these, even where the size of a head is stated.
 WHOLE_HEADS = ("llama", "gemma2", "gemma3")
 SHORTEST = 2  # tokens: a prompt and a reply
+LARGEST = 2**31 - 1  # no model has more of anything that is counted
+# Other numbers that transformers computes with.
+NUMBERS = (
+    RMS,
+    LAYER,
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+# Sampling settings, by the range outside of which none makes sense.
+SAMPLING = {
+    "temp": (0.0, 1e6),
+    "top_k": (-1, LARGEST),
+    "top_p": (1e-9, 1.0),
+    "min_p": (0.0, 1.0),
+    "penalty_repeat": (1e-9, 1e6),
+}
 
 
 def vet_gguf(name: str, model: GgufModel) -> None:
@@ -61,7 +86,11 @@ def _problems(model: GgufModel) -> Iterator[str]:
         value = _value(model, suffix)
         checked = mixture or suffix not in (EXPERTS, USED)
         if checked and value is not None and not isinstance(value, tuple) and not _counts(value):
-            yield f"says {stated(suffix)}, but it must be a whole number of at least 1"
+            yield f"says {stated(suffix)}, but it must be a whole number from 1 to {LARGEST:,}"
+    for suffix in NUMBERS:
+        value = _value(model, suffix)
+        if value is not None and not _is_finite(value):
+            yield f"says {stated(suffix)}, but it must be a number"
     length = _value(model, "context_length")
     if isinstance(length, int) and length < SHORTEST:
         yield f"says {stated('context_length')}, which is too short for a prompt and a reply"
@@ -76,6 +105,7 @@ def _problems(model: GgufModel) -> Iterator[str]:
         if isinstance(value, int) and value % 2:
             yield f"says {stated(suffix)}, but rotary positions need an even number"
     yield from _experts(model, mixture=mixture)
+    yield from _sampling(model)
     columns = model.tensors[EMBEDDINGS].shape[-1] if EMBEDDINGS in model.tensors else hidden
     if columns != hidden:
         yield f"says {stated('embedding_length')}, but the rows of {EMBEDDINGS} have {columns:,}"
@@ -90,6 +120,14 @@ def _experts(model: GgufModel, *, mixture: bool) -> Iterator[str]:
         )
 
 
+def _sampling(model: GgufModel) -> Iterator[str]:
+    for name, (least, greatest) in SAMPLING.items():
+        key = f"general.sampling.{name}"
+        value = model.metadata.get(key)
+        if value is not None and not (_is_finite(value) and least <= value <= greatest):
+            yield f"says {key} {_shown(value)}, which is no such setting"
+
+
 def _key(model: GgufModel, suffix: str) -> str:
     return f"{model.architecture}.{suffix}"
 
@@ -99,7 +137,13 @@ def _value(model: GgufModel, suffix: str) -> Value | None:
 
 
 def _counts(value: Value) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value <= LARGEST
+
+
+def _is_finite(value: Value) -> TypeGuard[int | float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _shown(value: Value | None) -> str:

@@ -38,7 +38,7 @@ MOST_MACHINES = 32
 
 _FILE = FileKind(what="file of kernel choices", largest=MIB)
 
-Natural = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Speed = Annotated[float, Meta(gt=0)]
 # What is chosen for: weights of a kind and a shape ``(out, in)``, the order of such int8 weights,
 # or an LM head.

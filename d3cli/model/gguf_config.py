@@ -158,14 +158,15 @@ def _corrected(name: str, model: GgufModel, config: dict[str, Any]) -> dict[str,
     if EMBEDDINGS not in tensors:
         raise ModelError(f"{name} lacks the tensor {EMBEDDINGS}", BAD_METADATA)
     rows = tensors[EMBEDDINGS].shape[0]
-    tokens = model.metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, tuple) and len(tokens) > rows:
-        sizes = f"{len(tokens):,} tokens, but embeddings for {rows:,}"
+    tokens = model.metadata.length("tokenizer.ggml.tokens") or 0
+    if tokens > rows:
+        sizes = f"{tokens:,} tokens, but embeddings for {rows:,}"
         raise ModelError(f"{name} has {sizes}", BAD_METADATA)
     config["vocab_size"] = rows  # some are padding
     config["tie_word_embeddings"] = _HEAD not in tensors
     # A missing token must not become the default of a config class, which is another model's.
-    config["bos_token_id"] = model.metadata.get("tokenizer.ggml.bos_token_id")
+    bos = model.metadata.get("tokenizer.ggml.bos_token_id")
+    config["bos_token_id"] = bos if type(bos) is int else None
     config["pad_token_id"] = None
     config["eos_token_id"] = eos_token_ids(model) or None
     if architecture == "llama":

@@ -18,6 +18,8 @@ from d3cli.model.text_side import TextSide
 from d3cli.model.weight_bytes import measure_bytes
 from d3cli.text.renderer import Renderer
 
+LARGEST_ID = 2**31 - 1  # of a token, for a config that does not say how many there are
+
 
 def wrap_model(
     causal_lm: Any,
@@ -123,7 +125,10 @@ def _text_side(
 
 
 def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a reply: the checkpoint's and the tokenizer's."""
+    """The tokens that end a reply: the checkpoint's and the tokenizer's.
+
+    Numbers that no token has (some configs have -1) end nothing.
+    """
     named = settings.get("eos_token_id", config.eos_token_id)
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
     if any(id_ is not None and type(id_) is not int for id_ in ids):
@@ -131,4 +136,5 @@ def _eos_token_ids(settings: Mapping[str, Any], config: Any, tokenizer: Any) -> 
             f"eos_token_id is {named!r}, which is not a token's number",
             "correct it in generation_config.json, or in config.json if that does not set it",
         )
-    return frozenset(id_ for id_ in ids if id_ is not None)
+    vocabulary = getattr(config, "vocab_size", None) or LARGEST_ID
+    return frozenset(id_ for id_ in ids if id_ is not None and 0 <= id_ < vocabulary)

@@ -19,6 +19,7 @@ from d3cli.profile.trace_fields import (
     Number,
     Positive,
     SamplingValue,
+    Seed,
     check_finite,
     require,
 )
@@ -117,7 +118,7 @@ class ReplyTrace:
     prompt_sha256: str
     prompt_tokens: Count
     finish_reason: str
-    seed: int | None = None
+    seed: Seed | None = None
     tokens: tuple[TokenTrace, ...]
     repeats: tuple[RepeatTrace, ...]
     clock: ClockTrace | None = None
@@ -140,8 +141,24 @@ class ReplyTrace:
             require(not drafted, "tokens were drafted, but the reply has no passes")
 
 
+class _Computed:
+    """Holds what follows from a trace's fields, so that it is no field itself.
+
+    Attributes:
+        _asked: the depth schedule that was asked for.
+        _in_orders: it in the orders of its prompts; or the only one, under None. Thousands of
+            replies may share one.
+        _needed_orders: the skip orders of needed depths that were checked.
+    """
+
+    __slots__ = ("_asked", "_in_orders", "_needed_orders")
+    _asked: Schedule
+    _in_orders: dict[tuple[str, ...] | None, DepthSchedule]
+    _needed_orders: set[tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
+class Trace(_Computed):
     """A profiled run.
 
     Attributes:
@@ -182,23 +199,39 @@ class Trace:
     lossless: DraftingTrace | None = None
 
     def __post_init__(self) -> None:
-        asked, layers, weights = self.depth_schedule, self.model.num_layers, self.model.weight_bytes
+        asked = schedule_from(self.schedule)
+        object.__setattr__(self, "_asked", asked)
+        object.__setattr__(self, "_in_orders", {})
+        object.__setattr__(self, "_needed_orders", set())
+        layers, weights = self.model.num_layers, self.model.weight_bytes
         require(asked.num_layers == layers, "the schedule is for another number of layers")
         require(len(weights.layers) == layers, "layer_bytes does not have one entry for each layer")
         require(weights.total > 0, "the model has no weights")
         self.model.check_planes(asked.units, "the schedule")
+        drafting = None
         if self.lossless is not None:
             drafting = schedule_from(self.lossless.schedule)
             require(drafting.num_layers == layers, "the drafts are for another number of layers")
             self.model.check_planes(drafting.units, "the schedule of the drafts")
+        read: dict[tuple[str, ...], list[int]] = {}
         for reply in self.replies:
-            self._check_reply(reply, weights)
+            order = self.schedule_of(reply).skip_order
+            if order not in read:
+                read[order] = weights.read_by_dropped(order)
+            self._check_reply(reply, weights, read[order])
+        if drafting is not None:
+            for drafted in {each.lossless.skip_order for each in self.replies if each.lossless}:
+                _in_order(drafting, drafted)
 
-    def _check_reply(self, reply: ReplyTrace, weights: WeightBytes) -> None:
+    def _check_reply(
+        self, reply: ReplyTrace, weights: WeightBytes, read_by_dropped: list[int]
+    ) -> None:
         """Raises ValueError if a reply does not fit the model, or the run."""
         layers, drafted = self.model.num_layers, reply.lossless
         schedule, needed_order = self.schedule_of(reply), self.needed_order_of(reply)
-        self.model.check_needed_order(needed_order or ())
+        if needed_order is not None and needed_order not in self._needed_orders:
+            self.model.check_needed_order(needed_order)
+            self._needed_orders.add(needed_order)
         times = layers if reply.layers is None else len(reply.layers.layers)
         require(times == layers, "layers does not have one time for each layer")
         for token in reply.tokens:
@@ -210,32 +243,27 @@ class Trace:
         is_lossless = self.lossless is not None
         require((drafted is not None) == is_lossless, "only some of the replies are lossless")
         if drafted is None:
-            read_by_dropped = weights.read_by_dropped(schedule.skip_order)
             for token in reply.tokens:
                 check_bytes(token, weights, read_by_dropped)
             return
         full = all(token.depth == layers and not token.dropped_units for token in reply.tokens)
         require(full, "a lossless reply has a token below full depth")
-        if self.lossless is not None:
-            _in_order(schedule_from(self.lossless.schedule), drafted.skip_order)
         check_shared_bytes(reply.tokens, drafted.passes, weights)
 
     @property
     def depth_schedule(self) -> Schedule:
-        """The schedule that was asked for.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        return schedule_from(self.schedule)
+        """The schedule that was asked for."""
+        return self._asked
 
     def schedule_of(self, reply: ReplyTrace) -> DepthSchedule:
         """The schedule of one reply, in the order that ran.
 
         Raises:
-            ValueError: it is damaged, or the reply's order does not fit it.
+            ValueError: the reply's order does not fit it.
         """
-        return _in_order(self.depth_schedule, reply.skip_order)
+        if reply.skip_order not in self._in_orders:
+            self._in_orders[reply.skip_order] = _in_order(self._asked, reply.skip_order)
+        return self._in_orders[reply.skip_order]
 
     def needed_order_of(self, reply: ReplyTrace) -> tuple[str, ...] | None:
         """The skip order of one reply's needed depths; None if they were not asked for."""

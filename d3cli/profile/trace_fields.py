@@ -10,6 +10,7 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 LargeCount = Annotated[int, Meta(ge=0, le=2**62)]
 Bytes = LargeCount
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Number = Annotated[float, Meta(ge=-1e12, le=1e12)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
 Positive = Annotated[float, Meta(ge=1e-9, le=1e12)]

@@ -4,17 +4,18 @@ docs/trace.md describes the format.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import TraceError
 from d3cli.base.json_rows import decode_json
-from d3cli.profile.trace import SCHEMA, Trace, schedule_from
+from d3cli.profile.trace import SCHEMA, ReplyTrace, TokenTrace, Trace, schedule_from
 from d3cli.profile.trace_fields import Count, require
 from d3cli.profile.trace_model import ModelTrace
 
@@ -62,7 +63,8 @@ def parse_trace(data: bytes, name: str) -> Trace:
                 "update d3, or draw it with the d3 that wrote it",
             )
         trace = decode_json(_upgraded(data) if schema == 1 else data, Trace)
-        return replace(trace, schema=SCHEMA)  # schema 3 added fields to schema 2
+        # Schema 3 added fields to schema 2.
+        return trace if trace.schema == SCHEMA else replace(trace, schema=SCHEMA)
     except ValueError as error:
         raise TraceError(f"{name} is not a valid trace: {error}", _TRACE.hint) from error
 
@@ -106,19 +108,38 @@ class _Trace1:
         return weights.read_by_dropped(schedule.units)
 
 
+def _raw(kind: Any, **lists: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """A struct with the fields of `kind` as they stand in the text; others are passed over.
+
+    So a file cannot have unknown fields built that take many times its size.
+
+    Args:
+        lists: the fields that are lists of such structs.
+    """
+    typed: list[tuple[str, Any, Any]] = []
+    for name in (field.name for field in fields(kind)):
+        held: Any = GenericAlias(list, (lists[name],)) if name in lists else msgspec.Raw
+        typed.append((name, held | UnsetType, UNSET))
+    return msgspec.defstruct(f"_Raw{kind.__name__}", typed)
+
+
+_RawTrace = _raw(Trace, replies=_raw(ReplyTrace, tokens=_raw(TokenTrace)))
+
+
 def _upgraded(data: bytes) -> bytes:
     """A trace of schema 1 with the fields of later ones.
 
     Schema 1 has no `bytes_read`: there, every token dropped a prefix of the skip order.
     """
     typed = decode_json(data, _Trace1)
-    found: dict[str, Any] = msgspec.json.decode(data)
+    found: Any = decode_json(data, _RawTrace)
     by_dropped = typed.bytes_read()
-    for reply, typed_reply in zip(found["replies"], typed.replies, strict=True):
-        for token, typed_token in zip(reply["tokens"], typed_reply.tokens, strict=True):
+    for reply, typed_reply in zip(found.replies, typed.replies, strict=True):
+        for token, typed_token in zip(reply.tokens, typed_reply.tokens, strict=True):
             count = typed_token.dropped_units
             require(
                 count < len(by_dropped), f"a token drops {count} of {len(by_dropped) - 1} units"
             )
-            token["bytes_read"] = by_dropped[count]
-    return msgspec.json.encode(found | {"schema": SCHEMA})
+            token.bytes_read = msgspec.Raw(b"%d" % by_dropped[count])
+    found.schema = msgspec.Raw(b"%d" % SCHEMA)
+    return msgspec.json.encode(found)

@@ -12,8 +12,19 @@ from d3cli.depth.units import LayerBytes, WeightBytes, parse_unit
 from d3cli.profile.trace_fields import Bytes, Count, LargeCount, require
 
 
+class _Computed:
+    """Holds what follows from a model's fields, so that it is no field itself.
+
+    Attributes:
+        _weight_bytes: see `ModelTrace.weight_bytes`, which each reply asks for.
+    """
+
+    __slots__ = ("_weight_bytes",)
+    _weight_bytes: WeightBytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelTrace:
+class ModelTrace(_Computed):
     """The model as it was loaded.
 
     Attributes:
@@ -47,6 +58,9 @@ class ModelTrace:
     def __post_init__(self) -> None:
         low = self.low_bytes or ((0, 0),) * len(self.layer_bytes)
         require(len(low) == len(self.layer_bytes), "low_bytes does not fit layer_bytes")
+        layers = (LayerBytes(*a, *b) for a, b in zip(self.layer_bytes, low, strict=True))
+        weights = WeightBytes(tuple(layers), self.fixed_bytes, self.layer_weights)
+        object.__setattr__(self, "_weight_bytes", weights)
         fits = all(
             one.attn_low <= one.attn and one.mlp_low <= one.mlp for one in self.weight_bytes.layers
         )
@@ -55,9 +69,7 @@ class ModelTrace:
     @property
     def weight_bytes(self) -> WeightBytes:
         """Bytes of weights that a decode step reads."""
-        low = self.low_bytes or ((0, 0),) * len(self.layer_bytes)
-        layers = (LayerBytes(*a, *b) for a, b in zip(self.layer_bytes, low, strict=True))
-        return WeightBytes(tuple(layers), self.fixed_bytes, self.layer_weights)
+        return self._weight_bytes
 
     def check_planes(self, order: Sequence[str], named_by: str) -> None:
         """Raises ValueError if a skip order names a low plane that the weights do not have."""

@@ -19,11 +19,8 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
 )
 
 from d3cli.base.errors import ModelError, Words
-from d3cli.files.json_files import BROKEN_FILES, DO_NOT_USE, OTHER_FORMAT
-from d3cli.files.vet_tokenizer import LONGEST_TOKEN, MOST_ADDED_TOKENS
-
-# ggml's types of tokens.
-CONTROL, USER_DEFINED = 3, 4
+from d3cli.files.json_files import OTHER_FORMAT
+from d3cli.files.vet_vocabulary import CONTROL, USER_DEFINED, vet_vocabulary
 
 _QWEN_2 = GGUF_PRE_TOKENIZER_SPLITS["qwen2"]
 # Expressions that transformers lacks, by ggml's names (`tokenizer.ggml.pre`).
@@ -49,15 +46,15 @@ def gguf_tokenizer(architecture: str, metadata: Mapping[str, Any]) -> Any:
     def key(name: str) -> Any:
         return metadata.get(f"tokenizer.ggml.{name}")
 
+    vet_vocabulary(metadata)
     kind, tokens = key("model"), key("tokens")
-    if not tokens or not kind:
-        raise ModelError("the file holds no tokenizer", OTHER_FORMAT)
     types = key("token_type") or [1] * len(tokens)
-    _refuse_absurd(tokens, types)
     if kind == "gpt2":
         backend = _byte_level(tokens, types, key("merges"), key("pre"))
     elif kind == "llama":
         parts = {name: key(name) for name in ("tokens", "scores", "merges") if key(name)}
+        if len(parts) == 1:
+            raise ModelError("it has neither scores nor merges", OTHER_FORMAT)
         backend = _sentencepiece(architecture, parts, prefixed=key("add_space_prefix"))
     else:
         raise ModelError(f"it is of the kind {kind!r:.40}, which d3 cannot use", OTHER_FORMAT)
@@ -101,20 +98,6 @@ class _Handed:
 
     def __deepcopy__(self, _: object) -> Tokenizer:
         return self._backend
-
-
-def _refuse_absurd(tokens: Any, types: Any) -> None:
-    """Raises ModelError if the tokens make no sense or would make tokenizing slow."""
-    if len(types) != len(tokens):
-        raise ModelError(
-            f"it has {len(tokens):,} tokens and {len(types):,} types of tokens", BROKEN_FILES
-        )
-    longest = max(map(len, tokens))
-    if longest > LONGEST_TOKEN:
-        raise ModelError(f"it has a token of {longest:,} characters", DO_NOT_USE)
-    added = sum(kind in (CONTROL, USER_DEFINED) for kind in types)
-    if added > MOST_ADDED_TOKENS:
-        raise ModelError(f"it has {added:,} added tokens", DO_NOT_USE)
 
 
 def _byte_level(tokens: Any, types: Any, merges: Any, pre: Any) -> Tokenizer:

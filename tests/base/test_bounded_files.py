@@ -62,8 +62,16 @@ def test_pipes_and_devices_are_read_in_bounds_where_allowed() -> None:
     os.close(writing)
     assert kind.read(Path(f"/dev/fd/{reading}")) == b"a fox"
     os.close(reading)
-    with pytest.raises(Exception, match="larger than 8 bytes"):
+    with pytest.raises(Exception, match="is a device"):
         kind.read(Path("/dev/zero"))
+    assert kind.read(Path("/dev/null")) == b""
+    reading, writing = os.pipe()
+    os.write(writing, b"too long")
+    os.write(writing, b".")
+    os.close(writing)
+    with pytest.raises(Exception, match="larger than 8 bytes"):
+        kind.read(Path(f"/dev/fd/{reading}"))
+    os.close(reading)
     with pytest.raises(Exception, match="is a directory"):
         kind.read(Path("/"))
 

@@ -68,7 +68,7 @@ def test_a_good_model_answers_and_the_hook_sees_what_it_opens(good: Ended) -> No
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(REFUSED) >= 30
+    assert len(REFUSED) + len(HARMLESS) >= 110
 
 
 @pytest.mark.parametrize("name", slow(REFUSED, LONG))

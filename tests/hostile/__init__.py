@@ -1,6 +1,35 @@
-"""A corpus of models from a hostile stranger. Each is a small change to a good model."""
+"""A corpus of what hostile strangers write: models, draft models, and files that d3 reads.
 
-from tests.hostile import configs, files, tokenizers, weights  # noqa: F401 - each registers its models
+Each is a small change to a good one.
+"""
+
+# Each module registers its changes.
+from tests.hostile import (  # noqa: F401
+    calibrations,
+    configs,
+    files,
+    gguf,
+    gguf_files,
+    gguf_metadata,
+    gguf_tokenizers,
+    inputs,
+    tokenizers,
+    traces,
+    weights,
+)
+from tests.hostile.drafts import HARMLESS_DRAFTS, REFUSED_DRAFTS
+from tests.hostile.gguf_registry import HARMLESS_GGUF, REFUSED_GGUF
 from tests.hostile.registry import HARMLESS, REFUSED, Change
+from tests.hostile.stored_registry import DOORS, Door
 
-__all__ = ["HARMLESS", "REFUSED", "Change"]
+__all__ = [
+    "DOORS",
+    "HARMLESS",
+    "HARMLESS_DRAFTS",
+    "HARMLESS_GGUF",
+    "REFUSED",
+    "REFUSED_DRAFTS",
+    "REFUSED_GGUF",
+    "Change",
+    "Door",
+]

@@ -83,3 +83,30 @@ def shard(model: Path, name: object) -> None:
 def replace_by_link(path: Path, target: str | Path) -> None:
     path.unlink(missing_ok=True)
     path.symlink_to(target)
+
+
+def with_template(text: str) -> Change:
+    """Another chat template, in which SENTINEL stands for the sentinel."""
+
+    def change(model: Path, outside: Path) -> None:
+        filled = text.replace("SENTINEL", str(outside / "sentinel"))
+        (model / "chat_template.jinja").write_text(filled)
+
+    return change
+
+
+def in_holes(model: Path, wide: int) -> None:
+    """Makes the MLPs so wide. Config and weights fit each other; what is added is a hole."""
+    edit(model / "config.json", intermediate_size=wide)
+    head, _ = header(weights(model))
+    end = 0
+    for name in sorted(name for name in head if name != "__metadata__"):
+        shape, size = head[name]["shape"], 2
+        head[name] |= {"shape": [wide if n == 384 else n for n in shape]}
+        for n in head[name]["shape"]:
+            size *= n
+        head[name]["data_offsets"] = [end, end + size]
+        end += size
+    raw = json.dumps(head).encode()
+    write(weights(model), raw, b"")
+    os.truncate(weights(model), 8 + len(raw) + end)

@@ -7,11 +7,11 @@ from pathlib import Path
 from tests.hostile.registry import (
     REFUSED,
     Bomb,
-    Change,
     code,
     edit,
     harmless,
     refused,
+    with_template,
 )
 
 
@@ -130,24 +130,18 @@ def no_tokenizer(model: Path, outside: Path) -> None:
     (model / "tokenizer.json").unlink()
 
 
-def template(text: str) -> Change:
-    def change(model: Path, outside: Path) -> None:
-        filled = text.replace("SENTINEL", str(outside / "sentinel"))
-        (model / "chat_template.jinja").write_text(filled)
-
-    return change
-
-
 REFUSED |= {
-    "a_template_that_loops": template("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3),
-    "a_template_of_a_giant_string": template("{{ 'x' * 4000000000 }}"),
-    "a_template_that_escapes": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
-    "a_template_that_runs_a_command": template(
+    "a_template_that_loops": with_template("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3),
+    "a_template_of_a_giant_string": with_template("{{ 'x' * 4000000000 }}"),
+    "a_template_that_escapes": with_template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+    "a_template_that_runs_a_command": with_template(
         "{{ cycler.__init__.__globals__.os.system('touch SENTINEL') }}"
     ),
-    "a_template_that_includes": template("{% include '/etc/passwd' %}"),
-    "a_template_that_imports": template("{% import 'os' as os %}{{ os.system('touch SENTINEL') }}"),
-    "a_template_of_a_megabyte": template("{# " + "x" * (1 << 21) + " #}"),
+    "a_template_that_includes": with_template("{% include '/etc/passwd' %}"),
+    "a_template_that_imports": with_template(
+        "{% import 'os' as os %}{{ os.system('touch SENTINEL') }}"
+    ),
+    "a_template_of_a_megabyte": with_template("{# " + "x" * (1 << 21) + " #}"),
 }
 
 

@@ -9,6 +9,7 @@ from tests.hostile.registry import (
     change_tensor,
     first_name,
     header,
+    in_holes,
     refused,
     weights,
     write,
@@ -133,3 +134,8 @@ def one_tensor_in_two_shards(model: Path, outside: Path) -> None:
     (model / "b.safetensors").write_bytes(weights(model).read_bytes())
     index = {"metadata": {}, "weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@refused
+def weights_of_a_terabyte_of_holes(model: Path, outside: Path) -> None:
+    in_holes(model, 90_000_000)

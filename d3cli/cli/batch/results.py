@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from d3cli.base.file_lock import file_lock
 from d3cli.cli.output import Output, WriteError, json_line
 
 ANOTHER = "give another --output-file"
+LONGEST_LINE = 64 << 20  # bytes; no reply of any model comes near
 BEGINNING = b'{"index": '  # of every result
 
 
@@ -144,8 +146,9 @@ class ToFile:
     def _read(self) -> None:
         """Reads what an earlier run has written."""
         with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if _is_cut_off(line):
+            for number in count(1):
+                line = file.readline(LONGEST_LINE)
+                if not line or _is_cut_off(line):
                     return
                 try:
                     found = msgspec.json.decode(line, type=_Line)

@@ -5,6 +5,7 @@ Knows nothing of models or conversations.
 
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -33,6 +34,8 @@ PLACEHOLDER = "a message, or /? for help"
 STYLE = Style.from_dict({"quiet": "dim", "placeholder": "dim"})
 
 SEND, NEW_LINE = KeyPress(Keys.Enter, "\r"), KeyPress(Keys.ControlJ, "\n")
+
+LARGEST_HISTORY = 16 << 20  # bytes: a hundred thousand lines
 
 
 class ChatPrompt:
@@ -277,8 +280,15 @@ def _open_history(output: Output, path: Path | None) -> History:
         return InMemoryHistory()
     try:
         make_directory(path.parent)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        status = os.fstat(descriptor)
+        os.close(descriptor)
+        problem = "" if stat.S_ISREG(status.st_mode) else "it is not a regular file"
+        if status.st_size > LARGEST_HISTORY:  # it is read as a whole
+            problem = f"it is larger than {LARGEST_HISTORY >> 20} MiB"
     except OSError as error:
-        output.note(f"the input history is not saved: {path}: {error.strerror}")
+        problem = error.strerror or str(error)
+    if problem:
+        output.note(f"the input history is not saved: {path}: {problem}")
         return InMemoryHistory()
     return _PrivateHistory(str(path))
