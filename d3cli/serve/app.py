@@ -69,17 +69,23 @@ def create_app(
 def _add_routes(app: FastAPI, service: Service) -> None:
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": "An error in OpenAI's form."}
-        for status in (400, 401, 403, 404, 408, 413, 500, 503, 504)
+        for status in (400, 401, 403, 404, 408, 413, 415, 500, 503, 504, 505)
+    }
+    reply: dict[int | str, dict[str, Any]] = {
+        200: {
+            "description": "A reply: whole, or with `stream` as server-sent events.",
+            "content": {"application/json": {}, "text/event-stream": {}},
+        }
     }
 
-    @app.post("/v1/chat/completions", responses=errors, response_model=None)
+    @app.post("/v1/chat/completions", responses=errors | reply, response_model=None)
     async def chat_completions(fields: ChatFields, request: Request) -> Response:
         """Writes the next message of a conversation."""
         service.check_model(fields.model)
         plan = service.planner.chat(fields)
         return await _reply(service, request, fields, plan, ChatFormat)
 
-    @app.post("/v1/completions", responses=errors, response_model=None)
+    @app.post("/v1/completions", responses=errors | reply, response_model=None)
     async def completions(fields: TextFields, request: Request) -> Response:
         """Continues a text."""
         service.check_model(fields.model)

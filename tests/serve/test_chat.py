@@ -8,7 +8,17 @@ from starlette.testclient import TestClient
 
 from d3cli.model.model import LoadedModel
 from d3cli.text.reasoning import split_reasoning
-from tests.serve.conftest import CHAT, STORY, Connect, alone, chat, new_service, refusal, user
+from tests.serve.conftest import (
+    CHAT,
+    STORY,
+    TEXT,
+    Connect,
+    alone,
+    chat,
+    new_service,
+    refusal,
+    user,
+)
 
 
 def said(response: Any) -> str:
@@ -114,6 +124,13 @@ def test_a_stream_is_the_whole_reply_in_pieces(client: TestClient) -> None:
     assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"]
     assert choices[-1]["delta"] == {}
     assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_the_document_names_both_forms_of_a_reply(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in (CHAT, TEXT):
+        content = paths[path]["post"]["responses"]["200"]["content"]
+        assert set(content) == {"application/json", "text/event-stream"}
 
 
 def test_a_stream_ends_with_the_usage_if_asked(client: TestClient) -> None:
