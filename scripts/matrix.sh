@@ -24,7 +24,8 @@
 # with the reason. The exit code is 1 if anything failed, 2 if a cell is unknown, else 0.
 #
 # MATRIX_DIR is where environments, copies of the tree and logs are kept. Default: build/matrix. JOBS is the number of processes
-# that run tests; default 2, and 1 in "small". PIP_ARGS is passed to pip, as in the Makefile.
+# that run tests; default 2. "small" has one, and a new one for each directory of tests, since what a process keeps would add up.
+# PIP_ARGS is passed to pip, as in the Makefile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MATRIX_DIR="$(mkdir -p "${MATRIX_DIR:-build/matrix}" && cd "${MATRIX_DIR:-build/matrix}" && pwd)"
@@ -38,7 +39,7 @@ constraints=(-c constraints.txt)
 kind=""                      # what, beside Python's version, tells environments apart
 environment=()               # NAME=VALUE
 inside=()                    # the command that runs the tests in the cell
-jobs="${JOBS:-2}"
+workers=(-n "${JOBS:-2}" --dist worksteal)
 at_end=()                    # commands
 
 # Ends the run: its cells cannot be made here.
@@ -81,7 +82,7 @@ busy() {
 
 # Makes a control group with one core and 2 GB: by systemd, or else by hand, in version 2 or 1 of the kernel's interface.
 small() {
-    jobs=1
+    workers=()
     if systemctl is-system-running 2>/dev/null | grep -qE "running|degraded"; then
         inside+=(systemd-run --quiet --scope -p "MemoryMax=$SMALL_BYTES" -p MemorySwapMax=0 -p AllowedCPUs=0)
         return
@@ -163,6 +164,7 @@ install() { # DIRECTORY
     rm -rf "$1/tree"
     mkdir -p "$1/tree"
     git archive HEAD | tar -x -C "$1/tree" && cd "$1/tree" || return
+    "$python" -m compileall -q . || return # once, and not in each of the processes that the tests start
     stamp="$(cat pyproject.toml constraints.txt | cksum) ${torch[*]}"
     [[ "$(cat "$1/installed" 2>/dev/null)" == "$stamp" ]] && return
     # shellcheck disable=SC2086  # PIP_ARGS are words
@@ -173,8 +175,10 @@ install() { # DIRECTORY
 }
 
 # A question to the built-in model, as a user would ask it, and what d3 says of the machine.
-d3_answers() {
-    "$@" d3 generate "What is 27 + 45?" --offline </dev/null | tee /dev/stderr | grep -q 72 && "$@" d3 doctor </dev/null
+d3_answers() { # COMMAND...
+    local reply
+    reply="$("$@" d3 generate "What is 27 + 45?" --offline </dev/null)" && echo "$reply" && [[ "$reply" == *72* ]] &&
+        "$@" d3 doctor </dev/null
 }
 
 # Runs the tests in the cells "a+b+c". Writes in $folder: versions, log and code; or else not-run.
@@ -196,17 +200,33 @@ run_cells() { # CELLS
         not_run "pip did not install a torch with CUDA"
     PYTHON_HOME="$("$home/venv/bin/python" -c 'import sys; print(sys.base_prefix)')"
     export PYTHON_HOME
+    # A shell in the background, and nohup, have its commands ignore signals that tests send to d3.
+    ! env --default-signal true 2>/dev/null || inside+=(env --default-signal)
     inside+=(env -u PYTHONPATH "HOME=$folder/home" HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 "PATH=$home/venv/bin:$PATH"
         "${environment[@]}")
     d3_answers "${inside[@]}" >>"$folder/log" 2>&1 8>&- && touch "$folder/answers"
-    "${inside[@]}" python -m pytest -p no:cacheprovider -n "$jobs" --dist worksteal -ra -m "$marks" "${pytest_arguments[@]}" \
-        </dev/null >>"$folder/log" 2>&1 8>&- || code=$?
+    run_tests </dev/null >>"$folder/log" 2>&1 8>&- || code=$?
     echo "$code" >"$folder/code"
 }
 
-# Prints "failed" and the like of pytest's last line as a number.
+run_tests() {
+    local command=("${inside[@]}" python -m pytest -p no:cacheprovider -ra -m "$marks") directory one code=0
+    if ((${#workers[@]} || ${#pytest_arguments[@]})); then
+        "${command[@]}" "${workers[@]}" "${pytest_arguments[@]}"
+        return
+    fi
+    for directory in $(find tests -name "test_*.py" -printf "%h\n" | sort -u); do
+        echo "-- $directory"
+        one=0
+        "${command[@]}" "$directory"/test_*.py || one=$?
+        ((one == 5 || one <= code)) || code=$one # 5: all tests of this directory are slow
+    done
+    return "$code"
+}
+
+# Prints how many tests "passed" or the like, by pytest's last lines.
 count() { # WORD
-    tail -n 1 "$folder/log" | grep -oE "[0-9]+ $1" | cut -d " " -f 1 || echo 0
+    grep -E " in [0-9.]+s( \(|$| =)" "$folder/log" | grep -oE "[0-9]+ $1" | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
 # Prints a row of the table, and fails if something failed in the cells.
@@ -231,46 +251,53 @@ report() { # CELLS SECONDS
 marks="not slow and not real"
 pytest_arguments=()
 chosen=()
-while (($#)); do
-    case "$1" in
-        -h | --help)
-            sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
-            exit
-            ;;
-        --all) marks="not real" ;;
-        --)
-            shift
-            pytest_arguments=("$@")
-            break
-            ;;
-        *)
-            for cell in ${1//+/ }; do
-                [[ " ${CELLS[*]} " == *" $cell "* ]] || {
-                    echo "error: there is no cell $cell; there are: ${CELLS[*]}" >&2
-                    exit 2
-                }
-            done
-            chosen+=("$1")
-            ;;
-    esac
-    shift
-done
-((${#chosen[@]})) || chosen=("${CELLS[@]}")
 
-failures=0
-rows=""
-for cells in "${chosen[@]}"; do
-    folder="$MATRIX_DIR/runs/$cells"
-    rm -rf "$folder"
-    mkdir -p "$folder"
-    began=$SECONDS
-    set +e # "( ) ||" would forget "set -e" within
-    (set -e && run_cells "$cells")
-    set -e
-    row="$(report "$cells" $((SECONDS - began)))" || failures=$((failures + 1))
-    echo "$row"
-    rows+="$row"$'\n'
-done
-printf "\n%-36s %-8s %-13s %6s %6s %7s %7s\n" cell Python torch passed failed skipped minutes
-printf "%s" "$rows"
-exit $((failures > 0))
+read_arguments() {
+    while (($#)); do
+        case "$1" in
+            -h | --help)
+                sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+                exit
+                ;;
+            --all) marks="not real" ;;
+            --)
+                shift
+                pytest_arguments=("$@")
+                break
+                ;;
+            *)
+                for cell in ${1//+/ }; do
+                    [[ " ${CELLS[*]} " == *" $cell "* ]] || {
+                        echo "error: there is no cell $cell; there are: ${CELLS[*]}" >&2
+                        exit 2
+                    }
+                done
+                chosen+=("$1")
+                ;;
+        esac
+        shift
+    done
+    ((${#chosen[@]})) || chosen=("${CELLS[@]}")
+}
+
+main() {
+    local cells row rows="" failures=0 began
+    read_arguments "$@"
+    for cells in "${chosen[@]}"; do
+        folder="$MATRIX_DIR/runs/$cells"
+        rm -rf "$folder"
+        mkdir -p "$folder"
+        began=$SECONDS
+        set +e # "( ) ||" would forget "set -e" within
+        (set -e && run_cells "$cells")
+        set -e
+        row="$(report "$cells" $((SECONDS - began)))" || failures=$((failures + 1))
+        echo "$row"
+        rows+="$row"$'\n'
+    done
+    printf "\n%-36s %-8s %-13s %6s %6s %7s %7s\n" cell Python torch passed failed skipped minutes
+    printf "%s" "$rows"
+    exit $((failures > 0))
+}
+
+main "$@"

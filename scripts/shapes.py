@@ -189,7 +189,9 @@ def _random_blocks(
 
 def _tokenizer(size: int) -> dict[str, Any]:
     """The content of a tokenizer.json with a vocabulary of this size."""
-    tokenizer: dict[str, Any] = json.loads((find_model("demo").path / "tokenizer.json").read_text())
+    tokenizer: dict[str, Any] = json.loads(
+        (find_model("demo").path / "tokenizer.json").read_text(encoding="utf-8")
+    )
     _grow(tokenizer["model"], size)
     return tokenizer
 

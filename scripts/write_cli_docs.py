@@ -10,7 +10,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 def cli_docs() -> str:
     """The reference of all commands as Markdown, as Typer's own documentation tool writes it."""
     command = [sys.executable, "-m", "typer", "d3cli.cli.app", "utils", "docs", "--name", "d3"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
 
 
 if __name__ == "__main__":

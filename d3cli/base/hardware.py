@@ -45,7 +45,7 @@ def system() -> str:
 def processor_name() -> str:
     """The processor's name. On Linux it is in a file that `platform` does not read."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -33,7 +33,7 @@ def a_vocabulary_of_another_name_by_a_link(model: Path, outside: Path) -> None:
 
 @refused
 def a_token_of_millions_of_letters(model: Path, outside: Path) -> None:
-    data = json.loads((model / "tokenizer.json").read_text())
+    data = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     data["added_tokens"].append(data["added_tokens"][-1] | {"id": 300, "content": "o" * 10_000_000})
     (model / "tokenizer.json").write_text(json.dumps(data))
 
@@ -115,7 +115,7 @@ def a_tokenizer_whose_rust_panics(model: Path, outside: Path) -> None:
 
 @refused
 def a_tokenizer_of_more_tokens_than_the_model_knows(model: Path, outside: Path) -> None:
-    data = json.loads((model / "tokenizer.json").read_text())
+    data = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     data["added_tokens"].append(data["added_tokens"][-1] | {"id": 5_000_000, "content": "Hi"})
     (model / "tokenizer.json").write_text(json.dumps(data))
 

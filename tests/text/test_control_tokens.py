@@ -102,7 +102,7 @@ def tokenizer_of(style: str) -> PreTrainedTokenizerFast:
     if sentencepiece:
         backend = sentencepiece_backend()
     else:
-        description = json.loads((BUILTIN_PATH / "tokenizer.json").read_text())
+        description = json.loads((BUILTIN_PATH / "tokenizer.json").read_text(encoding="utf-8"))
         for old in description["added_tokens"]:
             del description["model"]["vocab"][old["content"]]
         description["added_tokens"] = []

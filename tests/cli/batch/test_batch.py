@@ -304,8 +304,8 @@ def test_two_processes_cannot_write_one_file(d3: D3, given: Path, out: Path) -> 
 
 @pytest.mark.parametrize("letter", ["x", "\N{OWL}"])  # a name may have 255 bytes
 def test_files_with_the_same_beginning_have_locks_of_their_own(letter: str, tmp_path: Path) -> None:
-    names = [letter * (250 // len(letter.encode())) + end for end in "ab"]
-    first, second = (tmp_path / name for name in names)
+    beginning = letter.encode() * (250 // len(letter.encode()))
+    first, second = (tmp_path / os.fsdecode(beginning + end) for end in (b"a", b"b"))
     with in_use(first), in_use(second):
         assert len(list(tmp_path.iterdir())) == 2
         with pytest.raises(UsageError, match="another d3 is writing"), in_use(second):
