@@ -22,7 +22,8 @@ def make_directory(path: Path) -> None:
 
 def beginning_of(path: Path) -> str:
     """The beginning of a file's name, at most 64 bytes, so that something can be added to it."""
-    return os.fsencode(path.name)[:64].decode(errors="ignore")
+    whole_characters = os.fsencode(path.name)[:64].decode(errors="ignore")
+    return os.fsdecode(whole_characters.encode())  # the locale may have ASCII only
 
 
 def replace_file(path: Path, text: str) -> None:
