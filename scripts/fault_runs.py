@@ -1,37 +1,131 @@
 """Runs of a command under a fault, for ``scripts/faults.py``, and what is wrong with them."""
 
+import atexit
+import hashlib
 import json
+import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from d3cli.files.checksums import METADATA
+from tests.conftest import BUILTIN_PATH
 from tests.forks import Ended, Forks
 
 PROMPT = "Tell me a story about a fox."
-# Each command, and what is typed. In a chat Ctrl-C ends a reply and drops what was typed ahead, so
-# /bye is typed several times. A line that failed is back in the prompt, so Ctrl-U clears it first.
-COMMANDS: dict[str, tuple[list[str], str]] = {
-    "generate": (["generate", PROMPT, "--seed", "1"], ""),
-    "generate --json": (["generate", PROMPT, "--json"], ""),
-    "chat": (
-        ["chat"],
-        "\x15Hello.\n\x15Tell me a story.\n\x15/compare\n" + "\x15/bye\n" * 8,
+# Long enough to decide the order of the layers by itself.
+LONG_PROMPT = (
+    "Tell me a story about a fox, a wolf and a bear who live in a wood and find a red ball."
+)
+FOLDER = Path(tempfile.mkdtemp(prefix="d3-faults-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command line, and what is typed.
+
+    Attributes:
+        arguments: `HOME` in one stands for the directory of d3's files.
+        typed: in a chat Ctrl-C ends a reply and drops what was typed ahead, so /bye is typed
+            several times. A line that failed is back in the prompt, so Ctrl-U clears it first.
+        loads: whether it loads a model for a second or more, which can be another than the
+            built-in one if it comes after the first word, or after `score`.
+        writes: whether it writes files.
+        may_fail: whether an error is no problem: a calibration may lack time or memory.
+    """
+
+    arguments: tuple[str, ...]
+    typed: str = ""
+    loads: bool = True
+    writes: bool = False
+    may_fail: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+HOME = "{home}"
+BYE = "\x15/bye\n" * 8
+CALIBRATE = ("calibrate", "--max-time", "10s")
+MEASURED = {"D3_KERNELS": "auto"}  # tests measure no kernels; these commands do
+COMPLETED = {"_D3_COMPLETE": "complete_bash", "COMP_WORDS": "d3 generate de", "COMP_CWORD": "2"}
+BATCH = ("generate", "--input", str(FOLDER / "rows.jsonl"), "--max-tokens", "12")
+TASK = ("--task", str(FOLDER / "task.jsonl"), "--max-tokens", "8")
+COMMANDS: dict[str, Command] = {
+    "generate": Command(("generate", PROMPT, "--seed", "1")),
+    "generate --json": Command(("generate", PROMPT, "--json")),
+    "generate --lossless": Command(("generate", PROMPT, "--lossless")),
+    "generate --draft-model": Command(("generate", PROMPT, "--draft-model", "demo")),
+    "generate by prompt": Command(
+        ("generate", LONG_PROMPT, "--alpha", "0.99", "--units", "sublayer", "--start", "4")
     ),
-    "profile": (["profile", "--prompt", PROMPT, "-o", "json"], ""),
-    "calibrate": (["calibrate", "--target-drop", "5%", "--max-time", "10s"], ""),
-    "models": (["models"], ""),
-    "models default": (["models", "default", "demo"], ""),
-}
+    "generate in int8": Command(("generate", PROMPT, "--quantization", "int8")),
+    "generate in int4": Command(("generate", PROMPT, "--quantization", "int4")),
+    "generate nested": Command(("generate", PROMPT, "--quantization", "nested", "--alpha", "0.99")),
+    "generate on disk": Command(("generate", PROMPT, "--max-memory", "cpu=40MB,disk=1GB")),
+    "generate --input": Command(BATCH),
+    "generate to a file": Command(
+        (*BATCH, "--batch-size", "4", "--output-file", f"{HOME}/results.jsonl"), writes=True
+    ),
+    "chat": Command(
+        ("chat",), "\x15Hello.\n\x15Tell me a story.\n\x15/compare\n" + BYE, writes=True
+    ),
+    "chat --lossless": Command(
+        ("chat", "--lossless"), "\x15Tell me a story.\n\x15/lossless depth\n\x15Go on.\n" + BYE,
+        writes=True,
+    ),
+    "profile": Command(("profile", "--prompt", PROMPT, "-o", "json")),
+    "profile --compare": Command(("profile", "--prompt", PROMPT, "--compare", "-o", "html")),
+    "profile --lossless": Command(("profile", "--prompt", PROMPT, "--lossless")),
+    "profile to a file": Command(
+        ("profile", "--prompt", PROMPT, "--output-file", f"{HOME}/trace.json"), writes=True
+    ),
+    "calibrate": Command((*CALIBRATE, "--target-drop", "5%"), writes=True, may_fail=True),
+    "calibrate for drafts": Command(
+        (*CALIBRATE, "--for", "lossless", "--documents", "32"), writes=True, may_fail=True
+    ),
+    "calibrate nested": Command((*CALIBRATE, "--quantization", "nested"), may_fail=True),
+    "calibrate --compare-policies": Command((*CALIBRATE, "--compare-policies"), may_fail=True),
+    "calibrate score": Command(("calibrate", "score", *TASK)),
+    "calibrate show": Command(("calibrate", "show"), loads=False),
+    "calibrate remove": Command(("calibrate", "remove"), loads=False, may_fail=True),
+    "models": Command(("models",), loads=False),
+    "models default": Command(("models", "default", "demo"), loads=False, writes=True),
+    "models verify": Command(("models", "verify", str(FOLDER / "fetched")), loads=False),
+    "models --disk": Command(("models", "--disk"), loads=False),
+    "doctor": Command(("doctor", "--json"), writes=True, env=MEASURED),
+    "doctor --tune": Command(("doctor", "--tune"), writes=True, env=MEASURED, may_fail=True),
+    "completion": Command((), loads=False, env=COMPLETED),
+}  # fmt: skip
 ALLOWED = {0, 129, 130, 143}  # and 1, 2 and 3 if an error says why
+WITH_A_MODEL = tuple(name for name, command in COMMANDS.items() if command.loads)
+WRITERS = tuple(name for name, command in COMMANDS.items() if command.writes)
 
 
 class ImpossibleError(Exception):
     """The fault cannot be made on this machine, or by this user."""
+
+
+@cache
+def write_inputs() -> None:
+    """Writes the files that the commands read."""
+    rows = [{"prompt": f"Tell me a story about {what}."} for what in ("a fox", "a bear", "rain")]
+    questions = [{"prompt": f"What is {n} + 2?", "answers": [str(n + 2)]} for n in range(10)]
+    for name, found in (("rows", rows), ("task", questions)):
+        text = "".join(f"{json.dumps(row)}\n" for row in found)
+        (FOLDER / f"{name}.jsonl").write_text(text)
+    model = FOLDER / "fetched"
+    shutil.copytree(BUILTIN_PATH, model)
+    (model / METADATA).mkdir(parents=True)
+    for file in BUILTIN_PATH.iterdir():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        (model / METADATA / f"{file.name}.metadata").write_text(f"{'0' * 40}\n{digest}\n1.0\n")
 
 
 def problems(ended: Ended, *, may_fail: bool = False) -> Iterator[str]:
@@ -58,9 +152,6 @@ def broken_files(home: Path) -> Iterator[str]:
             yield f"{path.name} is broken: {error}"
 
 
-WITH_A_MODEL = tuple(name for name in COMMANDS if not name.startswith("models"))
-
-
 def run_one(
     forks: Forks,
     name: str,
@@ -79,19 +170,23 @@ def run_one(
         more: arguments added to its own.
         model: runs in place of the built-in model.
         terminal: run it at a terminal even if nothing is typed.
-        may_fail: an error is no problem if it says why. A calibration may always lack time.
+        may_fail: an error is no problem if it says why.
     """
-    arguments, typed = COMMANDS[name]
-    named = [arguments[0], *([str(model)] if model else []), *arguments[1:], *more]
+    write_inputs()
+    command = COMMANDS[name]
     with tempfile.TemporaryDirectory() as folder:
         home = home or Path(folder)
+        words = [word.replace(HOME, str(home)) for word in command.arguments]
+        if model is not None:
+            words.insert(2 if "score" in words[:2] else 1, str(model))
         ended = forks.run(
-            *named,
-            stdin=typed,
-            terminal=terminal or bool(typed),
-            env={"D3_HOME": str(home)} | (env or {}),
+            *words,
+            *more,
+            stdin=command.typed,
+            terminal=terminal or bool(command.typed),
+            env={"D3_HOME": str(home)} | dict(command.env) | (env or {}),
             **settings,
         )
-        found = problems(ended, may_fail=may_fail or name == "calibrate")
+        found = problems(ended, may_fail=may_fail or command.may_fail)
         for problem in (*found, *broken_files(home)):
             yield f"{name}: {problem}"

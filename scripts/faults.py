@@ -10,29 +10,38 @@ a file that is neither the old version nor the new one. The script exits with 1 
 
 import argparse
 import math
-import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from fault_places import memory_group, small_file_system
 from fault_runs import (
     COMMANDS,
     PROMPT,
     WITH_A_MODEL,
+    WRITERS,
     ImpossibleError,
-    broken_files,
     problems,
     run_one,
 )
 from gguf_faults import gguf_cut_while_loading, gguf_damage, gguf_disk, gguf_signals
+from rank_faults import ranks
 from safetensors.torch import load_file, save_file
+from serve_faults import (
+    serve_clients,
+    serve_group,
+    serve_hang_up,
+    serve_home,
+    serve_kills,
+    serve_memory,
+    serve_signals,
+)
+from store_faults import at_once, batch_damage, damage, kernel_damage, kills
 
 from tests.conftest import BUILTIN_PATH
 from tests.forks import Forks
@@ -43,27 +52,10 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
 def signals(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A signal at a random moment of a command."""
     name, which = rng.choice(list(COMMANDS)), rng.choice(SIGNALS)
-    after = rng.uniform(0, 0.3 if name == "models" else 4.0)
+    after = rng.uniform(0, 4.0 if COMMANDS[name].loads else 0.3)
     number = int(getattr(signal, which))
     for problem in run_one(forks, name, signal=number, after=after, may_fail=False):
         yield f"{which} after {after:.3f} s: {problem}"
-
-
-def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """SIGKILL while a file is written again and again: the old version or the new one is there."""
-    kind = rng.choice(("calibration", "conversation", "trace", "settings"))
-    with tempfile.TemporaryDirectory() as folder:
-        forks.call(
-            kind,
-            folder,
-            env={"D3_HOME": folder},
-            signal=int(signal.SIGKILL),
-            after=rng.uniform(0.02, 0.4),
-        )
-        ended = forks.call("check", folder, kind, env={"D3_HOME": folder})
-        if ended.code:
-            yield f"{kind}: {ended.err[-300:]}"
-        yield from (f"{kind}: {problem}" for problem in broken_files(Path(folder)))
 
 
 def hang_up(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -77,32 +69,38 @@ def full_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
     """No file may be larger than a few bytes or kilobytes."""
     size = rng.choice((0, 1, 100, 1000, 4000))
     with tempfile.TemporaryDirectory() as folder:
-        for problem in run_one(
-            forks, *_writer(rng, Path(folder)), home=Path(folder), limits={"FSIZE": size}
-        ):
+        home, limits = Path(folder), {"FSIZE": size}
+        for problem in run_one(forks, rng.choice(WRITERS), home=home, limits=limits):
             yield f"files of {size} bytes: {problem}"
 
 
 def small_disk(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A file system of a few kilobytes, full or nearly so."""
-    with tempfile.TemporaryDirectory() as folder:
-        size, home = rng.randint(1, 12) << 12, Path(folder)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
-        if subprocess.run(mount, capture_output=True).returncode:
-            raise ImpossibleError("this user may not mount a file system")
-        try:
-            with suppress(OSError):
-                (home / "taken").write_bytes(bytes(rng.randint(0, size)))
-            for problem in run_one(forks, *_writer(rng, home), home=home):
-                yield f"a disk of {size} bytes: {problem}"
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
+    size = rng.randint(1, 12) << 12
+    with small_file_system(size) as home:
+        with suppress(OSError):
+            (home / "taken").write_bytes(bytes(rng.randint(0, size)))
+        for problem in run_one(forks, rng.choice(WRITERS), home=home):
+            yield f"a disk of {size} bytes: {problem}"
 
 
-def _writer(rng: random.Random, folder: Path) -> list[str]:
-    """A command that writes a file, with the arguments that say where."""
-    name = rng.choice(["chat", "profile", "calibrate", "models default"])
-    return [name, *(("--output-file", str(folder / "trace.json")) if name == "profile" else ())]
+def offload(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """Layers on a full disk, with little room elsewhere: the same reply, or an error."""
+    taken = 1 << 18
+    size = sum(path.stat().st_size for path in BUILTIN_PATH.iterdir()) + taken
+    limits = f"cpu={rng.randint(5, 80)}MB,disk={rng.choice(('0', '10MB', '1GB'))}"
+    words = (PROMPT, "--max-tokens", "12", "--dtype", "float32")
+    with small_file_system(size) as disk:
+        model = str(shutil.copytree(BUILTIN_PATH, disk / "model"))
+        with suppress(OSError):
+            (disk / "taken").write_bytes(bytes(taken))
+        env = {"D3_HOME": str(disk / "home"), "TMPDIR": str(disk)}
+        ended = forks.run("generate", model, *words, "--max-memory", limits, env=env)
+        for problem in problems(ended, may_fail=True):
+            yield f"{limits}: {problem}"
+        alone = forks.run("generate", model, *words, "--quantization", "none", env=env)
+        if not ended.code and ended.out != alone.out:
+            yield f"{limits}: {ended.out!r} instead of {alone.out!r}"
 
 
 def no_home(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -122,22 +120,9 @@ def memory(forks: Forks, rng: random.Random) -> Iterator[str]:
 def control_group(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A container's memory limit, beyond which the kernel kills."""
     most = rng.randint(40, 600) << 20
-    groups = Path("/sys/fs/cgroup")
-    version_2 = (groups / "cgroup.controllers").exists()
-    group = groups / ("" if version_2 else "memory") / f"d3-faults-{os.getpid()}"
-    try:
-        group.mkdir()
-        limit = group / ("memory.max" if version_2 else "memory.limit_in_bytes")
-        limit.write_text(str(most))
-    except OSError as error:
-        with suppress(OSError):
-            group.rmdir()
-        raise ImpossibleError(f"a control group cannot be made: {error}") from None
-    try:
-        for problem in run_one(forks, rng.choice(WITH_A_MODEL), group=str(group)):
+    with memory_group(most) as group:
+        for problem in run_one(forks, rng.choice(WITH_A_MODEL), group=group):
             yield f"a control group of {most >> 20} MB: {problem}"
-    finally:
-        group.rmdir()
 
 
 def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -146,6 +131,10 @@ def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
     terminal = rng.random() < 0.5
     for problem in run_one(forks, name, terminal=terminal, may_fail=False, encoding=encoding):
         yield f"{encoding}: {problem}"
+
+
+# Commands that can run another model than the built-in one.
+OF_ANY_MODEL = tuple(name for name in WITH_A_MODEL if not name.startswith("doctor"))
 
 
 def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -159,62 +148,8 @@ def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
         value = rng.choice((math.nan, math.inf, -math.inf, 3e38))
         values[rng.choice((slice(None), rng.randrange(len(values))))] = value
         save_file(tensors, model / "model.safetensors", {"format": "pt"})
-        command = rng.choice(["generate", "chat", "profile", "calibrate"])
-        for problem in run_one(forks, command, model=model):
+        for problem in run_one(forks, rng.choice(OF_ANY_MODEL), model=model):
             yield f"{value} in {name}: {problem}"
-
-
-def damage(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """A damaged file of d3's own: no command changes it, and new files can be written."""
-    with tempfile.TemporaryDirectory() as folder:
-        home, env = Path(folder), {"D3_HOME": folder}
-        for kind in ("calibration", "conversation", "settings"):
-            forks.call(kind, folder, "1", env=env)
-        files = sorted(path for path in home.rglob("*") if path.is_file())
-        path = rng.choice(files)
-        how = rng.choice(DAMAGES)
-        path.write_bytes(_damaged(path.read_bytes(), how, rng))
-        before = {path: path.read_bytes() for path in files}
-        for arguments, typed in READERS:
-            ended = forks.run(*arguments, stdin=typed, terminal=bool(typed), env=env)
-            for problem in problems(ended, may_fail=True):
-                yield f"{path.name} {how}: {' '.join(arguments)}: {problem}"
-        for other, bytes_ in before.items():
-            if other.read_bytes() != bytes_:
-                yield f"{path.name} {how}: {other.name} was changed"
-        for kind in ("calibration", "conversation"):  # what is written now can be read again
-            ended = forks.call(kind, folder, "1", env=env)
-            if ended.code and "\nd3cli.base.errors." not in ended.err:
-                yield f"{path.name} {how}: writing {kind}: {ended.err[-300:]}"
-
-
-DAMAGES = ("none", "cut short", "bits flipped", "emptied", "zeroed", "noise", "twice")
-
-
-def _damaged(data: bytes, how: str, rng: random.Random) -> bytes:
-    if how == "bits flipped":
-        flipped = bytearray(data)
-        for at in rng.choices(range(len(data)), k=rng.randint(1, 8)) if data else ():
-            flipped[at] ^= 1 << rng.randrange(8)
-        return bytes(flipped)
-    return {
-        "none": data,
-        "cut short": data[: rng.randrange(len(data) + 1)],
-        "emptied": b"",
-        "zeroed": bytes(len(data)),
-        "noise": rng.randbytes(len(data)),
-        "twice": data + data,
-    }[how]
-
-
-READERS = (
-    (["models"], ""),
-    (["models", "--json"], ""),
-    (["calibrate", "--show"], ""),
-    (["chat", "--list"], ""),
-    (["chat", "demo", "--continue"], "\x15/bye\n" * 8),
-    (["generate", "demo", PROMPT, "--max-tokens", "2"], ""),
-)
 
 
 def half_download(forks: Forks, rng: random.Random) -> Iterator[str]:
@@ -239,29 +174,6 @@ def half_download(forks: Forks, rng: random.Random) -> Iterator[str]:
             yield f"{path.name} {how}: {problem}"
 
 
-def at_once(forks: Forks, rng: random.Random) -> Iterator[str]:
-    """Two processes write the same file at once; then a third one reads it."""
-    kind = rng.choice(("calibration", "conversation", "settings"))
-    found: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, Forks() as other:
-
-        def write(one: Forks) -> None:
-            ended = one.call(kind, folder, "60", env={"D3_HOME": folder})
-            if ended.code:
-                found.append(f"{kind}: {ended.err[-300:]}")
-
-        writers = [threading.Thread(target=write, args=(one,)) for one in (forks, other)]
-        for thread in writers:
-            thread.start()
-        for thread in writers:
-            thread.join()
-        ended = forks.call("check", folder, kind, env={"D3_HOME": folder})
-        if ended.code:
-            found.append(f"{kind}: {ended.err[-300:]}")
-        found += [f"{kind}: {problem}" for problem in broken_files(Path(folder))]
-    yield from found
-
-
 FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] = {
     "signals": (signals, 200),
     "kills": (kills, 200),
@@ -279,7 +191,18 @@ FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] =
     "gguf_cut_while_loading": (gguf_cut_while_loading, 40),
     "gguf_signals": (gguf_signals, 40),
     "gguf_disk": (gguf_disk, 6),
-    "at_once": (at_once, 6),
+    "at_once": (at_once, 10),
+    "kernel_damage": (kernel_damage, 20),
+    "batch_damage": (batch_damage, 40),
+    "offload": (offload, 20),
+    "serve_signals": (serve_signals, 60),
+    "serve_kills": (serve_kills, 20),
+    "serve_clients": (serve_clients, 10),
+    "serve_home": (serve_home, 20),
+    "serve_memory": (serve_memory, 20),
+    "serve_group": (serve_group, 10),
+    "serve_hang_up": (serve_hang_up, 10),
+    "ranks": (ranks, 6),
 }
 
 

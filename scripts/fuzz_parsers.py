@@ -1,41 +1,19 @@
 """The parsers of everything that d3 reads, for ``scripts/fuzz.py``, each with valid input."""
 
-import atexit
 import contextlib
 import io
-import json
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import fuzz_command_line
+import fuzz_more_parsers
+import fuzz_seeds
 import numpy as np
+from fuzz_common import FOLDER, Parse, file_of, text_of
 from fuzz_requests import SEEDS as REQUESTS
 from fuzz_requests import chat_request, http_request
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from d3cli.base.errors import D3Error
-
-Parse = Callable[[bytes], object]
-
-FOLDER = Path(tempfile.mkdtemp(prefix="d3-fuzz-"))
-atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
-
-
-def file_of(data: bytes, name: str) -> Path:
-    """A file that holds this."""
-    path = FOLDER / name
-    path.write_bytes(data)
-    return path
-
-
-def text_of(data: bytes) -> str:
-    """Text as Python decodes a command line: bytes that are not UTF-8 become lone surrogates."""
-    return data.decode("utf-8", "surrogateescape")
 
 
 def rows(data: bytes) -> object:
@@ -89,29 +67,39 @@ def settings(data: bytes) -> object:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     try:
-        return settings.load_settings(), settings.default_model(), settings.aliases()
+        names = settings.load_settings(), settings.default_model(), settings.aliases()
+        return names, [fuzz_command_line.read_line([name]) for name in fuzz_command_line.COMMANDS]
     finally:
         path.unlink()
 
 
 def options(data: bytes) -> object:
-    """The values of options: percents, depths, times."""
+    """The values of options: percents, depths, times, sizes, places; and names to complete."""
+    from d3cli.base.amounts import parse_size
     from d3cli.cli.calibrate.parse import parse_duration, parse_target
+    from d3cli.cli.completion import complete_model
     from d3cli.depth.parse import parse_alpha, parse_start
     from d3cli.depth.units import parse_unit
 
     text = text_of(data)
+    parsers = (
+        *(parse_target, parse_duration, parse_alpha, parse_unit, parse_size, places),
+        lambda text: parse_start(text, 100),
+        lambda text: complete_model(text.replace("\0", "")),
+    )
     results = []
-    for parse in (
-        parse_target,
-        parse_duration,
-        parse_alpha,
-        lambda t: parse_start(t, 100),
-        parse_unit,
-    ):
+    for parse in parsers:
         with contextlib.suppress(D3Error):
             results.append(parse(text))
     return results
+
+
+def places(text: str) -> object:
+    """The places of `--max-memory`."""
+    from d3cli.cli.model_options import ModelOptions
+    from d3cli.model.rooms import place_names
+
+    return place_names(ModelOptions(max_memory=text).limits, "auto")
 
 
 def commands(data: bytes) -> object:
@@ -201,15 +189,34 @@ PARSERS: dict[str, Parse] = {
         gguf,
         http_request,
         chat_request,
+        fuzz_command_line.command_line,
     )
-}
+} | fuzz_more_parsers.PARSERS
 
 SEEDS: dict[str, list[bytes]] = REQUESTS | {
-    "rows": [b'{"prompt": "a", "response": "b"}\n', b'{"text": "abc"}\n', b'{"messages": []}'],
+    "rows": [
+        b'{"prompt": "a", "response": "b"}\n',
+        b'{"text": "abc"}\n',
+        b'[{"messages": [{"role": "user", "content": "a"}, {"role": "gpt", "content": "b"}]}]',
+    ],
     "prompts": [b'{"prompt": "a"}\n{"messages": [{"role": "user", "content": "x"}]}\n'],
-    "settings": [b'model = "demo"\nalpha = 0.99\n[aliases]\nx = "org/name"\n'],
-    "options": [b"1%", b"0.99", b"auto", b"90s", b"12.attn", b"50%", b"1e5", b"\xd9\xa1%"],
+    "settings": [
+        b'model = "demo"\nalpha = 0.99\n[aliases]\nx = "org/name"\n',
+        fuzz_command_line.CONFIG,
+    ],
+    "options": [
+        b"1%",
+        b"0.99",
+        b"auto",
+        b"90s",
+        b"12.attn",
+        b"50%",
+        b"1e5",
+        b"\xd9\xa1%",
+        b"0=10GiB,cpu=1.5 GB,disk=0",
+    ],
     "commands": [b"alpha 0.99", b"set temperature 1", b'system "x"', b"set stop '\\n'", b"depth"],
+    "command_line": fuzz_command_line.SEEDS,
     "model_json": [b'{"model_type": "llama", "num_hidden_layers": 2, "a": [{"b": null}]}'],
 }
 
@@ -222,17 +229,12 @@ def attempt(parse: Parse, data: bytes) -> None:
 
 def seeds(name: str) -> list[bytes]:
     """Valid input of a parser, for a fuzzer to start from."""
+    if name in fuzz_more_parsers.PARSERS:
+        return fuzz_more_parsers.seeds(name)
     if name == "trace":
-        from d3cli.profile.trace_file import to_json
-        from tests.traces import as_schema_1, made_trace
-
-        trace = to_json(made_trace([4, 4, 3], [10.0, 9.0]))
-        return [json.dumps(data).encode() for data in (trace, as_schema_1(trace))]
+        return fuzz_seeds.traces()
     if name == "calibration":
-        from d3cli.depth import calibration_store
-        from tests.records import FOUND, KEY
-
-        return [calibration_store.save(KEY, FOUND).read_bytes()]
+        return fuzz_seeds.calibrations()
     if name == "conversation":
         from d3cli.decode import transcript
 

@@ -54,6 +54,11 @@ class Forks:
         )
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of the process whose children run the command lines."""
+        return self._server.pid
+
     def __exit__(self, *_: object) -> None:
         assert self._server.stdin
         self._server.stdin.close()

@@ -1,16 +1,24 @@
 """A few runs of each fault of `scripts/faults.py`, which makes hundreds."""
 
 import random
+import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from d3cli.cli.app import app
 from tests.forks import Forks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from fault_runs import ImpossibleError, broken_files, problems
+import serve_clients
+from fault_runs import COMMANDS, ImpossibleError, broken_files, problems, run_one
 from faults import FAULTS
 
 pytestmark = pytest.mark.slow
@@ -27,6 +35,64 @@ def test_a_fault_loses_nothing_and_shows_no_internals(kind: str, number: int, fo
         assert list(fault(forks, random.Random(f"{kind} {number}"))) == []
     except ImpossibleError as reason:
         pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].may_fail])
+def test_the_commands_work_without_a_fault(name: str, forks: Forks) -> None:
+    """Else a fault could hide behind an error that each run of a command ends with."""
+    assert list(run_one(forks, name, may_fail=False)) == []
+
+
+def test_no_command_is_left_out() -> None:
+    """A new command needs a line in `fault_runs.COMMANDS`, or faults of its own as `serve` has."""
+    tried = {command.arguments[:count] for command in COMMANDS.values() for count in (1, 2)}
+
+    def untried(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if words and words not in tried:
+            yield words
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from untried(inner, (*words, name))
+
+    assert list(untried(typer.main.get_command(app), ())) == [("serve",)]
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """A server that answers one client with this; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        (b'HTTP/1.1 200 OK\r\n\r\n{"choices": []}', ""),
+        (b'HTTP/1.1 503 Busy\r\n\r\n{"error": {"message": "wait"}}', ""),
+        (b'HTTP/1.1 500 Oh\r\n\r\n{"error": {"message": "internal"}}', "500"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"choi', "half a body"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"error": {}}', "200"),
+    ],
+)
+def test_wrong_answers_of_a_server_are_found(answer: bytes, wrong: str) -> None:
+    with answering(answer) as port:
+        found = serve_clients.whole(port, random.Random(1))
+    assert wrong in found
+    assert bool(found) == bool(wrong)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n\r\ndata: {}\n\n"])
+def test_a_stream_that_is_cut_off_is_no_end(answer: bytes) -> None:
+    with answering(answer) as port, pytest.raises(serve_clients.GoneError):
+        serve_clients.streamed(port, random.Random(1))
 
 
 def test_problems_are_found(forks: Forks, tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d3cli.base import settings as base_settings
 from d3cli.base.errors import UsageError
 from d3cli.cli.chat.commands import run_command
+from d3cli.evals.model_args import EvalSettings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import fuzz
+import fuzz_command_line
 import fuzz_parsers
 
 JSON = st.recursive(
@@ -59,8 +62,33 @@ def test_any_json_is_read_or_refused(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", fuzz_parsers.PARSERS)
 def test_seeds_are_valid(name: str) -> None:
-    if name not in ("options", "commands"):  # their seeds are of several kinds
-        fuzz_parsers.PARSERS[name](fuzz_parsers.seeds(name)[0])
+    if name not in ("options", "commands", "launch"):  # their seeds are of several kinds
+        for seed in fuzz_parsers.seeds(name):
+            fuzz_parsers.PARSERS[name](seed)
+
+
+@pytest.mark.parametrize("number", range(len(fuzz_command_line.SEEDS)))
+def test_command_lines_are_read_whole(number: int) -> None:
+    """A seed that Typer refuses would be no start for a fuzzer, and it raises nothing."""
+    found = fuzz_command_line.command_line(fuzz_command_line.SEEDS[number])
+    assert isinstance(found, list)
+
+
+def test_what_a_config_file_says_reaches_the_settings() -> None:
+    path = base_settings.config_file()
+    path.write_bytes(fuzz_command_line.CONFIG)
+    assert str(fuzz_command_line.read_line(["generate"])).count("lookup")
+
+
+@pytest.mark.parametrize("rank", ["9" * 5000, "-1", "\u0661", "1_0", ""])
+def test_a_rank_that_is_no_number_is_none(rank: str) -> None:
+    launched, _ = fuzz_parsers.PARSERS["launch"](f"none\n{rank}\n2\n0\n2".encode())
+    assert launched is None
+
+
+def test_text_that_is_not_utf_8_is_no_value_of_an_evaluation() -> None:
+    with pytest.raises(UsageError, match="batch_size is"):
+        EvalSettings.read({"pretrained": "demo", "batch_size": "\udce1"})
 
 
 def test_random_texts_are_shown_inert() -> None:

@@ -35,7 +35,8 @@ def launched() -> Launch | None:
     if LAUNCHED not in os.environ:
         return None
     values = [os.environ.get(name, "") for name in NUMBERS]
-    if not all(value.isascii() and value.isdecimal() for value in values):
+    # A number of thousands of digits is none that torchrun has set, and Python refuses it.
+    if not all(value.isascii() and value.isdecimal() and len(value) < 10 for value in values):
         return None
     return Launch(*map(int, values))
 

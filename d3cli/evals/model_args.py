@@ -100,7 +100,7 @@ def _value(name: str, value: Any, kind: Any) -> Any:
         value = str(value)
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as problem:
+    except (msgspec.ValidationError, UnicodeEncodeError) as problem:  # also text that is not UTF-8
         words = str(problem).partition(" - at")[0]
         raise UsageError(
             (Setting(name), f" is {value!r}: {words[:1].lower()}{words[1:]}")

@@ -1,0 +1,179 @@
+"""Faults of d3's own files, for ``scripts/faults.py``: kills, damage, two writers at once."""
+
+import json
+import random
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+from fault_runs import (
+    BYE,
+    COMMANDS,
+    MEASURED,
+    PROMPT,
+    broken_files,
+    problems,
+    run_one,
+    write_inputs,
+)
+
+from tests.forks import Forks
+
+KINDS = ("calibration", "drafts", "conversation", "settings", "kernels")  # files of a home
+
+
+def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """SIGKILL while a file is written again and again: the old version or the new one is there."""
+    kind = rng.choice((*KINDS, "trace", "results"))
+    with tempfile.TemporaryDirectory() as folder:
+        forks.call(
+            kind,
+            folder,
+            env={"D3_HOME": folder},
+            signal=int(signal.SIGKILL),
+            after=rng.uniform(0.02, 0.4),
+        )
+        ended = forks.call("check", folder, kind, env={"D3_HOME": folder})
+        if ended.code:
+            yield f"{kind}: {ended.err[-300:]}"
+        yield from (f"{kind}: {problem}" for problem in broken_files(Path(folder)))
+
+
+def at_once(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """Three processes write the same file at once; then a fourth one reads it."""
+    kind = rng.choice(KINDS)
+    found: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as more:
+
+        def write(one: Forks) -> None:
+            ended = one.call(kind, folder, "60", env={"D3_HOME": folder})
+            if ended.code:
+                found.append(f"{kind}: {ended.err[-300:]}")
+
+        writing = (forks, *(more.enter_context(Forks()) for _ in range(2)))
+        writers = [threading.Thread(target=write, args=(one,)) for one in writing]
+        for thread in writers:
+            thread.start()
+        for thread in writers:
+            thread.join()
+        ended = forks.call("check", folder, kind, "60", env={"D3_HOME": folder})
+        if ended.code:
+            found.append(f"{kind}: {ended.err[-300:]}")
+        found += [f"{kind}: {problem}" for problem in broken_files(Path(folder))]
+    yield from found
+
+
+def damage(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A damaged file of d3's own: no command changes it, and new files can be written."""
+    with tempfile.TemporaryDirectory() as folder:
+        home, env = Path(folder), {"D3_HOME": folder}
+        for kind in ("calibration", "drafts", "conversation", "settings"):
+            forks.call(kind, folder, "1", env=env)
+        files = sorted(path for path in home.rglob("*") if path.is_file())
+        path = rng.choice(files)
+        how = rng.choice(DAMAGES)
+        path.write_bytes(_damaged(path.read_bytes(), how, rng))
+        before = {path: path.read_bytes() for path in files}
+        for arguments, typed in READERS:
+            ended = forks.run(*arguments, stdin=typed, terminal=bool(typed), env=env)
+            for problem in problems(ended, may_fail=True):
+                yield f"{path.name} {how}: {' '.join(arguments)}: {problem}"
+        for other, bytes_ in before.items():
+            if other.read_bytes() != bytes_:
+                yield f"{path.name} {how}: {other.name} was changed"
+        for kind in ("calibration", "drafts", "conversation"):  # what is written can be read again
+            ended = forks.call(kind, folder, "1", env=env)
+            if ended.code and "\nd3cli.base.errors." not in ended.err:
+                yield f"{path.name} {how}: writing {kind}: {ended.err[-300:]}"
+
+
+DAMAGES = ("none", "cut short", "bits flipped", "emptied", "zeroed", "noise", "twice")
+
+
+def _damaged(data: bytes, how: str, rng: random.Random) -> bytes:
+    if how == "bits flipped":
+        flipped = bytearray(data)
+        for at in rng.choices(range(len(data)), k=rng.randint(1, 8)) if data else ():
+            flipped[at] ^= 1 << rng.randrange(8)
+        return bytes(flipped)
+    return {
+        "none": data,
+        "cut short": data[: rng.randrange(len(data) + 1)],
+        "emptied": b"",
+        "zeroed": bytes(len(data)),
+        "noise": rng.randbytes(len(data)),
+        "twice": data + data,
+    }[how]
+
+
+READERS = (
+    (["models"], ""),
+    (["models", "--json"], ""),
+    (["models", "--disk"], ""),
+    (["calibrate", "--show"], ""),
+    (["chat", "--list"], ""),
+    (["chat", "demo", "--continue"], BYE),
+    (["generate", "demo", PROMPT, "--max-tokens", "2"], ""),
+    (["generate", "demo", PROMPT, "--max-tokens", "2", "--lossless", "depth"], ""),
+)
+
+
+READ = "d3cli.kernels.choice_file.read_machines"
+
+
+def kernel_damage(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A damaged file of kernel choices: commands run, and it is replaced by the next choice."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, env = Path(folder) / "kernels.json", {"D3_HOME": folder} | MEASURED
+        forks.call("kernels", folder, "8", env=env)
+        how = rng.choice(DAMAGES)
+        path.write_bytes(_damaged(path.read_bytes(), how, rng))
+        for words in (["generate", PROMPT, "--max-tokens", "2"], ["doctor", "--json"]):
+            ended = forks.run(*words, env=env)
+            if ended.code:
+                yield f"{how}: {words[0]} ended with {ended.code}: {ended.err[-300:]}"
+            yield from (f"{how}: {words[0]}: {problem}" for problem in problems(ended))
+        for name, words in (("kernels", [folder, "1"]), (READ, [])):
+            ended = forks.call(name, *words, env=env)
+            if ended.code:
+                yield f"{how}: {name}: {ended.err[-300:]}"
+
+
+TO_A_FILE = "generate to a file"
+
+
+@cache
+def _results(forks: Forks) -> bytes:
+    """What a batch writes that nothing disturbs."""
+    with tempfile.TemporaryDirectory() as folder:
+        assert not list(run_one(forks, TO_A_FILE, home=Path(folder), may_fail=False))
+        return (Path(folder) / "results.jsonl").read_bytes()
+
+
+def batch_damage(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A damaged file of results: it is completed with the same replies, or left as it is."""
+    write_inputs()
+    whole, how = _results(forks), rng.choice(DAMAGES)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.jsonl"
+        damaged = _damaged(whole, how, rng)
+        path.write_bytes(damaged)
+        ended = forks.run(
+            *(word.replace("{home}", folder) for word in COMMANDS[TO_A_FILE].arguments),
+            env={"D3_HOME": folder},
+        )
+        yield from (f"{how}: {problem}" for problem in problems(ended, may_fail=True))
+        after = path.read_bytes()
+        if ended.code:
+            if after != damaged:
+                yield f"{how}: refused, and yet changed"
+        elif how != "bits flipped" and _texts(after) != _texts(whole):
+            yield f"{how}: completed with other replies"
+
+
+def _texts(results: bytes) -> list[tuple[int, str]]:
+    return [(row["index"], row["text"]) for row in map(json.loads, results.splitlines())]
