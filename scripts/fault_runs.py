@@ -25,6 +25,7 @@ LONG_PROMPT = (
     "Tell me a story about a fox, a wolf and a bear who live in a wood and find a red ball."
 )
 FOLDER = Path(tempfile.mkdtemp(prefix="d3-faults-"))
+FETCHED = str(FOLDER / "fetched")  # the built-in model as if it came from the hub: not calibrated
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
@@ -61,14 +62,14 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(("generate", PROMPT, "--seed", "1")),
     "generate --json": Command(("generate", PROMPT, "--json")),
     "generate --lossless": Command(("generate", PROMPT, "--lossless")),
-    "generate --draft-model": Command(("generate", PROMPT, "--draft-model", "demo")),
+    "generate --draft-model": Command(("generate", PROMPT, "--draft-model", FETCHED)),
     "generate by prompt": Command(
-        ("generate", LONG_PROMPT, "--alpha", "0.99", "--units", "sublayer", "--start", "4")
+        ("generate", FETCHED, LONG_PROMPT, "--alpha", "0.99", "--units", "sublayer", "--start", "4")
     ),
     "generate in int8": Command(("generate", PROMPT, "--quantization", "int8")),
     "generate in int4": Command(("generate", PROMPT, "--quantization", "int4")),
     "generate nested": Command(("generate", PROMPT, "--quantization", "nested", "--alpha", "0.99")),
-    "generate on disk": Command(("generate", PROMPT, "--max-memory", "cpu=40MB,disk=1GB")),
+    "generate on disk": Command(("generate", PROMPT, "--max-memory", "cpu=170MB,disk=1GB")),
     "generate --input": Command(BATCH),
     "generate to a file": Command(
         (*BATCH, "--batch-size", "4", "--output-file", f"{HOME}/results.jsonl"), writes=True
@@ -97,7 +98,7 @@ COMMANDS: dict[str, Command] = {
     "calibrate remove": Command(("calibrate", "remove"), loads=False, may_fail=True),
     "models": Command(("models",), loads=False),
     "models default": Command(("models", "default", "demo"), loads=False, writes=True),
-    "models verify": Command(("models", "verify", str(FOLDER / "fetched")), loads=False),
+    "models verify": Command(("models", "verify", FETCHED), loads=False),
     "models --disk": Command(("models", "--disk"), loads=False),
     "doctor": Command(("doctor", "--json"), writes=True, env=MEASURED),
     "doctor --tune": Command(("doctor", "--tune"), writes=True, env=MEASURED, may_fail=True),
@@ -120,7 +121,7 @@ def write_inputs() -> None:
     for name, found in (("rows", rows), ("task", questions)):
         text = "".join(f"{json.dumps(row)}\n" for row in found)
         (FOLDER / f"{name}.jsonl").write_text(text)
-    model = FOLDER / "fetched"
+    model = Path(FETCHED)
     shutil.copytree(BUILTIN_PATH, model)
     (model / METADATA).mkdir(parents=True)
     for file in BUILTIN_PATH.iterdir():

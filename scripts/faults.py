@@ -22,6 +22,7 @@ from pathlib import Path
 from fault_places import memory_group, small_file_system
 from fault_runs import (
     COMMANDS,
+    FETCHED,
     PROMPT,
     WITH_A_MODEL,
     WRITERS,
@@ -88,7 +89,7 @@ def offload(forks: Forks, rng: random.Random) -> Iterator[str]:
     """Layers on a full disk, with little room elsewhere: the same reply, or an error."""
     taken = 1 << 18
     size = sum(path.stat().st_size for path in BUILTIN_PATH.iterdir()) + taken
-    limits = f"cpu={rng.randint(5, 80)}MB,disk={rng.choice(('0', '10MB', '1GB'))}"
+    limits = f"cpu={rng.randint(100, 260)}MB,disk={rng.choice(('0', '10MB', '1GB'))}"
     words = (PROMPT, "--max-tokens", "12", "--dtype", "float32")
     with small_file_system(size) as disk:
         model = str(shutil.copytree(BUILTIN_PATH, disk / "model"))
@@ -134,7 +135,11 @@ def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
 
 
 # Commands that can run another model than the built-in one.
-OF_ANY_MODEL = tuple(name for name in WITH_A_MODEL if not name.startswith("doctor"))
+OF_ANY_MODEL = tuple(
+    name
+    for name in WITH_A_MODEL
+    if not name.startswith("doctor") and FETCHED not in COMMANDS[name].arguments
+)
 
 
 def bad_weights(forks: Forks, rng: random.Random) -> Iterator[str]:
