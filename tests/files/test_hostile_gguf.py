@@ -81,7 +81,7 @@ def groups() -> Iterator[Any]:
     for theme, changes in REFUSED_GGUF.items():
         quick = {name: change for name, change in changes.items() if not is_slow(name)}
         yield pytest.param(quick, id=theme)
-        for name in changes.keys() - quick.keys():
+        for name in sorted(changes.keys() - quick.keys()):
             yield pytest.param({name: changes[name]}, id=name, marks=pytest.mark.slow)
 
 
