@@ -30,7 +30,6 @@ LONG = {
     "newlines",
     "spaces",
     "a_book_without_an_end",
-    "a_prompt_longer_than_any_context",
 }
 
 

@@ -31,9 +31,9 @@ def check_inside(ended: Ended, outside: Path) -> None:
 
 def check_one_clear_line(ended: Ended, control: Ended, codes: tuple[int, ...] = (1, 2)) -> None:
     """Fails unless a command ended with one error and a hint, within twice the control's memory."""
-    assert ended.most_resident < 2 * control.most_resident
+    assert ended.most_resident < 2 * control.most_resident, ended.most_resident
     assert ended.code in codes, (ended.code, ended.err)
-    assert not ended.out
+    assert not ended.out, ended.out[:300]
     assert "internal error" not in ended.err, ended.err
     lines = ended.err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
