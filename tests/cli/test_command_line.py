@@ -217,7 +217,7 @@ def test_every_setting_that_a_message_names_is_an_option() -> None:
         name
         for path in source.rglob("*.py")
         if path.parent.name != "evals"  # its settings are the harness' model arguments
-        for name in re.findall(r'\bSetting\("(\w+)"', path.read_text())
+        for name in re.findall(r'\bSetting\("(\w+)"', path.read_text(encoding="utf-8"))
     }
     group = typer.main.get_command(app)
     commands = group.commands.values()  # type: ignore[attr-defined]
@@ -232,7 +232,7 @@ def test_no_message_of_the_library_names_a_flag() -> None:
         f"{path}: {text}"
         for path in Path(d3cli.__file__).parent.rglob("*.py")
         if not {"cli", "evals", "ranks"} & {*path.relative_to(Path(d3cli.__file__).parent).parts}
-        for text in re.findall(r'"[^"\n]*--[a-z][^"\n]*"', path.read_text())
+        for text in re.findall(r'"[^"\n]*--[a-z][^"\n]*"', path.read_text(encoding="utf-8"))
         if "hf download" not in text and "d3 chat --list" not in text and "`" not in text
     }
     assert not flags

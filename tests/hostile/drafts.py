@@ -42,7 +42,7 @@ def tokenizer(change: Callable[[dict[str, Any]], object]) -> Change:
     """Another tokenizer.json."""
 
     def write(model: Path, _: Path) -> None:
-        data = json.loads((model / "tokenizer.json").read_text())
+        data = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
         change(data)
         (model / "tokenizer.json").write_text(json.dumps(data))
 

@@ -26,7 +26,7 @@ def harmless(change: Change) -> Change:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    data = json.loads(path.read_text())
+    data = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(data | changes))
 
 
