@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from safetensors.torch import load_file, save_file
+
 from d3cli.files.checksums import METADATA
 from tests.conftest import BUILTIN_PATH
 from tests.forks import Ended, Forks
@@ -26,6 +28,7 @@ LONG_PROMPT = (
 )
 FOLDER = Path(tempfile.mkdtemp(prefix="d3-faults-"))
 FETCHED = str(FOLDER / "fetched")  # the built-in model as if it came from the hub: not calibrated
+DRAFT = str(FOLDER / "draft")  # its first layers
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
@@ -62,7 +65,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(("generate", PROMPT, "--seed", "1")),
     "generate --json": Command(("generate", PROMPT, "--json")),
     "generate --lossless": Command(("generate", PROMPT, "--lossless")),
-    "generate --draft-model": Command(("generate", PROMPT, "--draft-model", FETCHED)),
+    "generate --draft-model": Command(("generate", PROMPT, "--draft-model", DRAFT)),
     "generate by prompt": Command(
         ("generate", FETCHED, LONG_PROMPT, "--alpha", "0.99", "--units", "sublayer", "--start", "4")
     ),
@@ -127,6 +130,20 @@ def write_inputs() -> None:
     for file in BUILTIN_PATH.iterdir():
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         (model / METADATA / f"{file.name}.metadata").write_text(f"{'0' * 40}\n{digest}\n1.0\n")
+    _write_draft(Path(DRAFT))
+
+
+def _write_draft(path: Path, layers: int = 4) -> None:
+    """Writes the built-in model's first layers as a model of its own."""
+    shutil.copytree(BUILTIN_PATH, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    kept = {
+        name: tensor
+        for name, tensor in load_file(path / "model.safetensors").items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < layers
+    }
+    save_file(kept, path / "model.safetensors", {"format": "pt"})
 
 
 def problems(ended: Ended, *, may_fail: bool = False) -> Iterator[str]:

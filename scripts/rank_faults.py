@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,13 +24,18 @@ def ranks(forks: Forks, rng: random.Random) -> Iterator[str]:  # noqa: ARG001 - 
     name, after, at = rng.choice(names), rng.uniform(0, 20), rng.choice((0, 1, None))
     with tempfile.TemporaryDirectory() as home:
         run = _started(Path(home))
+        until = time.monotonic() + PATIENCE
+        while len(family := _ranks_of(run)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
         time.sleep(after)
-        family = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
         victims = [one for one in family if at is not None and _rank(one) == str(at)]
         if at is None and name != "SIGKILL" and run.poll() is None:  # a kill leaves torchrun's own
             victims = [psutil.Process(run.pid)]
+        if not victims:
+            run.terminate()
         for victim in victims:
-            victim.send_signal(int(getattr(signal, name)))
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(int(getattr(signal, name)))
         try:
             _, err = run.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
@@ -61,6 +67,15 @@ def _started(home: Path) -> "subprocess.Popen[str]":
         text=True,
         env=dict(psutil.Process().environ()) | {"D3_HOME": str(home), "OMP_NUM_THREADS": "1"},
     )
+
+
+def _ranks_of(run: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes of the ranks that have started."""
+    try:
+        family = psutil.Process(run.pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    return [process for process in family if _rank(process)]
 
 
 def _rank(process: psutil.Process) -> str:

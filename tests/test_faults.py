@@ -101,7 +101,7 @@ def test_problems_are_found(forks: Forks, tmp_path: Path) -> None:
     assert failed.code == 2
     assert list(problems(failed))
     assert not list(problems(failed, may_fail=True))
-    assert list(problems(forks.call("check", str(tmp_path), "trace", "too many")))
+    assert list(problems(forks.call("check", str(tmp_path), "trace", "1", "too many")))
     assert not list(broken_files(tmp_path))
     (tmp_path / "x.json").write_text('{"half')
     assert list(broken_files(tmp_path))
