@@ -181,15 +181,20 @@ def serve_home(forks: Forks, rng: random.Random) -> Iterator[str]:
     yield from (f"{how}: {problem}" for problem in found)
 
 
+def _visited(server: Server, rng: random.Random) -> Iterator[str]:
+    """Lets clients visit a server that may lack memory; yields what is wrong with how it ends."""
+    if server.wait():
+        server.visit(rng, 4)
+        server.leave()
+    yield from _answers_and_ends(server, may_fail=True)
+
+
 def serve_memory(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A limit on the address space: the server answers or says why not, also request by request."""
     most = rng.randint(1150, 2500) << 20
     with tempfile.TemporaryDirectory() as home:
         server = Server(forks, env={"D3_HOME": home}, limits={"AS": most})
-        if server.wait():
-            server.visit(rng, 4)
-            server.leave()
-        for problem in _answers_and_ends(server, may_fail=True):
+        for problem in _visited(server, rng):
             yield f"{most >> 20} MB of addresses: {problem}"
 
 
@@ -198,10 +203,7 @@ def serve_group(forks: Forks, rng: random.Random) -> Iterator[str]:
     most = rng.randint(40, 600) << 20
     with tempfile.TemporaryDirectory() as home, memory_group(most) as group:
         server = Server(forks, env={"D3_HOME": home}, group=group)
-        if server.wait():
-            server.visit(rng, 4)
-            server.leave()
-        for problem in _answers_and_ends(server, may_fail=True):
+        for problem in _visited(server, rng):
             yield f"a control group of {most >> 20} MB: {problem}"
 
 
