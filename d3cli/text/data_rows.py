@@ -7,7 +7,8 @@ leaves the types of values to the caller's check.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -40,6 +41,7 @@ MOST_NAMES = 8  # of a row's keys, in an error
 # that were joined, zero-width and no-break spaces, record separators (RFC 7464), NULs.
 _UNSEEN = re.compile("^[\ufeff\u200b\u2060\u00a0\x1e\x00 \t]+", re.MULTILINE)
 
+MOST_ROWS = 100_000  # each is parsed, and tokenized later; a few hundred are used
 FORM = (
     'a row is {"prompt": "…", "response": "…"}, {"text": "…"} or '
     '{"messages": [{"role": "user", "content": "…"}, …]}'
@@ -66,7 +68,8 @@ def read_data(
         prepare: as for `parse_rows`; None for `known_row`.
 
     Raises:
-        D3Error: of the class `error`: a bad row, with its number; or the text has another format.
+        D3Error: of the class `error`: a bad row, with its number; more than `MOST_ROWS`; or the
+            text has another format.
     """
     prepare = prepare or known_row
     suffix = path.suffix.lower()
@@ -76,22 +79,26 @@ def read_data(
         found = "JSON" if may_be_json(text) and is_json(text) else OTHER_SUFFIXES.get(suffix, "")
     if found not in ("", "JSON"):
         raise error(f"{path} holds {found}", f"save its rows as JSON lines: {form}")
+    rows: Iterator[T]
     if suffix in JSON_LINES and not is_json(text):
-        rows = parse_rows(text, row, name=str(path), error=error, hint=form, prepare=prepare)
-        return [each for _, each in rows]
-    if found or suffix in JSON_SUFFIXES:
-        return list(
-            read_rows(
-                text,
-                row,
-                name=str(path),
-                is_row=lambda value: not KNOWN.isdisjoint(value),
-                prepare=prepare,
-                error=error,
-                hint=form,
-            )
+        lines = parse_rows(text, row, name=str(path), error=error, hint=form, prepare=prepare)
+        rows = (each for _, each in lines)
+    elif found or suffix in JSON_SUFFIXES:
+        rows = read_rows(
+            text,
+            row,
+            name=str(path),
+            is_row=lambda value: not KNOWN.isdisjoint(value),
+            prepare=prepare,
+            error=error,
+            hint=form,
         )
-    return None
+    else:
+        return None
+    read = list(islice(rows, MOST_ROWS + 1))
+    if len(read) > MOST_ROWS:
+        raise error(f"{path} has more than {MOST_ROWS:,} rows", "a few hundred are enough")
+    return read
 
 
 def known_row(row: Any, *, with_reply: bool = True) -> Any:

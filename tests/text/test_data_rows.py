@@ -11,6 +11,7 @@ from d3cli.calibrate.texts import Sample, read_samples
 from d3cli.cli.output import Output
 from d3cli.cli.prompt_options import PromptOptions
 from d3cli.cli.prompts import read_prompts
+from d3cli.text import data_rows
 
 PAIRS = [{"prompt": f"Why {n}?", "response": f"Because {n}."} for n in range(3)]
 SAMPLES = [Sample(f"Because {n}.", ({"role": "user", "content": f"Why {n}?"},)) for n in range(3)]
@@ -254,3 +255,16 @@ def test_a_binary_format_is_named(data: bytes, says: str, tmp_path: Path) -> Non
     for suffix in ("json", "jsonl", "txt"):
         with pytest.raises(UsageError, match=says):
             read_samples(file(tmp_path, data, suffix))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_more_rows_than_anyone_needs_are_refused(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_rows, "MOST_ROWS", 2)
+    path = tmp_path / f"rows{suffix}"
+    path.write_text('{"text": "a"}\n' * 2)
+    assert len(read_samples(path)) == 2
+    path.write_text('{"text": "a"}\n' * 3)
+    with pytest.raises(UsageError, match="more than 2 rows"):
+        read_samples(path)
