@@ -28,11 +28,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from d3cli.kernels.device import onednn_takes_bfloat16
+from d3cli.kernels.scratch import WEIGHTS, scratch
 
 # Rows that oneDNN's kernel gets in place of one.
 ROWS = 4
-# Weights that are converted to float32 at once.
-CHUNK = 1 << 21
+# Weights that are converted to float32 at once: half of what is unpacked elsewhere, as each takes 4
+# bytes.
+CHUNK = WEIGHTS // 2
 # The numbers of rows that choose a product of their own: 1, up to 4, up to 16, more.
 FEW, SOME = 4, 16
 
@@ -150,8 +152,9 @@ def _in_float32(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     step = max(1, CHUNK // weight.shape[1])
     for start in range(0, len(weight), step):
         part = slice(start, start + step)
-        some_bias = None if bias is None else bias[part].float()
-        found[:, part] = linear(wide, weight[part].float(), some_bias)
+        some = weight[part].detach()  # the buffer must not remember how it was computed
+        converted = scratch(some.numel(), torch.float32).view(some.shape).copy_(some)
+        found[:, part] = linear(wide, converted, None if bias is None else bias[part].float())
     return found
 
 

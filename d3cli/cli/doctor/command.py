@@ -23,12 +23,7 @@ CHOICES = (
 )
 ROWS = ("weights in fewer bits", "torch's kernel for", "unpacked for", "oneDNN's order", "left out")
 HEADS = ("LM head", "beside layers in fewer bits", "time in 8 bits × bfloat16's")
-LARGE = (
-    "where it would fit",
-    "weights",
-    "needs",
-    "arithmetic: d3 itself runs a model on one device",
-)
+LARGE = ("where it would lie", "weights", "needs", "by arithmetic; nothing was loaded")
 TUNE_HELP = "Measure again which kernels are the fastest here. Best on an idle machine."
 
 
