@@ -23,6 +23,7 @@ from d3cli.calibrate.texts import builtin_samples, encode_samples
 from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.session import Engine
+from d3cli.kernels.process import trim_memory
 from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 
@@ -148,6 +149,7 @@ def main() -> None:
         model.influence.forget()  # what earlier jobs sent decides no reply
         output = done(model, job)
         gc.collect()  # what waits for it is no leak
+        trim_memory()  # nor is what malloc keeps for later
         state = {"heap": heap_in_use(), "python_blocks": sys.getallocatedblocks()}
         print(json.dumps({"output": output, "state": state}), flush=True)
 
