@@ -10,7 +10,12 @@ from transformers import LlamaConfig
 from d3cli.base.errors import ModelError
 from d3cli.cli.doctor.command import CHOICES, LARGE, _nested
 from d3cli.cli.doctor.large_model import large_model
-from d3cli.cli.doctor.probe import expected_speeds, kernels, read_bandwidth
+from d3cli.cli.doctor.probe import (
+    expected_speeds,
+    kernels,
+    read_bandwidth,
+    seconds_per_weight,
+)
 from d3cli.cli.doctor.shapes import SHAPES, forms
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.kernels import choices
@@ -136,6 +141,18 @@ def test_the_bytes_are_those_of_the_model() -> None:
     (row, *_) = expected_speeds(2.0 * weights, 0, CPU)
     assert row.full_depth == pytest.approx(1, rel=1e-3)
     assert not row.fits
+
+
+def test_slow_kernels_bound_the_speeds() -> None:
+    """Where computing takes longer than reading, fewer bytes alone gain nothing."""
+    shape = SHAPES[0]
+    by_reading = expected_speeds(1e12, 0, CPU)
+    by_kernels = expected_speeds(1e12, 0, CPU, {"4-bit": 1e-9})
+    read, computed = ({row.weights: row for row in rows[:3]} for rows in (by_reading, by_kernels))
+    assert computed["bfloat16"] == read["bfloat16"]
+    assert computed["4-bit"].full_depth == pytest.approx(1e9 / shape.layer_weights, rel=0.01)
+    assert computed["4-bit"].depth_0_6 == pytest.approx(1e9 / 0.6 / shape.layer_weights, rel=0.01)
+    assert seconds_per_weight(None) == {}
 
 
 def test_the_4_bit_bytes_are_those_of_a_loaded_model() -> None:

@@ -38,8 +38,8 @@ def doctor(
     numbers. The kernels for weights in 16, 8 and 4 bits are measured once, and kept for all
     commands.
 
-    A token takes at least as long as reading the weights, so bandwidth divided by their size is the
-    most tokens per second that any program can reach.
+    A token takes at least as long as reading the weights, and as multiplying by them with the
+    kernels chosen here. That gives the most tokens per second to expect.
     """
     check_address_space()
     output = Output()

@@ -1,8 +1,10 @@
 """The facts behind ``d3 doctor``: what this machine has, and how fast models can be on it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -14,7 +16,7 @@ from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.cli.doctor.large_model import large_model
 from d3cli.cli.doctor.shapes import SHAPES, forms, kernels_of
 from d3cli.kernels.choice_file import Wanted, choices_file
-from d3cli.kernels.choices import choices_here
+from d3cli.kernels.choices import TYPICAL_WEIGHTS, choices_here
 from d3cli.kernels.measure_nested import SHAPE, measure_nested
 from d3cli.kernels.measured_shapes import measured_shapes
 from d3cli.kernels.plan import Form, Kernel, plan_kernels
@@ -44,7 +46,7 @@ MATRIX_FEATURES += ("avx512_fp16", "bf16", "i8mm", "sve", "sve2")
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """The most tokens per second that the bandwidth allows, and whether the weights fit."""
+    """The most tokens per second to expect, and whether the weights fit."""
 
     model: str
     weights: str
@@ -102,21 +104,48 @@ def nested_times(device: torch.device) -> dict[str, float] | None:
     return asdict(measure_nested(choices_here().current(*SHAPE)))
 
 
-def expected_speeds(bytes_per_second: float, available: int, device: torch.device) -> list[Speed]:
-    """An upper bound for each shape in each form but float32. Reading the KV cache is left out."""
+def seconds_per_weight(nested: dict[str, float] | None) -> dict[str, float]:
+    """How long the kernels of layers take for one weight and one token, by the form of weights.
+
+    Args:
+        nested: see `nested_times`. Its high plane stands for all weights in 4 bits.
+    """
+    choice = choices_here().here.find(TYPICAL_WEIGHTS)
+    if choice is None or nested is None:  # a busy machine, or a GPU
+        return {}
+    seconds = torch.bfloat16.itemsize / (1e9 * choice.gigabytes_per_s)
+    shares = {"bfloat16": 1.0, "4-bit": nested["high"], "nested": nested["both"]}
+    return {form: share * seconds for form, share in shares.items()}
+
+
+def expected_speeds(
+    bytes_per_second: float,
+    available: int,
+    device: torch.device,
+    per_weight: Mapping[str, float] = MappingProxyType({}),
+) -> list[Speed]:
+    """An upper bound for each shape in each form but float32. Reading the KV cache is left out.
+
+    Layers take as long as reading them, or as their kernels where these are slower.
+
+    Args:
+        per_weight: see `seconds_per_weight`.
+    """
     found = []
     for shape in SHAPES:
         for name, form in forms(device).items():
             if name == "float32":
                 continue
-            full, less = (shape.bytes_read(depth, form) for depth in (1, DEPTH))
+            full, head = (shape.bytes_read(depth, form) for depth in (1, 0))
+            reading = (full - head) / bytes_per_second
+            layers = max(reading, per_weight.get(name, 0.0) * shape.layer_weights)
             found.append(
                 Speed(
                     model=shape.name,
                     weights=name,
                     size_bytes=int(full),
-                    full_depth=bytes_per_second / full,
-                    depth_0_6=bytes_per_second / less,
+                    full_depth=1 / (layers + head / bytes_per_second),
+                    depth_0_6=1 / (DEPTH * layers + head / bytes_per_second),
                     fits=full < available,
                 )
             )
@@ -155,6 +184,8 @@ def examine(*, tune: bool = False) -> dict[str, Any]:
     available = available_memory(device)
     bandwidth = read_bandwidth(device)
     chosen = choose_kernels(again=tune)
+    nested = nested_times(device)
+    speeds = expected_speeds(bandwidth, available, device, seconds_per_weight(nested))
     gpus, memory = _gpus(), available_memory(torch.device("cpu"))
     rooms = [Room(gpu["device"], gpu["free_bytes"]) for gpu in gpus]
     return {
@@ -183,9 +214,9 @@ def examine(*, tune: bool = False) -> dict[str, Any]:
         },
         "builtin_model": _ask_builtin(),
         "kernels": kernels(device),
-        "nested_times": nested_times(device),
+        "nested_times": nested,
         "kernel_choices": chosen,
-        "expected": [asdict(speed) for speed in expected_speeds(bandwidth, available, device)],
+        "expected": [asdict(speed) for speed in speeds],
         "large_model": [asdict(fit) for fit in large_model(rooms, Room("cpu", memory))],
     }
 

@@ -44,6 +44,11 @@ class Shape:
         ]
         return Description(self.name, {"model_type": "llama"}, tuple(tensors))
 
+    @property
+    def layer_weights(self) -> int:
+        """How many weights the layers' linears have."""
+        return sum(tensor.numel for tensor in self.description.tensors)
+
     def bytes_read(self, depth: float, form: Form) -> float:
         """Bytes that one step reads of the linears and the LM head.
 
