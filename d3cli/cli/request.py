@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from d3cli.base.errors import UsageError
+from d3cli.cli import stdin
 from d3cli.cli.depth import calibrate_command, check_planes
 from d3cli.cli.draft_options import Drafting
 from d3cli.cli.loading import announce, load_models
@@ -21,7 +22,7 @@ from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.units import UnitChoice
 from d3cli.model.form_choice import lowers_depth
 from d3cli.model.schedule_choice import choose_draft_schedule, choose_schedule
-from d3cli.text.stop_strings import unescaped
+from d3cli.text.stop_strings import StopStrings, unescaped
 
 if TYPE_CHECKING:
     from d3cli.decode.draft.drafter import Drafter
@@ -55,7 +56,7 @@ class Request:
     drafting: Drafting | None
 
     @classmethod
-    def read(cls, options: GenerationOptions) -> "Request":
+    def read(cls, output: Output, options: GenerationOptions) -> "Request":
         """Parses and checks the options. A mistake is found before a model is loaded.
 
         Raises:
@@ -70,6 +71,8 @@ class Request:
         check_utf8(template.system or "", "--system")
         for text in sampling.stop or ():
             check_utf8(text, "--stop")
+        stop = tuple(unescaped(text) for text in sampling.stop or ())
+        StopStrings(stop)  # refuses an empty one
         return cls(
             alpha=alpha,
             start=start,
@@ -77,11 +80,11 @@ class Request:
             units=depth.units.value,
             sampling=sampling.given,
             max_tokens=sampling.max_tokens,
-            stop=tuple(unescaped(text) for text in sampling.stop or ()),
+            stop=stop,
             system=template.system,
             chat_template=None
             if template.chat_template is None
-            else _read_template(template.chat_template),
+            else _read_template(output, template.chat_template),
             think=template.think,
             drafting=options.drafts.read(),
         )
@@ -124,8 +127,9 @@ def template_check(system: str | None, chat_template: str | None = None) -> "Che
     return partial(check_template, roles=roles, chat_template=chat_template)
 
 
-def _read_template(path: Path) -> str:
-    text = read_text(path, "chat template")
+def _read_template(output: Output, path: Path) -> str:
+    with stdin.waiting(output, str(path)):
+        text = read_text(path, "chat template")
     if not text.strip():
         raise UsageError(
             f"the chat template {path} is empty", "without --chat-template, the model's own is used"
@@ -203,7 +207,7 @@ def prepare(
             "on or off",
             "leave those out, or leave out --raw",
         )
-    request, loading = Request.read(settings.reply), settings.reply.loading
+    request, loading = Request.read(output, settings.reply), settings.reply.loading
     needs = request.needs
     if reply_tokens is not None:
         needs["reply_tokens"] = reply_tokens

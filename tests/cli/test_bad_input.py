@@ -57,6 +57,12 @@ class TestBadInput:
         result = d3("generate", "demo", STORY, *arguments)
         check(result, 2, message)
 
+    @pytest.mark.parametrize("command", ["generate", "profile"])
+    def test_an_empty_stop_string_is_refused_before_loading(self, d3: D3, command: str) -> None:
+        result = d3(command, "demo", STORY, "--stop", "")
+        check(result, 2, "error: a stop string is empty\n")
+        assert "model:" not in result.err
+
     @pytest.mark.parametrize(
         ("option", "value", "instead"),
         [

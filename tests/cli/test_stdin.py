@@ -247,6 +247,22 @@ class TestWaiting:
             read_prompts(Output(), PromptOptions(model="demo"), fifo)
         assert "waiting for text from " in capsys.readouterr().err
 
+    def test_a_chat_template_that_is_a_pipe_without_a_writer_is_named(
+        self, d3: D3, tmp_path: Path
+    ) -> None:
+        fifo = tmp_path / "chat.jinja"
+        os.mkfifo(fifo)
+
+        def write_late() -> None:
+            with fifo.open("w") as writing:  # once d3 has opened it
+                time.sleep(0.5)
+                writing.write("\n")
+
+        threading.Thread(target=write_late).start()
+        result = d3("generate", "demo", "x", "--chat-template", str(fifo))
+        check(result, 2, "chat.jinja is empty")
+        assert f"waiting for text from {fifo}" in result.err
+
     def test_text_that_is_there_is_not_awaited(
         self, feed: Feed, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -32,7 +32,7 @@ def chat(settings: ChatCommandSettings) -> int:
     if keep.delete is not None:
         return delete(output, keep.delete, ask=not keep.yes)
     _check_terminal()
-    request = Request.read(settings.reply)
+    request = Request.read(output, settings.reply)
     # The prompt and Markdown take a while to import, which only a chat should.
     from d3cli.cli.chat.start import start
 

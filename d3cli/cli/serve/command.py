@@ -46,7 +46,7 @@ def serve(settings: ServeSettings) -> int:
 
     access = settings.access
     key = check_access(access)
-    request = read_request(settings)
+    request = read_request(output, settings)
     name = settings.model or default_model()
     with reserve(access.host, access.port) as listener:
         service = load_service(output, settings, name, request)

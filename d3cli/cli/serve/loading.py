@@ -20,20 +20,21 @@ from d3cli.serve.service import Capacity, Service
 KV_SHARE = 0.5  # of the free memory
 
 
-def read_request(settings: ServeSettings) -> Request:
+def read_request(output: Output, settings: ServeSettings) -> Request:
     """The options of replies, checked before a model is loaded.
 
     Raises:
         UsageError: a value is impossible, or options contradict each other.
     """
     return Request.read(
+        output,
         GenerationOptions(
             template=TemplateOptions(chat_template=settings.chat_template),
             depth=settings.depth,
             sampling=settings.sampling,
             drafts=settings.drafts,
             loading=settings.loading,
-        )
+        ),
     )
 
 
