@@ -57,7 +57,11 @@ def load_settings() -> dict[str, Any]:
         text = _config_text()
         deep = _DEEP.search(text) is not None  # tomllib takes minutes for a key of 100,000 parts
         found: dict[str, Any] = {} if deep else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UsageError(
+            f"the config file {path} cannot be read: lists in lists, too many", _CONFIG.hint
+        ) from None
+    except ValueError as error:
         raise UsageError(f"the config file {path} cannot be read: {error}", _CONFIG.hint) from error
     if deep:
         raise UsageError(f"the config file {path} has a key of more than 32 parts", _CONFIG.hint)

@@ -53,6 +53,10 @@ class TestConfigFile:
         config.write_text("= broken")
         assert d3("generate", "--help").code == 0
 
+    def test_lists_beyond_reason_are_named(self, d3: D3, config: Path) -> None:
+        config.write_text(f"a = {'[' * 100_000}")
+        check(d3("generate", STORY), 2, "lists in lists, too many")
+
     def test_a_pipe_in_its_place_is_refused(self, d3: D3, config: Path) -> None:
         os.mkfifo(config)
         check(d3("generate", STORY), 2, "is not a regular file")

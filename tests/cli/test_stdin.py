@@ -282,11 +282,17 @@ class TestWaiting:
         os.close(keys)
 
     def test_a_recorded_run_is_awaited_too(
-        self, d3: D3, feed: Feed, capsys: pytest.CaptureFixture[str]
+        self, d3: D3, feed: Feed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reading, writing = os.pipe()
         feed(reading)
-        threading.Timer(0.3, os.close, [writing]).start()
+        waiting = stdin.waiting
+
+        def then_end(*arguments: Any) -> Any:  # not before: d3 imports for a while
+            threading.Timer(0.3, os.close, [writing]).start()
+            return waiting(*arguments)
+
+        monkeypatch.setattr(stdin, "waiting", then_end)
         result = d3("profile", "--from", "-")
         assert result.code == 2 or result.code == 1
         assert WAITING in result.err

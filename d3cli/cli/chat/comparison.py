@@ -21,14 +21,12 @@ def beside_full_depth(reply: "Reply", found: "ReplyComparison") -> Rows:
     else:
         rows += _below_full_depth(found)
     if found.speedup is not None and found.seconds_saved is not None:
-        saved = found.seconds_saved
-        rows.append(
-            (
-                "seconds saved" if saved >= 0 else "seconds lost",
-                f"about {abs(saved):.2f} of {reply.stats.decode_s + saved:.2f} "
-                f"({found.speedup:.2f}× the speed of full depth, {found.steps_timed} steps timed)",
-            )
-        )
+        saved, full = found.seconds_saved, reply.stats.decode_s + found.seconds_saved
+        timed = f"{found.speedup:.2f}× the speed of full depth, {found.steps_timed} steps timed"
+        if saved >= 0:
+            rows.append(("seconds saved", f"about {saved:.2f} of {full:.2f} ({timed})"))
+        else:
+            rows.append(("seconds lost", f"about {-saved:.2f}, beside {full:.2f} ({timed})"))
     return rows
 
 
