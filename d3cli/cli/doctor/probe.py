@@ -16,7 +16,7 @@ from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.cli.doctor.large_model import large_model
 from d3cli.cli.doctor.shapes import SHAPES, forms, kernels_of
 from d3cli.kernels.choice_file import Wanted, choices_file
-from d3cli.kernels.choices import TYPICAL_WEIGHTS, choices_here
+from d3cli.kernels.choices import choices_here
 from d3cli.kernels.measure_nested import SHAPE, measure_nested
 from d3cli.kernels.measured_shapes import measured_shapes
 from d3cli.kernels.plan import Form, Kernel, plan_kernels
@@ -107,13 +107,16 @@ def nested_times(device: torch.device) -> dict[str, float] | None:
 def seconds_per_weight(nested: dict[str, float] | None) -> dict[str, float]:
     """How long the kernels of layers take for one weight and one token, by the form of weights.
 
+    The fastest shape counts, since a model's own may be faster than any one that stands for all.
+
     Args:
         nested: see `nested_times`. Its high plane stands for all weights in 4 bits.
     """
-    choice = choices_here().here.find(TYPICAL_WEIGHTS)
-    if choice is None or nested is None:  # a busy machine, or a GPU
+    choices = choices_here().here.choices
+    if not choices or nested is None:  # a busy machine, or a GPU
         return {}
-    seconds = torch.bfloat16.itemsize / (1e9 * choice.gigabytes_per_s)
+    fastest = max(choice.gigabytes_per_s for choice in choices)
+    seconds = torch.bfloat16.itemsize / (1e9 * fastest)
     shares = {"bfloat16": 1.0, "4-bit": nested["high"], "nested": nested["both"]}
     return {form: share * seconds for form, share in shares.items()}
 
