@@ -91,8 +91,9 @@ def generate(settings: GenerateSettings) -> int:
 
 def _generate_batch(output: Output, settings: GenerateSettings) -> int:
     """Writes a reply to each row of a file."""
+    from d3cli.cli.batch.results import choose_target
     from d3cli.cli.batch.rows import longest, most_tokens, parse_input
-    from d3cli.cli.batch.run import BatchOptions, choose_target, run_batch
+    from d3cli.cli.batch.run import BatchOptions, run_batch
 
     batch, prompts, reply = settings.batch, settings.prompts, settings.reply
     assert batch.input_file is not None
@@ -105,7 +106,7 @@ def _generate_batch(output: Output, settings: GenerateSettings) -> int:
     rows = parse_input(text, batch.input_file, raw=prompts.raw)
     system = system_prompt(settings)
     inputs = (batch.input_file, reply.template.chat_template)
-    target = choose_target(batch.output_file, inputs)
+    target = choose_target(batch.output_file, inputs, [row.digest for row in rows])
     if target is None:
         output.check_stdout()
     tokens = most_tokens(rows, reply.sampling.max_tokens)

@@ -19,6 +19,7 @@ from d3cli.base.atomic_files import beginning_of, replace_file_by_parts
 from d3cli.base.errors import UsageError
 from d3cli.base.file_lock import file_lock
 from d3cli.cli.output import Output, WriteError, json_line
+from d3cli.cli.output_file import check_writable, is_one_of, target_of, unwritable
 
 ANOTHER = "give another --output-file"
 LONGEST_LINE = 64 << 20  # bytes; no reply of any model comes near
@@ -145,33 +146,14 @@ class ToFile:
 
     def _read(self) -> None:
         """Reads what an earlier run has written."""
-        with self._path.open("rb") as file:
-            for number in count(1):
-                line = file.readline(LONGEST_LINE)
-                if not line or _is_cut_off(line):
-                    return
-                try:
-                    found = msgspec.json.decode(line, type=_Line)
-                except ValueError as error:
-                    raise UsageError(
-                        f"{self._path}, line {number}, is not a result of d3 generate --input",
-                        f"d3 did not change the file: {ANOTHER}",
-                    ) from error
-                self._check(found)
-                self._note(found.index, len(line), failed=found.error is not None)
-
-    def _check(self, found: _Line) -> None:
-        if found.settings_hash != self._settings_hash:
-            raise UsageError(
-                f"{self._path} holds results of another model or of other options",
-                f"run with the same ones to complete it, or {ANOTHER}",
-            )
-        hashes = self._row_hashes
-        if not 0 <= found.index < len(hashes) or found.row_hash != hashes[found.index]:
-            raise UsageError(
-                f"row {found.index + 1} of the input has changed since {self._path} was begun",
-                f"take the change back to complete it, or {ANOTHER}",
-            )
+        for found, length in _results_in(self._path):
+            if found.settings_hash != self._settings_hash:
+                raise UsageError(
+                    f"{self._path} holds results of another model or of other options",
+                    f"run with the same ones to complete it, or {ANOTHER}",
+                )
+            _check_row(self._path, found, self._row_hashes)
+            self._note(found.index, length, failed=found.error is not None)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -185,6 +167,36 @@ class ToFile:
             ) from error
 
 
+def _results_in(path: Path) -> Iterator[tuple[_Line, int]]:
+    """The results that a file holds, and their lengths in bytes.
+
+    Raises:
+        UsageError: it holds something else.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        for number in count(1):
+            line = file.readline(LONGEST_LINE)
+            if not line or _is_cut_off(line):
+                return
+            try:
+                found = msgspec.json.decode(line, type=_Line)
+            except ValueError as error:
+                raise UsageError(
+                    f"{path}, line {number}, is not a result of d3 generate --input",
+                    f"d3 did not change the file: {ANOTHER}",
+                ) from error
+            yield found, len(line)
+
+
+def _check_row(path: Path, found: _Line, row_hashes: Sequence[str]) -> None:
+    if not 0 <= found.index < len(row_hashes) or found.row_hash != row_hashes[found.index]:
+        raise UsageError(
+            f"row {found.index + 1} of the input has changed since {path} was begun",
+            f"take the change back to complete it, or {ANOTHER}",
+        )
+
+
 def _is_cut_off(line: bytes) -> bool:
     """Whether a line is the beginning of a result: its run was killed while it wrote it."""
     return not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]
@@ -194,29 +206,38 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def check_target(path: Path, inputs: Sequence[Path | None]) -> Path:
-    """The file that the results go to, with links followed.
+def choose_target(
+    path: Path | None, inputs: Sequence[Path | None], row_hashes: Sequence[str]
+) -> Path | None:
+    """The file that the results go to, with links followed; None for stdout.
+
+    Checks all that can be known of it before a model is loaded.
 
     Args:
         inputs: files that are read, which it must not be.
+        row_hashes: of all rows of the input.
 
     Raises:
-        UsageError: it is one of them.
-        WriteError: it is not a regular file, or its directory is missing.
+        UsageError: it is one of the inputs, no regular file that can be written, in use, or holds
+            anything but results of these rows.
+        WriteError: the disk is full or broken.
     """
+    if path is None or path == Path("-"):
+        return None
     try:
         given = path.expanduser()
-        target = given.resolve()
-        if any(each is not None and each.expanduser().resolve() == target for each in inputs):
-            raise UsageError(f"{path} is an input, so results cannot go there", ANOTHER)
         if given.exists() and not given.is_file():  # a pipe of /dev/stdout resolves to no path
             what = "a directory" if given.is_dir() else "not a regular file"
-            raise WriteError(f"{path} is {what}", "give a file, or - for stdout")
-        if not target.parent.is_dir():
-            raise WriteError(f"there is no directory {target.parent}", "create it first")
+            raise UsageError(f"{path} is {what}", "give a file, or - for stdout")
+        target, is_there = target_of(path, ANOTHER)
+        if is_one_of(target, inputs):
+            raise UsageError(f"{path} is an input, so results cannot go there", ANOTHER)
+        check_writable(path, target, ANOTHER)
+        with in_use(target):
+            for found, _ in _results_in(target) if is_there else ():
+                _check_row(target, found, row_hashes)
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise WriteError(f"{path} cannot be written: {reason}", ANOTHER) from error
+        raise unwritable(path, error, ANOTHER) from error
     return target
 
 

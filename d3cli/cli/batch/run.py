@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from d3cli.base.errors import D3Error, GenerationError, NotEnoughMemoryError, Words, spelled
 from d3cli.cli import signals
-from d3cli.cli.batch.results import Results, ToFile, ToStdout, check_target, in_use
+from d3cli.cli.batch.results import Results, ToFile, ToStdout, in_use
 from d3cli.cli.batch.rows import InputRow, longest, most_tokens
 from d3cli.cli.output import Output
 from d3cli.cli.prompts import estimate_tokens
@@ -296,8 +296,3 @@ def _settings_hash(ready: Ready, asked: BatchOptions) -> str:
     }
     text = json.dumps(everything, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def choose_target(path: Path | None, inputs: Sequence[Path | None]) -> Path | None:
-    """The file of the results, checked before a model is loaded; None for stdout."""
-    return None if path is None or path == Path("-") else check_target(path, inputs)

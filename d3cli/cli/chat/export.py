@@ -6,7 +6,7 @@ from pathlib import Path
 from d3cli.base.atomic_files import replace_file
 from d3cli.base.errors import TranscriptError, UsageError
 from d3cli.base.inert import inert
-from d3cli.cli.chat.file_names import target_of
+from d3cli.cli.output_file import target_of
 from d3cli.decode.transcript import ChatMessage, Summary
 from d3cli.text.reasoning import split_reasoning
 

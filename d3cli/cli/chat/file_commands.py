@@ -7,9 +7,10 @@ from pathlib import Path
 from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli.chat.attachments import read_attachment
 from d3cli.cli.chat.export import as_markdown, write_markdown
-from d3cli.cli.chat.file_names import target_of, typed_path
+from d3cli.cli.chat.file_names import typed_path
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.settings import unquoted
+from d3cli.cli.output_file import target_of
 from d3cli.decode import transcript
 
 FORCE = "--force"

@@ -1,9 +1,7 @@
 """Where a profile is written: to stdout, or to a file as a whole."""
 
-import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +10,7 @@ from pathlib import Path
 from d3cli.base.atomic_files import replace_file
 from d3cli.base.errors import UsageError
 from d3cli.cli.output import Output, WriteError
+from d3cli.cli.output_file import check_writable, is_one_of, target_of, unwritable
 
 
 class Format(StrEnum):
@@ -23,7 +22,7 @@ class Format(StrEnum):
     html = "html"
 
 
-WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+ANOTHER = "give another --output-file"
 SUFFIXES = {".json": Format.json, ".csv": Format.csv, ".html": Format.html, ".htm": Format.html}
 
 
@@ -41,8 +40,8 @@ class Destination:
             inputs: files that are read, which the result must not replace.
 
         Raises:
-            WriteError: it cannot be written.
-            UsageError: the file is one of the inputs.
+            UsageError: the file cannot be written, or is one of the inputs.
+            WriteError: stdout is closed, or the disk is full or broken.
         """
         if self.path is None:
             output.check_stdout()
@@ -50,20 +49,16 @@ class Destination:
         try:
             path = self._target()
             if path.is_dir():
-                raise WriteError(f"{self.path} is a directory", "give the name of a file in it")
-            for other in inputs:
-                if other is not None and path == other.expanduser().resolve():
-                    raise UsageError(
-                        f"{self.path} is an input, so the result cannot replace it",
-                        "give another --output-file",
-                    )
-            if path.is_file() and not path.stat().st_mode & WRITABLE:
-                raise WriteError(f"{self.path} is read-only", "give another --output-file")
-            if not path.exists() or path.is_file():
-                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".d3-"):
-                    pass
+                raise UsageError(f"{self.path} is a directory", "give the name of a file in it")
+            if is_one_of(path, inputs):
+                raise UsageError(
+                    f"{self.path} is an input, so the result cannot replace it", ANOTHER
+                )
+            is_regular = not path.exists() or path.is_file()
         except (OSError, RuntimeError, ValueError) as error:  # no such home, a NUL in the name
-            raise self._problem(error) from error
+            raise unwritable(self.path, error, ANOTHER) from error
+        if is_regular:
+            check_writable(self.path, path, ANOTHER)
 
     def write(self, output: Output, text: str) -> None:
         """Writes the file.
@@ -82,24 +77,18 @@ class Destination:
                 mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
                 replace_file(path, text)
                 path.chmod(mode)
+        except UsageError as error:  # what `check` saw has changed
+            raise WriteError(error.message, error.hint) from error
         except (OSError, RuntimeError) as error:
-            raise self._problem(error) from error
+            reason = getattr(error, "strerror", None) or error
+            raise WriteError(f"{self.path} cannot be written: {reason}", ANOTHER) from error
         output.note(f"wrote {self.path}")
 
     def _target(self) -> Path:
         """The file that a link points to. A pipe keeps its link, which may be its only name."""
         assert self.path is not None
         path = self.path.expanduser()
-        if path.is_fifo():
-            return path
-        target = path.resolve()
-        if target.is_symlink():  # a loop, which resolve() ignores from Python 3.13 on
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        return target
-
-    def _problem(self, error: Exception) -> WriteError:
-        reason = getattr(error, "strerror", None) or error
-        return WriteError(f"{self.path} cannot be written: {reason}", "give another --output-file")
+        return path if path.is_fifo() else target_of(path, ANOTHER)[0]
 
 
 def _write_into(path: Path, text: str) -> None:

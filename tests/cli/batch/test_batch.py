@@ -1,5 +1,6 @@
 """`d3 generate --input`: rows in, results out, in order, resumed, each with its own errors."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from d3cli.base.atomic_files import replace_file
 from d3cli.base.errors import UsageError
+from d3cli.cli import output_file
 from d3cli.cli.batch import results
 from d3cli.cli.batch.options import MOST_ROWS
 from d3cli.cli.batch.results import in_use
@@ -174,7 +176,9 @@ def test_what_has_changed_is_refused(d3: D3, given: Path, out: Path) -> None:
     write_rows(given, [*ROWS[:2], {"prompt": "Bye."}, ROWS[3]])
     check(d3(*words), 2, "row 3 of the input has changed since")
     write_rows(given, ROWS[:3])
-    check(d3(*words), 2, "row 4 of the input has changed since")
+    refused = d3(*words)
+    check(refused, 2, "row 4 of the input has changed since")
+    assert "model:" not in refused.err  # none was loaded
     assert out.read_bytes() == before
     write_rows(given, [*ROWS, {"prompt": "Bye."}])  # more rows are new work
     assert d3(*words).code == 0
@@ -187,7 +191,7 @@ def test_a_pipe_is_refused_before_a_model_is_loaded(d3: D3, given: Path) -> None
     reader, writer = os.pipe()
     try:
         words = ("generate", "--input", given, "--output-file", f"/dev/fd/{writer}")
-        check(d3(*words), 1, "is not a regular file")
+        check(d3(*words), 2, "is not a regular file")
     finally:
         os.close(reader)
         os.close(writer)
@@ -199,7 +203,9 @@ def test_a_pipe_is_refused_before_a_model_is_loaded(d3: D3, given: Path) -> None
 def test_another_file_is_never_touched(content: str, d3: D3, given: Path, out: Path) -> None:
     out.write_text(content)
     words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
-    check(d3(*words), 2, "line 1, is not a result of d3 generate --input")
+    result = d3(*words)
+    check(result, 2, "line 1, is not a result of d3 generate --input")
+    assert "model:" not in result.err  # none was loaded
     assert out.read_text() == content
 
 
@@ -297,7 +303,9 @@ def test_a_full_disk_keeps_what_is_finished(
 def test_two_processes_cannot_write_one_file(d3: D3, given: Path, out: Path) -> None:
     words = ("generate", "--input", given, "--output-file", out, *OPTIONS)
     with in_use(out):
-        check(d3(*words), 2, "another d3 is writing")
+        result = d3(*words)
+    check(result, 2, "another d3 is writing")
+    assert "model:" not in result.err  # none was loaded
     assert not out.exists()
     assert list(out.parent.iterdir()) == [given]
 
@@ -360,9 +368,16 @@ def test_a_bad_row_is_named_before_anything_runs(
         (["--input", "IN", "--batch-size", "many"], 2, '"many" is neither auto'),
         (["--input", "IN", "--raw"], 2, "line 2: it has messages or a system prompt"),
         (["--input", "IN", "--output-file", "IN"], 2, "is an input, so results cannot go there"),
-        (["--input", "IN", "--output-file", "."], 1, "is a directory"),
-        (["--input", "IN", "--output-file", "/dev/null"], 1, "is not a regular file"),
-        (["--input", "IN", "--output-file", "/nowhere/x"], 1, "there is no directory /nowhere"),
+        (["--input", "IN", "--output-file", "."], 2, "is a directory"),
+        (["--input", "IN", "--output-file", "/dev/null"], 2, "is not a regular file"),
+        (["--input", "IN", "--output-file", "/nowhere/x"], 2, "there is no directory /nowhere"),
+        (["--input", "IN", "--output-file", "IN/x"], 2, "there is no directory"),
+        (
+            ["--input", "IN", "--output-file", "~no-such-user/x"],
+            2,
+            "no-such-user/x cannot be written",
+        ),
+        (["--input", "IN", "--output-file", "x" * 300], 2, "cannot be written: File name too long"),
         (["--input", "/nowhere"], 2, "there is no prompts file /nowhere"),
         (["--input", "EMPTY"], 2, "has no prompts"),
     ],
@@ -371,8 +386,32 @@ def test_options_that_make_no_batch(
     words: list[str], code: int, says: str, d3: D3, given: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    names = {"IN": str(given), "EMPTY": str(tmp_path / "empty.jsonl")}
-    check(d3("generate", *(names.get(word, word) for word in words)), code, says)
+    names = {"IN": str(given), "EMPTY": str(tmp_path / "empty.jsonl"), "IN/x": f"{given}/x"}
+    result = d3("generate", *(names.get(word, word) for word in words))
+    check(result, code, says)
+    assert "model:" not in result.err  # none was loaded
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    d3: D3, given: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("generate", "--input", given, "--output-file", out)
+    refused = {errno.EACCES: 2, errno.EROFS: 2, errno.ENOSPC: 1}
+    for number, code in refused.items():
+
+        def fail(*_: Any, number: int = number, **__: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(output_file.tempfile, "NamedTemporaryFile", fail)
+            result = d3(*words)
+        check(result, code, f"cannot be written: {os.strerror(number)}")
+        assert "model:" not in result.err
+    out.write_text("")
+    out.chmod(0o444)
+    result = d3(*words)
+    check(result, 2, "is read-only")
+    assert "model:" not in result.err
 
 
 def test_caches_that_do_not_fit_are_refused(
