@@ -9,8 +9,6 @@ from d3cli.base.inert import inert
 from d3cli.cli.output import Output
 from d3cli.serve.guard import StuckError
 
-OFTEN_S = 60.0  # how often one and the same warning is written: clients could cause thousands
-
 
 class _Notes(logging.Handler):
     """Writes records as notes; a traceback only with ``--debug``."""
@@ -18,12 +16,9 @@ class _Notes(logging.Handler):
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
-        self._last = dict[str, float]()  # when each warning was written; there are few of them
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage().rstrip().splitlines() or [""]
-        if record.levelno == logging.WARNING and not self._is_due(record.created, text[0]):
-            return
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, asyncio.CancelledError | StuckError):
             return  # a client had not taken its reply in time, or when the server ended
@@ -33,18 +28,12 @@ class _Notes(logging.Handler):
                 text += traceback.format_exception(error)
         self._output.note(inert("\n".join(text)))
 
-    def _is_due(self, now: float, text: str) -> bool:
-        if now - self._last.get(text, -OFTEN_S) < OFTEN_S:
-            return False
-        self._last[text] = now
-        return True
-
 
 def log_to(output: Output) -> None:
     """Sends the records of d3's server, uvicorn and asyncio to a command's stderr."""
     for name, level in (
         ("d3cli.serve", logging.INFO),
-        ("uvicorn.error", logging.WARNING),
+        ("uvicorn.error", logging.ERROR),  # its warnings are of requests that d3 refuses
         ("asyncio", logging.ERROR),
     ):
         logger = logging.getLogger(name)
