@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
+from typing import Any
 
 import typer
 
@@ -68,7 +69,7 @@ def _describe(error: BaseException) -> tuple[Words, Words]:
         if ctx is not None and parameter is not None:
             note_origin(error, ctx, parameter)
         hint = "; ".join(("see d3 --help, or --help after a command", *_notes(error)))
-        return error.format_message().rstrip(".").replace("Value error, ", ""), hint
+        return _own_words(error, parameter), hint
     if is_panic(error):
         return (
             f"the model's tokenizer failed on this text: {str(error)[:200]}",
@@ -83,6 +84,27 @@ def _describe(error: BaseException) -> tuple[Words, Words]:
         f"internal error: {type(error).__name__}: {error}",
         "run it again with --debug, and report what it shows",
     )
+
+
+def _own_words(error: typer.TyperException, parameter: Any) -> str:
+    """Typer's sentence; for a number, d3's own instead of that of the library that parses it."""
+    message = error.format_message().rstrip(".").replace("Value error, ", "")
+    problems: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's
+    if not problems:
+        return message
+    kind, given = problems[0]["type"], str(problems[0]["input"])[:40]
+    least, most = getattr(parameter, "min", None), getattr(parameter, "max", None)
+    if kind in ("int_parsing", "int_from_float", "int_parsing_size"):
+        words = f"{given!r} is not a whole number"
+    elif kind in ("float_parsing", "finite_number"):
+        words = f"{given!r} is not a number"
+    elif kind not in ("greater_than_equal", "less_than_equal"):
+        return message
+    elif least is not None and most is not None:
+        words = f"{given} is not from {least} to {most}"
+    else:
+        words = f"{given} is not at {f'least {least}' if most is None else f'most {most}'}"
+    return message.replace(problems[0]["msg"], words)
 
 
 def _notes(error: BaseException) -> list[str]:

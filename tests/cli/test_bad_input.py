@@ -155,3 +155,23 @@ class TestHubCache:
         result = d3("generate", "someone/tiny-fox", "Hello.")
         check(result, 1, "not in the local cache, and HF_HUB_OFFLINE forbids downloading it")
         assert "hint: unset HF_HUB_OFFLINE" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("serve", "--port", "99999"), "'--port': 99999 is not from 0 to 65535"),
+        (("serve", "--port", "http"), "'--port': 'http' is not a whole number"),
+        (("serve", "--timeout", "0.5"), "'--timeout': 0.5 is not at least 1"),
+        (("serve", "--timeout", "1m"), "'--timeout': '1m' is not a number"),
+        (("calibrate", "--documents", "3"), "'--documents': 3 is not at least 32"),
+        (("calibrate", "--documents", "9" * 5000), "is not a whole number"),
+    ],
+)
+def test_a_number_out_of_range_is_told_in_d3s_own_words(
+    words: tuple[str, ...], says: str, d3: D3
+) -> None:
+    result = d3(*words)
+    check(result, 2, says)
+    assert "Input should" not in result.err
+    assert len(result.err) < 300
