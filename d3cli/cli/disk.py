@@ -1,13 +1,15 @@
 """``d3 models --disk``: what models take on disk, and the commands that remove them."""
 
+from contextlib import suppress
 from dataclasses import asdict
 
 from d3cli.base.amounts import readable_size
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import D3Error, ModelError
 from d3cli.base.settings import aliases, default_model
 from d3cli.cli.output import Output
 from d3cli.files.disk_models import models_at
 from d3cli.files.disk_use import DiskUse, Unreadable, disk_use, hub_use, local_use
+from d3cli.files.names import find_on_disk
 
 SCHEMA = 1
 
@@ -28,7 +30,7 @@ def show_disk(output: Output, model: str | None, *, as_json: bool) -> None:
         found, unreadable = _of_model(model)
     for one in unreadable:
         output.note(f"{one.name} is left out: {one.problem}")
-    if not found and model is not None:
+    if not found and model is not None and not _is_builtin(model):
         raise ModelError(
             f"{model} takes no disk that d3 knows how to free", "d3 models --disk lists what does"
         )
@@ -50,6 +52,13 @@ def show_disk(output: Output, model: str | None, *, as_json: bool) -> None:
     output.table(("size", "model", "removed by"), rows)
     things = "1 thing takes" if len(found) == 1 else f"{len(found)} things take"
     output.note(f"{things} {readable_size(total)}; the built-in model is a part of d3")
+
+
+def _is_builtin(name: str) -> bool:
+    with suppress(D3Error):  # such as a directory of models
+        files = find_on_disk(name)
+        return files is not None and files.builtin
+    return False
 
 
 def _of_model(name: str) -> tuple[list[DiskUse], list[Unreadable]]:

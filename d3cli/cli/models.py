@@ -220,7 +220,8 @@ def verify(settings: VerifySettings) -> int:
     """Compare a model's files with their checksums.
 
     Reads all of the files and downloads nothing. The checksums are those that the hub's cache, or
-    `hf download --local-dir`, stored with the files; ollama puts them into the files' names.
+    `hf download --local-dir`, stored with the files; ollama puts them into the files' names. The
+    exit code is 1 if a file is not the one that was published, 2 if there are no checksums.
 
     Example:
     - `d3 models verify qwen-3-4b`
@@ -234,8 +235,8 @@ def verify(settings: VerifySettings) -> int:
         )
     if local.builtin:
         raise UsageError(
-            "the built-in model has no checksums: it comes with d3, not from the hub",
-            "name a model from the hub",
+            "the built-in model has no checksum to compare it with: it is a part of d3",
+            "name another model",
         )
     output = Output()
     with output.progress.waiting("verifying") as show:

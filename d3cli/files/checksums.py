@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d3cli.base.errors import ModelError
+from d3cli.base.errors import ModelError, UsageError
 from d3cli.base.progress import ByteProgress, OnProgress
 from d3cli.files.json_files import model_file
 
@@ -18,23 +18,26 @@ LARGEST_RECORD = 1 << 16  # bytes: it has three lines
 DEEPEST = 3  # directories between a file and the records of its download
 OLLAMA = "sha256-"  # what the names of ollama's files begin with
 PIECE = 1 << 22
+VERIFIABLE = "only files from the hub's cache, from hf download --local-dir or from ollama have one"
+STRANGE = "it did not come with them: remove it, or download the model again"
 
 
 def verify(files: Sequence[Path], on_progress: OnProgress | None = None) -> int:
     """Compares all files of a model with their checksums; returns the number of files.
 
     Raises:
-        ModelError: a file differs from its checksum, or has none.
+        UsageError: no file has a checksum.
+        ModelError: a file differs from its checksum, or has none among files that have.
     """
+    checksums = {file: _known(file) for file in files}
+    if not any(checksums.values()):
+        those = str(files[0]) if len(files) == 1 else f"{files[0]} and the files beside it"
+        has, them = ("has", "it") if len(files) == 1 else ("have", "them")
+        raise UsageError(f"{those} {has} no checksum to compare {them} with", VERIFIABLE)
     progress = ByteProgress(sum(file.stat().st_size for file in files), on_progress)
-    for file in files:
-        known = _known(file)
+    for file, known in checksums.items():
         if known is None:
-            raise ModelError(
-                f"{file} has no checksum to compare it with",
-                "only files from the hub's cache, from hf download --local-dir or from ollama can "
-                "be verified",
-            )
+            raise ModelError(f"{file} has no checksum, and other files of the model have", STRANGE)
         if _checksum(file, known, progress) != known:
             raise ModelError(
                 f"{file} is not the file that was published: its checksum differs",

@@ -187,7 +187,10 @@ def test_the_disk_of_one_model(d3: D3, tmp_path: Path) -> None:
     shutil.copytree(BUILTIN_PATH, tmp_path / "fox")
     assert f"rm -r {tmp_path / 'fox'}" in d3("models", tmp_path / "fox", "--disk").out
     assert "hf cache rm model/someone/tiny-fox" in d3("models", "someone/tiny-fox", "--disk").out
-    check(d3("models", "demo", "--disk"), 1, "demo takes no disk")
+    builtin = d3("models", "demo", "--disk")
+    assert (builtin.code, builtin.out) == (0, "")
+    assert "the built-in one, which is a part of d3" in builtin.err
+    assert json.loads(d3("models", "demo", "--disk", "--json").out)["disk"] == []
     check(d3("models", "someone/nothing", "--disk"), 1, "is not on disk")
 
 

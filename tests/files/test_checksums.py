@@ -60,11 +60,17 @@ def test_without_a_checksum_nothing_is_called_verified(downloaded: Path, text: s
 
 def test_the_command_says_what_cannot_be_verified(d3: D3, tmp_path: Path) -> None:
     shutil.copytree(BUILTIN_PATH, tmp_path / "m")
-    check(d3("models", "verify", tmp_path / "m"), 1, "has no checksum")
-    check(d3("models", "verify", "demo"), 2, "the built-in model has no checksums")
+    check(d3("models", "verify", tmp_path / "m"), 2, "have no checksum to compare them with")
+    check(d3("models", "verify", "demo"), 2, "the built-in model has no checksum to compare it")
     check(d3("models", "verify", "org/name"), 1, "org/name is not on disk")
     check(d3("models", "verify", "qwen-3-4x"), 2, "there is no model or directory")
     check(d3("models", "verify"), 2, "Missing argument")
+
+
+def test_a_file_that_did_not_come_with_the_others_fails(d3: D3, downloaded: Path) -> None:
+    (downloaded / METADATA / "config.json.metadata").unlink()
+    says = "config.json has no checksum, and other files of the model have"
+    check(d3("models", "verify", downloaded), 1, says)
 
 
 def test_the_command_reads_no_file_outside_the_model(d3: D3, downloaded: Path) -> None:
