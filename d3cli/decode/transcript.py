@@ -7,8 +7,8 @@ nothing of models or terminals; no torch.
 import json
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -20,8 +20,7 @@ from msgspec import Meta
 from d3cli.base.atomic_files import make_directory, replace_file
 from d3cli.base.bounded_files import FileKind
 from d3cli.base.errors import TranscriptError, UsageError
-from d3cli.base.file_lock import file_lock
-from d3cli.base.json_rows import parse_rows
+from d3cli.base.json_rows import is_json, parse_rows
 from d3cli.base.settings import state_dir
 
 SCHEMA = 1
@@ -100,9 +99,9 @@ class Summary:
 
     @property
     def title(self) -> str:
-        """The first line that the user wrote."""
+        """The first line that the user wrote, or the name of a file that stands before it."""
         first = next((one.content for one in self.messages if one.role == "user"), "")
-        return first.strip().partition("\n")[0]
+        return first.strip().partition("\n")[0].removesuffix(":")
 
     @property
     def model(self) -> str | None:
@@ -175,7 +174,23 @@ def read(path: Path) -> list[ChatMessage]:
     Raises:
         TranscriptError: it cannot be read, is damaged, or was written by a newer d3.
     """
+    return _parse(path, CONVERSATION.read_text(path))
+
+
+def read_whole_lines(path: Path) -> tuple[list[ChatMessage], str]:
+    """As `read`, but does without a last line whose end is missing.
+
+    Returns:
+        The messages, and that line; empty if nothing is missing.
+    """
     text = CONVERSATION.read_text(path)
+    whole, _, last = text.rpartition("\n")
+    if not (whole.strip() and last.strip()) or is_json(last):
+        return _parse(path, text), ""
+    return _parse(path, whole), last
+
+
+def _parse(path: Path, text: str) -> list[ChatMessage]:
     name, hint = f"the conversation {path}", "d3 did not change the file: correct it or move it"
     for _, head in parse_rows(text, _Head, name=name, error=TranscriptError, hint=hint):
         if head.schema > SCHEMA:
@@ -206,7 +221,7 @@ def all_conversations() -> list[Summary]:
     found = []
     for changed, path in _files():
         try:
-            found.append(Summary(path.stem, changed, tuple(read(path))))
+            found.append(Summary(path.stem, changed, tuple(read_whole_lines(path)[0])))
         except TranscriptError as error:
             found.append(Summary(path.stem, changed, problem=error.message))
     return found
@@ -243,33 +258,6 @@ def find(id_: str) -> str:
         else f'there is no conversation "{id_}"',
         f"did you mean {' or '.join(near)}?" if near else CONVERSATION.missing_hint,
     )
-
-
-@contextmanager
-def in_use(id_: str) -> Iterator[None]:
-    """Locks a conversation against other processes inside this context.
-
-    Raises:
-        UsageError: another d3 is using the conversation.
-    """
-    path = _directory() / f".{id_}.lock"
-    with ExitStack() as held:
-        try:
-            held.enter_context(file_lock(path, patience=0))
-            held.callback(_remove, path)
-        except TimeoutError:
-            raise UsageError(
-                f"the conversation {id_} is open in another d3 chat",
-                "leave that chat first, or start a new one: d3 chat",
-            ) from None
-        except OSError:  # a file system without locks; saving reports the rest
-            pass
-        yield
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # Windows cannot remove an open file
-        path.unlink(missing_ok=True)
 
 
 def _files() -> list[tuple[float, Path]]:

@@ -16,6 +16,7 @@ from d3cli.base.errors import TranscriptError, UsageError
 from d3cli.base.settings import state_dir
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
+from d3cli.decode.transcript_files import in_use, keep_damaged, remove_damaged
 
 USER, REPLY = ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi!", model="demo")
 
@@ -85,7 +86,7 @@ def test_only_the_user_may_read_it() -> None:
         (b'{"schema": 1, "role": "user", "content": "\\ud800"}\n', "line 1: "),
         (b'{"schema": 1, "role": "user", "content": "x", "stats": []}\n', "line 1: "),
         (b'{"schema": 1, "role": "user", "content": "x", "stats": {"a": NaN}}\n', "line 1"),
-        (b'{"schema": 1, "role": "user", "content": "x"}\n{"schema": 1, "ro', "line 2: "),
+        (b'{"schema": 1, "role": "user", "content": "x"}\n{"schema": 1, "ro\n', "line 2: "),
         (
             b'{"schema": 1, "role": "user", "content": "x"}\n'
             b'{"schema": 1, "role": "system", "content": "late"}\n',
@@ -101,6 +102,42 @@ def test_a_damaged_file_is_reported_and_left_unchanged(data: bytes, says: str) -
     assert path.read_bytes() == data
     [summary] = transcript.all_conversations()
     assert summary.problem
+
+
+@pytest.mark.parametrize("end", [b"", b"\0\0\0"])
+def test_a_last_line_that_is_cut_off_costs_that_line_alone(end: bytes) -> None:
+    path = saved(USER, REPLY, USER)
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for length in range(last, len(whole) - 1):
+        path.write_bytes(whole[:length] + end)
+        messages, torn = transcript.read_whole_lines(path)
+        assert messages == [USER, REPLY]
+        assert torn.encode() == whole[last:length] + end
+        [summary] = transcript.all_conversations()
+        assert (len(summary.messages), summary.problem) == (2, "")
+    path.write_bytes(whole[:-1])  # only the new line is missing
+    assert transcript.read_whole_lines(path) == ([USER, REPLY, USER], "")
+    path.write_bytes(whole[: last - 5] + b"\n" + whole[last:])  # damaged in the middle
+    with pytest.raises(TranscriptError, match="line 2: "):
+        transcript.read_whole_lines(path)
+    path.write_bytes(whole[:30])  # not one whole line
+    with pytest.raises(TranscriptError, match="line 1: "):
+        transcript.read_whole_lines(path)
+
+
+def test_copies_of_damaged_files_are_kept_apart_and_removed_together() -> None:
+    path = saved()
+    path.write_bytes(b"first")
+    first = keep_damaged(path)
+    assert (keep_damaged(path), first.read_bytes()) == (first, b"first")
+    assert stat.S_IMODE(first.stat().st_mode) == 0o600
+    path.write_bytes(b"second")
+    second = keep_damaged(path)
+    assert (first.read_bytes(), second.read_bytes()) == (b"first", b"second")
+    assert [one.id for one in transcript.all_conversations()] == [path.stem]
+    remove_damaged(path)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_unicode_line_separators_do_not_end_a_line() -> None:
@@ -169,7 +206,7 @@ def test_a_directory_that_cannot_be_made_is_reported() -> None:
 
 def _hold(id_: str, held: "multiprocessing.synchronize.Event", home: str) -> None:
     os.environ["D3_HOME"] = home
-    with transcript.in_use(id_):
+    with in_use(id_):
         held.set()
         time.sleep(60)
 
@@ -181,10 +218,10 @@ def test_a_conversation_is_open_in_one_process_at_a_time() -> None:
     other = context.Process(target=_hold, args=("c", held, os.environ["D3_HOME"]))
     other.start()
     assert held.wait(60)
-    with pytest.raises(UsageError, match="open in another"), transcript.in_use("c"):
+    with pytest.raises(UsageError, match="open in another"), in_use("c"):
         pass
     other.kill()
     other.join()
-    with transcript.in_use("c"):  # the lock of a killed process is gone
+    with in_use("c"):  # the lock of a killed process is gone
         pass
     assert [path.name for path in transcript.path_of("c").parent.iterdir()] == ["c.jsonl"]

@@ -8,6 +8,7 @@ from d3cli.base.errors import D3Error, UsageError
 from d3cli.cli.chat.attachments import read_attachment
 from d3cli.cli.chat.export import as_markdown, write_markdown
 from d3cli.cli.chat.file_names import typed_path
+from d3cli.cli.chat.saved import read_saved
 from d3cli.cli.chat.session import Chat
 from d3cli.cli.chat.settings import unquoted
 from d3cli.cli.output_file import target_of
@@ -43,7 +44,10 @@ def load(chat: Chat, argument: str) -> None:
     if not os.path.exists(path):  # noqa: PTH110 - no error for a name that is too long
         with suppress(UsageError):
             path = transcript.path_of(transcript.find(argument))
-    chat.take_over(transcript.read(path))
+    messages, note = read_saved(path, will_replace=False)  # a copy goes on
+    if note:
+        chat.output.note(note)
+    chat.take_over(messages)
 
 
 def attach(chat: Chat, argument: str) -> None:

@@ -1,13 +1,15 @@
-"""The saved conversations: ``d3 chat --list`` and ``d3 chat --delete``."""
+"""The saved conversations: ``d3 chat --list`` and ``--delete``, and one that goes on."""
 
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 from d3cli.base.errors import UsageError
 from d3cli.base.inert import quoted
 from d3cli.cli.output import Output
 from d3cli.decode import transcript
-from d3cli.decode.transcript import Summary
+from d3cli.decode.transcript import ChatMessage, Summary
+from d3cli.decode.transcript_files import in_use, keep_damaged, remove_damaged
 
 SCHEMA = 1
 TITLE = 60  # characters of a title in a table
@@ -26,6 +28,23 @@ def list_saved(output: Output, *, as_json: bool) -> int:
     return 0
 
 
+def read_saved(path: Path, *, will_replace: bool) -> tuple[list[ChatMessage], str]:
+    """The whole messages of a saved conversation, and a note if the last line's end is missing.
+
+    Args:
+        will_replace: the file will be written, so a damaged one is copied first.
+
+    Raises:
+        TranscriptError: it cannot be read, is damaged elsewhere, or cannot be copied.
+    """
+    messages, torn = transcript.read_whole_lines(path)
+    if not torn:
+        return messages, ""
+    note = f"the last line of the conversation {path} is incomplete and was left out"
+    kept = f"; a copy of the file as it was is {keep_damaged(path)}" if will_replace else ""
+    return messages, note + kept
+
+
 def delete(output: Output, given: str, *, ask: bool) -> int:
     """Deletes one conversation; returns the exit code.
 
@@ -38,11 +57,13 @@ def delete(output: Output, given: str, *, ask: bool) -> int:
         TranscriptError: it cannot be removed.
     """
     id_ = transcript.find(given)
-    with transcript.in_use(id_):
+    with in_use(id_):
         if ask and not _confirmed(output, id_):
             output.note("nothing was deleted")
             return 1
-        transcript.remove(transcript.path_of(id_))
+        path = transcript.path_of(id_)
+        transcript.remove(path)
+        remove_damaged(path)
     output.note(f"deleted: {id_}")
     return 0
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from d3cli.base.errors import TranscriptError
 from d3cli.decode import transcript
+from d3cli.decode.transcript_files import in_use
 
 if TYPE_CHECKING:
     from d3cli.decode.conversation import Conversation
@@ -38,7 +39,7 @@ class Saving:
             UsageError: the conversation is open in another process.
         """
         self._held.close()
-        self._held.enter_context(transcript.in_use(id_))
+        self._held.enter_context(in_use(id_))
         self.id = id_
 
     def save(self, conversation: "Conversation") -> None:

@@ -23,6 +23,7 @@ from d3cli.cli.chat.markdown import reply_console
 from d3cli.cli.chat.model_switch import models_from
 from d3cli.cli.chat.options import ChatCommandSettings, Keys
 from d3cli.cli.chat.plain_prompt import PlainPrompt
+from d3cli.cli.chat.saved import read_saved
 from d3cli.cli.chat.saving import Saving
 from d3cli.cli.chat.screen import Screen
 from d3cli.cli.chat.session import Chat, as_typed, show_last
@@ -54,6 +55,7 @@ class Beginning:
         messages: those of the conversation that goes on, without one that has no reply.
         draft: the text that the first prompt begins with.
         is_new: whether this is a new conversation that will be saved.
+        note: about the file of the conversation; empty if it is whole.
     """
 
     request: Request
@@ -65,6 +67,7 @@ class Beginning:
     draft: str
     saving: Saving
     is_new: bool
+    note: str
 
 
 class ChatOutput(Output):
@@ -101,7 +104,10 @@ def begin(options: ChatCommandSettings, request: Request) -> Beginning:
     id_ = transcript.latest() if keep.resume_last else keep.resume and transcript.find(keep.resume)
     # Locked before it is read, so that no other process adds to it while the model loads.
     saving = Saving(None if keep.no_save else id_)
-    record = transcript.read(transcript.path_of(id_)) if id_ else []
+    record: list[ChatMessage] = []
+    note = ""
+    if id_:
+        record, note = read_saved(transcript.path_of(id_), will_replace=not keep.no_save)
     model = options.model or transcript.last_model(record) or default_model()
     loading = options.reply.loading
     if options.model is None and loading.revision is None:
@@ -125,6 +131,7 @@ def begin(options: ChatCommandSettings, request: Request) -> Beginning:
         draft=as_typed(messages[-1].content) if has_draft else "",
         saving=saving,
         is_new=not (keep.no_save or id_),
+        note=note,
     )
 
 
@@ -162,6 +169,8 @@ def start(options: ChatCommandSettings, request: Request) -> int:
         output = ChatOutput(prompt.write_above)
         drafting = request.drafting
         announce(output, beginning.model, beginning.loading, drafting, decays=request.decays)
+        if beginning.note:
+            output.note(beginning.note)
         show_last(output, screen, beginning.messages, beginning.settings, draft=beginning.draft)
         make = partial(_make_chat, beginning, output, screen, prompt)
         on_disk = find_on_disk(beginning.model, beginning.loading.revision) is not None

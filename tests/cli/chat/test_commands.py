@@ -259,6 +259,24 @@ def test_saving_and_loading_copies(desk: NewDesk, tmp_path: Path) -> None:
     assert first.exists()
 
 
+def test_a_copy_whose_last_line_is_cut_off_is_loaded_without_it(
+    desk: NewDesk, tmp_path: Path
+) -> None:
+    one = desk()
+    one.type("Hello.")
+    one.type("And now?")
+    copy = tmp_path / "copy.jsonl"
+    one.type(f"/save {copy}")
+    damaged = copy.read_bytes()[:-9]
+    copy.write_bytes(damaged)
+    shown = one.type(f"/load {copy}")
+    assert "is incomplete and was left out" in shown
+    assert "2 messages so far" in shown
+    assert one.draft == "And now?"
+    assert "is not a conversation" in one.type(f"/save {copy}")  # which would lose the line
+    assert copy.read_bytes() == damaged
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "LOOP"])
 def test_a_name_that_no_file_can_have_is_told_in_a_sentence(
     name: str, desk: NewDesk, tmp_path: Path

@@ -98,6 +98,23 @@ def test_resume_after_a_kill(chat: StartChat, home: Path) -> None:
     assert [message["role"] for message in saved(home)] == ["user", "assistant"] * 2
 
 
+def test_a_last_line_that_is_cut_off_is_left_out_and_kept(chat: StartChat, home: Path) -> None:
+    said = [("user", "Hello."), ("assistant", "Hi."), ("user", STORY), ("assistant", "Once")]
+    write_conversation(home, [{"role": role, "content": content} for role, content in said])
+    [path] = files(home)
+    damaged = path.read_bytes()[:-9]
+    path.write_bytes(damaged)
+    terminal = chat("-c", "--max-tokens", "2", columns=200, ready="has no reply yet")
+    assert "is incomplete and was left out" in terminal.plain
+    copy = path.with_name(f"{path.name}.damaged")
+    assert copy.read_bytes() == damaged
+    terminal.wait(f">>> {STORY}")
+    turn(terminal, "")
+    leave(terminal)
+    assert [message["role"] for message in saved(home)] == ["user", "assistant"] * 2
+    assert copy.read_bytes() == damaged
+
+
 def test_another_model(chat: StartChat, tmp_path: Path) -> None:
     shutil.copytree(BUILTIN_PATH, tmp_path / "other")
     terminal = chat("--max-tokens", "2")

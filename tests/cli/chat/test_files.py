@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from d3cli.cli.chat.export import as_markdown
 from d3cli.decode import transcript
 from d3cli.decode.transcript import ChatMessage
+from d3cli.decode.transcript_files import in_use
 from tests.cli.chat.desk import NewDesk, loop_of_links
 from tests.conftest import D3, check
 
@@ -36,6 +37,7 @@ def test_an_attached_file_stands_before_the_next_message_only(desk: NewDesk, not
     one.type("And now?")
     messages = [each.content for each in one.chat.conversation.messages if each.role == "user"]
     assert messages == [f"my notes.txt:\n\n{NOTES.strip()}\n\nWho is it?", "And now?"]
+    assert [each.title for each in transcript.all_conversations()] == ["my notes.txt"]
     assert "nothing is attached" in one.type("/attach")
 
 
@@ -224,7 +226,7 @@ def test_what_cannot_be_deleted(d3: D3) -> None:
     check(d3("chat", "--delete", "20260101", "--yes"), 2, "more than one conversation begins")
     check(d3("chat", "--delete", "", "--yes"), 2, 'there is no conversation ""')
     check(d3("chat", "--delete", path.stem), 2, "--delete asks at a terminal")
-    with transcript.in_use(path.stem):
+    with in_use(path.stem):
         check(d3("chat", "--delete", path.stem, "--yes"), 2, "is open in another d3 chat")
     assert path.exists()
 
