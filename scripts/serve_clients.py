@@ -66,8 +66,9 @@ def answer_to(port: int, asked: bytes) -> tuple[int, bytes]:
 
 def is_ready(port: int) -> bool:
     """Whether the server answers."""
+    asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with suppress(GoneError):
-        return answer_to(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 200
+        return answer_to(port, asked)[0] == 200
     return False
 
 

@@ -41,10 +41,12 @@ class Server:
         self._forks = forks
         self._ended: Ended | None = None
         self._clients: list[threading.Thread] = []
-        words = ("serve", "--port", str(self.port), "--max-tokens", "60", *options)
+        words = ("--port", str(self.port), "--max-tokens", "60", *options)
 
         def run() -> None:
-            self._ended = forks.run(*words, kill_after=STARTING + ENDING, **settings)
+            self._ended = forks.call(
+                "tests.impatient.serve", *words, kill_after=STARTING + ENDING, **settings
+            )
 
         self._thread = threading.Thread(target=run)
         self._thread.start()

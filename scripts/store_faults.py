@@ -4,9 +4,7 @@ import json
 import random
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -46,25 +44,12 @@ def kills(forks: Forks, rng: random.Random) -> Iterator[str]:
 def at_once(forks: Forks, rng: random.Random) -> Iterator[str]:
     """Three processes write the same file at once; then a fourth one reads it."""
     kind = rng.choice(KINDS)
-    found: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as more:
-
-        def write(one: Forks) -> None:
-            ended = one.call(kind, folder, "60", env={"D3_HOME": folder})
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("at_once", "check"):
+            ended = forks.call(name, folder, kind, "60", env={"D3_HOME": folder})
             if ended.code:
-                found.append(f"{kind}: {ended.err[-300:]}")
-
-        writing = (forks, *(more.enter_context(Forks()) for _ in range(2)))
-        writers = [threading.Thread(target=write, args=(one,)) for one in writing]
-        for thread in writers:
-            thread.start()
-        for thread in writers:
-            thread.join()
-        ended = forks.call("check", folder, kind, "60", env={"D3_HOME": folder})
-        if ended.code:
-            found.append(f"{kind}: {ended.err[-300:]}")
-        found += [f"{kind}: {problem}" for problem in broken_files(Path(folder))]
-    yield from found
+                yield f"{kind}: {ended.err[-300:]}"
+        yield from (f"{kind}: {problem}" for problem in broken_files(Path(folder)))
 
 
 def damage(forks: Forks, rng: random.Random) -> Iterator[str]:

@@ -6,6 +6,7 @@ versions would show.
 
 import itertools
 import json
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,17 @@ def settings(folder: str, count: str | None = None) -> None:
     for number in _numbers(count):
         base_settings.save_setting("model", f"org/{number}")
         base_settings.load_settings()
+
+
+def at_once(folder: str, kind: str, count: str) -> None:
+    """Three processes write the same file at once. Fails if one of them does."""
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=globals()[kind], args=(folder, count)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
 
 
 def check(folder: str, kind: str, count: str | None = None) -> None:

@@ -3,14 +3,14 @@
     python -m tests.hostile.http.watched SEEN serve --port 0 ...
 
 From its first words on ("listening on"), files that are opened, connections and names that are
-looked up, and programs that are started go to the file SEEN, one a line. The time limits of slow
-clients are shorter than a user's, so that a test need not wait half a minute for each.
+looked up, and programs that are started go to the file SEEN, one a line.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.impatient import lose_patience
 
 WATCHED = (
     *("open", "os.", "shutil.", "subprocess.", "pty.", "ctypes.dlopen"),
@@ -33,13 +33,8 @@ def watch(seen: Path) -> None:
 def main() -> None:
     import d3cli.cli.app
     import d3cli.cli.output
-    import d3cli.cli.serve.loading
-    import d3cli.serve.protocol
 
-    d3cli.serve.protocol.HEADER_S = HEADER_S  # type: ignore[assignment]
-    d3cli.serve.protocol.STALLED_S = SEND_S  # type: ignore[assignment]
-    limits = partial(d3cli.cli.serve.loading.Limits, body_s=BODY_S, send_s=SEND_S)
-    d3cli.cli.serve.loading.Limits = limits  # type: ignore[assignment,misc]
+    lose_patience(HEADER_S, BODY_S, SEND_S)
     seen, arguments = Path(sys.argv[1]), sys.argv[2:]
     note = d3cli.cli.output.Output.note
 
