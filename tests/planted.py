@@ -23,12 +23,12 @@ LAYERS, VOCAB = 9, 61
 IDLE, QUIET = (2, 5, 6), 4
 
 
-def _causal_lm(vocab_size: int = VOCAB, layers: int = LAYERS) -> Any:
+def _causal_lm(vocab_size: int = VOCAB, layers: int = LAYERS, width: int = 32) -> Any:
     torch.manual_seed(5)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -83,12 +83,15 @@ def sampled_documents(
     return [Document(row[:length], row[length:]) for row in ids.tolist()]
 
 
-def write_planted(directory: Path) -> Path:
+def write_planted(directory: Path, width: int = 32) -> Path:
     """A model like the planted one as a directory, with the built-in model's tokenizer.
 
     Its LM head is so faint that all tokens are about equally likely: any text suits it.
+
+    Args:
+        width: of the residual stream. With 128, the linears fit the kernels for 8 and 4 bits.
     """
-    model = _causal_lm(2048, layers=6).to(torch.bfloat16)
+    model = _causal_lm(2048, layers=6, width=width).to(torch.bfloat16)
     with torch.no_grad():
         model.lm_head.weight *= 0.02
     model.save_pretrained(directory)
