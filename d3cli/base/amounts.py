@@ -1,6 +1,8 @@
-"""Numbers in words: sizes and relative changes."""
+"""Numbers in words: sizes, limits of memory, and relative changes."""
 
 import re
+
+from d3cli.base.errors import Setting, UsageError
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -12,6 +14,27 @@ def parse_size(text: str) -> int | None:
     if found is None or (found[3] and not found[2]):
         return 0 if text.strip() == "0" else None
     return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
+
+
+def parse_limits(text: str) -> dict[str, int]:
+    """`max_memory` as typed, such as "0=10GiB,cpu=32GiB", as bytes by place.
+
+    A semicolon also separates places, where another program would split the text at commas.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    limits: dict[str, int] = {}
+    for part in re.split("[,;]", text):
+        place, _, size = part.partition("=")
+        nbytes = parse_size(size)
+        if not place.strip() or nbytes is None or place.strip() in limits:
+            raise UsageError(
+                (Setting("max_memory"), f' has the part "{part.strip()}"'),
+                "name each place once, with a size: 0=10GiB,cpu=32GiB",
+            )
+        limits[place.strip()] = nbytes
+    return limits
 
 
 def readable_size(nbytes: float) -> str:

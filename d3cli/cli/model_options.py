@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from d3cli.base.amounts import parse_size
-from d3cli.base.errors import Setting, UsageError
+from d3cli.base.amounts import parse_limits
 
 if TYPE_CHECKING:
     from d3cli.kernels.quantization import Quantization
@@ -157,17 +156,7 @@ class ModelOptions:
         Raises:
             UsageError: it cannot be read.
         """
-        limits: dict[str, int] = {}
-        for part in self.max_memory.split(",") if self.max_memory is not None else ():
-            place, _, size = part.partition("=")
-            nbytes = parse_size(size)
-            if not place.strip() or nbytes is None or place.strip() in limits:
-                raise UsageError(
-                    (Setting("max_memory"), f' has the part "{part.strip()}"'),
-                    "name each place once, with a size: 0=10GiB,cpu=32GiB",
-                )
-            limits[place.strip()] = nbytes
-        return limits
+        return {} if self.max_memory is None else parse_limits(self.max_memory)
 
     @property
     def _quantization(self) -> "Quantization | None":

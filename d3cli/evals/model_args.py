@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
+from d3cli.base.amounts import parse_limits
 from d3cli.base.errors import Setting, UsageError, Words
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import Schedule
@@ -24,6 +25,7 @@ from d3cli.model.form_choice import choose_form, lowers_depth
 from d3cli.model.load import load_model
 from d3cli.model.load_plan import LoadOptions, check_model
 from d3cli.model.model import LoadedModel
+from d3cli.model.placement import Placement
 from d3cli.model.schedule_choice import choose_schedule
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -39,9 +41,9 @@ class EvalSettings:
         pretrained: an alias, a hub id, a directory or a GGUF file.
         alpha, start, core_first, core_last, units: the depth schedule, as `LoadedModel.schedule`
             takes them.
-        dtype, quantization, device, context, revision, threads, offline, force: how the model is
-            loaded, as on the command line: "auto" is the calibrated form if there is one, else as
-            stored, or nested for an alpha below 1 on a CPU.
+        dtype, quantization, device, max_memory, context, revision, threads, offline, force: how the
+            model is loaded, as on the command line: "auto" is the calibrated form if there is one,
+            else as stored, or nested for an alpha below 1 on a CPU.
         think: turns a reasoning model's thinking on or off; None keeps its template's default.
         seed: of sampled replies.
         batch_size: the most documents in one pass; "auto" is as many as have 2,048 positions on a
@@ -57,6 +59,7 @@ class EvalSettings:
     dtype: Dtype = "auto"
     quantization: Literal["auto", "none"] | Quantization = "auto"
     device: str = "auto"
+    max_memory: str | None = None
     context: Annotated[int, msgspec.Meta(ge=2)] | None = None
     revision: str | None = None
     threads: AtLeastOne | None = None
@@ -83,7 +86,14 @@ class EvalSettings:
         if not str(given.get("pretrained") or ""):
             raise UsageError("no model is named", ("name one: ", Setting("pretrained", "MODEL")))
         values = {name: value for name, value in given.items() if value is not None}
-        return cls(**{name: _value(name, value, types[name]) for name, value in values.items()})
+        found = cls(**{name: _value(name, value, types[name]) for name, value in values.items()})
+        _ = found.limits  # refuses what cannot be read
+        return found
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """`max_memory` as bytes by place; empty if it is not given."""
+        return {} if self.max_memory is None else parse_limits(self.max_memory)
 
     @property
     def thinks(self) -> bool | None:
@@ -96,7 +106,12 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     Raises:
         UsageError: it has another type, or is out of range.
     """
-    if name in ("pretrained", "revision", "device"):  # the harness makes numbers of digits
+    if name in (
+        "pretrained",
+        "revision",
+        "device",
+        "max_memory",
+    ):  # the harness makes numbers of digits
         value = str(value)
     try:
         return msgspec.convert(value, kind)
@@ -144,6 +159,7 @@ def load_evaluated(settings: EvalSettings) -> Evaluated:
         "quantization": None if kind == "auto" or kind == "none" else kind,
         "for_decay": form.for_decay,
         "device": settings.device,
+        "max_memory": settings.limits,
         "context": settings.context,
         "force": settings.force,
         "full_depth_only": alpha == "off",
@@ -155,10 +171,12 @@ def load_evaluated(settings: EvalSettings) -> Evaluated:
         revision=settings.revision,
         check=partial(check_model, **options),
     )
-    model = load_model(files, threads=threads, **options)
+    placements: list[Placement] = []
+    model = load_model(files, threads=threads, on_placement=placements.append, **options)
+    placed = [f"placed on {line}" for one in placements for line in one.summary()]
     core = (settings.core_first, settings.core_last)
     choice = choose_schedule(
         model, alpha, settings.start, core, units, f"d3 calibrate {shlex.quote(name)}"
     )
-    notes = (*([busy] if busy else []), *model.notes, *choice.notes)
+    notes = (*([busy] if busy else []), *placed, *model.notes, *choice.notes)
     return Evaluated(model, choice.schedule, choice.source, notes)

@@ -9,8 +9,10 @@ from d3cli.depth import calibration_store
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
 from d3cli.evals.model_args import EvalSettings, load_evaluated
+from d3cli.files.safetensors import describe_directory
 from tests.conftest import BUILTIN_PATH
 from tests.copies import key_of
+from tests.model.test_placed_load import too_little_for
 from tests.records import FOUND
 
 
@@ -30,6 +32,8 @@ from tests.records import FOUND
         ({"pretrained": "demo", "think": "maybe"}, "think is 'maybe'"),
         ({"pretrained": "demo", "batch_size": "many"}, "batch_size is 'many'"),
         ({"pretrained": "demo", "offline": "yes"}, "offline is 'yes'"),
+        ({"pretrained": "demo", "max_memory": 0}, 'max_memory has the part "0"'),
+        ({"pretrained": "demo", "max_memory": "cpu=1GB;cpu=2GB"}, 'has the part "cpu=2GB"'),
     ],
 )
 def test_bad_arguments_are_refused(given: dict[str, Any], message: str) -> None:
@@ -65,6 +69,20 @@ def test_arguments_that_do_not_fit_the_model_are_refused(
 ) -> None:
     with pytest.raises(D3Error, match=message):
         load_evaluated(EvalSettings.read({"pretrained": "demo", "offline": True, **given}))
+
+
+@pytest.mark.parametrize("between", [";", ","])  # the harness splits arguments at commas
+def test_layers_beyond_max_memory_lie_in_the_next_place(between: str) -> None:
+    given: dict[str, Any] = {"pretrained": "demo", "dtype": "float32", "threads": 1}
+    whole = load_evaluated(EvalSettings.read(given | {"alpha": "off", "device": "cpu"}))
+    assert whole.model.placement is None
+    description = describe_directory("demo", BUILTIN_PATH)
+    limit = too_little_for(description)["cpu"]
+    limits = f"cpu={limit}B{between}disk=10GB"
+    found = load_evaluated(EvalSettings.read(given | {"alpha": "off", "max_memory": limits}))
+    assert found.model.placement is not None
+    assert found.model.placement.layers_in("disk")
+    assert any("placed on disk" in str(note) for note in found.notes)
 
 
 def test_auto_takes_the_stored_schedule() -> None:
