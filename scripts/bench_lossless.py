@@ -17,7 +17,8 @@ neighbouring bfloat16 numbers: up to `NEAR_TIE`, rounding decides between them.
 
 The second part decodes a random shape with drafts that are right at a given rate (`Forced`). Its
 embeddings are scaled up until it repeats its last token: the two best logits of a random model are
-often so close that rounding decides, and after that no draft would be right.
+often so close that rounding decides, and after that no draft would be right. With --prompts,
+replies of the shape as it is are compared, to count where rounding decides.
 """
 
 import argparse
@@ -284,6 +285,25 @@ def measure_forced(asked: argparse.Namespace, form: str | None) -> str:
     return f"### {asked.shape}, {form or asked.dtype}: forced drafts\n\n{table(titles, rows)}\n"
 
 
+def measure_differences(asked: argparse.Namespace, form: str | None) -> str:
+    """The table of tokens that differ from plain decoding, on random weights as they are."""
+    model = load_model(
+        str(made_checkpoint(asked.shape)), dtype=asked.dtype, device="cpu", quantization=form
+    )
+    plain, found = by_d3(model, asked.tokens), {rate: Differences() for rate in RATES[-2:]}
+    for seed in range(asked.prompts):
+        random = torch.Generator().manual_seed(seed)
+        prompt_ids = torch.randint(100, 4000, (64,), generator=random).tolist()
+        known = plain(prompt_ids).token_ids
+        for rate, differences in found.items():
+            drafter = Drafter([Forced(len(prompt_ids), known, rate)])
+            ours = by_d3(model, asked.tokens, lambda drafter=drafter: drafter)(prompt_ids)
+            differences.add(model, prompt_ids, ours.token_ids, known)
+    rows = [differences.row(f"{rate:.0%} right") for rate, differences in found.items()]
+    titles = ("drafts", "tokens", "differ", "per 10,000", "near-ties", "largest margin")
+    return f"### {asked.shape}, {form or asked.dtype}: differences\n\n{table(titles, rows)}\n"
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -293,6 +313,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--forms", type=words, default=["none", "int4", "nested"])
     parser.add_argument("--shape", default="llama-3.2-1b", help='for forced drafts; "" for none')
+    parser.add_argument("--prompts", type=int, default=0, help="count differences on the shape")
     parser.add_argument("--tokens", type=int, default=200, help="of a reply, at most")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
@@ -312,6 +333,8 @@ def main() -> None:
             found += measure_tasks(asked, form)
         if asked.shape:
             found.append(measure_forced(asked, form))
+        if asked.shape and asked.prompts:
+            found.append(measure_differences(asked, form))
     used = versions()
     print(f"## {processor_name()}, {torch.get_num_threads()} threads\n")
     print(f"{system()}; " + ", ".join(f"{name} {used[name]}" for name in used if used[name]) + "\n")

@@ -93,7 +93,7 @@ def decode_lossless(
             verify_s=time.perf_counter() - drafted,
         )
         verifications.append(done)
-        drafter.learn(done)
+        drafter.learn(reply, done)
 
 
 def _accept(

@@ -12,12 +12,14 @@ from statistics import median
 
 # Timings that an estimate looks at.
 TIMINGS = 9
-# What each further row of a pass costs before it was measured, in steps.
-ROW_COST = 0.05
+# What each further row of a pass costs before it was measured, in steps: as a hope, without which
+# nothing would be tried, and to be prepared for.
+ROW_COST, HIGH_ROW_COST = 0.05, 0.25
 # The share that is expected before anything was tried, and how many trials that weighs.
 PRIOR, PRIOR_WEIGHT = 0.5, 2.0
-# What is left of the weight of earlier trials after a draft, and after a token of the reply.
-FADE_BY_DRAFT, FADE_BY_TOKEN = 0.9, 0.995
+# What is left of the weight of earlier trials after a draft, after a token that was watched, and
+# after any token of the reply.
+FADE_BY_DRAFT, FADE_BY_WATCHED, FADE_BY_TOKEN = 0.9, 0.93, 0.995
 # A draft must promise at least so many tokens in the time of one, since estimates err.
 LEAST_GAIN = 1.03
 
@@ -59,13 +61,19 @@ class Acceptance:
         tried, accepted = self._tried[kind]
         return (accepted + PRIOR * PRIOR_WEIGHT) / (tried + PRIOR_WEIGHT)
 
-    def learn(self, kind: Hashable, tried: int, accepted: int) -> None:
+    def proven(self, kind: Hashable) -> float:
+        """A share that does without hope; 0 if nothing was tried yet."""
+        tried, accepted = self._tried.get(kind, (0.0, 0.0))
+        return accepted / (tried + PRIOR_WEIGHT)
+
+    def learn(self, kind: Hashable, tried: int, accepted: int, fade: float = FADE_BY_DRAFT) -> None:
         """A draft: tokens after the first one that was not accepted were not tried."""
         all_tried, all_accepted = self._tried.get(kind, (0.0, 0.0))
-        self._tried[kind] = (
-            all_tried * FADE_BY_DRAFT + tried,
-            all_accepted * FADE_BY_DRAFT + accepted,
-        )
+        self._tried[kind] = (all_tried * fade + tried, all_accepted * fade + accepted)
+
+    def watch(self, kind: Hashable, *, is_right: bool) -> None:
+        """A token that was known to a source, but not drafted."""
+        self.learn(kind, 1, int(is_right), FADE_BY_WATCHED)
 
     def fade(self, tokens: int) -> None:
         """Forgets a little after `tokens` of the reply, so that what failed is tried again."""
@@ -85,6 +93,11 @@ class Costs:
         """Seconds of a step at full depth; None before the first."""
         return median(self._passes[1]) if 1 in self._passes else None
 
+    @property
+    def knows_rows(self) -> bool:
+        """Whether a pass over several tokens was measured."""
+        return any(rows > 1 for rows in self._passes)
+
     def learn_pass(self, rows: int, seconds: float) -> None:
         self._passes.setdefault(rows, deque(maxlen=TIMINGS)).append(seconds)
 
@@ -101,17 +114,22 @@ class Costs:
             return prior
         return median(self._drafts[source]) / self.step
 
-    def verify(self, drafted: int) -> float:
-        """The cost of a pass that verifies so many tokens, between those that were measured."""
+    def verify(self, drafted: int, row_cost: float = ROW_COST) -> float:
+        """The cost of a pass that verifies so many tokens, between those that were measured.
+
+        Args:
+            row_cost: the least that each row costs beyond the longest pass that was measured.
+        """
         rows, step = drafted + 1, self.step
         if not step:
-            return 1 + ROW_COST * drafted
+            return 1 + row_cost * drafted
         if rows in self._passes:
             return median(self._passes[rows]) / step
         below = max(known for known in self._passes if known < rows)
         low = median(self._passes[below]) / step
         above = min((known for known in self._passes if known > rows), default=None)
         if above is None:
-            return low + ROW_COST * (rows - below)
+            slope = (low - 1) / (below - 1) if below > 1 else 0.0
+            return low + max(row_cost, slope) * (rows - below)
         high = median(self._passes[above]) / step
         return low + (high - low) * (rows - below) / (above - below)

@@ -84,7 +84,9 @@ class LookupSource:
         """The kind of an offer is the length of its match."""
         self._follow(reply, len(self._index.token_ids))
         match = self._index.match()
-        return None if match is None else Offer(match.size)
+        if match is None:
+            return None
+        return Offer(match.size, next_id=self._index.after(match.end, 1)[0])
 
     def draft(self, reply: ReplyContext, length: int) -> Draft:  # noqa: ARG002 - `offer` took it
         match = self._index.match()

@@ -115,10 +115,13 @@ class Offer(NamedTuple):
     Attributes:
         kind: what its acceptance depends on; each kind has an estimate of its own.
         most: the most tokens; None for as many as asked for.
+        next_id: the first token, where it is known without drafting. Such a source is watched: it
+            is proven right or wrong by tokens that it did not draft.
     """
 
     kind: int = 0
     most: int | None = None
+    next_id: int | None = None
 
 
 class DraftSource(Protocol):

@@ -1,8 +1,11 @@
 """A drafter asks the source that promises the most, and learns from what becomes of its drafts."""
 
+import random
 from collections.abc import Sequence
 
-from d3cli.decode.draft.drafter import FIRST_STEPS, PASSES_BETWEEN, Drafter
+import pytest
+
+from d3cli.decode.draft.drafter import FIRST_STEPS, MOST_LOSS, PASSES_BETWEEN, Drafter
 from d3cli.decode.draft.source import Draft, DraftSource, Offer, ReplyContext, Verification
 from d3cli.decode.loop import SourceName
 from d3cli.model.decoder_pass import MOST_TOKENS
@@ -41,6 +44,7 @@ def run(drafter: Drafter, passes: int, accept: float = 1.0, ends: bool = False) 
         accepted = int(drafted * accept)
         cost = {each.name: each.cost for each in drafter._sources}
         drafter.learn(
+            REPLY,
             Verification(
                 step=1,
                 tokens=accepted + (not ends),
@@ -50,7 +54,7 @@ def run(drafter: Drafter, passes: int, accept: float = 1.0, ends: bool = False) 
                 accepted=accepted,
                 draft_s=max(1, drafted) * cost[draft.source] if draft.source else 0.0,
                 verify_s=1 + 0.01 * drafted,
-            )
+            ),
         )
     return drafts
 
@@ -129,3 +133,75 @@ def test_the_time_of_a_plain_step_is_known_after_the_first() -> None:
     assert drafter.step_s is None
     run(drafter, 1)
     assert drafter.step_s == 1.0
+
+
+class Watched(Offering):
+    """Tells what it would draft next; it is right at a given rate, by itself and in drafts."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__("lookup", 0.0)
+        self.rate, self.chance = rate, random.Random(0)
+
+    def offer(self, reply: ReplyContext) -> Offer:
+        is_right = self.chance.random() < self.rate
+        self.offered = Offer(next_id=RIGHT if is_right else WRONG)
+        return self.offered
+
+    def draft(self, reply: ReplyContext, length: int) -> Draft:
+        assert self.offered is not None and self.offered.next_id is not None
+        later = [RIGHT if self.chance.random() < self.rate else WRONG for _ in range(length - 1)]
+        return Draft([self.offered.next_id, *later], "lookup")
+
+
+RIGHT, WRONG = 1, 2
+
+
+def write(source: Watched, row_cost: float, tokens: int) -> tuple[list[int], float]:
+    """Writes a reply: the length of each draft, and the time of all passes in plain steps."""
+    reply = context([RIGHT])
+    token_ids = reply.token_ids
+    assert isinstance(token_ids, list)
+    drafter, lengths, seconds = Drafter([source]), [], 0.0
+    drafter.begin(reply)
+    while len(token_ids) < tokens:
+        draft = drafter.draft(reply, MANY)
+        drafted = list(draft.token_ids)
+        accepted = next((at for at, one in enumerate(drafted) if one != RIGHT), len(drafted))
+        token_ids += [RIGHT] * (accepted + 1)
+        cost = 1 + row_cost * len(drafted)
+        seconds += cost
+        lengths.append(len(drafted))
+        done = Verification(
+            1, accepted + 1, draft.source, draft.kind, tuple(drafted), accepted, 0.0, cost
+        )
+        drafter.learn(reply, done)
+    return lengths, seconds / (len(token_ids) - 1)
+
+
+def test_what_was_watched_to_be_right_drafts_at_once_and_what_was_wrong_hardly() -> None:
+    right, wrong = Watched(1.0), Watched(0.0)
+    lengths, share = write(right, 0.2, 200)
+    assert lengths[:FIRST_STEPS] == [0] * FIRST_STEPS
+    assert all(lengths[FIRST_STEPS + 1 : FIRST_STEPS + PASSES_BETWEEN])
+    assert share < 0.4
+    assert sum(write(wrong, 0.2, 200)[0]) < 20
+
+
+@pytest.mark.parametrize("row_cost", [0.02, 0.1, 0.25, 0.6, 1.0])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+@pytest.mark.parametrize("tokens", [15, 30, 200])
+def test_no_reply_takes_much_longer_than_plain_steps(
+    rate: float, row_cost: float, tokens: int
+) -> None:
+    _, share = write(Watched(rate), row_cost, tokens)
+    # The first draft may find that a row costs more than it was prepared for.
+    surprise = max(0.0, row_cost - 0.25)
+    assert share <= 1 + MOST_LOSS + (0.2 + surprise) / tokens
+
+
+def test_a_draft_that_was_not_proven_waits_until_the_reply_can_afford_it() -> None:
+    source = Watched(0.5)
+    source.chance = random.Random(3)
+    lengths, _ = write(source, 0.2, 60)
+    first = next(at for at, length in enumerate(lengths) if length)
+    assert first > FIRST_STEPS

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3cli.decode.draft.length import (
+    HIGH_ROW_COST,
     LEAST_GAIN,
     PRIOR,
     ROW_COST,
@@ -68,6 +69,12 @@ class TestAcceptance:
         assert seen.share("a") == pytest.approx(0.8, abs=0.02)
         assert seen.share("b") == PRIOR
 
+    def test_what_was_never_tried_is_not_proven(self) -> None:
+        seen = Acceptance()
+        assert seen.proven("a") == 0
+        seen.learn("a", 1, 1)
+        assert 0 < seen.proven("a") < seen.share("a")
+
     def test_what_was_seen_lately_weighs_more(self) -> None:
         seen = Acceptance()
         for accepted in [1] * 100 + [0] * 10:
@@ -112,7 +119,16 @@ class TestCosts:
         assert costs.verify(1) == pytest.approx(1.25)
         assert costs.verify(3) == pytest.approx(2.0)
         assert costs.verify(5) == pytest.approx(3.0)
-        assert costs.verify(9) == pytest.approx(3.5 + 3 * ROW_COST)  # beyond: 10 rows after 7
+        assert costs.verify(9) == pytest.approx(
+            3.5 + 3 * 2.5 / 6
+        )  # beyond: as each of the 6 after one
+
+    def test_rows_beyond_those_measured_cost_at_least_as_much_as_asked_for(self) -> None:
+        costs = Costs()
+        for rows, seconds in ((1, 2.0), (3, 1.9)):
+            costs.learn_pass(rows, seconds)
+        assert costs.verify(6) == pytest.approx(0.95 + 4 * ROW_COST)
+        assert costs.verify(6, HIGH_ROW_COST) == pytest.approx(0.95 + 4 * HIGH_ROW_COST)
 
     def test_old_timings_are_forgotten(self) -> None:
         costs = Costs()
