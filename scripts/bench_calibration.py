@@ -107,10 +107,10 @@ def forms_of(args: argparse.Namespace) -> ModelForms:
     return ModelForms(load(wanted))
 
 
-def show_promise(forms: ModelForms, texts: list[Document], target: float, rounds: int) -> None:
+def show_promise(forms: ModelForms, texts: list[Document], target: float, rounds: range) -> None:
     kept = 0
     print(f"| round | {COLUMNS} | third split |")
-    for number in range(rounds):
+    for number in rounds:
         order = list(texts)
         random.Random(1000 + number).shuffle(order)
         aside, rest = order[: len(order) // 3], order[len(order) // 3 :]
@@ -122,7 +122,7 @@ def show_promise(forms: ModelForms, texts: list[Document], target: float, rounds
         kept += third is None or third <= target
         shown = "" if third is None else f"{third:+.2%}"
         print(f"| {number} | {row(outcome)} | {shown} |", flush=True)
-    print(f"\n{kept} of {rounds} within {target:.1%} on the third split")
+    print(f"\n{kept} of {len(rounds)} within {target:.1%} on the third split")
 
 
 def main() -> None:
@@ -133,12 +133,13 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", default=[0.01, 0.02, 0.05])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--promise", type=int, default=0, metavar="ROUNDS")
+    parser.add_argument("--first", type=int, default=0, help="round, to go on where a run ended")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     forms = forms_of(args)
     texts = encode_samples(forms.model, builtin_samples(forms.model))
     if args.promise:
-        show_promise(forms, texts, args.targets[0], args.promise)
+        show_promise(forms, texts, args.targets[0], range(args.first, args.promise))
         return
     print(f"| target | seed | {COLUMNS} | s |")
     for target in args.targets:

@@ -8,8 +8,10 @@ from d3cli.base.errors import D3Error, UsageError
 from d3cli.depth import calibration_store
 from d3cli.depth.choice import Source
 from d3cli.depth.prompt_order import PromptSchedule
+from d3cli.evals.likelihoods import log_likelihoods
 from d3cli.evals.model_args import EvalSettings, load_evaluated
 from d3cli.files.safetensors import describe_directory
+from d3cli.scoring.documents import Document
 from tests.conftest import BUILTIN_PATH
 from tests.copies import key_of
 from tests.model.test_placed_load import too_little_for
@@ -83,6 +85,12 @@ def test_layers_beyond_max_memory_lie_in_the_next_place(between: str) -> None:
     assert found.model.placement is not None
     assert found.model.placement.layers_in("disk")
     assert any("placed on disk" in str(note) for note in found.notes)
+    document = Document([5, 17, 200, 31, 7, 90], [44, 12, 101])
+    one, other = (
+        next(log_likelihoods(each.model, [document], each.schedule, 1))[0].log_prob
+        for each in (whole, found)
+    )
+    assert other == pytest.approx(one, abs=1e-3)
 
 
 def test_auto_takes_the_stored_schedule() -> None:

@@ -5,12 +5,13 @@ options or files.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from d3cli.base.errors import Setting, UsageError
 from d3cli.decode.draft.by_depth import DepthSource
 from d3cli.decode.draft.by_model import ModelSource
-from d3cli.decode.draft.length import HIGH_ROW_COST, PRIOR, Acceptance, Costs, best_length
+from d3cli.decode.draft.length import PRIOR, Acceptance, Costs, best_length
 from d3cli.decode.draft.lookup import LookupSource
 from d3cli.decode.draft.source import Draft, DraftSource, Offer, ReplyContext, Verification
 from d3cli.decode.loop import SourceName
@@ -119,19 +120,15 @@ class Drafter:
         length, gain = best_length(hoped, cost, self._costs.verify, most)
         if not length or offer.next_id is None:
             return length, gain
-        proven, _ = best_length(self._acceptance.proven(kind), cost, self._prepared_for, length)
-        if proven and self._costs.knows_rows:
-            return length, gain
-        if proven:  # the first one is short, as rows may cost more than expected
-            return best_length(hoped, cost, self._costs.verify, proven)
+        verify = partial(self._costs.verify, careful=True)
+        proven, _ = best_length(self._acceptance.proven(kind), cost, verify, length)
+        if proven:  # what longer passes cost is found out step by step
+            length = min(length, 2 * self._costs.longest - 1)
+            return best_length(hoped, cost, self._costs.verify, length)
         may_lose = MOST_LOSS * self._tokens - self._lost
-        while length and length * cost + self._prepared_for(length) - 1 > may_lose:
+        while length and length * cost + verify(length) - 1 > may_lose:
             length -= 1
         return best_length(hoped, cost, self._costs.verify, length)
-
-    def _prepared_for(self, drafted: int) -> float:
-        """The cost of a verification, without hope."""
-        return self._costs.verify(drafted, HIGH_ROW_COST)
 
     def learn(self, reply: ReplyContext, done: Verification) -> None:
         """What a verification, whose tokens the reply has now, tells of acceptance and costs."""

@@ -94,9 +94,9 @@ class Costs:
         return median(self._passes[1]) if 1 in self._passes else None
 
     @property
-    def knows_rows(self) -> bool:
-        """Whether a pass over several tokens was measured."""
-        return any(rows > 1 for rows in self._passes)
+    def longest(self) -> int:
+        """The most tokens of a pass that was measured; 1 before any."""
+        return max(self._passes, default=1)
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         self._passes.setdefault(rows, deque(maxlen=TIMINGS)).append(seconds)
@@ -114,13 +114,15 @@ class Costs:
             return prior
         return median(self._drafts[source]) / self.step
 
-    def verify(self, drafted: int, row_cost: float = ROW_COST) -> float:
+    def verify(self, drafted: int, *, careful: bool = False) -> float:
         """The cost of a pass that verifies so many tokens, between those that were measured.
 
         Args:
-            row_cost: the least that each row costs beyond the longest pass that was measured.
+            careful: beyond the longest pass that was measured, rows cost what its rows did, instead
+                of what is hoped.
         """
         rows, step = drafted + 1, self.step
+        row_cost = HIGH_ROW_COST if careful else ROW_COST
         if not step:
             return 1 + row_cost * drafted
         if rows in self._passes:
@@ -129,7 +131,8 @@ class Costs:
         low = median(self._passes[below]) / step
         above = min((known for known in self._passes if known > rows), default=None)
         if above is None:
-            slope = (low - 1) / (below - 1) if below > 1 else 0.0
-            return low + max(row_cost, slope) * (rows - below)
+            if careful and below > 1:
+                row_cost = max(ROW_COST, (low - 1) / (below - 1))
+            return low + row_cost * (rows - below)
         high = median(self._passes[above]) / step
         return low + (high - low) * (rows - below) / (above - below)

@@ -188,7 +188,7 @@ def test_what_was_watched_to_be_right_drafts_at_once_and_what_was_wrong_hardly()
 
 
 @pytest.mark.parametrize("row_cost", [0.02, 0.1, 0.25, 0.6, 1.0])
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.3, 0.4])
 @pytest.mark.parametrize("tokens", [15, 30, 200])
 def test_no_reply_takes_much_longer_than_plain_steps(
     rate: float, row_cost: float, tokens: int

@@ -119,16 +119,16 @@ class TestCosts:
         assert costs.verify(1) == pytest.approx(1.25)
         assert costs.verify(3) == pytest.approx(2.0)
         assert costs.verify(5) == pytest.approx(3.0)
-        assert costs.verify(9) == pytest.approx(
-            3.5 + 3 * 2.5 / 6
-        )  # beyond: as each of the 6 after one
+        assert costs.verify(9) == pytest.approx(3.5 + 3 * ROW_COST)  # beyond: 10 rows after 7
+        assert costs.verify(9, careful=True) == pytest.approx(3.5 + 3 * 2.5 / 6)  # as the 6 did
 
-    def test_rows_beyond_those_measured_cost_at_least_as_much_as_asked_for(self) -> None:
+    def test_rows_that_were_not_measured_cost_more_to_the_careful(self) -> None:
         costs = Costs()
-        for rows, seconds in ((1, 2.0), (3, 1.9)):
-            costs.learn_pass(rows, seconds)
-        assert costs.verify(6) == pytest.approx(0.95 + 4 * ROW_COST)
-        assert costs.verify(6, HIGH_ROW_COST) == pytest.approx(0.95 + 4 * HIGH_ROW_COST)
+        assert costs.verify(2, careful=True) == pytest.approx(1 + 2 * HIGH_ROW_COST)
+        costs.learn_pass(1, 2.0)
+        assert costs.verify(2, careful=True) == pytest.approx(1 + 2 * HIGH_ROW_COST)
+        costs.learn_pass(3, 1.9)
+        assert costs.verify(6, careful=True) == pytest.approx(0.95 + 4 * ROW_COST)
 
     def test_old_timings_are_forgotten(self) -> None:
         costs = Costs()
