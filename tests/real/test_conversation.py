@@ -1,14 +1,13 @@
 """Three turns with a real model: the KV cache is reused and repaired, and no turn shows it."""
 
-import pytest
-
 from d3cli.decode.loop import prefill
 from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule, schedule_of
 from d3cli.model.model import LoadedModel
+from tests.real.conftest import in_process
 
-pytestmark = pytest.mark.real
+pytestmark = in_process
 
 TURNS = (
     "My dog is called Rex, and he is afraid of thunder.",

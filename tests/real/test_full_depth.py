@@ -2,19 +2,19 @@
 
 from typing import Any
 
-import pytest
 import torch
 
-from d3cli.decode.sampling import SamplingParams
+from d3cli.base.errors import D3Error
+from d3cli.decode.batch import write_together
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
-from tests.decode.replies import ids
-from tests.real.conftest import encode
+from tests.decode.replies import greedy, ids
+from tests.real.conftest import encode, in_process
 
-pytestmark = pytest.mark.real
+pytestmark = in_process
 
-# Of different lengths and kinds. Each reply has 128 tokens, so 1,024 tokens are compared.
+# Of different lengths and kinds. Each reply has 256 tokens, so 2,048 tokens are compared.
 QUESTIONS = (
     "Why is the sky blue?",
     "Tell me a story about a fox who is afraid of the dark, and about the friend who helps it.",
@@ -26,11 +26,11 @@ QUESTIONS = (
     "Write a letter to a landlord about a broken heater. Be polite, name the days on which someone "
     "can come, and mention that it is the second letter about it.",
 )
-NEW_TOKENS = 128
+NEW_TOKENS = 256
 
 
-def test_1000_tokens_equal_transformers(real: LoadedModel, plain: Any) -> None:
-    """transformers writes all replies in one batch, d3 one after the other.
+def test_2000_tokens_equal_transformers(real: LoadedModel, plain: Any) -> None:
+    """transformers writes all replies in one batch, d3 half of them one by one, half together.
 
     Both go on after an end token, so that each reply has its full length. A batch rounds in another
     order than a single row. So the two could differ where the best two logits are closer than
@@ -39,13 +39,18 @@ def test_1000_tokens_equal_transformers(real: LoadedModel, plain: Any) -> None:
     prompts = [encode(real.tokenizer, question) for question in QUESTIONS]
     expected = _transformers_replies(plain, prompts)
     full = DepthSchedule.full(real.num_layers)
-    for prompt, theirs in zip(prompts, expected, strict=True):
-        reply = Engine(real).stream_ids(
-            prompt, schedule=full, sampling=SamplingParams(), max_tokens=NEW_TOKENS, ends=()
-        )
-        ours = ids(reply)
+    replies = [
+        greedy(Engine(real), prompt, full, max_tokens=NEW_TOKENS, ends=()) for prompt in prompts
+    ]
+    half = len(replies) // 2
+    for reply in replies[:half]:
+        ids(reply)
+    for _, chunk in write_together(replies[half:], half):
+        assert not isinstance(chunk, D3Error)
+    for prompt, reply, theirs in zip(prompts, replies, expected, strict=True):
+        ours = [token.token_id for token in reply.tokens]
         assert ours == theirs, _first_difference(plain, prompt, ours, theirs)
-    assert sum(map(len, expected)) >= 1000
+    assert sum(map(len, expected)) >= 2000
 
 
 def _transformers_replies(plain: Any, prompts: list[list[int]]) -> list[list[int]]:

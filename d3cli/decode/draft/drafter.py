@@ -123,7 +123,7 @@ class Drafter:
         verify = partial(self._costs.verify, careful=True)
         proven, _ = best_length(self._acceptance.proven(kind), cost, verify, length)
         if proven:  # what longer passes cost is found out step by step
-            length = min(length, 2 * self._costs.longest - 1)
+            length = min(length, 4 * self._costs.longest - 1)
             return best_length(hoped, cost, self._costs.verify, length)
         may_lose = MOST_LOSS * self._tokens - self._lost
         while length and length * cost + verify(length) - 1 > may_lose:
