@@ -5,13 +5,12 @@ options or files.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 from d3cli.base.errors import Setting, UsageError
 from d3cli.decode.draft.by_depth import DepthSource
 from d3cli.decode.draft.by_model import ModelSource
-from d3cli.decode.draft.length import PRIOR, Acceptance, Costs, best_length
+from d3cli.decode.draft.length import HIGH_ROW_COST, PRIOR, Acceptance, Costs, best_length
 from d3cli.decode.draft.lookup import LookupSource
 from d3cli.decode.draft.source import Draft, DraftSource, Offer, ReplyContext, Verification
 from d3cli.decode.loop import SourceName
@@ -120,13 +119,13 @@ class Drafter:
         length, gain = best_length(hoped, cost, self._costs.verify, most)
         if not length or offer.next_id is None:
             return length, gain
-        verify = partial(self._costs.verify, careful=True)
-        proven, _ = best_length(self._acceptance.proven(kind), cost, verify, length)
+        share = self._acceptance.proven(kind)
+        proven, _ = best_length(share, cost, self._costs.verify_at_most, length)
         if proven:  # what longer passes cost is found out step by step
             length = min(length, 4 * self._costs.longest - 1)
             return best_length(hoped, cost, self._costs.verify, length)
         may_lose = MOST_LOSS * self._tokens - self._lost
-        while length and length * cost + verify(length) - 1 > may_lose:
+        while length and self._costs.verify(length, HIGH_ROW_COST) + length * cost - 1 > may_lose:
             length -= 1
         return best_length(hoped, cost, self._costs.verify, length)
 

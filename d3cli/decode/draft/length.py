@@ -7,11 +7,14 @@ best k maximizes the tokens for each step. Knows nothing of models or of what dr
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from statistics import median
 
 # Timings that an estimate looks at.
 TIMINGS = 9
+# A single timing counts for so many passes: another program may have slowed that one, and what it
+# forbids would not be timed again.
+SINGLE_COUNTS = 32
 # What each further row of a pass costs before it was measured, in steps: as a hope, without which
 # nothing would be tried, and to be prepared for.
 ROW_COST, HIGH_ROW_COST = 0.05, 0.25
@@ -86,6 +89,8 @@ class Costs:
 
     def __init__(self) -> None:
         self._passes: dict[int, deque[float]] = {}  # by rows
+        self._last: dict[int, int] = {}  # by rows: the number of the last such pass
+        self._count = 0  # of passes
         self._drafts: dict[Hashable, deque[float]] = {}  # of each drafted token
 
     @property
@@ -100,6 +105,8 @@ class Costs:
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         self._passes.setdefault(rows, deque(maxlen=TIMINGS)).append(seconds)
+        self._count += 1
+        self._last[rows] = self._count
 
     def learn_draft(self, source: Hashable, prior: float, tokens: int, seconds: float) -> None:
         """A draft; the first one may also have read the prompt, so the prior counts twice."""
@@ -114,25 +121,45 @@ class Costs:
             return prior
         return median(self._drafts[source]) / self.step
 
-    def verify(self, drafted: int, *, careful: bool = False) -> float:
+    def verify(self, drafted: int, row_cost: float = ROW_COST) -> float:
         """The cost of a pass that verifies so many tokens, between those that were measured.
 
         Args:
-            careful: beyond the longest pass that was measured, rows cost what its rows did, instead
-                of what is hoped.
+            row_cost: of each row beyond the longest pass that was measured.
         """
-        rows, step = drafted + 1, self.step
-        row_cost = HIGH_ROW_COST if careful else ROW_COST
-        if not step:
+        if not self.step:
             return 1 + row_cost * drafted
-        if rows in self._passes:
-            return median(self._passes[rows]) / step
-        below = max(known for known in self._passes if known < rows)
-        low = median(self._passes[below]) / step
-        above = min((known for known in self._passes if known > rows), default=None)
-        if above is None:
-            if careful and below > 1:
-                row_cost = max(ROW_COST, (low - 1) / (below - 1))
-            return low + row_cost * (rows - below)
-        high = median(self._passes[above]) / step
-        return low + (high - low) * (rows - below) / (above - below)
+        measured = [rows for rows in self._passes if self._counts(rows)]
+        return self._between(drafted + 1, measured, row_cost)
+
+    def verify_at_most(self, drafted: int) -> float:
+        """The same by all that was measured; further rows cost what those before them did."""
+        if not self.step:
+            return 1 + HIGH_ROW_COST * drafted
+        longest = self.longest
+        slope = (self._usual(longest) / self.step - 1) / (longest - 1) if longest > 1 else 0.0
+        row_cost = HIGH_ROW_COST if longest == 1 else max(ROW_COST, slope)
+        return self._between(drafted + 1, list(self._passes), row_cost)
+
+    def _between(self, rows: int, measured: Sequence[int], row_cost: float) -> float:
+        """The cost of a pass, from the passes that were measured."""
+        assert self.step
+        below = max(known for known in measured if known <= rows)
+        low = self._usual(below) / self.step
+        above = min((known for known in measured if known > rows), default=None)
+        if below == rows or above is None:
+            found = low + row_cost * (rows - below)
+        else:
+            high = self._usual(above) / self.step
+            found = low + (high - low) * (rows - below) / (above - below)
+        return min(found, rows)  # plain steps would do
+
+    def _counts(self, rows: int) -> bool:
+        """Whether the timings of a pass still count: those of a plain step always do."""
+        is_new = self._count - self._last[rows] < SINGLE_COUNTS
+        return rows == 1 or len(self._passes[rows]) > 1 or is_new
+
+    def _usual(self, rows: int) -> float:
+        """Seconds of a pass; of two timings the shorter one, as nothing makes a pass too fast."""
+        times = self._passes[rows]
+        return median(times) if len(times) > 2 else min(times)

@@ -156,8 +156,14 @@ class Watched(Offering):
 RIGHT, WRONG = 1, 2
 
 
-def write(source: Watched, row_cost: float, tokens: int) -> tuple[list[int], float]:
-    """Writes a reply: the length of each draft, and the time of all passes in plain steps."""
+def write(
+    source: Watched, row_cost: float, tokens: int, slow_first: float = 1.0
+) -> tuple[list[int], float]:
+    """Writes a reply: the length of each draft, and the time of all passes in plain steps.
+
+    Args:
+        slow_first: another program makes the first draft's verification take so many times as long.
+    """
     reply = context([RIGHT])
     token_ids = reply.token_ids
     assert isinstance(token_ids, list)
@@ -169,6 +175,8 @@ def write(source: Watched, row_cost: float, tokens: int) -> tuple[list[int], flo
         accepted = next((at for at, one in enumerate(drafted) if one != RIGHT), len(drafted))
         token_ids += [RIGHT] * (accepted + 1)
         cost = 1 + row_cost * len(drafted)
+        if drafted and not any(lengths):
+            cost *= slow_first
         seconds += cost
         lengths.append(len(drafted))
         done = Verification(
@@ -205,3 +213,9 @@ def test_a_draft_that_was_not_proven_waits_until_the_reply_can_afford_it() -> No
     lengths, _ = write(source, 0.2, 60)
     first = next(at for at, length in enumerate(lengths) if length)
     assert first > FIRST_STEPS
+
+
+def test_one_slow_verification_does_not_end_the_drafts_of_a_reply() -> None:
+    lengths, share = write(Watched(1.0), 0.1, 200, slow_first=10.0)
+    assert max(lengths) == MOST_TOKENS - 1
+    assert share < 0.6

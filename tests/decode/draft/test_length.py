@@ -9,6 +9,7 @@ from d3cli.decode.draft.length import (
     LEAST_GAIN,
     PRIOR,
     ROW_COST,
+    SINGLE_COUNTS,
     TIMINGS,
     Acceptance,
     Costs,
@@ -120,15 +121,29 @@ class TestCosts:
         assert costs.verify(3) == pytest.approx(2.0)
         assert costs.verify(5) == pytest.approx(3.0)
         assert costs.verify(9) == pytest.approx(3.5 + 3 * ROW_COST)  # beyond: 10 rows after 7
-        assert costs.verify(9, careful=True) == pytest.approx(3.5 + 3 * 2.5 / 6)  # as the 6 did
+        assert costs.verify_at_most(9) == pytest.approx(3.5 + 3 * 2.5 / 6)  # as the 6 did
 
     def test_rows_that_were_not_measured_cost_more_to_the_careful(self) -> None:
         costs = Costs()
-        assert costs.verify(2, careful=True) == pytest.approx(1 + 2 * HIGH_ROW_COST)
+        assert costs.verify_at_most(2) == pytest.approx(1 + 2 * HIGH_ROW_COST)
         costs.learn_pass(1, 2.0)
-        assert costs.verify(2, careful=True) == pytest.approx(1 + 2 * HIGH_ROW_COST)
+        assert costs.verify_at_most(2) == pytest.approx(1 + 2 * HIGH_ROW_COST)
         costs.learn_pass(3, 1.9)
-        assert costs.verify(6, careful=True) == pytest.approx(0.95 + 4 * ROW_COST)
+        assert costs.verify_at_most(6) == pytest.approx(0.95 + 4 * ROW_COST)
+
+    def test_one_slow_pass_does_not_count_for_good(self) -> None:
+        costs = Costs()
+        costs.learn_pass(1, 1.0)
+        costs.learn_pass(4, 9.0)
+        assert costs.verify(3) == 4  # as four plain steps
+        for _ in range(SINGLE_COUNTS):
+            costs.learn_pass(1, 1.0)
+        assert costs.verify(3) == pytest.approx(1 + 3 * ROW_COST)
+        assert costs.verify_at_most(3) == 4
+        costs.learn_pass(4, 2.0)  # a second one counts, and tells that the first was slow
+        for _ in range(SINGLE_COUNTS):
+            costs.learn_pass(1, 1.0)
+        assert costs.verify(3) == 2
 
     def test_old_timings_are_forgotten(self) -> None:
         costs = Costs()
