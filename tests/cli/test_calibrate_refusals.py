@@ -45,7 +45,7 @@ def test_bad_input_is_one_line_and_a_hint(d3: D3, tmp_path: Path) -> None:
     check(bad(d3, "--target-drop", "0%"), 2, "--target-drop is")
     check(bad(d3, "--max-time", "10"), 2, "--max-time is")
     check(bad(d3, "--confidence", "1"), 2, "--confidence is 1")
-    check(bad(d3, "--documents", "5"), 2, "greater than or equal to 32")
+    check(bad(d3, "--documents", "5"), 2, "5 is not at least 32")
     check(bad(d3, "--show", "--remove"), 2, "exclude each other")
     check(bad(d3, "--show", "-o", "csv"), 2, "cannot be shown as csv")
     check(bad(d3, "--json", "-o", "csv"), 2, "exclude each other")
