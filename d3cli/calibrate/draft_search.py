@@ -137,9 +137,7 @@ class DraftSearch:
 def _promise(
     candidate: DraftCandidate, agreement: float, verifications: Sequence[float]
 ) -> DraftTried:
-    length, gain = best_length(
-        agreement, candidate.cost, lambda drafted: verifications[drafted - 1], len(verifications)
-    )
+    length, gain = best_length(agreement, candidate.cost, [1.0, *verifications], len(verifications))
     return DraftTried(candidate, agreement, length, gain)
 
 

@@ -106,13 +106,8 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     Raises:
         UsageError: it has another type, or is out of range.
     """
-    if name in (
-        "pretrained",
-        "revision",
-        "device",
-        "max_memory",
-    ):  # the harness makes numbers of digits
-        value = str(value)
+    if name in ("pretrained", "revision", "device", "max_memory"):
+        value = str(value)  # the harness makes numbers of digits
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, UnicodeEncodeError) as problem:  # also text that is not UTF-8

@@ -66,7 +66,7 @@ def test_what_is_reported_follows_from_agreement_and_costs(outcome: DraftOutcome
         expected = best_length(
             one.agreement,
             one.candidate.cost,
-            lambda drafted: outcome.verification[drafted - 1],
+            [1.0, *outcome.verification],
             MOST_TOKENS - 1,
         )
         assert (one.length, one.gain) == expected

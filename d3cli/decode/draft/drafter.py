@@ -115,19 +115,20 @@ class Drafter:
         """How many tokens a source should draft, and the expected gain; see `best_length`."""
         most = min(most, MOST_TOKENS - 1, most if offer.most is None else offer.most)
         kind, cost = (source.name, offer.kind), self._costs.draft(source.name, source.cost)
-        hoped = self._acceptance.share(kind, HOPES[source.name])
-        length, gain = best_length(hoped, cost, self._costs.verify, most)
+        hoped, verify = self._acceptance.share(kind, HOPES[source.name]), self._costs.verify()
+        length, gain = best_length(hoped, cost, verify, most)
         if not length or offer.next_id is None:
             return length, gain
         share = self._acceptance.proven(kind)
-        proven, _ = best_length(share, cost, self._costs.verify_at_most, length)
+        proven, _ = best_length(share, cost, self._costs.verify_at_most(), length)
         if proven:  # what longer passes cost is found out step by step
             length = min(length, 4 * self._costs.longest - 1)
-            return best_length(hoped, cost, self._costs.verify, length)
+            return best_length(hoped, cost, verify, length)
         may_lose = MOST_LOSS * self._tokens - self._lost
-        while length and self._costs.verify(length, HIGH_ROW_COST) + length * cost - 1 > may_lose:
+        high = self._costs.verify(HIGH_ROW_COST)
+        while length and high[length] + length * cost - 1 > may_lose:
             length -= 1
-        return best_length(hoped, cost, self._costs.verify, length)
+        return best_length(hoped, cost, verify, length)
 
     def learn(self, reply: ReplyContext, done: Verification) -> None:
         """What a verification, whose tokens the reply has now, tells of acceptance and costs."""
@@ -153,7 +154,7 @@ class Drafter:
         self._acceptance.learn((name, done.kind), tried, done.accepted)
         prior = next(each.cost for each in self._sources if each.name == name)
         self._costs.learn_draft(name, prior, max(1, drafted), done.draft_s)
-        cost = max(1, drafted) * self._costs.draft(name, prior) + self._costs.verify(drafted)
+        cost = max(1, drafted) * self._costs.draft(name, prior) + self._costs.verify()[drafted]
         self._lost += cost - done.tokens
 
     @property

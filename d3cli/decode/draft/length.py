@@ -7,8 +7,11 @@ best k maximizes the tokens for each step. Knows nothing of models or of what dr
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import pairwise
 from statistics import median
+
+from d3cli.model.decoder_pass import MOST_TOKENS
 
 # Timings that an estimate looks at.
 TIMINGS = 9
@@ -28,14 +31,14 @@ LEAST_GAIN = 1.03
 
 
 def best_length(
-    acceptance: float, draft_cost: float, verify_cost: Callable[[int], float], most: int
+    acceptance: float, draft_cost: float, verify_cost: Sequence[float], most: int
 ) -> tuple[int, float]:
     """The best number of tokens to draft, and the tokens that it gives in the time of a step.
 
     Args:
         acceptance: a.
         draft_cost: c.
-        verify_cost: v, by the number of drafted tokens.
+        verify_cost: v, by the number of drafted tokens, from 0 on.
         most: the largest k.
 
     Returns:
@@ -45,7 +48,7 @@ def best_length(
     for length in range(1, most + 1):
         chance *= acceptance
         given += chance
-        gain = given / (length * draft_cost + verify_cost(length))
+        gain = given / (length * draft_cost + verify_cost[length])
         if gain > max(best_gain, LEAST_GAIN):
             best, best_gain = length, gain
     return best, best_gain
@@ -89,6 +92,7 @@ class Costs:
 
     def __init__(self) -> None:
         self._passes: dict[int, deque[float]] = {}  # by rows
+        self._usual: dict[int, float] = {}  # by rows: seconds, of these timings
         self._last: dict[int, int] = {}  # by rows: the number of the last such pass
         self._count = 0  # of passes
         self._drafts: dict[Hashable, deque[float]] = {}  # of each drafted token
@@ -96,7 +100,7 @@ class Costs:
     @property
     def step(self) -> float | None:
         """Seconds of a step at full depth; None before the first."""
-        return median(self._passes[1]) if 1 in self._passes else None
+        return self._usual.get(1)
 
     @property
     def longest(self) -> int:
@@ -104,7 +108,10 @@ class Costs:
         return max(self._passes, default=1)
 
     def learn_pass(self, rows: int, seconds: float) -> None:
-        self._passes.setdefault(rows, deque(maxlen=TIMINGS)).append(seconds)
+        times = self._passes.setdefault(rows, deque(maxlen=TIMINGS))
+        times.append(seconds)
+        # Of two timings the shorter one, as nothing makes a pass too fast.
+        self._usual[rows] = median(times) if len(times) > 2 else min(times)
         self._count += 1
         self._last[rows] = self._count
 
@@ -121,45 +128,37 @@ class Costs:
             return prior
         return median(self._drafts[source]) / self.step
 
-    def verify(self, drafted: int, row_cost: float = ROW_COST) -> float:
-        """The cost of a pass that verifies so many tokens, between those that were measured.
+    def verify(self, row_cost: float = ROW_COST) -> list[float]:
+        """What passes cost that verify 0, 1, 2, ... tokens: as measured, and between those.
 
         Args:
             row_cost: of each row beyond the longest pass that was measured.
         """
-        if not self.step:
-            return 1 + row_cost * drafted
-        measured = [rows for rows in self._passes if self._counts(rows)]
-        return self._between(drafted + 1, measured, row_cost)
+        return self._between([rows for rows in self._usual if self._counts(rows)], row_cost)
 
-    def verify_at_most(self, drafted: int) -> float:
+    def verify_at_most(self) -> list[float]:
         """The same by all that was measured; further rows cost what those before them did."""
-        if not self.step:
-            return 1 + HIGH_ROW_COST * drafted
-        longest = self.longest
-        slope = (self._usual(longest) / self.step - 1) / (longest - 1) if longest > 1 else 0.0
-        row_cost = HIGH_ROW_COST if longest == 1 else max(ROW_COST, slope)
-        return self._between(drafted + 1, list(self._passes), row_cost)
+        row_cost = HIGH_ROW_COST
+        if self.step and self.longest > 1:
+            slope = (self._usual[self.longest] / self.step - 1) / (self.longest - 1)
+            row_cost = max(ROW_COST, slope)
+        return self._between(list(self._usual), row_cost)
 
-    def _between(self, rows: int, measured: Sequence[int], row_cost: float) -> float:
-        """The cost of a pass, from the passes that were measured."""
-        assert self.step
-        below = max(known for known in measured if known <= rows)
-        low = self._usual(below) / self.step
-        above = min((known for known in measured if known > rows), default=None)
-        if below == rows or above is None:
-            found = low + row_cost * (rows - below)
-        else:
-            high = self._usual(above) / self.step
-            found = low + (high - low) * (rows - below) / (above - below)
-        return min(found, rows)  # plain steps would do
+    def _between(self, measured: Iterable[int], row_cost: float) -> list[float]:
+        step = self.step
+        if not step:
+            return [1 + row_cost * drafted for drafted in range(MOST_TOKENS)]
+        known = sorted(measured)
+        found: list[float] = []
+        for below, above in pairwise(known):
+            low, high = self._usual[below] / step, self._usual[above] / step
+            slope = (high - low) / (above - below)
+            found += [low + slope * more for more in range(above - below)]
+        low = self._usual[known[-1]] / step
+        found += [low + row_cost * more for more in range(MOST_TOKENS + 1 - known[-1])]
+        return [min(cost, rows) for rows, cost in enumerate(found, start=1)]  # plain steps would do
 
     def _counts(self, rows: int) -> bool:
         """Whether the timings of a pass still count: those of a plain step always do."""
         is_new = self._count - self._last[rows] < SINGLE_COUNTS
         return rows == 1 or len(self._passes[rows]) > 1 or is_new
-
-    def _usual(self, rows: int) -> float:
-        """Seconds of a pass; of two timings the shorter one, as nothing makes a pass too fast."""
-        times = self._passes[rows]
-        return median(times) if len(times) > 2 else min(times)
