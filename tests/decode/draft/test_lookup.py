@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d3cli.decode.draft import lookup
 from d3cli.decode.draft.lookup import LONGEST, LookupSource
 from d3cli.decode.draft.source import Draft, ReplyContext
 from d3cli.decode.sampler import Sampler
@@ -115,7 +116,7 @@ class Counted(list[int]):
 
 
 def work_of_a_step(tokens: int) -> tuple[int, int]:
-    """Lines run and tokens looked at, for a step after a text of so many tokens."""
+    """Lines of the module run and tokens looked at, for a step after a text of so many tokens."""
     token_ids = Counted(at % 1000 for at in range(tokens))
     source, reply = LookupSource(), context(token_ids)
     source.begin(reply)
@@ -124,6 +125,8 @@ def work_of_a_step(tokens: int) -> tuple[int, int]:
 
     def count(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal lines
+        if frame.f_code.co_filename != lookup.__file__:  # such as a callback of garbage collection
+            return None
         lines += event == "line"
         return count
 
@@ -139,5 +142,5 @@ def work_of_a_step(tokens: int) -> tuple[int, int]:
 def test_a_step_does_as_little_in_a_long_text_as_in_a_short_one() -> None:
     short, long = work_of_a_step(1_100), work_of_a_step(100_000)
     assert long == short
-    assert long[0] < 100
+    assert 0 < long[0] < 100
     assert long[1] == 1  # the new token
