@@ -48,7 +48,7 @@ MOST_WEIGHTS = 1 << 20
 # Rows without a limit.
 UNLIMITED = 1 << 30
 # The kernel may be used for so many rows at most, and rows that stand for the next larger numbers.
-LIMITS: Mapping[int, int] = {1: 3, 4: 9, 16: 32, 64: 128}
+LIMITS: Mapping[int, int] = {1: 3, 4: 9, 16: 32, 64: 128, 256: 512}
 KERNEL, UNPACKED, HALF = "kernel", "unpacked", "bfloat16"
 ROUND: Mapping[Kind, Callable[..., Small]] = {
     "int8": EightBitLinear,

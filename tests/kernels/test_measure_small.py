@@ -60,7 +60,8 @@ class Contest:
         ([0.5, 1.2], 4),
         ([0.2, 0.6, 1.9], 16),
         ([0.2, 0.6, 1.0, 4.0], 64),
-        ([0.2, 0.6, 1.0, 1.04], UNLIMITED),  # faster, but not by the margin
+        ([0.2, 0.6, 0.9, 1.0, 1.2], 256),
+        ([0.2, 0.6, 0.9, 1.0, 1.04], UNLIMITED),  # faster, but not by the margin
     ],
     ids=str,
 )
