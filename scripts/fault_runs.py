@@ -37,13 +37,14 @@ class Command:
     """A command line, and what is typed.
 
     Attributes:
-        arguments: `HOME` in one stands for the directory of d3's files.
+        arguments: `HOME` in one, or in what is typed, stands for the directory of d3's files.
         typed: in a chat Ctrl-C ends a reply and drops what was typed ahead, so /bye is typed
             several times. A line that failed is back in the prompt, so Ctrl-U clears it first.
         loads: whether it loads a model for a second or more, which can be another than the
             built-in one if it comes after the first word, or after `score`.
         writes: whether it writes files.
         may_fail: whether an error is no problem: a calibration may lack time or memory.
+        needs: a file that must be there: a function of `tests.writers`.
     """
 
     arguments: tuple[str, ...]
@@ -52,6 +53,7 @@ class Command:
     writes: bool = False
     may_fail: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
 
 
 HOME = "{home}"
@@ -75,7 +77,7 @@ COMMANDS: dict[str, Command] = {
     "generate on disk": Command(("generate", PROMPT, "--max-memory", "cpu=170MB,disk=1GB")),
     "generate --input": Command(BATCH),
     "generate to a file": Command(
-        (*BATCH, "--batch-size", "4", "--output-file", f"{HOME}/results.jsonl"), writes=True
+        (*BATCH, "--batch-size", "2", "--output-file", f"{HOME}/results.jsonl"), writes=True
     ),
     "chat": Command(
         ("chat",), "\x15Hello.\n\x15Tell me a story.\n\x15/compare\n" + BYE, writes=True
@@ -83,6 +85,17 @@ COMMANDS: dict[str, Command] = {
     "chat --lossless": Command(
         ("chat", "--lossless"), "\x15Tell me a story.\n\x15/lossless depth\n\x15Go on.\n" + BYE,
         writes=True,
+    ),
+    "chat --draft-model": Command(
+        ("chat", "--draft-model", DRAFT), "\x15Tell me a story.\n" + BYE, writes=True
+    ),
+    "chat /export": Command(
+        ("chat",), f"\x15Hello.\n\x15/export {HOME}/talk.md\n\x15/save {HOME}/copy\n" + BYE,
+        writes=True,
+    ),
+    "chat --list": Command(("chat", "--list"), loads=False, needs="conversation"),
+    "chat --delete": Command(
+        ("chat", "--delete", "mine", "--yes"), loads=False, writes=True, needs="conversation"
     ),
     "profile": Command(("profile", "--prompt", PROMPT, "-o", "json")),
     "profile --compare": Command(("profile", "--prompt", PROMPT, "--compare", "-o", "html")),
@@ -94,6 +107,7 @@ COMMANDS: dict[str, Command] = {
     "calibrate for drafts": Command(
         (*CALIBRATE, "--for", "lossless", "--documents", "32"), writes=True, may_fail=True
     ),
+    "calibrate --task": Command((*CALIBRATE, *TASK[:2]), may_fail=True),
     "calibrate nested": Command((*CALIBRATE, "--quantization", "nested"), may_fail=True),
     "calibrate --compare-policies": Command((*CALIBRATE, "--compare-policies"), may_fail=True),
     "calibrate score": Command(("calibrate", "score", *TASK)),
@@ -119,7 +133,8 @@ class ImpossibleError(Exception):
 @cache
 def write_inputs() -> None:
     """Writes the files that the commands read."""
-    rows = [{"prompt": f"Tell me a story about {what}."} for what in ("a fox", "a bear", "rain")]
+    heroes = ("a fox", "a bear", "rain", "an owl", "a cow", "the sea", "a red ball", "a king")
+    rows = [{"prompt": f"Tell me a story about {hero}."} for hero in heroes]
     questions = [{"prompt": f"What is {n} + 2?", "answers": [str(n + 2)]} for n in range(10)]
     for name, found in (("rows", rows), ("task", questions)):
         text = "".join(f"{json.dumps(row)}\n" for row in found)
@@ -148,7 +163,7 @@ def _write_draft(path: Path, layers: int = 4) -> None:
 
 def problems(ended: Ended, *, may_fail: bool = False) -> Iterator[str]:
     """Yields what is wrong with how a command ended."""
-    if "Traceback" in ended.err or "internal error" in ended.err:
+    if any(word in ended.err for word in ("Traceback", "internal error", "Exception ignored")):
         yield f"shows its internals: {ended.err[-300:]}"
     told = ended.err.count("error: ") == 1
     if ended.code not in ALLOWED and not (ended.code in (1, 2, 3) and told and may_fail):
@@ -168,6 +183,12 @@ def broken_files(home: Path) -> Iterator[str]:
                     json.loads(line)
         except ValueError as error:
             yield f"{path.name} is broken: {error}"
+
+
+def prepare(forks: Forks, command: Command, home: Path) -> None:
+    """Writes the file that a command needs, if the fault lets it be written."""
+    if command.needs:
+        forks.call(command.needs, str(home), "1", env={"D3_HOME": str(home)})
 
 
 def run_one(
@@ -194,13 +215,14 @@ def run_one(
     command = COMMANDS[name]
     with tempfile.TemporaryDirectory() as folder:
         home = home or Path(folder)
+        prepare(forks, command, home)
         words = [word.replace(HOME, str(home)) for word in command.arguments]
         if model is not None:
             words.insert(2 if "score" in words[:2] else 1, str(model))
         ended = forks.run(
             *words,
             *more,
-            stdin=command.typed,
+            stdin=command.typed.replace(HOME, str(home)),
             terminal=terminal or bool(command.typed),
             env={"D3_HOME": str(home)} | dict(command.env) | (env or {}),
             **settings,

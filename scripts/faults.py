@@ -1,6 +1,6 @@
 """Runs commands under hundreds of faults: signals, kills, full disks, too little memory, damage.
 
-    python scripts/faults.py                  # all of them, some minutes
+    python scripts/faults.py                  # all of them, an hour or two
     python scripts/faults.py --only signals --count 200 --seed 7
 
 Every run is a real command line in a child forked from a process that has imported everything
@@ -18,7 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from eval_faults import evals
 from fault_places import memory_group, small_file_system
 from fault_runs import (
     COMMANDS,
@@ -31,6 +33,7 @@ from fault_runs import (
     run_one,
 )
 from gguf_faults import gguf_cut_while_loading, gguf_damage, gguf_disk, gguf_signals
+from killed_faults import batch_kills, chat_kills, killed
 from rank_faults import ranks
 from safetensors.torch import load_file, save_file
 from serve_faults import (
@@ -42,7 +45,7 @@ from serve_faults import (
     serve_memory,
     serve_signals,
 )
-from store_faults import at_once, batch_damage, damage, kernel_damage, kills
+from store_faults import at_once, batch_damage, damage, kernel_damage, kills, verify_damage
 
 from tests.conftest import BUILTIN_PATH
 from tests.forks import Forks
@@ -134,6 +137,20 @@ def ascii_terminal(forks: Forks, rng: random.Random) -> Iterator[str]:
         yield f"{encoding}: {problem}"
 
 
+def lost_output(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """Standard output or error that nothing can be written to, or whose reader goes away."""
+    how: dict[str, Any] = rng.choice(
+        ({"out": "/dev/full"}, {"err": "/dev/full"}, {"close_out": rng.choice((0, 1, 100, 2000))})
+    )
+    names = [
+        name
+        for name, command in COMMANDS.items()
+        if not command.typed and not ("err" in how and command.may_fail)  # it could not say why
+    ]
+    for problem in run_one(forks, rng.choice(names), may_fail="out" in how, **how):
+        yield f"{how}: {problem}"
+
+
 # Commands that can run another model than the built-in one.
 OF_ANY_MODEL = tuple(
     name
@@ -182,16 +199,21 @@ def half_download(forks: Forks, rng: random.Random) -> Iterator[str]:
 FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] = {
     "signals": (signals, 200),
     "kills": (kills, 200),
+    "killed": (killed, 60),
+    "batch_kills": (batch_kills, 20),
+    "chat_kills": (chat_kills, 20),
     "hang_up": (hang_up, 40),
     "full_disk": (full_disk, 30),
     "small_disk": (small_disk, 30),
     "no_home": (no_home, 15),
+    "lost_output": (lost_output, 60),
     "memory": (memory, 40),
     "control_group": (control_group, 20),
     "ascii_terminal": (ascii_terminal, 20),
     "bad_weights": (bad_weights, 40),
     "damage": (damage, 40),
     "half_download": (half_download, 40),
+    "verify_damage": (verify_damage, 40),
     "gguf_damage": (gguf_damage, 60),
     "gguf_cut_while_loading": (gguf_cut_while_loading, 40),
     "gguf_signals": (gguf_signals, 40),
@@ -208,6 +230,7 @@ FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] =
     "serve_group": (serve_group, 10),
     "serve_hang_up": (serve_hang_up, 10),
     "ranks": (ranks, 6),
+    "evals": (evals, 20),
 }
 
 

@@ -1,24 +1,25 @@
 """Faults of d3's own files, for ``scripts/faults.py``: kills, damage, two writers at once."""
 
-import json
 import random
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 from fault_runs import (
     BYE,
     COMMANDS,
+    FETCHED,
     MEASURED,
     PROMPT,
     broken_files,
     problems,
-    run_one,
     write_inputs,
 )
+from killed_faults import TO_A_FILE, texts, undisturbed
 
+from d3cli.files.vet_files import files_read
 from tests.forks import Forks
 
 KINDS = ("calibration", "drafts", "conversation", "settings", "kernels")  # files of a home
@@ -128,21 +129,10 @@ def kernel_damage(forks: Forks, rng: random.Random) -> Iterator[str]:
                 yield f"{how}: {name}: {ended.err[-300:]}"
 
 
-TO_A_FILE = "generate to a file"
-
-
-@cache
-def _results(forks: Forks) -> bytes:
-    """What a batch writes that nothing disturbs."""
-    with tempfile.TemporaryDirectory() as folder:
-        assert not list(run_one(forks, TO_A_FILE, home=Path(folder), may_fail=False))
-        return (Path(folder) / "results.jsonl").read_bytes()
-
-
 def batch_damage(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A damaged file of results: it is completed with the same replies, or left as it is."""
     write_inputs()
-    whole, how = _results(forks), rng.choice(DAMAGES)
+    whole, how = undisturbed(forks), rng.choice(DAMAGES)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.jsonl"
         damaged = _damaged(whole, how, rng)
@@ -156,9 +146,21 @@ def batch_damage(forks: Forks, rng: random.Random) -> Iterator[str]:
         if ended.code:
             if after != damaged:
                 yield f"{how}: refused, and yet changed"
-        elif how != "bits flipped" and _texts(after) != _texts(whole):
+        elif how != "bits flipped" and texts(after) != texts(whole):
             yield f"{how}: completed with other replies"
 
 
-def _texts(results: bytes) -> list[tuple[int, str]]:
-    return [(row["index"], row["text"]) for row in map(json.loads, results.splitlines())]
+def verify_damage(forks: Forks, rng: random.Random) -> Iterator[str]:
+    """A damaged file of a model that was fetched: `d3 models verify` says so, by its exit code."""
+    write_inputs()
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        shutil.copytree(FETCHED, model)
+        path = rng.choice(sorted(files_read(model)))
+        before, how = path.read_bytes(), rng.choice(DAMAGES)
+        path.write_bytes(_damaged(before, how, rng))
+        same = path.read_bytes() == before
+        ended = forks.run("models", "verify", str(model), env={"D3_HOME": folder})
+        yield from (f"{path.name} {how}: {problem}" for problem in problems(ended, may_fail=True))
+        if ended.code != (0 if same else 1):
+            yield f"{path.name} {how}: verified with {ended.code}"

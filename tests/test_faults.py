@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import serve_clients
 from fault_runs import COMMANDS, ImpossibleError, broken_files, problems, run_one
 from faults import FAULTS
+from killed_faults import texts
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,19 @@ def test_the_commands_work_without_a_fault(name: str, forks: Forks) -> None:
     writes = COMMANDS[name].arguments[:1] in (("generate",), ("chat",), ("profile",))
     short = ("--max-tokens", "8") if writes else ()
     assert list(run_one(forks, name, *short, may_fail=False)) == []
+
+
+def test_a_chat_exports_and_saves_a_copy(forks: Forks, tmp_path: Path) -> None:
+    """Else its faults would have nothing to disturb."""
+    assert list(run_one(forks, "chat /export", home=tmp_path, may_fail=False)) == []
+    assert "Hello." in (tmp_path / "talk.md").read_text()
+    assert (tmp_path / "copy").read_text()
+
+
+def test_half_a_result_is_none() -> None:
+    whole, half = b'{"index": 1, "text": "a"}\n', b'{"index": 2, "te'
+    assert texts(whole + half) == {1: "a"}
+    assert texts(half) == {}
 
 
 def test_no_command_is_left_out() -> None:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d3cli.base.amounts import readable_size
-from d3cli.base.errors import GenerationError, NotEnoughMemoryError, Setting
+from d3cli.base.errors import NotEnoughMemoryError, Setting
 from d3cli.calibrate.clock import SearchClock
 from d3cli.depth.prompt_order import PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.memory import activations, available_memory, kv_bytes_per_position
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document, batch_positions, batch_rows
-from d3cli.scoring.head import head_chunk
+from d3cli.scoring.head import head_chunk, not_finite
 from d3cli.scoring.intervals import Losses
 from d3cli.scoring.one_pass import ResponseScores, Scorer, score
 from d3cli.scoring.prompt_orders import MeasuredPrompt
@@ -145,13 +145,7 @@ class Evaluator:
 def check_finite(full: Iterable[NDArray[np.float64]]) -> None:
     """Raises GenerationError if a log-probability at full depth is not finite."""
     if not all(np.isfinite(log_probs).all() for log_probs in full):
-        raise GenerationError(
-            "the model's log-probabilities are not finite",
-            (
-                "the weights may be damaged or the dtype too narrow: try ",
-                Setting("dtype", "float32"),
-            ),
-        )
+        raise not_finite()
 
 
 def finite_losses(losses: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from d3cli.depth.prompt_order import MIN_POSITIONS, PromptSchedule, Schedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document, batch_rows, response_ids, split_by_document
-from d3cli.scoring.head import log_probs_and_tops
+from d3cli.scoring.head import log_probs_and_tops, not_finite
 from d3cli.scoring.one_pass import Scorer, response_states
 
 
@@ -124,9 +124,16 @@ def log_likelihoods(
 def _likelihoods(
     model: LoadedModel, documents: Sequence[Document], schedule: DepthSchedule, states: Tensor
 ) -> list[Likelihood]:
-    """One for each document; ``states`` ``[T, H]`` predict their responses."""
+    """One for each document; ``states`` ``[T, H]`` predict their responses.
+
+    Raises:
+        GenerationError: a log-probability is not finite. The harness would take NaN for a number,
+            and count the first choice of every question.
+    """
     ids = response_ids(documents)
     log_probs, tops = log_probs_and_tops(model, states, ids)
+    if not log_probs.isfinite().all():
+        raise not_finite()
     found = zip(
         split_by_document(log_probs, documents),
         split_by_document(tops == ids, documents),

@@ -5,10 +5,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from d3cli.base.errors import GenerationError, Setting
 from d3cli.model.model import LoadedModel
 
 # Bytes of float32 logits that exist at once: 64 positions of a 256k vocabulary.
 HEAD_BYTES = 64 << 20
+
+
+def not_finite() -> GenerationError:
+    """The error of a model whose log-probabilities are NaN or infinite."""
+    return GenerationError(
+        "the model's log-probabilities are not finite",
+        ("the weights may be damaged or the dtype too narrow: try ", Setting("dtype", "float32")),
+    )
 
 
 def head_chunk(model: LoadedModel) -> int:

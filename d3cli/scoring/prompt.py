@@ -1,5 +1,6 @@
 """Log-probabilities of a prompt's own tokens, at full depth, as the prompt is read."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 
 from d3cli.decode.loop import prefill, top_log_probs
 from d3cli.model.model import LoadedModel
-from d3cli.scoring.head import chunks
+from d3cli.scoring.head import chunks, not_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ def score_prompt(
 
     Args:
         most_likely: how many of the most likely tokens to note at each place.
+
+    Raises:
+        GenerationError: a logit is NaN or infinity. Minus infinity is fine: it masks a token.
     """
     yield [PromptToken(prompt_ids[0], None)]
     cache = model.new_cache()
@@ -41,6 +45,8 @@ def score_prompt(
             scored = []
             for row, token_id in zip(model.logits(states), part.tolist(), strict=True):
                 normalizer = float(row.logsumexp(dim=-1))
+                if not math.isfinite(normalizer):
+                    raise not_finite()
                 scored.append(
                     PromptToken(
                         token_id,

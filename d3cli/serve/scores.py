@@ -10,6 +10,9 @@ from d3cli.serve.events import TokenScore
 from d3cli.text.control_tokens import reply_writing, skipped_tokens
 from d3cli.text.tokens import Detokenizer
 
+# The log-probability of a token that the model rules out: JSON has no minus infinity.
+IMPOSSIBLE = -9999.0
+
 
 class Scorer:
     """Turns tokens, in their order, into scores.
@@ -26,8 +29,11 @@ class Scorer:
         self, token_id: int, logprob: float | None, most_likely: Sequence[tuple[int, float]]
     ) -> TokenScore:
         """The score of the next token."""
-        others = tuple((self._called(other), chance) for other, chance in most_likely)
-        return TokenScore(self._writer.push(token_id), logprob, others)
+        others = tuple(
+            (self._called(other), max(chance, IMPOSSIBLE)) for other, chance in most_likely
+        )
+        own = None if logprob is None else max(logprob, IMPOSSIBLE)
+        return TokenScore(self._writer.push(token_id), own, others)
 
     def _called(self, token_id: int) -> str:
         return self._writer.peek(token_id) or self._names.get(token_id, "")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d3cli.base.errors import PromptError
+from d3cli.base.errors import GenerationError, PromptError
 from d3cli.depth.prompt_order import MIN_POSITIONS, PromptSchedule
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.evals.likelihoods import (
@@ -114,3 +114,11 @@ def test_windows_predict_each_token_once_with_as_much_context_as_fits() -> None:
         Document([6, 7, 8], [9, 10]),
     ]
     assert rolling_windows(list(range(1, 9)), 0, 4)[1] == Document([4], [5, 6, 7, 8])
+
+
+def test_logits_that_are_not_finite_are_no_likelihoods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As numbers they would be a score: the harness would count each question's first choice."""
+    own = LoadedModel.logits
+    monkeypatch.setattr(LoadedModel, "logits", lambda *given: own(*given) * torch.nan)
+    with pytest.raises(GenerationError, match="log-probabilities are not finite"):
+        likelihoods(tiny("llama").gated, DOCUMENTS, FULL)

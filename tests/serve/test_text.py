@@ -7,6 +7,7 @@ import torch
 from starlette.testclient import TestClient
 
 from d3cli.model.model import LoadedModel
+from d3cli.serve.scores import IMPOSSIBLE
 from d3cli.text.control_tokens import skipped_tokens
 from d3cli.text.tokens import encode_raw
 from tests.serve.conftest import TEXT, alone, refusal
@@ -43,6 +44,23 @@ def test_a_text_goes_on_as_with_generate_raw(client: TestClient, builtin: Loaded
 def test_openais_limit_holds_without_one(client: TestClient) -> None:
     data = ask(client, max_tokens=None, prompt="Tell me a story about a fox.")
     assert data["usage"]["completion_tokens"] <= 16
+
+
+def test_a_token_that_is_ruled_out_has_a_log_probability_that_json_can_hold(
+    client: TestClient, builtin: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = encode_raw(builtin.tokenizer, PROMPT)
+    own = LoadedModel.logits
+
+    def without(model: LoadedModel, states: torch.Tensor) -> torch.Tensor:
+        logits = own(model, states).clone()
+        logits[:, ids[-1]] = -torch.inf
+        return logits
+
+    monkeypatch.setattr(LoadedModel, "logits", without)
+    scores = ask(client, echo=True, logprobs=2, max_tokens=0)["choices"][0]["logprobs"]
+    assert scores["token_logprobs"][-1] == IMPOSSIBLE
+    assert IMPOSSIBLE < scores["token_logprobs"][1] < 0
 
 
 def test_the_prompt_is_scored_at_full_depth(client: TestClient, builtin: LoadedModel) -> None:
