@@ -1,5 +1,6 @@
 """Faults of ``d3-lm-eval``, for ``scripts/faults.py``: signals, and models that are damaged."""
 
+import atexit
 import importlib.util
 import json
 import math
@@ -56,6 +57,14 @@ def _write_tasks() -> None:
         (TASKS / f"{name}.yaml").write_text(TASK.format(name=name, rows=path) + kind)
 
 
+@cache
+def _harness() -> Forks:
+    """Starts children that need not import the harness, which takes seconds."""
+    forks = Forks("lm_eval.__main__", "d3cli.evals.harness")
+    atexit.register(forks.__exit__)
+    return forks.__enter__()
+
+
 def evals(forks: Forks, rng: random.Random) -> Iterator[str]:
     """A signal at a random moment of an evaluation, or a model that lacks a file or is not finite.
 
@@ -65,13 +74,14 @@ def evals(forks: Forks, rng: random.Random) -> Iterator[str]:
     how = rng.choice(("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE", "no file", "not finite", "none"))
     settings: dict[str, Any] = {}
     if how.startswith("SIG"):
-        settings = {"signal": int(getattr(signal, how)), "after": rng.uniform(0, 15)}
+        settings = {"signal": int(getattr(signal, how)), "after": rng.uniform(0, 6)}
     with tempfile.TemporaryDirectory() as folder:
         model = _damaged_model(Path(folder), how, rng)
         words = [f"--model_args=pretrained={model},dtype=float32,threads=1,alpha=0.99,start=4"]
         words += ["--include_path", str(TASKS), "--tasks", rng.choice(("animals", "sums"))]
         env = {"D3_HOME": folder, "HF_HOME": folder, "HF_DATASETS_OFFLINE": "1"}
-        ended = forks.call("tests.harness_command.run", *words, env=env, **settings)
+        ended = _harness().call("tests.harness_command.run", *words, env=env, **settings)
+        forks.codes[ended.code] += 1
         if ended.code == -settings.get("signal", 0) < 0 and "Traceback" not in ended.err:
             return  # the harness has no handlers, so the system ends it
         is_damaged = how in ("no file", "not finite")

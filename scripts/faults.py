@@ -2,6 +2,7 @@
 
     python scripts/faults.py                  # all of them, an hour or two
     python scripts/faults.py --only signals --count 200 --seed 7
+    python scripts/faults.py --minutes 3      # no more than that, or little more, of each kind
 
 Every run is a real command line in a child forked from a process that has imported everything
 (`tests/forks.py`). It fails if it shows a traceback, ends with an undocumented exit code, or leaves
@@ -14,6 +15,7 @@ import random
 import shutil
 import signal
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -236,19 +238,23 @@ FAULTS: dict[str, tuple[Callable[[Forks, random.Random], Iterator[str]], int]] =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=FAULTS, help="run this kind of fault")
+    parser.add_argument("--only", choices=FAULTS, nargs="+", help="run these kinds of faults")
     parser.add_argument("--count", type=int, help="runs of each kind")
+    parser.add_argument("--minutes", type=float, help="no more runs of a kind after this time")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     failed: Counter[str] = Counter()
     with Forks() as forks:
         for name, (fault, count) in FAULTS.items():
-            if asked.only not in (None, name):
+            if asked.only and name not in asked.only:
                 continue
-            count = asked.count or count
             forks.codes.clear()
+            runs, until = 0, time.monotonic() + 60 * (asked.minutes or math.inf)
             try:
-                for number in range(count):
+                for number in range(asked.count or count):
+                    if time.monotonic() > until:
+                        break
+                    runs += 1
                     for problem in fault(forks, random.Random(f"{name} {asked.seed} {number}")):
                         failed[name] += 1
                         print(f"{name} {number}: {problem}", flush=True)
@@ -256,7 +262,7 @@ def main() -> None:
                 print(f"{name}: not run: {reason}", flush=True)
                 continue
             codes = ", ".join(f"{n} with {code}" for code, n in sorted(forks.codes.items()))
-            print(f"{name}: {count} runs, {failed[name]} problems; ended {codes}", flush=True)
+            print(f"{name}: {runs} runs, {failed[name]} problems; ended {codes}", flush=True)
     if failed:
         raise SystemExit(1)
 

@@ -31,6 +31,8 @@ def serve() -> None:
     import d3cli.decode.session
     import d3cli.model.load  # noqa: F401
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     # What is imported stays; a child that collects garbage need not look through it.
     gc.freeze()
     # A child that gets it before d3 handles signals ends without a traceback.

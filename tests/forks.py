@@ -38,14 +38,19 @@ class Ended:
 
 
 class Forks:
-    """Starts children that run d3, one after the other."""
+    """Starts children that run d3, one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        imports: modules that the children find imported, beside those of the commands.
+    """
+
+    def __init__(self, *imports: str) -> None:
         self.codes: Counter[int] = Counter()  # of all children that have ended
+        self._imports = imports
 
     def __enter__(self) -> Self:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server"],
+            [sys.executable, "-m", "tests.fork_server", *self._imports],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
