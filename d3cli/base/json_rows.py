@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from d3cli.base.errors import D3Error, UsageError, Words
-from d3cli.base.structure import each_line
+from d3cli.base.structure import filled_lines
 
 T = TypeVar("T")
 Prepare = Callable[[Any], Any]
@@ -101,15 +101,14 @@ def parse_rows(
     Raises:
         D3Error: of the class `error`, with the number of the line that is not such a row.
     """
-    for number, line in enumerate(each_line(text), start=1):
-        if line.strip():
-            try:
-                if prepare is None:
-                    yield number, decode_json(line, row)
-                else:
-                    yield number, convert_json(prepare(decode_json(line, Any)), row)
-            except ValueError as problem:
-                raise error(f"{name}, line {number}: {problem}", hint) from problem
+    for number, line in filled_lines(text):
+        try:
+            if prepare is None:
+                yield number, decode_json(line, row)
+            else:
+                yield number, convert_json(prepare(decode_json(line, Any)), row)
+        except ValueError as problem:
+            raise error(f"{name}, line {number}: {problem}", hint) from problem
 
 
 def read_rows(

@@ -24,6 +24,14 @@ def test_rows_come_with_their_line_numbers() -> None:
     assert rows == [(1, Fox(name="Rey")), (3, Fox(name="Tod", age=3))]
 
 
+def test_lines_are_numbered_beyond_millions_of_blank_ones() -> None:
+    row = '{"name": "Rey"}\n'
+    for blank in ("\n", " \n"):
+        text = row + 3_000_000 * blank + row + blank + row
+        rows = list(parse_rows(text, Fox, name="foxes.jsonl"))
+        assert [number for number, _ in rows] == [1, 3_000_002, 3_000_004]
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
