@@ -327,18 +327,18 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     asked = arguments()
     prepare_process(asked.threads)
-    found = []
-    for form in (None if each == "none" else each for each in asked.forms):
-        if asked.model:
-            found += measure_tasks(asked, form)
-        if asked.shape:
-            found.append(measure_forced(asked, form))
-        if asked.shape and asked.prompts:
-            found.append(measure_differences(asked, form))
     used = versions()
     print(f"## {processor_name()}, {torch.get_num_threads()} threads\n")
     print(f"{system()}; " + ", ".join(f"{name} {used[name]}" for name in used if used[name]) + "\n")
-    print("\n".join(found))
+    # Each table as soon as it is known, since all take an hour.
+    for form in (None if each == "none" else each for each in asked.forms):
+        if asked.model:
+            for each in measure_tasks(asked, form):
+                print(each, flush=True)
+        if asked.shape:
+            print(measure_forced(asked, form), flush=True)
+        if asked.shape and asked.prompts:
+            print(measure_differences(asked, form), flush=True)
 
 
 if __name__ == "__main__":
