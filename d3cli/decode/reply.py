@@ -6,6 +6,7 @@ Knows nothing of chat templates, terminals or files.
 import time
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.draft.source import Verification
 from d3cli.decode.loop import DecodedToken, decode
 from d3cli.decode.lossless import decode_lossless
+from d3cli.decode.reply_text import ReplyText
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
@@ -24,7 +26,6 @@ from d3cli.depth.prompt_order import PromptSchedule, Schedule, units_to_measure
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
 from d3cli.text.control_tokens import reply_writing
-from d3cli.text.stop_strings import StopStrings, without_marks
 from d3cli.text.tokens import Detokenizer
 
 
@@ -74,8 +75,6 @@ class Reply:
         drafting: in a lossless reply, the depth schedule that drafts; `schedule` is full depth.
         verifications: the passes at full depth of a lossless reply.
         tokens: the tokens so far.
-        pieces: the text that each token completed, before stop strings cut it.
-        text: the reply so far.
         finish_reason: "interrupted" until the reply ends by itself.
         reused: tokens of the prompt that the KV cache already held; 0 before the prefill.
         prompt_is_exact: whether the KV cache held the prompt as full depth computes it; see
@@ -115,8 +114,6 @@ class Reply:
         self.sampling = sampling
         self.prompt_ids = prompt_ids
         self.tokens: list[DecodedToken] = []
-        self.pieces: list[str] = []
-        self.text = ""
         self.finish_reason = "interrupted"
         self.reused = 0
         self.prompt_is_exact = True
@@ -126,9 +123,10 @@ class Reply:
             reserve = DEFAULT_RESERVE if max_tokens is None else max_tokens
         self._reserve = reserve if max_tokens is None else min(reserve, max_tokens)
         self._ends = ends
-        self._written, self._stops = reply_writing(self.model.tokenizer, stop, ends)
+        written, stops = reply_writing(self.model.tokenizer, stop, ends)
         self._after = prompt_ids if continues else []
-        self._detokenizer, self._stop = self._new_text()
+        new_detokenizer = partial(Detokenizer, self.model.tokenizer, self._after, written)
+        self._text = ReplyText(new_detokenizer, stops)
         self._with_entropy, self._most_likely = with_entropy, most_likely
         self._began = time.perf_counter() if began is None else began
         self._first = self._latest = self._began
@@ -227,13 +225,12 @@ class Reply:
 
     def _complete(self, token: DecodedToken, piece: str) -> GenerationChunk:
         """Completes the text after a token with this piece; ends the reply if it is time."""
-        shown, stopped = self._stop.push(piece)
+        shown, stopped = self._text.show(piece)
         reason = None
         if stopped or token.token_id in self._ends:
             reason = "stop"
         elif token.step == self._limit - 1:
             reason = "length" if self._limit == self._max_tokens else "context"
-        self.text += shown
         self.finish_reason = reason or self.finish_reason
         if reason and not stopped:
             shown += self.release()
@@ -287,20 +284,25 @@ class Reply:
         room = self.model.context_length - len(self.prompt_ids)
         return room if self._max_tokens is None else min(self._max_tokens, room)
 
-    def _new_text(self) -> tuple[Detokenizer, StopStrings]:
-        """What makes text of the tokens, from the first on."""
-        return self.new_detokenizer(self._written), StopStrings(self._stops)
-
     def _add(self, token: DecodedToken) -> str:
         """Adds a token; returns its text, with marks."""
         self._latest = time.perf_counter()
         if not self.tokens:
             self._first = self._latest
-        piece = self._detokenizer.push(token.token_id)
-        self.pieces.append(without_marks(piece))
+        piece = self._text.add(token.token_id)
         self.tokens.append(token)
         self._writer.append(token.token_id)
         return piece
+
+    @property
+    def text(self) -> str:
+        """The reply so far."""
+        return self._text.text
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text that each token completed, before stop strings cut it."""
+        return self._text.pieces
 
     @property
     def agreement(self) -> Agreement | None:
@@ -317,37 +319,8 @@ class Reply:
         character is dropped.
         """
         if self.finish_reason == "interrupted":
-            return self._rebuild_text()
-        rest = self._detokenizer.flush()
-        if self.pieces:
-            self.pieces[-1] += rest
-        shown, stopped = self._stop.push(rest)
-        if not stopped:
-            shown += self._stop.flush()
-        self.text += shown
-        return shown
-
-    def _rebuild_text(self) -> str:
-        """Makes pieces and text from the tokens again; returns what the text gained.
-
-        A signal handler may have raised while a token was being added, after its piece was made
-        but before its text was.
-        """
-        before = self.text
-        self._detokenizer, self._stop = self._new_text()
-        pieces = [self._detokenizer.push(token.token_id) for token in self.tokens]
-        if pieces:
-            pieces[-1] += self._detokenizer.flush().removesuffix("\ufffd")
-        self.pieces = [without_marks(piece) for piece in pieces]
-        self.text = ""
-        for piece in pieces:
-            shown, stopped = self._stop.push(piece)
-            self.text += shown
-            if stopped:
-                break
-        else:
-            self.text += self._stop.flush()
-        return self.text[len(before) :]
+            return self._text.rebuild(token.token_id for token in self.tokens)
+        return self._text.release()
 
     @property
     def stats(self) -> RunStats:
