@@ -18,7 +18,8 @@ neighbouring bfloat16 numbers: up to `NEAR_TIE`, rounding decides between them.
 The second part decodes a random shape with drafts that are right at a given rate (`Forced`). Its
 embeddings are scaled up until it repeats its last token: the two best logits of a random model are
 often so close that rounding decides, and after that no draft would be right. With --prompts,
-replies of the shape as it is are compared, to count where rounding decides.
+replies of the shape as it is are compared, to count where rounding decides: d3's with drafts like
+these, and those of `generate`.
 """
 
 import argparse
@@ -27,7 +28,8 @@ import statistics
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,10 @@ HF_LOOKUP = 10  # prompt_lookup_num_tokens, as transformers' documentation has i
 RATES = (0.0, 0.3, 0.6, 0.9)
 LOUD = 64  # times the embeddings of the random shape
 PLAIN, HF_PLAIN = "d3 plain", "generate"
+HF: Mapping[str, Mapping[str, Any]] = {
+    HF_PLAIN: {},
+    "generate, prompt lookup": {"prompt_lookup_num_tokens": HF_LOOKUP},
+}
 
 
 @dataclass(frozen=True)
@@ -169,10 +175,7 @@ def task_arms(asked: argparse.Namespace, form: str | None) -> tuple[LoadedModel,
         arms.append(Arm(f"d3 lossless, {source}", PLAIN, by_d3(model, tokens, new)))
     if form is None:
         plain = plain_model(find_model(asked.model), model.causal_lm.dtype)
-        hf: dict[str, dict[str, Any]] = {
-            HF_PLAIN: {},
-            "generate, prompt lookup": {"prompt_lookup_num_tokens": HF_LOOKUP},
-        }
+        hf = dict(HF)
         if asked.draft_model:
             assistant = plain_model(find_model(asked.draft_model), model.causal_lm.dtype)
             hf["generate, assistant"] = {"assistant_model": assistant}
@@ -285,21 +288,37 @@ def measure_forced(asked: argparse.Namespace, form: str | None) -> str:
     return f"### {asked.shape}, {form or asked.dtype}: forced drafts\n\n{table(titles, rows)}\n"
 
 
+def generate_arms(asked: argparse.Namespace, form: str | None) -> list[Arm]:
+    """`generate` on the random shape, without and with drafts; none for quantized weights."""
+    if form is not None:
+        return []
+    plain = plain_model(find_model(str(made_checkpoint(asked.shape))), getattr(torch, asked.dtype))
+    return [
+        Arm(name, HF_PLAIN, by_generate(plain, [], asked.tokens, **how)) for name, how in HF.items()
+    ]
+
+
 def measure_differences(asked: argparse.Namespace, form: str | None) -> str:
     """The table of tokens that differ from plain decoding, on random weights as they are."""
     model = load_model(
         str(made_checkpoint(asked.shape)), dtype=asked.dtype, device="cpu", quantization=form
     )
-    plain, found = by_d3(model, asked.tokens), {rate: Differences() for rate in RATES[-2:]}
+    plain, theirs = by_d3(model, asked.tokens), generate_arms(asked, form)
+    found: defaultdict[str, Differences] = defaultdict(Differences)
     for seed in range(asked.prompts):
         random = torch.Generator().manual_seed(seed)
         prompt_ids = torch.randint(100, 4000, (64,), generator=random).tolist()
         known = plain(prompt_ids).token_ids
-        for rate, differences in found.items():
+        for rate in RATES[-2:]:
             drafter = Drafter([Forced(len(prompt_ids), known, rate)])
             ours = by_d3(model, asked.tokens, lambda drafter=drafter: drafter)(prompt_ids)
-            differences.add(model, prompt_ids, ours.token_ids, known)
-    rows = [differences.row(f"{rate:.0%} right") for rate, differences in found.items()]
+            found[f"{rate:.0%} right"].add(model, prompt_ids, ours.token_ids, known)
+        against = known
+        for arm in theirs:
+            written = arm.write(prompt_ids).token_ids
+            found[arm.name].add(model, prompt_ids, written, against)
+            against = written if arm.name == HF_PLAIN else against
+    rows = [differences.row(name) for name, differences in found.items()]
     titles = ("drafts", "tokens", "differ", "per 10,000", "near-ties", "largest margin")
     return f"### {asked.shape}, {form or asked.dtype}: differences\n\n{table(titles, rows)}\n"
 
@@ -315,7 +334,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", default="llama-3.2-1b", help='for forced drafts; "" for none')
     parser.add_argument("--prompts", type=int, default=0, help="count differences on the shape")
     parser.add_argument("--tokens", type=int, default=200, help="of a reply, at most")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: count differences alone")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="one form, one round, short replies")
     asked = parser.parse_args()
@@ -332,10 +351,10 @@ def main() -> None:
     print(f"{system()}; " + ", ".join(f"{name} {used[name]}" for name in used if used[name]) + "\n")
     # Each table as soon as it is known, since all take an hour.
     for form in (None if each == "none" else each for each in asked.forms):
-        if asked.model:
+        if asked.model and asked.rounds:
             for each in measure_tasks(asked, form):
                 print(each, flush=True)
-        if asked.shape:
+        if asked.shape and asked.rounds:
             print(measure_forced(asked, form), flush=True)
         if asked.shape and asked.prompts:
             print(measure_differences(asked, form), flush=True)
