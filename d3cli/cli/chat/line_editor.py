@@ -53,8 +53,9 @@ class ChatPrompt:
         self._above = ""
         self._first = True
         self._ended = False
-        self._lock = threading.Lock()  # holds the next two
+        self._lock = threading.Lock()  # holds the next three
         self._reading = False
+        self._next_above = ""
         self._waiting: list[Callable[[], None]] = []
         self._session: PromptSession[str] = PromptSession(
             message=self._message,
@@ -72,6 +73,7 @@ class ChatPrompt:
             placeholder=self._placeholder,
         )
         self._session.app.before_render += self._write_waiting
+        self._session.app.before_render += self._take_above
 
     def read(self, default: str = "") -> str:
         """Returns what the user types next, without ``\"\"\"`` around it.
@@ -127,7 +129,8 @@ class ChatPrompt:
 
     def show_above(self, text: str) -> None:
         """Shows a dim line above the present or the next prompt; may be called on any thread."""
-        self._above = text
+        with self._lock:
+            self._next_above = text
         self._draw()
 
     def _draw(self) -> None:
@@ -165,6 +168,12 @@ class ChatPrompt:
                 self._write_all()
                 if not app.is_done:
                     app.renderer.request_absolute_cursor_position()
+
+    def _take_above(self, _: Application[str]) -> None:
+        """Changes the line above only here: a prompt that grew while it is drawn would be cut."""
+        with self._lock:
+            if self._next_above:
+                self._above, self._next_above = self._next_above, ""
 
     def _write_all(self) -> None:
         for write in self._waiting:
