@@ -3,6 +3,7 @@
 Each process uses one thread. Tiny tensors gain nothing from more, and a busy machine loses much.
 """
 
+import gc
 import io
 import os
 import shutil
@@ -33,6 +34,7 @@ from d3cli.cli import signals
 from d3cli.cli.app import run
 from d3cli.files.names import find_model
 from tests.forks import Forks
+from tests.warm import Warm
 
 torch.set_num_threads(1)
 # By default Hypothesis fails an example that takes 200 ms, and input that is slow to generate.
@@ -47,14 +49,28 @@ settings.register_profile(
 settings.load_profile("no clock")
 
 
+def pytest_collection_finish() -> None:
+    """What is imported stays: no garbage collection need look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("homes")
+
+
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives each test an empty home, so that none reads its user's settings."""
-    home = tmp_path_factory.mktemp("home")
+def _own_home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives each test an empty home, so that none reads its user's settings.
+
+    pytest's own directories have numbers, and it reads the names of all before it makes another.
+    """
+    home = tempfile.mkdtemp(dir=homes)
     for name in [name for name in os.environ if name.startswith("D3_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("D3_KERNELS", "torch")
-    monkeypatch.setenv("D3_HOME", str(home))
+    monkeypatch.setenv("D3_HOME", home)
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +83,13 @@ def _no_signal_of_another_test() -> None:
 def forks() -> Iterator[Forks]:
     """Runs command lines in children of a process that has imported everything."""
     with Forks() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts command lines on pseudo-terminals in the same way."""
+    with Warm() as started:
         yield started
 
 

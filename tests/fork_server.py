@@ -1,7 +1,6 @@
-"""The process that `tests.forks` starts: it imports everything, and forks a child per request."""
+"""The process that `tests.forks` starts: it is warmed up, and forks a child per request."""
 
 import fcntl
-import gc
 import importlib
 import json
 import locale
@@ -22,19 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.warmed_up import set_constants, warm_up
+
 
 def serve() -> None:
-    """Imports what commands need, then forks a child for each request."""
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import d3cli.cli.app
-    import d3cli.decode.session
-    import d3cli.model.load  # noqa: F401
-
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
-    # What is imported stays; a child that collects garbage need not look through it.
-    gc.freeze()
+    """Warms up, then forks a child for each request."""
+    warm_up(*sys.argv[1:])
     # A child that gets it before d3 handles signals ends without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for line in sys.stdin:
@@ -172,6 +164,7 @@ def _become(request: dict[str, Any], folder: Path, out: int, err: int) -> NoRetu
     try:
         _set_streams(request, folder, out, err)
         _set_limits(request, folder)
+        set_constants(request.get("constants", {}))
         if "call" in request:
             module, _, name = request["call"].rpartition(".")
             function = getattr(importlib.import_module(module or "tests.writers"), name)

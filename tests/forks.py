@@ -80,7 +80,8 @@ class Forks:
                 - `env`, beside the present one; `cwd`;
                 - `encoding` of the standard streams, with the C locale;
                 - `limits`, ``{"AS": bytes}`` and the like; `group`, a control group's directory;
-                - `audit`: the beginnings of the audit events to note.
+                - `audit`: the beginnings of the audit events to note;
+                - `constants`: module attributes with other values, as in `tests.warm`.
 
                 And what happens to it:
 

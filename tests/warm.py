@@ -13,7 +13,6 @@ make a test independent of the machine's speed:
 """
 
 import fcntl
-import importlib
 import json
 import os
 import resource
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pexpect.fdpexpect import fdspawn
+
+from tests.warmed_up import set_constants, warm_up
 
 ROOT = Path(__file__).parent.parent
 # Draw a reply at every token, so that what a held reply shows does not depend on the clock.
@@ -153,14 +154,8 @@ def _await(path: Path) -> None:
 
 
 def serve() -> None:
-    """Imports what d3 needs, then forks for each request."""
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import d3cli.cli.app
-    import d3cli.cli.chat.start
-    import d3cli.model.load
-    import d3cli.scoring.compare_reply  # noqa: F401
-
+    """Warms up, then forks for each request."""
+    warm_up()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
     for line in sys.stdin:
         request = json.loads(line)
@@ -200,10 +195,7 @@ def _become(request: dict[str, Any], folder: Path) -> None:
         )
         os.environ.clear()
         os.environ.update(request["environment"])
-        for name, value in request["constants"].items():
-            module, _, attribute = name.partition(":")
-            assert hasattr(importlib.import_module(module), attribute), name
-            setattr(importlib.import_module(module), attribute, value)
+        set_constants(request["constants"])
         if request["hold_at"]:
             hold(request["hold_at"], folder)
         if request["hold_loading"]:

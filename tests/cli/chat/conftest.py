@@ -47,12 +47,6 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    with Warm() as started:
-        yield started
-
-
 @pytest.fixture
 def chat(home: Path, warm: Warm) -> Iterator[StartChat]:
     """Starts chats, waits for their prompt (unless not `loaded`), and ends them in the end."""

@@ -18,10 +18,12 @@ from tests.cli.profile.conftest import FAST
 from tests.conftest import D3
 from tests.forks import Forks
 from tests.terminal import Terminal
-from tests.traces import (
-    STORY,
-    SUM,
-)
+from tests.traces import FEW_ROUNDS, STORY, SUM
+from tests.warm import Warm
+
+FEW_ROUNDS_BY_NAME = {
+    f"d3cli.profile.profiler:{name}": number for name, number in FEW_ROUNDS.items()
+}
 
 
 class Shown(NamedTuple):
@@ -57,8 +59,9 @@ def shown(forks: Forks, tmp_path: Path) -> Callable[..., Shown]:
     ) -> Shown:
         env = {"COLUMNS": str(columns), "LINES": str(rows), "TERM": "xterm-256color"} | env
         env["D3_HOME"] = str(tmp_path / "home")
-        after = {"signal": signal.SIGINT, "after_out": interrupt} if interrupt else {}
-        ended = forks.run("profile", *arguments, "--threads", "1", terminal=True, env=env, **after)
+        more = {"signal": signal.SIGINT, "after_out": interrupt} if interrupt else {}
+        more |= {"constants": FEW_ROUNDS_BY_NAME, "terminal": True, "env": env}
+        ended = forks.run("profile", *arguments, "--threads", "1", **more)
         return Shown(ended.code, ended.err)
 
     return run
@@ -136,20 +139,6 @@ class TestTerminal:
         assert sorted(left_out) == [0.5, 2.5]
 
 
-@pytest.fixture
-def terminals(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
-    started: list[Terminal] = []
-
-    def start(*arguments: str | Path, columns: int = 80, rows: int = 24) -> Terminal:
-        words = ["-m", "d3cli", "profile", "--threads", "1", *arguments]
-        started.append(Terminal(*words, home=tmp_path / "home", columns=columns, rows=rows))
-        return started[-1]
-
-    yield start
-    for terminal in started:
-        terminal.close()
-
-
 @pytest.mark.slow
 class TestInteraction:
     """Keys and window changes while the live screen is shown."""
@@ -171,10 +160,21 @@ class TestInteraction:
         finally:
             shell.close()
 
-    def test_resized_while_it_runs(self, terminals: Callable[..., Terminal]) -> None:
-        terminal = terminals(STORY, "--repeat", "3", columns=100, rows=30)
-        terminal.wait("tok/s")
-        terminal.resize(50, 12)
-        terminal.read(1)
-        terminal.resize(120, 40)
-        assert terminal.end(60) == 0
+    def test_resized_while_it_runs(self, tmp_path: Path, warm: Warm) -> None:
+        words = ("profile", "--threads", "1", STORY, "--repeat", "3")
+        terminal = Terminal(
+            *words,
+            home=tmp_path / "home",
+            columns=100,
+            rows=30,
+            warm=warm,
+            constants=FEW_ROUNDS_BY_NAME,
+        )
+        try:
+            terminal.wait("tok/s")
+            terminal.resize(50, 12)
+            terminal.read(1)
+            terminal.resize(120, 40)
+            assert terminal.end(60) == 0
+        finally:
+            terminal.close()
