@@ -192,6 +192,17 @@ def random_model(config: PretrainedConfig, attention: str) -> Any:
     return model.eval()
 
 
+def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The config of a model that has only the first layers."""
+    values = config.to_dict()
+    for name, value in values.items():
+        if name in ("num_hidden_layers", "n_layer"):
+            values[name] = layers
+        elif isinstance(value, list) and len(value) == LAYERS:  # says something of each layer
+            values[name] = value[:layers]
+    return type(config)(**values)
+
+
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """One word per token: "w17" is token 17."""
     backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
@@ -282,6 +293,12 @@ def in_turn(choices_of: Callable[[str], Sequence[str]], shift: int = 0) -> list[
         for number, name in enumerate(names)
         for choices in [choices_of(name)]
     )
+
+
+def all_or_in_turn(choices_of: Callable[[str], Sequence[str]]) -> list[Any]:
+    """The families in `REPRESENTATIVE` with all of their choices; the others as in `in_turn`."""
+    whole = quick_or_slow((name, one) for name in REPRESENTATIVE for one in choices_of(name))
+    return whole + [case for case in in_turn(choices_of) if case.values[0] not in REPRESENTATIVE]
 
 
 def random_ids(length: int, seed: int = 0) -> list[int]:

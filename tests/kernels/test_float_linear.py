@@ -59,12 +59,11 @@ def errors(
     torch.manual_seed(0)
     module = nn.Linear(*reversed(shape), bias=bias, dtype=torch.bfloat16)
     own = FloatLinear(module.weight.detach(), module.bias, BY_PRODUCT[product])
-    in_float64, squares = deepcopy(module).double(), [0.0, 0.0]
-    rows = 1 if product in FOR_ONE_ROW else 5
+    squares, rows = [0.0, 0.0], 1 if product in FOR_ONE_ROW else 5
     with torch.inference_mode():
-        for _ in range(inputs // rows):
-            x = torch.randn(1, rows, shape[1]).bfloat16()
-            exact = in_float64(x.double())
+        all_rows = torch.randn(inputs // rows, 1, rows, shape[1]).bfloat16()
+        all_exact = deepcopy(module).double()(all_rows.double())  # at once, which is faster
+        for x, exact in zip(all_rows, all_exact, strict=True):
             for number, found in enumerate((own(x), module(x))):
                 assert found.shape == exact.shape
                 assert found.dtype == torch.bfloat16

@@ -21,7 +21,7 @@ from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import score
 from tests.conftest import BUILTIN_PATH, D3, check
-from tests.families import some_families, tiny, word_tokenizer
+from tests.families import all_or_in_turn, tiny, word_tokenizer
 from tests.kernels.one_story import PROMPT, prompt_ids, tokens, tokens_of_transformers
 from tests.reference import Reference
 
@@ -83,8 +83,7 @@ def test_layers_and_head_are_replaced_and_take_fewer_bytes(kind: str) -> None:
     assert least < share < least + 0.02
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@some_families
+@pytest.mark.parametrize(("name", "kind"), all_or_in_turn(lambda _: KINDS))
 def test_families_run_with_what_fits(name: str, kind: str, tmp_path: Path) -> None:
     config = tiny(name).plain.config
     tiny(name).plain.save_pretrained(tmp_path)

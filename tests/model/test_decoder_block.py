@@ -25,7 +25,7 @@ from tests.families import (
     word_tokenizer,
 )
 
-PROMPT = 12
+PROMPT, STEPS = 12, 6
 WITH_BLOCKS = [name for name in FAMILY_NAMES if not name.startswith("opt")]
 some_with_blocks = pytest.mark.parametrize("name", quick_or_slow((name,) for name in WITH_BLOCKS))
 DROPPED = {
@@ -82,7 +82,7 @@ def test_every_family_but_opt_has_blocks() -> None:
 def test_a_step_by_blocks_equals_one_by_layers(name: str) -> None:
     model = tiny(name).gated
     assert (model.blocks is None) == name.startswith("opt")
-    ids = random_ids(PROMPT + 12)
+    ids = random_ids(PROMPT + STEPS)
     for units in DROPPED.values():
         if not model.gate.family.has_sublayers and any("." in unit for unit in units):
             continue
@@ -107,7 +107,7 @@ def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str) -> None:
 def test_a_token_of_each_of_several_sequences_equals_the_same_one_by_one(name: str) -> None:
     """At different positions, one of them past the sliding windows."""
     model = tiny(name).gated
-    sequences = [random_ids(PROMPT + more, seed=more) for more in (20, 2, 5)]
+    sequences = [random_ids(PROMPT + more, seed=more) for more in (10, 2, 4)]
     for units in (DROPPED["full depth"], DROPPED["layers"]):
         expected = torch.stack([steps(by_layers(model), ids, units)[-2:] for ids in sequences])
         caches = [cache_after(model, ids[:-2], units) for ids in sequences]
@@ -123,7 +123,7 @@ def test_a_token_of_each_of_several_sequences_equals_the_same_one_by_one(name: s
 @pytest.mark.parametrize("name", WITH_BLOCKS)
 def test_a_step_without_low_planes_equals_one_by_layers(name: str) -> None:
     model = tiny(name, nested=True).gated
-    ids = random_ids(PROMPT + 12)
+    ids = random_ids(PROMPT + STEPS)
     dropped = [unit for unit in LOW if model.weight_bytes.has(unit)]
     assert sum(unit.endswith(".lo") for unit in dropped) >= 3
     expected = steps(by_layers(model), ids, dropped)

@@ -41,7 +41,7 @@ from tests.families import (
     word_tokenizer,
 )
 
-NEW_TOKENS = 24
+NEW_TOKENS = 16  # enough to drop all that the schedules drop, past the sliding windows
 PROMPT_LEN = 17
 TOLERANCE = 1e-5  # absolute, in log-probabilities
 
@@ -162,9 +162,9 @@ def test_prefill_in_chunks_changes_nothing(name: str, units: str) -> None:
     model, schedule = case(name, units)
     prompt, whole = decoded(name, units)
     for chunk_size in (1, 5):
-        chunked = run(model.gated, prompt, schedule, chunk_size)
-        assert ids_of(chunked) == ids_of(whole)
-        for ours, theirs in zip(chunked, whole, strict=True):
+        chunked = run(model.gated, prompt, schedule, chunk_size, new_tokens=6)
+        assert ids_of(chunked) == ids_of(whole[:6])
+        for ours, theirs in zip(chunked, whole[:6], strict=True):
             assert abs(ours.logprob - theirs.logprob) < TOLERANCE
 
 
