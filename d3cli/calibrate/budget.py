@@ -117,6 +117,9 @@ def make_budget(
 ) -> Budget:
     """The most thorough search that fits into `seconds`, or the smallest one where none fits.
 
+    Where several forms can at least be compared at full depth, nothing is refused: each form has a
+    budget of its own later, and may then not be searched.
+
     Args:
         units: how many units each kind has.
         pace: full-depth positions per second.
@@ -148,17 +151,24 @@ def make_budget(
         ]
     chosen = next((budget for budget in budgets if budget.estimate <= seconds), budgets[-1])
     if chosen.estimate > HOPELESS * seconds:
-        minutes = math.ceil(chosen.estimate / 60)
-        left = f"only {in_words(seconds)} are left" if seconds >= 1 else "no time is left"
-        raise CalibrationError(
-            f"this calibration takes about {in_words(chosen.estimate)} here, but {left}",
-            (
-                "raise ",
-                Setting("max_seconds"),
-                f" to {minutes} minute{'s' * (minutes > 1)}, or use a GPU",
-            ),
-        )
+        comparing = forms * sum(map(len, [*chosen.search, *chosen.unseen])) / pace
+        if forms == 1 or HOPELESS * comparing > seconds:
+            raise _far_too_long(chosen.estimate, seconds)
+        chosen = replace(chosen, estimate=seconds)
     return replace(chosen, left_out=_left_out(budgets[0], chosen))
+
+
+def _far_too_long(estimate: float, seconds: float) -> CalibrationError:
+    minutes = math.ceil(estimate / 60)
+    left = f"only {in_words(seconds)} are left" if seconds >= 1 else "no time is left"
+    return CalibrationError(
+        f"this calibration takes about {in_words(estimate)} here, but {left}",
+        (
+            "raise ",
+            Setting("max_seconds"),
+            f" to {minutes} minute{'s' * (minutes > 1)}, or use a GPU",
+        ),
+    )
 
 
 def short_prompts(documents: Sequence[Document]) -> int:

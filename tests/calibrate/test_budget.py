@@ -83,6 +83,16 @@ def test_a_search_that_takes_far_too_long_is_refused() -> None:
     assert plan(60.0 * minutes, pace=20.0).estimate <= 60 * minutes
 
 
+def test_forms_that_can_at_least_be_compared_are_not_refused() -> None:
+    comparing = 4 * 2 * 30 * 260 / 20.0  # seconds: two halves of at least 30 documents
+    least = plan(2.1 * comparing, pace=20.0, forms=4)
+    assert least.estimate == least.seconds
+    assert f"{2 * len(least.search)} of 120 documents are used" in least.left_out
+    for forms in (1, 4):
+        with pytest.raises(CalibrationError, match="are left"):
+            plan((2.1 if forms == 1 else 1.9) * comparing, pace=20.0, forms=forms)
+
+
 def test_a_faster_search_allows_a_more_thorough_one_but_not_a_shorter_test() -> None:
     whole = plan(1e9)
     seconds = 0.3 * whole.estimate
