@@ -190,7 +190,7 @@ class Calibrator:
             try:
                 plan = self._budget_of_form(at_full, quantization, len(wanted) - number)
             except CalibrationError:  # too little time is left
-                words = self.forms.in_words(quantization)
+                words = quantization or self.forms.in_words(None)
                 self.outcome.cut.append(f"schedules in {words} were not searched")
                 self._not_searched(quantization)
                 continue
