@@ -129,7 +129,8 @@ def make_budget(
         all_documents: use all documents.
 
     Raises:
-        CalibrationError: even the smallest search would take far longer.
+        CalibrationError: even the smallest search would take far longer, and so would comparing
+            the forms.
         UsageError: each prompt's own order is asked for, and most prompts are too short for one.
     """
     halves = [len(search)]
@@ -154,7 +155,11 @@ def make_budget(
         comparing = forms * sum(map(len, [*chosen.search, *chosen.unseen])) / pace
         if forms == 1 or HOPELESS * comparing > seconds:
             raise _far_too_long(chosen.estimate, seconds)
-        chosen = replace(chosen, estimate=seconds)
+        enough = (
+            f"schedules are searched only if time is left; {in_words(chosen.estimate)} are enough"
+        )
+        left_out = [enough, *documents_left_out(chosen, len(search) + len(unseen))]
+        return replace(chosen, estimate=seconds, left_out=tuple(left_out))
     return replace(chosen, left_out=_left_out(budgets[0], chosen))
 
 

@@ -88,6 +88,7 @@ def test_forms_that_can_at_least_be_compared_are_not_refused() -> None:
     least = plan(2.1 * comparing, pace=20.0, forms=4)
     assert least.estimate == least.seconds
     assert f"{2 * len(least.search)} of 120 documents are used" in least.left_out
+    assert least.left_out[0].startswith("schedules are searched only if time is left")
     for forms in (1, 4):
         with pytest.raises(CalibrationError, match="are left"):
             plan((2.1 if forms == 1 else 1.9) * comparing, pace=20.0, forms=forms)

@@ -72,8 +72,7 @@ class ChatPrompt:
             style=STYLE,
             placeholder=self._placeholder,
         )
-        self._session.app.before_render += self._write_waiting
-        self._session.app.before_render += self._take_above
+        self._session.app.before_render += self._take_waiting
 
     def read(self, default: str = "") -> str:
         """Returns what the user types next, without ``\"\"\"`` around it.
@@ -160,20 +159,19 @@ class ChatPrompt:
             keys.insert(0, NEW_LINE)
         store_typeahead(self._session.input, keys)
 
-    def _write_waiting(self, app: Application[str]) -> None:
-        """Writes above the prompt, which is about to be drawn."""
+    def _take_waiting(self, app: Application[str]) -> None:
+        """Takes what came for above the prompt, which is about to be drawn.
+
+        Only here: a prompt that grew while it is drawn would be cut.
+        """
         with self._lock:
+            if self._next_above:
+                self._above, self._next_above = self._next_above, ""
             if self._waiting:
                 app.renderer.erase()
                 self._write_all()
                 if not app.is_done:
                     app.renderer.request_absolute_cursor_position()
-
-    def _take_above(self, _: Application[str]) -> None:
-        """Changes the line above only here: a prompt that grew while it is drawn would be cut."""
-        with self._lock:
-            if self._next_above:
-                self._above, self._next_above = self._next_above, ""
 
     def _write_all(self) -> None:
         for write in self._waiting:
