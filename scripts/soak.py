@@ -46,6 +46,7 @@ MAY_RISE = 5.0  # megabytes an hour
 CLIENTS, SERVE_S, CASES = 4, 15.0, 40
 WORKER_JOBS = 8  # between one conversation of the chat and the next
 CALIBRATES = 0.03  # the share of the worker's jobs that calibrate
+FIRST_CALIBRATIONS = 4  # before all else, half of them in all forms: the rare kinds are warm too
 
 
 class Worker:
@@ -184,6 +185,8 @@ class Day:
             stack.callback(chat.end)
             pid, url = stack.enter_context(server())
             watch = Watch({"worker": worker.pid, "chat": chat.pid, "server": pid})
+            for number in range(FIRST_CALIBRATIONS):
+                self._do(worker, watch, calibration_job(self._rng, forms=number % 2 == 0))
             while watch.seconds < 3600 * hours:
                 for _ in range(WORKER_JOBS):
                     self._job(worker, watch)
@@ -194,12 +197,15 @@ class Day:
     def _job(self, worker: Worker, watch: Watch) -> None:
         rng = self._rng
         if rng.random() < CALIBRATES:
-            job = calibration_job(rng)
+            self._do(worker, watch, calibration_job(rng, forms=rng.random() < 0.3))
+            return
+        turns = 1 if rng.random() < 0.5 else rng.randint(2, TURNS)
+        self._do(worker, watch, replies_job(rng, self._prompts, turns))
+
+    def _do(self, worker: Worker, watch: Watch, job: Job) -> None:
+        if job["kind"] == "calibration":
             self.counts["calibrations"] += 1
         else:
-            job = replies_job(
-                rng, self._prompts, 1 if rng.random() < 0.5 else rng.randint(2, TURNS)
-            )
             self.counts["lossless replies" if job["lossless"] else "replies"] += len(job["turns"])
         output = worker.do(job)
         watch.look(worker=worker.state)

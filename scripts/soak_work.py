@@ -60,10 +60,11 @@ def replies_job(rng: random.Random, prompts: list[str], turns: int) -> Job:
     }
 
 
-def calibration_job(rng: random.Random) -> Job:
+def calibration_job(rng: random.Random, *, forms: bool) -> Job:
+    """A calibration; with `forms`, other forms of the weights are loaded and tried."""
     return {
         "kind": "calibration",
-        "forms": rng.random() < 0.3,  # whether other forms of the weights are loaded and tried
+        "forms": forms,
         "alpha": rng.choice((0.999, 0.99, 0.97)),
         "seed": rng.randrange(100),
     }
