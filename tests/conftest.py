@@ -18,12 +18,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests compute on the CPU, also where there is a GPU: a forked process could not use it.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What this process and its children leave behind, torchrun's logs for example.
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="d3-tests-")
 # No test sees its user's models. huggingface_hub reads this once, when it is imported.
-os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="d3-tests-hub-")
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hub-", dir=os.environ["TMPDIR"])
 # No test measures kernels, except those that set this to "auto".
 os.environ["D3_KERNELS"] = "torch"
 # For module-wide fixtures that load a model, which run before `_own_home`.
-os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="d3-tests-home-")
+os.environ["D3_HOME"] = tempfile.mkdtemp(prefix="home-", dir=os.environ["TMPDIR"])
 
 import pytest
 import torch
@@ -35,6 +37,8 @@ from d3cli.cli.app import run
 from d3cli.files.names import find_model
 from tests.forks import Forks
 from tests.warm import Warm
+
+OWN = os.environ["TMPDIR"]
 
 torch.set_num_threads(1)
 # By default Hypothesis fails an example that takes 200 ms, and input that is slow to generate.
@@ -53,6 +57,10 @@ def pytest_collection_finish() -> None:
     """What is imported stays: no garbage collection need look through it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(OWN, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
