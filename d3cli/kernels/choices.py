@@ -1,7 +1,8 @@
 """Which products multiply weights on this machine: measured once, then kept.
 
-Where the choice cannot be kept, or the machine is busy, a note says so. `choice_file` has the form
-of the file. ``D3_KERNELS=torch`` uses torch's own products and measures nothing.
+Where the choice cannot be kept, or the machine is busy or short of memory, a note says so.
+`choice_file` has the form of the file. ``D3_KERNELS=torch`` uses torch's own products and measures
+nothing.
 """
 
 import math
@@ -17,6 +18,7 @@ import torch
 
 from d3cli.base.errors import D3Error, UsageError, Words
 from d3cli.base.file_lock import file_lock
+from d3cli.base.free_memory import free_memory
 from d3cli.kernels.choice_file import (
     Machine,
     OnMachine,
@@ -41,8 +43,11 @@ TYPICAL_WEIGHTS: Wanted = ("bfloat16", *TYPICAL)
 # A shape is measured again if other programs disturbed it: so many times in all. After so many
 # seconds, the other shapes are left for the next start.
 TRIES, LIMIT_S = 2, 5.0
+# Bytes that must be free. Comparing float32 with bfloat16 takes 300 MB, and packing some more.
+LEAST_MEMORY = 512 << 20
 CPU = torch.device("cpu")
 BUSY = "this machine is too busy to measure kernels: torch's own are used until it is quiet"
+NO_MEMORY = "too little memory is free to measure kernels: torch's own are used until there is more"
 DAMAGED = "the file of kernel choices is damaged or foreign, and will be replaced"
 
 
@@ -203,15 +208,17 @@ class KernelChoices:
         return [wanted for wanted in weights if again or self.here.find(wanted) is None]
 
     def _may_measure(self, missing: list[Wanted], with_float32: bool) -> bool:
-        """Whether there is something to measure, on a quiet machine."""
+        """Whether there is something to measure, on a quiet machine with enough memory."""
         if not missing and not (with_float32 and self.here.bfloat16_is_fast is None):
             return False
-        if self._is_busy():
-            lacking = any(self._find_any(wanted) is None for wanted in missing)
-            if lacking and BUSY not in self.notes:
-                self.notes.append(BUSY)
-            return False
-        return True
+        is_short = free_memory() < LEAST_MEMORY
+        if not is_short and not self._is_busy():
+            return True
+        note = NO_MEMORY if is_short else BUSY
+        lacking = any(self._find_any(wanted) is None for wanted in missing)
+        if lacking and note not in self.notes:
+            self.notes.append(note)
+        return False
 
     def _measure_one(self, wanted: Wanted, end: float) -> bool:
         """Measures a shape, not again after `end`; returns whether the result counts."""

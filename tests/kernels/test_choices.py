@@ -15,7 +15,7 @@ import torch
 from d3cli.base.errors import UsageError
 from d3cli.kernels import choices as module
 from d3cli.kernels.choice_file import MOST_MACHINES, Machine, Wanted, choices_file
-from d3cli.kernels.choices import BUSY, DAMAGED, TYPICAL, KernelChoices, choices_here
+from d3cli.kernels.choices import BUSY, DAMAGED, NO_MEMORY, TYPICAL, KernelChoices, choices_here
 from d3cli.kernels.measure import Measured
 from d3cli.kernels.measure_small import MeasuredHead
 from d3cli.kernels.products import PACKED, Product, Products
@@ -214,6 +214,17 @@ def test_a_busy_machine_keeps_torchs_own_for_now() -> None:
     assert found.notes == [BUSY]
     assert meter.shapes == []
     assert of(choices(meter)) == MV
+
+
+def test_too_little_memory_keeps_torchs_own_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter()
+    monkeypatch.setattr(module, "free_memory", lambda: module.LEAST_MEMORY - 1)
+    found = choices(meter)
+    assert of(found) == of(found) == Products()
+    assert found.notes == [NO_MEMORY]
+    assert meter.shapes == []
+    monkeypatch.setattr(module, "free_memory", lambda: module.LEAST_MEMORY)
+    assert of(found) == MV
 
 
 def test_a_busy_machine_takes_what_was_measured_with_more_threads(

@@ -11,12 +11,13 @@ import psutil
 import torch
 
 from d3cli.base.errors import D3Error
+from d3cli.base.free_memory import free_memory
 from d3cli.base.hardware import processor_name, system, versions
 from d3cli.base.settings import BUILTIN, config_file, default_model
 from d3cli.cli.doctor.large_model import large_model
 from d3cli.cli.doctor.shapes import SHAPES, forms, kernels_of
 from d3cli.kernels.choice_file import Wanted, choices_file
-from d3cli.kernels.choices import choices_here
+from d3cli.kernels.choices import LEAST_MEMORY, choices_here
 from d3cli.kernels.measure_nested import SHAPE, measure_nested
 from d3cli.kernels.measured_shapes import measured_shapes
 from d3cli.kernels.plan import Form, Kernel, plan_kernels
@@ -98,8 +99,12 @@ def choose_kernels(*, again: bool) -> dict[str, Any]:
 
 
 def nested_times(device: torch.device) -> dict[str, float] | None:
-    """What nested planes take for one token, as shares of bfloat16's time; None on a GPU."""
-    if device.type != "cpu":
+    """What nested planes take for one token, as shares of bfloat16's time.
+
+    Returns:
+        None on a GPU, or if too little memory is free.
+    """
+    if device.type != "cpu" or free_memory() < LEAST_MEMORY:
         return None
     return asdict(measure_nested(choices_here().current(*SHAPE)))
 
@@ -113,7 +118,7 @@ def seconds_per_weight(nested: dict[str, float] | None) -> dict[str, float]:
         nested: see `nested_times`. Its high plane stands for all weights in 4 bits.
     """
     choices = choices_here().here.choices
-    if not choices or nested is None:  # a busy machine, or a GPU
+    if not choices or nested is None:  # busy, short of memory, or a GPU
         return {}
     fastest = max(choice.gigabytes_per_s for choice in choices)
     seconds = torch.bfloat16.itemsize / (1e9 * fastest)
