@@ -2,10 +2,8 @@
 
 Decoding one sequence is bound by reading weights, so a few sequences take hardly longer than one.
 Each keeps its own KV cache, attends to that alone, and is read by the same prefill as a single
-reply; so nothing is padded. Rows that drop the same units share a pass. Rows that began together
-with one depth schedule do so at every step; with orders from their own prompts (`PromptSchedule`),
-they share the passes at full depth and those where they happen to drop the same. Knows nothing of
-files, options or terminals.
+reply; so nothing is padded. Each is as deep as alone: a layer runs for the rows that keep it. Knows
+nothing of files, options or terminals.
 """
 
 import time
@@ -18,7 +16,6 @@ from torch import Tensor
 from d3cli.base.errors import D3Error
 from d3cli.decode.loop import Choosing, prefill
 from d3cli.decode.reply import GenerationChunk, Reply
-from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.decoder_pass import MOST_TOKENS
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel
@@ -62,8 +59,7 @@ def write_together(
     """Writes replies of one model, up to `size` at a time, each with an engine of its own.
 
     Yields each reply with what its next token added to it, or with the error that ended it. A reply
-    that ends leaves its row. At full depth the next reply takes the row at once; below it, all rows
-    begin together, because only tokens at one step drop the same units.
+    that ends leaves its row to the next one.
 
     Args:
         replies: made when there is room for them.
@@ -76,9 +72,8 @@ def write_together(
         return
     rows: list[Row] = []
     while True:
-        decays = any(_decays(row.reply.schedule) for row in rows)
         started = 0
-        for reply in islice(waiting, 0 if decays else size - len(rows)):
+        for reply in islice(waiting, size - len(rows)):
             started += 1
             try:
                 rows.append(Row.begin(reply))
@@ -100,10 +95,6 @@ def write_together(
         read_last_tokens(rows)
 
 
-def _decays(schedule: DepthSchedule) -> bool:
-    return schedule.alpha < 1 and bool(schedule.skip_order)
-
-
 def _write_alone(reply: Reply) -> Iterator[tuple[Reply, GenerationChunk | D3Error]]:
     try:
         for chunk in reply:
@@ -113,23 +104,18 @@ def _write_alone(reply: Reply) -> Iterator[tuple[Reply, GenerationChunk | D3Erro
 
 
 def read_last_tokens(rows: Sequence[Row]) -> None:
-    """Reads the last token of each row, in one pass for those that drop the same units."""
-    alike: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        alike.setdefault(tuple(row.choosing.dropped), []).append(row)
-    for dropped, group in alike.items():
-        for first in range(0, len(group), MOST_TOKENS):
-            together = group[first : first + MOST_TOKENS]
-            model = together[0].reply.model
-            hidden = model.states_of_rows(
-                [row.choosing.token_ids[-1] for row in together],
-                [row.cache for row in together],
-                dropped,
-            )
-            for row in together:
-                row.cache.commit(1, full_depth=not dropped)
-            for row, logits in zip(together, model.logits(hidden), strict=True):  # [S, V]
-                row.logits = logits
+    """Reads the last token of each row, in one pass for up to `MOST_TOKENS` of them."""
+    for first in range(0, len(rows), MOST_TOKENS):
+        together = rows[first : first + MOST_TOKENS]
+        model = together[0].reply.model
+        hidden = model.states_of_rows(
+            [row.choosing.token_ids[-1] for row in together],
+            [row.cache for row in together],
+            [row.choosing.dropped for row in together],
+        )
+        for row, logits in zip(together, model.logits(hidden), strict=True):  # [S, V]
+            row.cache.commit(1, full_depth=not row.choosing.dropped)
+            row.logits = logits
 
 
 def best_size(model: LoadedModel, most: int) -> int:
@@ -165,7 +151,7 @@ def _cache(model: LoadedModel, token_id: int) -> KVCache:
 def _time_of_pass(model: LoadedModel, caches: Sequence[KVCache], token_ids: Sequence[int]) -> float:
     """Seconds of one pass; the caches are as before."""
     began = time.perf_counter()
-    model.logits(model.states_of_rows(token_ids, caches, ()))
+    model.logits(model.states_of_rows(token_ids, caches, [()] * len(caches)))
     taken = time.perf_counter() - began
     for cache in caches:
         cache.crop(cache.position)  # what was not committed

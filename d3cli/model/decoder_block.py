@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from d3cli.depth.units import Part, Unit, parse_unit
-from d3cli.model.decoder_pass import Angles, Pass, RowsPass, Shared
+from d3cli.model.decoder_pass import MOST_TOKENS, Angles, Pass, RowsPass, Shared
 from d3cli.model.kv_cache import KVCache
 
 # A function of the states of S tokens: a norm, a linear, an MLP.
 States = Callable[[Tensor], Tensor]
+# Dropped sets that are kept: each row of a pass may have its own, and next the one after it.
+MOST_SETS = 4 * MOST_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +214,12 @@ class DecoderStack:
     blocks: tuple[Block, ...]
     norm: States
     hooks: tuple[Mapping[int, Any], ...] = ()
-    # What is left of the blocks under the last dropped set: many tokens in a row drop the same.
-    _left: dict[frozenset[str], tuple[Block, ...]] = field(
+    # What is left of one layer without some of its units, and of all layers under the dropped sets
+    # of late: many tokens in a row drop the same.
+    _variants: dict[frozenset[Unit], Block] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _left: dict[frozenset[str], tuple[Block | None, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -232,32 +238,72 @@ class DecoderStack:
         positions = torch.arange(cache.position, cache.position + tokens)[None]
         states = self.embed(token_ids, positions)
         shared = Pass(cache, self.angles(states[None], positions), tokens)
-        return self._run(states, shared, dropped)[None]
+        for block in self.blocks_without(dropped) if dropped else self.blocks:
+            if block is not None:
+                states = block(states, shared)
+        return self.norm(states)[None]
 
-    def rows(self, token_ids: Tensor, caches: Sequence[KVCache], dropped: frozenset[str]) -> Tensor:
+    def rows(
+        self, token_ids: Tensor, caches: Sequence[KVCache], dropped: Sequence[frozenset[str]]
+    ) -> Tensor:
         """Final hidden states ``[S, H]`` of one token of each of S sequences, ``[S]``.
 
-        Each cache then holds its token. The other arguments are as for `__call__`.
+        Each cache then holds its token.
+
+        Args:
+            dropped: for each sequence, the units that do not run.
         """
         positions = torch.tensor([[cache.position for cache in caches]])
         states = self.embed(token_ids[None], positions)
-        return self._run(states, RowsPass(caches, self.angles(states[None], positions)), dropped)
-
-    def _run(self, states: Tensor, shared: Shared, dropped: frozenset[str]) -> Tensor:
-        for block in self.blocks_without(dropped) if dropped else self.blocks:
-            states = block(states, shared)
+        shared = RowsPass(caches, self.angles(states[None], positions))
+        for blocks in zip(*map(self.blocks_without, dropped), strict=True):
+            states = run_rows(blocks, states, shared)
         return self.norm(states)
 
-    def blocks_without(self, dropped: frozenset[str]) -> tuple[Block, ...]:
-        """What is left of the layers that are not dropped as a whole."""
+    def blocks_without(self, dropped: frozenset[str]) -> tuple[Block | None, ...]:
+        """What is left of each layer; None of one that is dropped as a whole.
+
+        Equal remains of a layer are the same object.
+        """
         if dropped not in self._left:
-            in_layer: dict[int, list[Unit]] = {}
+            if len(self._left) >= MOST_SETS:
+                self._left.clear()
+            in_layer: dict[int, set[Unit]] = {}
             for unit in map(parse_unit, dropped):
-                in_layer.setdefault(unit.layer, []).append(unit)
-            self._left.clear()
+                in_layer.setdefault(unit.layer, set()).add(unit)
             self._left[dropped] = tuple(
-                block.without(in_layer[index]) if index in in_layer else block
-                for index, block in enumerate(self.blocks)
-                if f"{index}" not in dropped
+                self._block_without(index, frozenset(in_layer.get(index, ())))
+                for index in range(len(self.blocks))
             )
         return self._left[dropped]
+
+    def _block_without(self, index: int, units: frozenset[Unit]) -> Block | None:
+        """What is left of a layer without some of its units."""
+        if Unit(index) in units:
+            return None
+        if not units:
+            return self.blocks[index]
+        if units not in self._variants:
+            self._variants[units] = self.blocks[index].without(units)
+        return self._variants[units]
+
+
+def run_rows(blocks: Sequence[Block | None], states: Tensor, shared: RowsPass) -> Tensor:
+    """One layer of S rows, ``[S, H]`` to ``[S, H]``, of which each keeps what it keeps.
+
+    Rows that keep the same run together, so that its weights are read once.
+
+    Args:
+        blocks: what is left of the layer for each row.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, block in enumerate(blocks):
+        rows_of.setdefault(id(block), []).append(row)
+    if len(rows_of) == 1:
+        return states if blocks[0] is None else blocks[0](states, shared)
+    found = states.clone()
+    for rows in rows_of.values():
+        block = blocks[rows[0]]
+        if block is not None:
+            found[rows] = block(states[rows], shared.of(rows))
+    return found

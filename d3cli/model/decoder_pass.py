@@ -114,6 +114,15 @@ class RowsPass:
 
     caches: Sequence[KVCache]
     angles: Mapping[str, Angles]
+    _parts: dict[tuple[int, ...], "RowsPass"] = field(default_factory=dict, init=False, repr=False)
+
+    def of(self, rows: Sequence[int]) -> "RowsPass":
+        """The part of the pass that some of its rows are."""
+        key = tuple(rows)
+        if key not in self._parts:
+            angles = {name: (cos[rows], sin[rows]) for name, (cos, sin) in self.angles.items()}
+            self._parts[key] = RowsPass([self.caches[row] for row in rows], angles)
+        return self._parts[key]
 
     def attend(
         self,

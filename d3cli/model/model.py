@@ -191,15 +191,19 @@ class LoadedModel:
 
     @torch.inference_mode()
     def states_of_rows(
-        self, token_ids: Sequence[int], caches: Sequence[KVCache], dropped: Collection[str]
+        self,
+        token_ids: Sequence[int],
+        caches: Sequence[KVCache],
+        dropped: Sequence[Collection[str]],
     ) -> Tensor:
         """Final hidden states ``[S, H]`` of one more token of each of S sequences.
 
-        On a CPU this is one pass, which reads the weights once; elsewhere it is S passes.
+        On a CPU this is one pass, which reads each layer's weights once for all that keep the same
+        of it; elsewhere it is S passes.
 
         Args:
             caches: the sequences' KV caches, which then hold the tokens; `commit` each.
-            dropped: the units that do not run.
+            dropped: for each sequence, the units that do not run.
 
         Raises:
             UsageError: another thread is using the model.
@@ -207,11 +211,12 @@ class LoadedModel:
         blocks, device = self.blocks, self.device
         if blocks is not None and not blocks.is_watched and len(token_ids) > 1:
             with self.gate.one_pass():
-                return blocks.rows(torch.tensor(token_ids), caches, frozenset(dropped))
-        limits = dict.fromkeys(dropped, 0)
+                return blocks.rows(torch.tensor(token_ids), caches, [*map(frozenset, dropped)])
         states = [
-            self.hidden_states(torch.tensor([[id_]], device=device), cache, limits=limits)
-            for id_, cache in zip(token_ids, caches, strict=True)
+            self.hidden_states(
+                torch.tensor([[id_]], device=device), cache, limits=dict.fromkeys(units, 0)
+            )
+            for id_, cache, units in zip(token_ids, caches, dropped, strict=True)
         ]
         return torch.cat(states)[:, 0]
 

@@ -62,11 +62,11 @@ def test_greedy_replies_are_the_same_at_any_size(name: str, size: int) -> None:
             ]
 
 
-def test_mixed_units_are_dropped_alike() -> None:
+def test_rows_at_different_steps_drop_parts_of_layers() -> None:
     model = tiny("llama", nested=True).gated
     for schedule in (sublayers(model), planes(model)):
-        expected = [ids(reply) for reply in start(model, schedule)[:3]]
-        assert write(start(model, schedule)[:3], 3) == expected
+        expected = [ids(reply) for reply in start(model, schedule)]
+        assert write(start(model, schedule), 3) == expected
 
 
 def test_sampled_replies_are_those_of_the_same_seed_alone() -> None:
@@ -154,7 +154,8 @@ def test_prompts_that_cannot_be_read_do_not_end_the_run(monkeypatch: pytest.Monk
     assert [[token.token_id for token in reply.tokens] for reply in replies[3:]] == expected[3:]
 
 
-def test_rows_share_a_pass_if_they_drop_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_share_each_pass_and_who_ends_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full depth, and where rows at different steps drop what their own prompts say."""
     model = tiny("llama").gated
     passes: list[int] = []
     real = type(model).states_of_rows
@@ -164,12 +165,15 @@ def test_rows_share_a_pass_if_they_drop_the_same(monkeypatch: pytest.MonkeyPatch
         return real(self, token_ids, caches, dropped)
 
     monkeypatch.setattr(type(model), "states_of_rows", counted)
-    write(start(model, whole_layers()), 16)
-    assert len(passes) == max(LIMITS) - 1  # one pass a step for all
-    passes.clear()
-    write(start(model, model.schedule("off")), 4)  # who ends makes room for the next
-    assert sum(passes) == sum(LIMITS) - len(LIMITS)
-    assert sum(rows == 4 for rows in passes) > 5
+    own = model.schedule(0.9, start=2, core_first=1, core_last=2, units="layer")
+    for schedule in (model.schedule("off"), whole_layers(), own):
+        passes.clear()
+        write(start(model, schedule), 16)
+        assert len(passes) == max(LIMITS) - 1  # one pass a step for all
+        passes.clear()
+        write(start(model, schedule), 4)
+        assert sum(passes) == sum(LIMITS) - len(LIMITS)
+        assert sum(rows == 4 for rows in passes) > 5
 
 
 def test_replies_are_made_when_there_is_room() -> None:

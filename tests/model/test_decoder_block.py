@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from d3cli.depth.families import FAMILIES
-from d3cli.model.decoder_pass import MOST_TOKENS
+from d3cli.model.decoder_block import Block
+from d3cli.model.decoder_pass import MOST_TOKENS, Shared
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.layouts import LAYOUTS
 from d3cli.model.model import LoadedModel
@@ -105,19 +106,48 @@ def test_a_few_tokens_at_once_equal_the_same_one_by_one(name: str) -> None:
 
 @some_families
 def test_a_token_of_each_of_several_sequences_equals_the_same_one_by_one(name: str) -> None:
-    """At different positions, one of them past the sliding windows."""
+    """At different positions, one of them past the sliding windows; at the same depth, or not."""
     model = tiny(name).gated
-    sequences = [random_ids(PROMPT + more, seed=more) for more in (10, 2, 4)]
-    for units in (DROPPED["full depth"], DROPPED["layers"]):
-        expected = torch.stack([steps(by_layers(model), ids, units)[-2:] for ids in sequences])
-        caches = [cache_after(model, ids[:-2], units) for ids in sequences]
+    sequences = [random_ids(PROMPT + more, seed=more) for more in (10, 2, 4, 6)]
+    part = "sublayers" if model.gate.family.has_sublayers else "layers"
+    full, layers, some = (DROPPED[kind] for kind in ("full depth", "layers", part))
+    for dropped in ([full] * 4, [layers] * 4, [some, full, layers, some]):
+        expected = torch.stack(
+            [
+                steps(by_layers(model), ids, units)[-2:]
+                for ids, units in zip(sequences, dropped, strict=True)
+            ]
+        )
+        caches = [
+            cache_after(model, ids[:-2], units)
+            for ids, units in zip(sequences, dropped, strict=True)
+        ]
         for step in range(2):
-            tokens = [ids[step - 2] for ids in sequences]
-            found = model.states_of_rows(tokens, caches, units)
-            for cache in caches:
+            found = model.states_of_rows([ids[step - 2] for ids in sequences], caches, dropped)
+            for cache, units in zip(caches, dropped, strict=True):
                 cache.commit(1, full_depth=not units)
             off = (found - expected[:, step]).abs().max()
             assert off < 1e-5 * expected.abs().max()
+
+
+def test_rows_that_keep_the_same_of_a_layer_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama").gated
+    assert model.blocks is not None
+    units = [(), ("1",), ("1", "2.mlp"), ("2.mlp",)]
+    caches = [cache_after(model, random_ids(PROMPT, seed=row), ()) for row in range(4)]
+    ran: list[tuple[int, int, bool]] = []
+    real = Block.__call__
+
+    def noted(block: Block, states: Tensor, shared: Shared) -> Tensor:
+        assert block.attention is not None
+        ran.append((block.attention.index, len(states), block.mlp is not None))
+        return real(block, states, shared)
+
+    monkeypatch.setattr(Block, "__call__", noted)
+    model.states_of_rows([3] * 4, caches, units)
+    others = {(index, 4, True) for index in range(model.num_layers)} - {(1, 4, True), (2, 4, True)}
+    assert len(ran) == len(set(ran))
+    assert set(ran) == others | {(1, 2, True), (2, 2, True), (2, 2, False)}
 
 
 @pytest.mark.parametrize("name", WITH_BLOCKS)
