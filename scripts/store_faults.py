@@ -47,7 +47,7 @@ def at_once(forks: Forks, rng: random.Random) -> Iterator[str]:
     kind = rng.choice(KINDS)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("at_once", "check"):
-            ended = forks.call(name, folder, kind, "60", env={"D3_HOME": folder})
+            ended = forks.call(name, folder, kind, "24", env={"D3_HOME": folder})
             if ended.code:
                 yield f"{kind}: {ended.err[-300:]}"
         yield from (f"{kind}: {problem}" for problem in broken_files(Path(folder)))

@@ -354,7 +354,7 @@ def test_where_nested_weights_replace_those_as_stored_the_report_says_so(
 def test_your_own_plain_text_is_used(d3: D3, planted: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("".join(f"Once {n} foxes lived near the river bank. " for n in range(800)))
-    result = d3("calibrate", planted, *QUICK, "--data", path)
+    result = d3("calibrate", planted, *QUICK, *SHORT, "--data", path)
     assert result.code == 0, result
     assert "on unseen text" in result.out
     stored = json.loads(file_of(str(planted)).read_text())
@@ -408,7 +408,7 @@ def test_a_signal_in_the_search_stores_nothing_and_says_so(
 @pytest.mark.slow
 def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "d3cli", "calibrate", "--dtype", "bfloat16"],
+        [sys.executable, "-m", "d3cli", "calibrate", *QUICK, *SHORT],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -66,7 +66,7 @@ def test_a_conversation_of_three_turns_in_a_process_of_its_own(
     home: Path, model: LoadedModel
 ) -> None:
     words = ["-m", "d3cli", "chat", "--dtype", "float32", "--threads", "1", "--system", "Be brief."]
-    terminal = Terminal(*words, home=home)
+    terminal = Terminal(*words, "--max-tokens", "40", home=home)
     try:
         terminal.wait(">>>")
         for text in ("What is 27 + 45?", STORY, "What is 3 + 4?"):
@@ -74,7 +74,7 @@ def test_a_conversation_of_three_turns_in_a_process_of_its_own(
         leave(terminal)
     finally:
         terminal.close()
-    check_replies(home, model, terminal)
+    check_replies(home, model, terminal, 40)
 
 
 def test_resume_after_a_kill(chat: StartChat, home: Path) -> None:
