@@ -17,12 +17,12 @@ from d3cli.kernels.nested_linear import NestedLinear, nested_linears
 from d3cli.model.decoder_block import (
     Attention,
     Block,
-    DecoderStack,
     RMSNorm,
     States,
     signed,
 )
 from d3cli.model.decoder_pass import Angles
+from d3cli.model.decoder_stack import DecoderStack
 from d3cli.model.layouts import LAYOUTS, Layout
 
 # Makes a function of a linear: with all of its planes, or with the high one alone.

@@ -18,8 +18,8 @@ from d3cli.base.errors import ScheduleError, Setting, Words
 from d3cli.depth.prompt_order import Schedule
 from d3cli.depth.resolve import resolve_schedule
 from d3cli.depth.units import UnitChoice, WeightBytes, parse_unit
-from d3cli.model.decoder_block import DecoderStack
 from d3cli.model.decoder_pass import MOST_TOKENS
+from d3cli.model.decoder_stack import DecoderStack
 from d3cli.model.gate import LayerGate
 from d3cli.model.influence import InfluenceMeter
 from d3cli.model.influence_table import InfluenceHistory
