@@ -67,7 +67,8 @@ def test_one_token_and_many_are_as_exact_as_a_plain_product(
     linear = make(shape, dtype, has_bias=has_bias)
     linear.low_rows = low_rows
     held = linear.dequantized(low_rows is None)
-    x = torch.randn(1000, shape[1]).to(dtype)
+    # In float32 weights are unpacked for each row, and the bound is loose.
+    x = torch.randn(1000 if dtype == BF16 else 100, shape[1]).to(dtype)
     exact = x.double() @ held.double().T
     exact += 0 if linear.bias is None else linear.bias.double()
 
