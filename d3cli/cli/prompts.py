@@ -137,6 +137,11 @@ def read_input(
     for name, value in others.items():
         if value is not None:
             raise UsageError(f"the prompt comes from --input and from {name}", "use only one")
+    if given.model is not None and " " in given.model and not Path(given.model).exists():
+        raise UsageError(
+            "with --input, all prompts come from that file",
+            f'leave out "{given.model[:80]}", or name a model in its place',
+        )
     if path in stdin.NAMES:
         _check_stdin_is_allowed(given, typed)
     model = default_model() if given.model is None else given.model

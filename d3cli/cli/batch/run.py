@@ -118,9 +118,11 @@ class Batch:
                 self._tell_what_remains()
             signals.check()
         if self._failed:
+            to_file = isinstance(self._results, ToFile)
+            again = "the same command" if to_file else "with --output-file, the same command"
             raise GenerationError(
                 f"{self._failed:,} of {len(self._rows):,} prompts failed",
-                'their results have an "error"; the same command tries them again',
+                f'their results have an "error"; {again} tries them alone again',
             )
 
     def _write(self, size: int) -> Iterator[tuple[str, float]]:
@@ -189,7 +191,7 @@ class Batch:
 
     def _keep_error(self, index: int, error: D3Error) -> None:
         message, hint = error.told(self._output.spell)
-        self._note(f"row {index + 1:,} failed: {message}")
+        self._note(f"the prompt of index {index:,} failed: {message}")
         self._add(index, {"schema": SCHEMA, "error": message, "hint": hint or None})
 
     def _add(self, index: int, result: dict[str, Any]) -> None:

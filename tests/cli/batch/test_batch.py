@@ -209,6 +209,20 @@ def test_another_file_is_never_touched(content: str, d3: D3, given: Path, out: P
     assert out.read_text() == content
 
 
+def test_without_a_file_of_results_the_error_names_one(d3: D3, tmp_path: Path) -> None:
+    given = write_rows(tmp_path / "in.jsonl", [{"prompt": "fox " * 3000}, ROWS[1]])
+    result = d3("generate", "--input", given, *OPTIONS)
+    assert result.code == 1
+    assert "with --output-file, the same command tries them alone again" in result.err
+
+
+def test_a_prompt_beside_the_file_is_not_taken_for_a_model(d3: D3, tmp_path: Path) -> None:
+    given = write_rows(tmp_path / "in.jsonl", ROWS)
+    result = d3("generate", "--input", given, "Tell me a story.")
+    check(result, 2, "with --input, all prompts come from that file")
+    assert 'leave out "Tell me a story."' in result.err
+
+
 def test_a_row_that_fails_does_not_lose_the_others(d3: D3, out: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "fox " * 3000, "id": "long"}, ROWS[1], ROWS[2]]
     given = write_rows(tmp_path / "in.jsonl", rows)
@@ -216,7 +230,8 @@ def test_a_row_that_fails_does_not_lose_the_others(d3: D3, out: Path, tmp_path: 
     result = d3(*words)
     assert result.code == 1
     assert "error: 1 of 3 prompts failed" in result.err
-    assert "row 1 failed: the prompt is" in result.err
+    assert "the same command tries them alone again" in result.err
+    assert "the prompt of index 0 failed: the prompt is" in result.err
     first, *others = lines(out)
     assert (first["index"], first["id"]) == (0, "long")
     assert "the model's context holds 1,024" in first["error"]
