@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from d3cli.base.bounded_files import FileKind
-from d3cli.base.errors import PromptError, UsageError
+from d3cli.base.errors import PromptError, UnknownModelError, UsageError
 from d3cli.base.settings import default_model, names_a_model
 from d3cli.cli import stdin
 from d3cli.cli.output import Output
@@ -137,15 +137,18 @@ def read_input(
     for name, value in others.items():
         if value is not None:
             raise UsageError(f"the prompt comes from --input and from {name}", "use only one")
-    if given.model is not None and " " in given.model and not Path(given.model).exists():
-        raise UsageError(
-            "with --input, all prompts come from that file",
-            f'leave out "{given.model[:80]}", or name a model in its place',
-        )
     if path in stdin.NAMES:
         _check_stdin_is_allowed(given, typed)
     model = default_model() if given.model is None else given.model
-    find_local(model)
+    try:
+        find_local(model)
+    except UnknownModelError as error:
+        if " " not in model:
+            raise
+        raise UsageError(
+            "with --input, all prompts come from that file",
+            f'leave out "{model[:80]}", or name a model in its place',
+        ) from error
     if path in stdin.NAMES:
         return model, _read_stdin(output)
     with stdin.waiting(output, str(path)):

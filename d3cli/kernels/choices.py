@@ -43,7 +43,7 @@ TYPICAL_WEIGHTS: Wanted = ("bfloat16", *TYPICAL)
 # A shape is measured again if other programs disturbed it: so many times in all. After so many
 # seconds, the other shapes are left for the next start.
 TRIES, LIMIT_S = 2, 5.0
-# Bytes that must be free. Comparing float32 with bfloat16 takes 300 MB, and packing some more.
+# Bytes that must be free. Measuring took 320 MB at its peak, on a processor that packs nothing.
 LEAST_MEMORY = 512 << 20
 CPU = torch.device("cpu")
 BUSY = "this machine is too busy to measure kernels: torch's own are used until it is quiet"

@@ -118,11 +118,10 @@ class Batch:
                 self._tell_what_remains()
             signals.check()
         if self._failed:
-            to_file = isinstance(self._results, ToFile)
-            again = "the same command" if to_file else "with --output-file, the same command"
+            again = "" if isinstance(self._results, ToFile) else "with --output-file, "
             raise GenerationError(
                 f"{self._failed:,} of {len(self._rows):,} prompts failed",
-                f'their results have an "error"; {again} tries them alone again',
+                f'their results have an "error"; {again}the same command tries them alone again',
             )
 
     def _write(self, size: int) -> Iterator[tuple[str, float]]:
