@@ -11,13 +11,17 @@ from d3cli.kernels.int4_linear import FourBitLinear, fits_int4
 from d3cli.kernels.nested_linear import NestedLinear
 
 GROUP = 32  # small enough for the linears of tiny models
+# Decode steps run on the kernel, as on machines where it is faster; prompts do not.
+KERNEL_ROWS = 4
 
 
 def nested_linear(weight: Tensor, bias: nn.Parameter | None) -> NestedLinear:
     """Both planes of a weight ``[out, in]``, in groups of 32."""
     high = FourBitLinear.rounded(weight, None, weight.dtype, GROUP)
     rest = weight - high.dequantized().to(weight.dtype)
-    return NestedLinear(high, FourBitLinear.rounded(rest, None, weight.dtype, GROUP), bias)
+    low = FourBitLinear.rounded(rest, None, weight.dtype, GROUP)
+    high.kernel_rows = low.kernel_rows = KERNEL_ROWS
+    return NestedLinear(high, low, bias)
 
 
 @torch.no_grad()

@@ -178,18 +178,17 @@ def _unpacked(
 @torch.no_grad()
 def _unpack(planes: Sequence[FourBitLinear], part: slice, size: int, dtype: torch.dtype) -> Tensor:
     """The weights ``[in, n]`` of the outputs in some blocks of one size, in scratch memory."""
-    order = torch.cat(block_order(size))  # of a block's outputs in the unpacked codes
-    in_order = torch.equal(order, torch.arange(size))
+    order = _unpacked_order(size)
     group = min(plane.group for plane in planes)
     shape = (-1, group, part.stop - part.start)
-    numbers = [_numbers(plane, part, group, None if in_order else order) for plane in planes]
+    numbers = [_numbers(plane, part, group, order) for plane in planes]
     total = torch.stack([zeros for _, zeros in numbers]).sum(0).to(dtype)
     # The largest weights are added last, so that the sum is rounded once at its own size.
     for slot, (plane, (scales, _)) in reversed(list(enumerate(zip(planes, numbers, strict=True)))):
         codes = _codes(plane, part, size, dtype, slot).view(shape)
         total = torch.addcmul(total, codes, scales.to(dtype), out=codes)
     matrix = total.view(-1, shape[2])
-    if in_order:
+    if order is None:
         return matrix
     return matrix.view(len(matrix), -1, size)[..., order.argsort()].view_as(matrix)
 
@@ -266,6 +265,13 @@ def block_order(size: int) -> tuple[Tensor, Tensor]:
     """Which outputs of a block are in the low halves of its bytes, and which in the high ones."""
     low, high = _probe(size)
     return low[: size // 2], high[: size // 2]
+
+
+@cache
+def _unpacked_order(size: int) -> Tensor | None:
+    """The order of a block's outputs in its unpacked codes; None: the outputs' own."""
+    order = torch.cat(block_order(size))
+    return None if torch.equal(order, torch.arange(size)) else order
 
 
 def _probe(size: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ def share_rows(rows: int, multiple: int, work: Callable[[slice], None]) -> None:
     """Calls `work` for parts of ``range(rows)``, each on a thread in which torch computes alone.
 
     There are as many parts as torch has threads, or fewer. All but the last hold a multiple of
-    `multiple` rows.
+    `multiple` rows. The calling thread takes the first.
     """
     threads = torch.get_num_threads()
     step = multiple * -(-rows // (multiple * threads))
@@ -28,7 +28,10 @@ def share_rows(rows: int, multiple: int, work: Callable[[slice], None]) -> None:
 
     try:
         with ThreadPoolExecutor(len(parts) or 1) as pool:
-            for _ in pool.map(work_alone, parts):
+            others = pool.map(work_alone, parts[1:])
+            for part in parts[:1]:
+                work_alone(part)
+            for _ in others:
                 pass
     finally:
         torch.set_num_threads(threads)

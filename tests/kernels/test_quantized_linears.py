@@ -74,8 +74,9 @@ def check_importance(kind: str, quantized: Any, plain: Any, ids: Sequence[int]) 
         )
         for found, right in zip(weights_of(part), weights_of(expected), strict=True):
             near = (found - right).abs() <= 1e-5 * weight.abs().max()
-            # Sums in another order may tip codes, and ties are frequent in weights of 8 bits.
-            assert near.float().mean() > 0.98, name
+            # Sums in another order tip up to 2% of the codes, since ties are frequent. Of weights
+            # that were rounded without importance, 1% are near.
+            assert near.float().mean() > 0.95, name
         for number, held in enumerate((weights_of(part)[0], weights_of(even)[0])):
             size = (weight.square() * importance).sum()
             errors[number] += ((held - weight).square() * importance).sum() / size

@@ -1,7 +1,7 @@
 """The real model: as d3 loads it, and as transformers loads it. Both in float32.
 
-Each process that uses a fixture of this file loads its own models. `make real` gives what shares
-`in_process` to one process, and the commands to another.
+Each process that uses a fixture of this file loads its own models, and `make real` has two
+processes: one for what shares `long_replies`, one for the rest. They take about as long.
 """
 
 import runpy
@@ -16,7 +16,8 @@ from d3cli.model.load import load_model
 from d3cli.model.model import LoadedModel
 from tests.reference import Reference
 
-in_process = [pytest.mark.real, pytest.mark.xdist_group("in process")]
+long_replies = [pytest.mark.real, pytest.mark.xdist_group("long replies")]
+the_rest = [pytest.mark.real, pytest.mark.xdist_group("the rest")]
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_real_model.py"
 
 

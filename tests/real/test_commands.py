@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.cli.chat.at_terminal import at_prompt, turn
+from tests.real.conftest import the_rest
 from tests.terminal import Terminal
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("commands")]
+pytestmark = the_rest
 
 QUESTION = "What is the capital of France?"
 

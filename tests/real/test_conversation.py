@@ -5,9 +5,9 @@ from d3cli.decode.reply import Reply
 from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule, schedule_of
 from d3cli.model.model import LoadedModel
-from tests.real.conftest import in_process
+from tests.real.conftest import long_replies
 
-pytestmark = in_process
+pytestmark = long_replies
 
 TURNS = (
     "My dog is called Rex, and he is afraid of thunder.",

@@ -17,10 +17,10 @@ from d3cli.model.model import LoadedModel
 from d3cli.scoring.documents import Document
 from d3cli.scoring.one_pass import score
 from tests.decode.replies import greedy, ids
-from tests.real.conftest import encode, in_process
+from tests.real.conftest import encode, the_rest
 from tests.reference import Reference
 
-pytestmark = in_process
+pytestmark = the_rest
 
 # Of log-probabilities. Thirty layers in float32, summed in another order, differ by up to 2e-5 at
 # full depth and by 1e-4 with layers missing; in float64 by 2e-7.

@@ -10,9 +10,9 @@ from d3cli.decode.session import Engine
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.model import LoadedModel
 from tests.decode.replies import greedy, ids
-from tests.real.conftest import encode, in_process
+from tests.real.conftest import encode, long_replies
 
-pytestmark = in_process
+pytestmark = long_replies
 
 # Of different lengths and kinds. Each reply has 256 tokens, so 2,048 tokens are compared.
 QUESTIONS = (
