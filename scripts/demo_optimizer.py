@@ -16,10 +16,10 @@ MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(updates: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
     """Newton-Schulz: `updates` [N, A, B] with all singular values moved close to 1."""
     wide = updates if updates.shape[1] <= updates.shape[2] else updates.mT
-    x = wide.bfloat16()
+    x = wide.to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(steps):
@@ -31,8 +31,16 @@ def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
 class Optimizer:
     """Steps all parameters of a model from their `.grad`; every worker holds the same state."""
 
-    def __init__(self, model: nn.Module, weight_decay: float, worker: int, workers: int) -> None:
-        self.weight_decay, self.worker, self.workers = weight_decay, worker, workers
+    def __init__(
+        self,
+        model: nn.Module,
+        weight_decay: float,
+        dtype: torch.dtype,
+        worker: int,
+        workers: int,
+    ) -> None:
+        self.weight_decay, self.dtype = weight_decay, dtype
+        self.worker, self.workers = worker, workers
         inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
         chosen = set(map(id, inner))
         rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -57,7 +65,7 @@ class Optimizer:
             ahead = gradients.lerp_(momentum, MOMENTUM)
             updates = torch.zeros_like(ahead)
             mine = slice(self.worker, None, self.workers)
-            updates[mine] = orthogonal(ahead[mine])
+            updates[mine] = orthogonal(ahead[mine], self.dtype)
             dist.all_reduce(updates)
             size = learning_rate * 0.4 * max(shape) ** 0.5
             for parameter, update in zip(parameters, updates, strict=True):

@@ -26,6 +26,7 @@ class Recipe:
     weight_decay: float = 0.1
     full_depth_share: float = 0.75
     control: bool = False
+    dtype: str = "bfloat16"  # of the products; weights and gradients are float32
 
     def rate(self, seen: int) -> float:
         """Linear warm-up, a cosine over the first two parts, and a lower one over the last."""
