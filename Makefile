@@ -20,6 +20,9 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
+# Bytecode is kept between processes, wherever this runs: the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all test-quick-and-slow test-avx2 real lint docs bench dist-check clean
 
 demo: $(VENV)/.installed
