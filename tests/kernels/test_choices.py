@@ -109,7 +109,7 @@ def test_nothing_is_measured_to_predict() -> None:
         {"cores": 7},
         {"threads": 9},
         {"torch": "0.1"},
-        {"capability": "DEFAULT"},
+        {"capability": "another"},
         {"onednn": "another"},
     ],
     ids=str,

@@ -105,15 +105,16 @@ class Costs:
     @property
     def longest(self) -> int:
         """The most tokens of a pass that was measured; 1 before any."""
-        return max(self._passes, default=1)
+        return max(self._usual, default=1)
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         times = self._passes.setdefault(rows, deque(maxlen=TIMINGS))
         times.append(seconds)
-        # Of two timings the shorter one, as nothing makes a pass too fast.
-        self._usual[rows] = median(times) if len(times) > 2 else min(times)
         self._count += 1
         self._last[rows] = self._count
+        # Of two timings the shorter one, as nothing makes a pass too fast. Last, since an
+        # interrupted reply may end at any line: what has a usual time has the rest as well.
+        self._usual[rows] = median(times) if len(times) > 2 else min(times)
 
     def learn_draft(self, source: Hashable, prior: float, tokens: int, seconds: float) -> None:
         """A draft; the first one may also have read the prompt, so the prior counts twice."""

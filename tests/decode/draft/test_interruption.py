@@ -16,6 +16,7 @@ from d3cli.decode import lossless, sampler
 from d3cli.decode.draft.by_depth import DepthSource
 from d3cli.decode.draft.by_model import ModelSource
 from d3cli.decode.draft.drafter import Drafter
+from d3cli.decode.draft.length import Costs
 from d3cli.decode.draft.lookup import LookupSource
 from d3cli.decode.draft.source import Draft, ReplyContext
 from d3cli.decode.reply import Reply
@@ -61,6 +62,22 @@ def interrupting(at: int | None) -> Iterator[Callable[[], int]]:
         yield lambda: lines
     finally:
         sys.settrace(None)
+
+
+@pytest.mark.parametrize("known", [0, 1, 3])
+def test_costs_whose_learning_was_interrupted_at_any_line_can_be_asked(known: int) -> None:
+    untroubled = Costs()
+    with interrupting(at=None) as count:
+        untroubled.learn_pass(4, 1.0)
+    assert count() > 4
+    for at in range(1, count() + 1):
+        costs = Costs()
+        for rows in range(1, known + 1):
+            costs.learn_pass(rows, float(rows))
+        before = costs.verify(), costs.verify_at_most()
+        with interrupting(at), pytest.raises(Interrupted):
+            costs.learn_pass(4, 1.0)
+        assert (costs.verify(), costs.verify_at_most()) == before
 
 
 def drafter_of(name: str) -> Drafter:
