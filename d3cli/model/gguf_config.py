@@ -89,6 +89,8 @@ def gguf_generation_settings(model: GgufModel) -> dict[str, Any]:
     for key, wanted in _SAMPLING.items():
         if (value := model.metadata.get(f"general.sampling.{key}")) is not None:
             settings[wanted] = value
+    if settings.get("top_k") == -1:  # llama.cpp's way to keep all tokens
+        settings["top_k"] = 0
     if settings.get("temperature") == 0:
         return {"eos_token_id": settings["eos_token_id"], "do_sample": False}
     if "temperature" in settings:

@@ -12,10 +12,14 @@ from transformers.pytorch_utils import Conv1D
 
 from d3cli.base.errors import ModelError, spelled
 from d3cli.base.launch import Launch
+from d3cli.decode.sampling import SamplingParams
+from d3cli.files.gguf import GgufModel
+from d3cli.files.gguf_metadata import Metadata
 from d3cli.files.names import find_model
 from d3cli.kernels.int8_linear import EightBitLinear
 from d3cli.kernels.joint_linear import LinearPart
 from d3cli.model.checkpoint import open_checkpoint
+from d3cli.model.gguf_config import gguf_generation_settings
 from d3cli.model.load import load_model
 from d3cli.model.load_plan import check_model
 from d3cli.model.model import LoadedModel
@@ -284,6 +288,12 @@ def test_sampling_settings_come_from_the_metadata(tmp_path: Path) -> None:
     model = load(write_gguf(tmp_path / "model.gguf", metadata=keys).path)
     settings = model.text.generation_settings
     assert settings["temperature"] == 0.5 and settings["top_k"] == 7 and settings["do_sample"]
+
+
+def test_a_top_k_of_minus_one_keeps_all_tokens() -> None:
+    keys: dict[str, Any] = {"general.sampling.temp": 0.5, "general.sampling.top_k": -1}
+    settings = gguf_generation_settings(GgufModel((), Metadata(Path(), keys), {}))
+    assert SamplingParams.resolve({}, settings).top_k == 0
 
 
 def test_a_calibration_is_stored_for_the_file(tmp_path: Path) -> None:
