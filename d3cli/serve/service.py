@@ -100,10 +100,14 @@ class Service:
             ApiError: too many requests wait.
         """
         job = Job(plan, client, self.limits.reply_s)
+        try:
+            self.worker.submit(job)
+        except ApiError as refusal:
+            self.metrics.count(Failed(refusal))
+            raise
         watching = asyncio.create_task(_watch(gone, job))
         event: Event | None = None
         try:
-            self.worker.submit(job)
             while not isinstance(event, Closed | Failed):
                 event = await self._next(job, has_begun=event is not None)
                 yield event

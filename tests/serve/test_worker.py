@@ -252,6 +252,8 @@ def test_nobody_watches_the_client_of_a_refused_request(builtin: LoadedModel) ->
         collect(service, plan_of(service), gone)
     assert refused.value.status == 503
     assert not watched
+    assert b'd3_replies_total{ended="refused"} 1.0' in service.metrics.text()
+    assert b'ended="left"' not in service.metrics.text()
 
 
 def test_a_request_does_not_wait_for_ever(builtin: LoadedModel) -> None:
