@@ -78,6 +78,7 @@ def write_together(
             try:
                 rows.append(Row.begin(reply))
             except D3Error as error:
+                reply.end()
                 yield reply, error
         if not rows and not started:
             return
@@ -86,6 +87,7 @@ def write_together(
             try:
                 chunk = row.reply.take(row.choosing.next(row.logits))
             except D3Error as error:
+                row.reply.end()
                 yield row.reply, error
                 continue
             if chunk.finish_reason is None:

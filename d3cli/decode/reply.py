@@ -177,8 +177,7 @@ class Reply:
         try:
             yield from self._write()
         finally:
-            # A caller may keep the reply; it must not keep the KV cache.
-            del self._writer
+            self.end()
 
     def _write(self) -> Iterator[GenerationChunk]:
         tokens = self._decode(self._read_to_end(), self._limit)
@@ -220,8 +219,15 @@ class Reply:
         """Adds the next token, which the caller has chosen after `begin`."""
         chunk = self._complete(token, self._add(token))
         if chunk.finish_reason:
-            del self._writer  # as `_generate` does
+            self.end()
         return chunk
+
+    def end(self) -> None:
+        """Lets the KV cache go, which a caller may keep the reply without.
+
+        A reply that ends by itself does this. A caller of `begin` does it when the reply fails.
+        """
+        del self._writer
 
     def _complete(self, token: DecodedToken, piece: str) -> GenerationChunk:
         """Completes the text after a token with this piece; ends the reply if it is time."""

@@ -133,6 +133,7 @@ def test_an_error_ends_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert [reply for reply, _ in errors] == [bad]
     assert isinstance(errors[0][1], GenerationError)
     for reply, tokens in zip(replies, expected, strict=True):
+        assert not hasattr(reply, "_writer")  # which holds the KV cache
         if reply is not bad:
             assert [token.token_id for token in reply.tokens] == tokens
 
@@ -151,6 +152,7 @@ def test_prompts_that_cannot_be_read_do_not_end_the_run(monkeypatch: pytest.Monk
     monkeypatch.setattr(Reply, "begin", begin)
     errors = [reply for reply, news in write_together(replies, 3) if isinstance(news, D3Error)]
     assert errors == bad  # a whole batch
+    assert not any(hasattr(reply, "_writer") for reply in replies)
     assert [[token.token_id for token in reply.tokens] for reply in replies[3:]] == expected[3:]
 
 
