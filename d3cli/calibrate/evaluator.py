@@ -252,14 +252,13 @@ class _Batch:
             check_finite(self._full)
         if self._scorer is not None and self._remembered != (schedule, layers):
             self._remembered = (schedule, layers)
-            self._kept -= self._states
             one = len(self.rows) * self.response * self.model.causal_lm.config.hidden_size
             one *= self.model.causal_lm.dtype.itemsize
-            kept = _thin(layers, (room + before - self._kept) // one)
-            if kept:
+            kept = _thin(layers, (room + before - self._kept + self._states) // one)
+            if kept:  # else what was remembered before stays
                 self._scorer.remember(schedule, kept)
-            self._states = one * len(kept)
-            self._kept += self._states
+                self._kept += one * len(kept) - self._states
+                self._states = one * len(kept)
         return self._kept - before
 
     def losses(self, schedule: DepthSchedule) -> dict[int, NDArray[np.float64]]:

@@ -28,6 +28,20 @@ def test_losses_are_the_same_without_memory_to_keep_anything() -> None:
             np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+def test_what_stays_in_memory_counts_as_kept() -> None:
+    """Where no further layer is remembered, those from before are not let go."""
+    model, texts = planted(), list(documents())[:4]
+    evaluator = Evaluator(model, texts, (4,), SearchClock(1e9))
+    evaluator.remember(DepthSchedule.full(9), range(8))
+    evaluator.losses(static_schedule(model.weight_bytes, ["7"]), 4)
+    [batch] = evaluator._batches[4]
+    left = evaluator._left
+    evaluator.remember(DepthSchedule.full(9), [])
+    evaluator.losses(static_schedule(model.weight_bytes, ["3"]), 4)
+    assert batch._scorer is not None and len(batch._scorer._states) == 8
+    assert evaluator._left == left
+
+
 def test_a_loss_is_full_depths_log_probability_minus_the_schedules() -> None:
     model, texts = planted(), list(documents())[:12]
     schedule = DepthSchedule(9, 0.95, 2, 1, 1, ("7", "2", "3"))
