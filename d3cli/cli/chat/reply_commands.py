@@ -87,11 +87,12 @@ def regen(chat: Chat, argument: str) -> None:
     old = conversation.take_back_reply()
     if old is None:
         raise UsageError("there is no reply yet", SPEAK_FIRST)
-    new = None
+    new, count = None, len(conversation.messages)
     try:
         new = chat.respond(options)
     finally:
-        if new is None:  # no token came, so the old reply stays
+        # If no token came, the old reply stays. If the terminal went, what came so far was kept.
+        if new is None and len(conversation.messages) == count:
             conversation.put_back_reply(old)
             chat.save()
     if new is not None:

@@ -1,5 +1,6 @@
 """The commands of a chat, without a terminal."""
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from d3cli.cli.chat.commands import COMMANDS
+from d3cli.cli.chat.markdown import ReplyView
 from d3cli.cli.chat.model_switch import NoModelLeftError
 from d3cli.cli.prompt_options import Think
 from d3cli.decode import transcript
@@ -215,6 +217,23 @@ def test_a_reply_that_cannot_be_written_again_stays(desk: NewDesk) -> None:
     assert "cannot render this conversation: no" in one.type("/regen")
     assert one.chat.conversation.messages == before
     assert transcript.read(one.path) == before
+
+
+def test_a_terminal_that_goes_during_regen_leaves_one_reply(
+    desk: NewDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came so far replaces the old reply: two in a row would be no conversation."""
+    one = desk()
+    one.type("Hello.")
+
+    def gone(*_: object) -> None:
+        raise OSError(errno.EIO, "the terminal is gone")
+
+    monkeypatch.setattr(ReplyView, "push", gone)
+    with pytest.raises(OSError, match="gone"):
+        one.type("/regen")
+    for messages in (one.chat.conversation.messages, transcript.read(one.path)):
+        assert [message.role for message in messages] == ["user", "assistant"]
 
 
 def test_a_reply_of_an_earlier_session(desk: NewDesk) -> None:
