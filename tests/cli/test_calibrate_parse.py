@@ -36,13 +36,23 @@ def test_other_targets_are_refused(text: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h", 3600), ("1h30m", 5400), ("0.5m", 30)]
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("10m", 600),
+        ("1h", 3600),
+        ("1h30m", 5400),
+        ("0.5m", 30),
+        ("2400h", 8_640_000),
+    ],
 )
 def test_times_have_units(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "10", "-5m", "10 minutes", "0s", "m", "1e3s", "9999999h"])
+@pytest.mark.parametrize(
+    "text", ["", "10", "-5m", "10 minutes", "0s", "m", "1e3s", "2401h", "9999999h"]
+)
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_duration(text)

@@ -5,6 +5,8 @@ import re
 
 from d3cli.base.errors import UsageError
 
+LONGEST = 100 * 24 * 3600  # seconds
+
 
 def parse_target(text: str) -> float:
     """``--target-drop`` as a fraction: "1%", or a fraction such as "0.01".
@@ -32,13 +34,13 @@ def parse_duration(text: str) -> float:
     """``--max-time`` in seconds: "90s", "10m", "1h30m".
 
     Raises:
-        UsageError: anything else.
+        UsageError: anything else, and no time at all or more than 100 days.
     """
     units = {"h": 3600, "m": 60, "s": 1}
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text.strip())
     if not parts or "".join(number + unit for number, unit in parts) != text.strip():
         raise UsageError(f'--max-time is "{text}"', "write 90s, 10m or 1h")
     seconds = sum(float(number) * units[unit] for number, unit in parts)
-    if not 0 < seconds < 1e7:
+    if not 0 < seconds <= LONGEST:
         raise UsageError(f'--max-time is "{text}"', "it must be above 0 and at most 100 days")
     return seconds
