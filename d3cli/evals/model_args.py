@@ -109,7 +109,8 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     if name in ("pretrained", "revision", "device", "max_memory"):
         value = str(value)  # the harness makes numbers of digits
     try:
-        return msgspec.convert(value, kind)
+        # The harness reads numbers in --model_args, but leaves its own --batch_size a text.
+        return msgspec.convert(value, kind, strict=name != "batch_size")
     except (msgspec.ValidationError, UnicodeEncodeError) as problem:  # also text that is not UTF-8
         words = str(problem).partition(" - at")[0]
         raise UsageError(

@@ -33,6 +33,7 @@ from tests.records import FOUND
         ({"pretrained": "demo", "quantization": "int3"}, "quantization is 'int3'"),
         ({"pretrained": "demo", "think": "maybe"}, "think is 'maybe'"),
         ({"pretrained": "demo", "batch_size": "many"}, "batch_size is 'many'"),
+        ({"pretrained": "demo", "batch_size": "0"}, "batch_size is '0': expected `int` >= 1"),
         ({"pretrained": "demo", "offline": "yes"}, "offline is 'yes'"),
         ({"pretrained": "demo", "max_memory": 0}, 'max_memory has the part "0"'),
         ({"pretrained": "demo", "max_memory": "cpu=1GB;cpu=2GB"}, 'has the part "cpu=2GB"'),
@@ -54,6 +55,11 @@ def test_digits_are_a_revision_or_a_model_too() -> None:
     settings = EvalSettings.read({"pretrained": 7, "revision": 2024, "alpha": 1, "start": None})
     assert (settings.pretrained, settings.revision, settings.alpha) == ("7", "2024", 1.0)
     assert settings.start is None
+
+
+@pytest.mark.parametrize("given", ["4", 4])
+def test_the_harness_leaves_its_batch_size_a_text(given: Any) -> None:
+    assert EvalSettings.read({"pretrained": "demo", "batch_size": given}).batch_size == 4
 
 
 @pytest.mark.parametrize(
