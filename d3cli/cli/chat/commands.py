@@ -52,7 +52,7 @@ COMMANDS = {
     "/help": HELP,
     "/?": HELP,
     "/alpha": Command(
-        "VALUE|auto|off",
+        "[VALUE|auto|off]",
         "depth decay, from the next reply on",
         setting_commands.alpha,
         lambda: ALPHAS,
@@ -83,7 +83,7 @@ COMMANDS = {
     "/undo": Command("", "take back the last turn", turn_commands.undo),
     "/clear": Command("", "begin a new conversation", turn_commands.clear),
     "/set": Command(
-        "NAME VALUE",
+        "[NAME VALUE]",
         "sampling, start, max-tokens and more",
         setting_commands.set_,
         lambda: [
@@ -93,7 +93,8 @@ COMMANDS = {
     ),
     "/show": Command("", "model, depth, sampling, context used", setting_commands.show),
     "/stats": Command("", "figures of the last reply and of all replies", reply_commands.stats),
-    "/system": Command("TEXT", 'set the system prompt; "" removes it', setting_commands.system),
+    "/system": Command("[TEXT]", 'show or set the system prompt; "" removes it',
+                       setting_commands.system),
     "/model": Command(
         "[NAME]",
         "show which model runs, or go on with another",

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from d3cli.base.errors import D3Error, Setting, UsageError
+from d3cli.cli.chat.commands import COMMANDS
 from d3cli.cli.chat.settings import (
     CHOICES,
     SETTINGS,
@@ -14,6 +15,7 @@ from d3cli.cli.chat.settings import (
     unquoted,
 )
 from d3cli.cli.prompt_options import Think
+from tests.cli.chat.desk import NewDesk
 
 
 @pytest.mark.parametrize(
@@ -92,3 +94,14 @@ def test_an_error_of_the_library_reads_as_a_sentence_of_the_chat() -> None:
 )
 def test_quotes_around_a_text_are_taken_off(text: str, inner: str) -> None:
     assert unquoted(text) == inner
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("/alpha", "depth: "), ("/set", "/set NAME VALUE"), ("/system", "no system prompt")],
+)
+def test_the_help_shows_that_an_argument_may_be_missing(
+    desk: NewDesk, name: str, shown: str
+) -> None:
+    assert COMMANDS[name].usage.startswith("[")
+    assert shown in desk().type(name)
