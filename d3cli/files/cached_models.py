@@ -57,6 +57,8 @@ def _problem(snapshot: Path) -> str | None:
         missing = missing_weights(snapshot)
     except ModelError as error:
         return error.message
+    except OSError as error:  # no permission, or another process has just removed it
+        return f"it cannot be read: {error.strerror or error}"
     if missing:
         return f"incomplete: lacks {missing[0]}"
     return "" if family.can_skip else "runs at full depth only"
