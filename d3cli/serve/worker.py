@@ -125,6 +125,7 @@ class Worker:
                 self._write(job)
             except BaseException as error:
                 if not isinstance(error, Exception) and not is_panic(error):
+                    self.stop_now()  # this thread ends, and nobody else would write
                     raise
                 failure = as_api_error(error, job.plan.field)
                 if failure.code == "internal_error":

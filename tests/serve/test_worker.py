@@ -127,6 +127,25 @@ def test_beyond_the_queue_a_client_is_told_when_to_come_back(builtin: LoadedMode
     assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_where_the_thread_ends_nobody_waits_for_it(builtin: LoadedModel) -> None:
+    service = new_service(builtin)
+
+    def end() -> None:
+        raise SystemExit
+
+    present, waiting = Held(at=3, act=end), Held()
+    service.worker.submit(new_job(plan_of(service), present))
+    service.worker.submit(new_job(plan_of(service), waiting))
+    with started(service):
+        for inbox in (present, waiting):
+            failed = wait(inbox)
+            assert isinstance(failed, Failed) and failed.error.status == 503
+        service.worker.join()
+        with pytest.raises(ApiError, match="stopping"):
+            service.worker.submit(new_job(plan_of(service), Held()))
+
+
 def test_stopping_lets_the_present_reply_end_and_refuses_all_others(builtin: LoadedModel) -> None:
     with started(new_service(builtin)) as service:
         waiting = Held()
