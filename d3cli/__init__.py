@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from d3cli.calibrate.calibrator import Calibrator
     from d3cli.calibrate.settings import CalibrationSettings
     from d3cli.decode.agreement import Agreement
-    from d3cli.decode.reply import GenerationChunk, Reply
+    from d3cli.decode.chunk import GenerationChunk
+    from d3cli.decode.reply import Reply
     from d3cli.decode.sampling import SamplingParams
     from d3cli.decode.session import Engine
     from d3cli.decode.stats import RunStats
@@ -55,7 +56,8 @@ _HOMES = {
     "model.model": ("LoadedModel",),
     "model.wrap": ("wrap_model",),
     "decode.agreement": ("Agreement",),
-    "decode.reply": ("GenerationChunk", "Reply"),
+    "decode.chunk": ("GenerationChunk",),
+    "decode.reply": ("Reply",),
     "decode.sampling": ("SamplingParams",),
     "decode.session": ("Engine",),
     "decode.stats": ("RunStats",),

@@ -14,8 +14,9 @@ from itertools import islice
 from torch import Tensor
 
 from d3cli.base.errors import D3Error
+from d3cli.decode.chunk import GenerationChunk
 from d3cli.decode.loop import Choosing, prefill
-from d3cli.decode.reply import GenerationChunk, Reply
+from d3cli.decode.reply import Reply
 from d3cli.model.decoder_pass import MOST_TOKENS
 from d3cli.model.kv_cache import KVCache
 from d3cli.model.model import LoadedModel

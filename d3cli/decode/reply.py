@@ -5,7 +5,6 @@ Knows nothing of chat templates, terminals or files.
 
 import time
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from d3cli.base.errors import UsageError, Words
 from d3cli.decode.agreement import Agreement, Audit
+from d3cli.decode.chunk import GenerationChunk
 from d3cli.decode.draft.drafter import Drafter
 from d3cli.decode.draft.source import Verification
 from d3cli.decode.loop import DecodedToken, decode
@@ -21,7 +21,7 @@ from d3cli.decode.reply_text import ReplyText
 from d3cli.decode.sampler import Sampler
 from d3cli.decode.sampling import SamplingParams
 from d3cli.decode.shared_cache import RepairChoice, SharedCache, Writer
-from d3cli.decode.stats import LosslessStats, RunStats, peak_memory
+from d3cli.decode.stats import LosslessStats, RunStats
 from d3cli.depth.prompt_order import PromptSchedule, Schedule, units_to_measure
 from d3cli.depth.schedule import DepthSchedule
 from d3cli.model.kv_cache import DEFAULT_RESERVE, KVCache
@@ -35,30 +35,6 @@ class _DecodeOptions(TypedDict):
     eos_token_ids: Container[int]
     with_entropy: bool
     most_likely: int
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationChunk:
-    """What one token added to a reply.
-
-    Attributes:
-        text: the text that is now complete; it may be empty. Part of a character, or of what may
-            become a stop string, is held back.
-        token: the token.
-        finish_reason: "stop", "length" or "context" on the last chunk, else None.
-    """
-
-    text: str
-    token: DecodedToken
-    finish_reason: str | None = None
-
-    @property
-    def token_id(self) -> int:
-        return self.token.token_id
-
-    @property
-    def depth(self) -> float:
-        return self.token.depth
 
 
 class Reply:
@@ -331,27 +307,15 @@ class Reply:
     @property
     def stats(self) -> RunStats:
         """Figures of the reply so far."""
-        count, steps = len(self.tokens), self.tokens[1:]
-        depths = [token.depth for token in steps]
-        mean = sum(depths) / len(depths) if depths else None
-        decode_s = self._latest - self._first
-        weights, read = self.model.weight_bytes, [token.bytes_read for token in steps]
-        return RunStats(
+        drafter = self._drafter
+        return RunStats.of(
+            self.tokens,
+            self.model,
             prompt_tokens=len(self.prompt_ids),
-            completion_tokens=count,
-            ttft_s=self._first - self._began if count else None,
-            decode_s=decode_s,
-            tokens_per_second=len(steps) / decode_s if steps and decode_s > 0 else None,
-            mean_depth=mean,
-            min_depth=min(depths, default=None),
-            layer_ratio=self.model.num_layers / mean if mean else None,
-            byte_ratio=weights.ratio(len(steps), sum(read)),
-            full_bits=weights.bits(weights.total) if steps else None,
-            bits=weights.bits(sum(read) / len(steps)) if steps else None,
-            min_bits=weights.bits(min(read)) if steps else None,
-            peak_memory_bytes=peak_memory(self.model.device),
+            ttft_s=self._first - self._began,
+            decode_s=self._latest - self._first,
             seed=None if self.sampling.is_greedy else self.sampling.seed,
             lossless=None
-            if self._drafter is None
-            else LosslessStats.of(self.verifications, len(steps), self._drafter.step_s),
+            if drafter is None
+            else LosslessStats.of(self.verifications, len(self.tokens[1:]), drafter.step_s),
         )

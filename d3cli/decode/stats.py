@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from d3cli.decode.draft.source import Verification
-from d3cli.decode.loop import SourceName
+from d3cli.decode.loop import DecodedToken, SourceName
+from d3cli.model.model import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,40 @@ class RunStats:
     peak_memory_bytes: int
     seed: int | None
     lossless: LosslessStats | None = None
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Sequence[DecodedToken],
+        model: LoadedModel,
+        *,
+        prompt_tokens: int,
+        ttft_s: float,
+        decode_s: float,
+        seed: int | None,
+        lossless: LosslessStats | None,
+    ) -> "RunStats":
+        """The figures of these tokens. `ttft_s` means nothing without a token."""
+        steps, weights = tokens[1:], model.weight_bytes
+        depths, read = [token.depth for token in steps], [token.bytes_read for token in steps]
+        mean = sum(depths) / len(depths) if depths else None
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(tokens),
+            ttft_s=ttft_s if tokens else None,
+            decode_s=decode_s,
+            tokens_per_second=len(steps) / decode_s if steps and decode_s > 0 else None,
+            mean_depth=mean,
+            min_depth=min(depths, default=None),
+            layer_ratio=model.num_layers / mean if mean else None,
+            byte_ratio=weights.ratio(len(steps), sum(read)),
+            full_bits=weights.bits(weights.total) if steps else None,
+            bits=weights.bits(sum(read) / len(steps)) if steps else None,
+            min_bits=weights.bits(min(read)) if steps else None,
+            peak_memory_bytes=peak_memory(model.device),
+            seed=seed,
+            lossless=lossless,
+        )
 
 
 def peak_memory(device: torch.device) -> int:

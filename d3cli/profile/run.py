@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from d3cli.decode.chunk import GenerationChunk
 from d3cli.decode.draft.drafter import Drafter, SourceChoice
-from d3cli.decode.reply import GenerationChunk, Reply
+from d3cli.decode.reply import Reply
 from d3cli.decode.sampling import SamplingParams
 from d3cli.depth.policies import Policy
 from d3cli.depth.prompt_order import Schedule

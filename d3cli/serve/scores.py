@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from d3cli.decode.reply import GenerationChunk, Reply
+from d3cli.decode.chunk import GenerationChunk
+from d3cli.decode.reply import Reply
 from d3cli.serve.events import TokenScore
 from d3cli.text.control_tokens import reply_writing, skipped_tokens
 from d3cli.text.tokens import Detokenizer
