@@ -15,9 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from d3cli.files.checksums import METADATA
+from d3cli.model.memory import CUDA_BUILD, PROGRAM
 from tests.conftest import BUILTIN_PATH
 from tests.forks import Ended, Forks
 
@@ -61,6 +63,8 @@ BYE = "\x15/bye\n" * 8
 CALIBRATE = ("calibrate", "--max-time", "10s")
 MEASURED = {"D3_KERNELS": "auto"}  # tests measure no kernels; these commands do
 COMPLETED = {"_D3_COMPLETE": "complete_bash", "COMP_WORDS": "d3 generate de", "COMP_CWORD": "2"}
+# Beside the program, room for some of the built-in model's layers.
+ON_DISK = f"cpu={(PROGRAM + bool(torch.version.cuda) * CUDA_BUILD + 6_000_000) // 10**6}MB,disk=1GB"
 BATCH = ("generate", "--input", str(FOLDER / "rows.jsonl"), "--max-tokens", "12")
 TASK = ("--task", str(FOLDER / "task.jsonl"), "--max-tokens", "8")
 COMMANDS: dict[str, Command] = {
@@ -74,7 +78,9 @@ COMMANDS: dict[str, Command] = {
     "generate in int8": Command(("generate", PROMPT, "--quantization", "int8")),
     "generate in int4": Command(("generate", PROMPT, "--quantization", "int4")),
     "generate nested": Command(("generate", PROMPT, "--quantization", "nested", "--alpha", "0.99")),
-    "generate on disk": Command(("generate", PROMPT, "--max-memory", "cpu=170MB,disk=1GB")),
+    "generate on disk": Command(
+        ("generate", PROMPT, "--dtype", "bfloat16", "--max-tokens", "40", "--max-memory", ON_DISK)
+    ),
     "generate --input": Command(BATCH),
     "generate to a file": Command(
         (*BATCH, "--batch-size", "2", "--output-file", f"{HOME}/results.jsonl"), writes=True

@@ -53,6 +53,11 @@ def test_a_chat_exports_and_saves_a_copy(forks: Forks, tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_text()
 
 
+def test_some_layers_of_generate_on_disk_lie_there(forks: Forks) -> None:
+    ended = forks.run(*COMMANDS["generate on disk"].arguments)
+    assert "placed on disk: layers" in ended.err
+
+
 def test_half_a_result_is_none() -> None:
     whole, half = b'{"index": 1, "text": "a"}\n', b'{"index": 2, "te'
     assert texts(whole + half) == {1: "a"}
