@@ -24,6 +24,7 @@ class FairQueue(Generic[Item]):
         # The client whose turn is next comes first.
         self._waiting: dict[str, deque[Item]] = {}
         self._is_open = True
+        self._idle = 0  # threads that wait for an item: what they will take does not wait
 
     def __len__(self) -> int:
         with self._changed:
@@ -36,7 +37,7 @@ class FairQueue(Generic[Item]):
             QueueFullError: as many items wait as may, or the queue is closed.
         """
         with self._changed:
-            if not self._is_open or self._count() >= self._most:
+            if not self._is_open or self._count() >= self._most + self._idle:
                 raise QueueFullError
             self._waiting.setdefault(client, deque()).append(item)
             self._changed.notify()
@@ -44,7 +45,11 @@ class FairQueue(Generic[Item]):
     def take(self) -> Item | None:
         """The next item, as soon as there is one; None once the queue is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or not self._is_open)
+            self._idle += 1
+            try:
+                self._changed.wait_for(lambda: self._waiting or not self._is_open)
+            finally:
+                self._idle -= 1
             if not self._waiting:
                 return None
             client = next(iter(self._waiting))

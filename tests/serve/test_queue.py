@@ -1,6 +1,7 @@
 """Clients take turns, and only so many requests wait."""
 
 import threading
+import time
 
 import pytest
 
@@ -24,6 +25,22 @@ def test_a_client_that_comes_back_waits_for_the_others() -> None:
     assert queue.take() == 1
     queue.put("a", 2)
     assert [queue.take() for _ in range(3)] == [10, 2, 11]
+
+
+def test_what_is_taken_at_once_does_not_wait() -> None:
+    queue: FairQueue[int] = FairQueue(0)
+    with pytest.raises(QueueFullError):
+        queue.put("a", 1)
+    found: list[int | None] = []
+    taker = threading.Thread(target=lambda: found.append(queue.take()))
+    taker.start()
+    while not queue._idle:
+        time.sleep(0.001)
+    queue.put("a", 2)
+    taker.join()
+    assert found == [2]
+    with pytest.raises(QueueFullError):
+        queue.put("a", 3)
 
 
 def test_no_more_wait_than_may() -> None:

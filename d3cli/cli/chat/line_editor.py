@@ -259,6 +259,10 @@ def _bindings(tell: Callable[[str], None]) -> KeyBindings:
         else:
             tell("there is no editor: set $EDITOR to one")
 
+    @keys.add(Keys.Vt100MouseEvent, eager=True)
+    def _(event: KeyPressEvent) -> None:
+        """Ignores it: colours in pasted text look like the mouse, and its own binding fails."""
+
     return keys
 
 

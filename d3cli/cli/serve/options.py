@@ -90,6 +90,7 @@ class CapacityOptions:
         float | None,
         typer.Option(
             min=0.001,
+            max=1e6,
             metavar="GB",
             rich_help_panel=CAPACITY,
             help="Memory for all KV caches. Default: half of what the model leaves free.",

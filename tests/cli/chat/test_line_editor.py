@@ -64,6 +64,15 @@ def test_a_line_above_that_comes_while_the_prompt_is_drawn_waits_for_the_next() 
     assert shown == [">>> one", "agreement with full depth: 98.5%", ">>> two"]
 
 
+def test_a_colour_in_pasted_text_does_not_end_the_prompt() -> None:
+    """prompt_toolkit takes it for the mouse, as `ESC [ 31 M` is."""
+    output = Vt100_Output(io.StringIO(), lambda: Size(24, 80), term="dumb")
+    with create_pipe_input() as keys, create_app_session(keys, output):
+        prompt = ChatPrompt(Output(), history=None, vi=False, commands={})
+        keys.send_text("a\x1b[31mred\x1b[0;1m and\x1b[<0m bold\r")
+        assert prompt.read() == "ared and bold"
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_just_before_the_prompt_is_not_forgotten(name: str) -> None:
     number = getattr(signal, name)
