@@ -64,7 +64,8 @@ CALIBRATE = ("calibrate", "--max-time", "10s")
 MEASURED = {"D3_KERNELS": "auto"}  # tests measure no kernels; these commands do
 COMPLETED = {"_D3_COMPLETE": "complete_bash", "COMP_WORDS": "d3 generate de", "COMP_CWORD": "2"}
 # Beside the program, room for some of the built-in model's layers.
-ON_DISK = f"cpu={(PROGRAM + bool(torch.version.cuda) * CUDA_BUILD + 6_000_000) // 10**6}MB,disk=1GB"
+ON_CPU = PROGRAM + (CUDA_BUILD if torch.version.cuda else 0) + 6_000_000
+ON_DISK = f"cpu={ON_CPU // 10**6}MB,disk=1GB"
 BATCH = ("generate", "--input", str(FOLDER / "rows.jsonl"), "--max-tokens", "12")
 TASK = ("--task", str(FOLDER / "task.jsonl"), "--max-tokens", "8")
 COMMANDS: dict[str, Command] = {

@@ -59,8 +59,8 @@ class ModelOptions:
         typer.Option(
             envvar="D3_DTYPE",
             rich_help_panel=MODEL,
-            help="auto: bfloat16 if the processor or GPU computes in it, if measurements on this "
-            "machine find it no slower, or with int8, int4 and nested weights; else float32.",
+            help="auto: bfloat16 if the GPU computes in it, if it is no slower than float32 on "
+            "this processor, or with int8, int4 and nested weights; else float32.",
         ),
     ] = DtypeName.auto
     quantization: Annotated[

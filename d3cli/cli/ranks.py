@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from d3cli import __version__
 from d3cli.base.errors import D3Error, UsageError, one_line
-from d3cli.base.launch import LOSS, Launch, launched
+from d3cli.base.launch import LOSS, Launch, RanksLost, launched
 from d3cli.cli import signals
 from d3cli.cli.output import Output
 from d3cli.kernels.process import stay_offline
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Seconds for the news that another rank has ended, which made torchrun end this one.
 NEWS = 0.5
 ENDING = {128 + int(number) for number in (signal.SIGTERM, getattr(signal, "SIGHUP", 0))}
+
+_TELLING = threading.RLock()
 
 
 def leader() -> "Leader | None":
@@ -94,16 +96,23 @@ def on_signal(code: int) -> int:
 def _is_lost(code: int) -> bool:
     """Whether another rank has ended, which made torchrun end this one; tells the user."""
     lost = LOSS.found(NEWS) if code in ENDING else None
-    if lost is not None and LOSS.tell():
-        Output().error(lost.message, lost.hint)
+    if lost is not None:
+        _tell(lost)
     return lost is not None
+
+
+def _tell(lost: RanksLost) -> None:
+    """Tells the user once; whoever comes second waits for it, since it may end the process."""
+    with _TELLING:
+        if LOSS.tell():
+            Output().error(lost.message, lost.hint)
 
 
 def _give_up() -> None:
     """Ends rank 0, which hangs since another rank has ended."""
     lost = LOSS.found()
-    if lost is not None and LOSS.tell():
-        Output().error(lost.message, lost.hint)
+    if lost is not None:
+        _tell(lost)
     os._exit(1)
 
 
@@ -153,6 +162,6 @@ def _follow(launch: Launch, channels: "list[Channel]") -> int:
 def _first_is_lost(launch: Launch, seconds: float = NEWS) -> bool:
     """Whether rank 0 has ended, and so cannot say it; rank 1 tells the user."""
     lost = LOSS.found(seconds)
-    if lost is not None and launch.rank == 1 and LOSS.tell():
-        Output().error(lost.message, lost.hint)
+    if lost is not None and launch.rank == 1:
+        _tell(lost)
     return lost is not None

@@ -72,7 +72,7 @@ class DifferenceTrace:
         token_id, text: the lossless reply's.
         plain_token_id, plain_text: plain decoding's.
         gap: how far apart their logits are in a plain step, after penalties.
-        rounding: the most that a logit changes there if the last tokens are read in one pass.
+        rounding: the most that a logit changes there if the last are read several in one pass.
     """
 
     step: Count
